@@ -1,0 +1,80 @@
+# `make` lists what there is. Everything happens inside .venv and build/, nothing outside the checkout.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The Python that .venv is made with: make install PYTHON=python3.12
+PYTHON ?= python3
+# Which torch to install: cpu, cuda or skip; unset, what suits the machine (tools/install_torch.sh)
+export TORCH
+# What to serve: a Hub id, a folder or a .gguf file; smollm2 is fetched first; none is the packaged tiny model
+MODEL ?=
+# More arguments for `serve` and `test`
+ARGS ?=
+
+SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check format protos clean always
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  make serve MODEL=smollm2                          a real 135M model, fetched first (93 MB)'
+	@echo '  make serve ARGS="MODEL --port 50100"              any arguments of `scoring-service serve`'
+	@echo '  make test ARGS="tests/rpc -k cancel"              any arguments of pytest'
+	@echo '  make install PYTHON=python3.12 TORCH=cpu|cuda     another Python, another build of torch'
+
+install: $(INSTALLED) ## make .venv with everything in it (a no-op when it is up to date)
+
+serve: $(INSTALLED) ## serve MODEL (default: the packaged tiny model) with ARGS
+ifeq ($(MODEL),smollm2)
+	@model=$$($(BIN)/python tools/fetch_smollm2.py) && \
+		exec $(BIN)/scoring-service serve "$$model" $(SMOLLM2_FLAGS) $(ARGS)
+else
+	@exec $(BIN)/scoring-service serve $(MODEL) $(ARGS)
+endif
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest -q $(or $(ARGS),tests)
+
+check: $(INSTALLED) ## lint, types, import rules, and the contract: generated code fresh, no break
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/buf lint
+	tools/check_protos_breaking.sh
+
+format: $(INSTALLED) ## format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write protos
+
+protos: $(INSTALLED) ## regenerate the Python code of protos/
+	$(BIN)/python tools/generate_protos.py
+
+clean: ## remove .venv, build/ and the tools' caches (a fetched model stays in .cache/)
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The Python version comes first: with a wrong one, pip would say so in a page of text, minutes later.
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) was not found; name another: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "scoring-service needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another: make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A TORCH that is named is looked at even when everything is installed: it may ask for another build.
+# torch's own pin is left out of the second step: the first has decided, and with TORCH=skip the user.
+$(INSTALLED): pyproject.toml constraints.txt tools/install_torch.sh $(if $(TORCH),always) | $(BIN)/python
+	@tools/install_torch.sh $(BIN)/python
+	@echo 'Installing scoring-service and its tools (approximately 160 MB to download, 750 MB on disk)'
+	@sed '/^torch==/d' constraints.txt >$(VENV)/constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)/constraints.txt --editable '.[server,dev]'
+	@touch $@

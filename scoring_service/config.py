@@ -1,0 +1,74 @@
+"""What the server can be told, in one place. Flag over environment over file over default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ENV_PREFIX = "SCORING_"
+"""`--max-model-len` is `SCORING_MAX_MODEL_LEN` in the environment, `max_model_len` in a file."""
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Settings of `scoring-service serve`."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+
+    port: int = 50051
+    """Port to listen on; 0 = a free one."""
+
+    served_model_name: str | None = None
+    """Name that requests use for the model. Default: the folder's, file's or Hub name."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+
+    dtype: DType = "auto"
+    """Element type of the model's body; auto = as stored."""
+
+    head_dtype: DType = "float32"
+    """Element type of the product that makes logits; auto = the body's."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto = a GPU where there is one."""
+
+    max_model_len: int | None = None
+    """Longest sequence, in tokens. Default: the model's positions."""
+
+    max_batch_tokens: int | None = None
+    """Most tokens of one forward pass. On the plain path a sequence is one pass, so this bounds
+    sequences too. Default: no bound of its own."""
+
+    max_request_bytes: int = 64 << 20
+    """Largest request message."""
+
+    max_queue_tokens: int = 4 << 20
+    """Tokens of admitted calls that may wait; beyond, calls are refused with a time to retry."""
+
+    preferred_tokens_per_call: int = 65_536
+    """What GetModelInfo advises clients to put into one call."""
+
+    max_k: int | None = None
+    """Largest K and number of candidates. Default: the vocabulary."""
+
+    weight_version: int = 0
+    """Number that answers report as the version of the weights."""
+
+    trust_remote_code: bool = False
+    """Run the model's own Python code from the Hub or its folder."""
+
+    threads: int | None = None
+    """CPU threads of the worker. Default: torch's choice."""
+
+    drain_seconds: float = 30.0
+    """Longest wait for running calls after SIGTERM."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe message that is logged."""
+
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """How messages look; auto = console on a terminal, else JSON."""

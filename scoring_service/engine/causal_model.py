@@ -1,0 +1,61 @@
+"""A Hugging Face causal LM as the engine sees it: states of positions, and a head over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring_service.engine.head import RowHead, WholeLogits
+
+
+class CausalModel:
+    """Runs the body of a model over one sequence, as plain transformers computes it.
+
+    The body is the model's own forward. A hook on the head keeps what enters it and lets a single
+    row through, so that the head costs nothing here and anything the model does before its head
+    is in the states. With `WholeLogits` the states are the model's own logits.
+    """
+
+    def __init__(
+        self, model: Any, head: RowHead, device: torch.device, weight_version: int = 0
+    ) -> None:
+        self.head = head
+        self.device = device
+        self.weight_version = weight_version
+        self._model = model
+        self._kept: Any = None
+        self._hook = None
+        if not isinstance(head, WholeLogits):
+            self._hook = model.get_output_embeddings().register_forward_pre_hook(self._keep)
+
+    def _keep(self, _module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._kept = inputs[0]
+        return (inputs[0][:, -1:], *inputs[1:])
+
+    def _forward(self, ids: list[int], cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
+        input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
+        with torch.inference_mode():
+            if cache is None:
+                output = self._model(input_ids=input_ids, use_cache=use_cache)
+            else:
+                output = self._model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+        if self._hook is None:
+            states = output.logits
+        else:
+            states, self._kept = self._kept, None
+        return states[0], getattr(output, "past_key_values", None)
+
+    def states(self, ids: list[int]) -> Tensor:
+        """State of every position of a sequence, [L, H] (or [L, V] with `WholeLogits`)."""
+        return self._forward(ids, None, use_cache=False)[0]
+
+    def last_state(self, ids: list[int], cache: Any = None) -> tuple[Tensor, Any]:
+        """State of the last of `ids`, [1, H], and the cache that continues after it.
+
+        The cache returned is None for a model that keeps none in the usual place; such a model is
+        continued by giving it the whole sequence again.
+        """
+        states, cache = self._forward(ids, cache, use_cache=True)
+        return states[-1:], cache

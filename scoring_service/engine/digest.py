@@ -1,0 +1,23 @@
+"""The weights digest: which tensors answered."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def weights_digest(state: dict[str, torch.Tensor]) -> str:
+    r"""SHA-256 (hex) over the sorted (name, dtype, shape, bytes) of the tensors.
+
+    Each tensor contributes the line `name dtype shape\n` (such as `lm_head.weight bfloat16
+    49152,576`) and then its elements, little-endian, in C order.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        shape = ",".join(str(n) for n in tensor.shape)
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape}\n".encode())
+        flat = tensor.contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor
+        digest.update(flat.cpu().numpy().tobytes())
+    return digest.hexdigest()

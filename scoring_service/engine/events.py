@@ -1,0 +1,148 @@
+"""What travels between the pool and a worker: commands one way, events the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scoring_service.errors import Fault
+from scoring_service.types import (
+    Call,
+    EngineInfo,
+    Float32Array,
+    Int32Array,
+    RowBlock,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Compute this call."""
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget this call; events already on their way may still arrive."""
+
+    call_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """The reader took this many bytes of the call's results."""
+
+    call_id: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End the worker."""
+
+
+Command = Submit | Cancel | Credit | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """What the worker is doing while it cannot answer yet."""
+
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded."""
+
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The model cannot be loaded; trying again would not help."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """The call's first computation begins."""
+
+    call_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSlice:
+    """Consecutive rows of one completion."""
+
+    call_id: int
+    group_index: int
+    completion_index: int
+    processing_index: int
+    prompt_length: int
+    start: int
+    block: RowBlock
+    last: bool
+    weight_version: int
+    size: int
+    """Bytes of the arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSlice:
+    """Consecutive tokens of one sample."""
+
+    call_id: int
+    prompt_index: int
+    sample_index: int
+    processing_index: int
+    prompt_length: int
+    seed: int
+    start: int
+    last: bool
+    token_ids: Int32Array
+    logprobs: Float32Array
+    processed_logprobs: Float32Array
+    top_token_ids: Int32Array | None
+    top_logprobs: Float32Array | None
+    text: str
+    finish_reason: str | None
+    """"stop" or "length", in the last slice."""
+    matched_stop: str | int | None
+    weight_version: int
+    size: int
+    """Bytes of the arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFailed:
+    """A completion, a sample, or everything under one group or prompt ended with a fault."""
+
+    call_id: int
+    index: int
+    """Group or prompt."""
+    part: int | None
+    """Completion or sample; None = all of them."""
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """Every item of the call was answered or failed."""
+
+    call_id: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """The call ended; nothing more comes of it."""
+
+    call_id: int
+    fault: Fault
+
+
+CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
+Event = LoadProgress | Ready | LoadFailed | CallEvent

@@ -1,0 +1,113 @@
+"""The head: hidden states of the wanted rows to logits, a tile at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ROW_MULTIPLE = 16
+"""Tiles are padded to a multiple of this many rows: on a CPU the bits of a row depend on the
+number of rows in small or ragged matrix products."""
+
+_TILE_BYTES = 32 << 20
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling",)
+
+
+class RowHead(Protocol):
+    """What turns states of rows into logits."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the product that makes logits."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits of a row."""
+        ...
+
+    def logits(self, states: Tensor) -> Tensor:
+        """float32 [T, V]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """hidden @ weight.T + bias, scaled and soft-capped as the model does it."""
+
+    weight_V_H: Tensor
+    bias_V: Tensor | None
+    multiplier: float
+    soft_cap: float | None
+    dtype: torch.dtype
+    """Element type of the product; its sums are fp32 at least."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head."""
+        return self.weight_V_H.shape[0]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """float32 [T, V] of hidden states [T, H]."""
+        rows = states.shape[0]
+        padding = -rows % ROW_MULTIPLE
+        hidden_T_H = functional.pad(states, (0, 0, 0, padding))
+        if self.dtype != self.weight_V_H.dtype:
+            # CUDA multiplies half-precision factors into fp32: no fp32 copy of the weight.
+            logits_T_V = torch.mm(hidden_T_H, self.weight_V_H.t(), out_dtype=self.dtype)
+            if self.bias_V is not None:
+                logits_T_V += self.bias_V
+        else:
+            logits_T_V = functional.linear(hidden_T_H.to(self.dtype), self.weight_V_H, self.bias_V)
+        logits_T_V = logits_T_V[:rows].float()
+        if self.multiplier != 1.0:
+            logits_T_V = logits_T_V * self.multiplier
+        if self.soft_cap is not None:
+            logits_T_V = torch.tanh(logits_T_V / self.soft_cap) * self.soft_cap
+        return logits_T_V
+
+
+@dataclass(frozen=True, slots=True)
+class WholeLogits:
+    """For models whose head is not a plain linear layer: the states already are logits."""
+
+    vocab_size: int
+    dtype: torch.dtype
+
+    def logits(self, states: Tensor) -> Tensor:
+        """float32 [T, V] of logits [T, V]."""
+        return states.float()
+
+
+def tile_rows(vocab_size: int) -> int:
+    """Rows of a tile of logits, so that it holds about 32 MiB: a multiple of 16, 16 to 256."""
+    rows = _TILE_BYTES // (4 * vocab_size)
+    return max(ROW_MULTIPLE, min(256, rows - rows % ROW_MULTIPLE))
+
+
+def linear_head(module: torch.nn.Module, config: Any, dtype: torch.dtype) -> LinearHead | None:
+    """The head of a model whose output embedding is a linear layer, else None."""
+    if not isinstance(module, torch.nn.Linear):
+        return None
+    weight: Tensor = module.weight.detach()
+    bias: Tensor | None = module.bias
+    if dtype != weight.dtype and not (weight.is_cuda and dtype == torch.float32):
+        weight = weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    multiplier = 1.0
+    for name in _MULTIPLIERS:
+        multiplier *= _number(config, name, 1.0)
+    for name in _DIVISORS:
+        multiplier /= _number(config, name, 1.0)
+    soft_cap = _number(config, "final_logit_softcapping", 0.0)
+    return LinearHead(weight, bias, multiplier, soft_cap or None, dtype)
+
+
+def _number(config: Any, name: str, default: float) -> float:
+    value = getattr(config, name, None)
+    return default if value is None else float(value)

@@ -1,0 +1,50 @@
+"""Whether our idea of a model's head gives the logits that the model gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from scoring_service.engine.head import LinearHead
+
+_SPREADS = (1.0, 30.0, 300.0)
+"""Standard deviations of the probe's logits: soft-capping shows only where logits are large."""
+
+
+def head_matches(network: Any, module: torch.nn.Module, head: LinearHead) -> bool:
+    """Feeds made-up hidden states to the model's own tail and compares its logits with ours.
+
+    Soft-capping and scaling come after the head, somewhere in the model's forward. A hook puts
+    known hidden states before the head, so whatever follows is seen at any magnitude.
+
+    Args:
+        network: the whole model.
+        module: its output embedding.
+        head: ours, in the model's own dtype.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, head.weight_V_H.shape[1], generator=generator)
+    hidden = noise.to(head.weight_V_H.device, head.weight_V_H.dtype)
+    bare = torch.nn.functional.linear(hidden, head.weight_V_H).float()
+    unit = hidden / bare.std()
+    with torch.inference_mode():
+        return all(_agrees(network, module, head, unit * spread) for spread in _SPREADS)
+
+
+def _agrees(network: Any, module: torch.nn.Module, head: LinearHead, hidden: torch.Tensor) -> bool:
+    def inject(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+        return (hidden[None].to(inputs[0].dtype), *inputs[1:])
+
+    hook = module.register_forward_pre_hook(inject)
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=hidden.device)
+        expected = network(input_ids=ids, use_cache=False).logits[0].float()
+    finally:
+        hook.remove()
+    found = head.logits(hidden)
+    if found.shape != expected.shape:
+        return False
+    # A few roundings of the model's own dtype, at the size of the largest logit.
+    precision = torch.finfo(head.dtype).eps * 4
+    return bool((found - expected).abs().max() <= precision * expected.abs().max())

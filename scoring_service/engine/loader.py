@@ -1,0 +1,210 @@
+"""From a model's name to a model that answers: weights, tokenizer, head, probes, digests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.digest import weights_digest
+from scoring_service.engine.generation_config import eos_token_ids, explicit_settings
+from scoring_service.engine.head import LinearHead, RowHead, WholeLogits, linear_head
+from scoring_service.engine.head_probe import head_matches
+from scoring_service.engine.numerics import numerics_id, rows_are_invariant
+from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.errors import ConfigurationError
+from scoring_service.types import EngineConfig, EngineInfo
+
+OnStage = Callable[[str], None]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to answer."""
+
+    model: CausalModel
+    codec: TextCodec | None
+    info: EngineInfo
+
+
+def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
+    """Loads a model and finds out what can be promised of it.
+
+    Raises:
+        ConfigurationError: the model cannot be had or run as configured.
+    """
+    began = time.monotonic()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    on_stage(f"loading weights of {config.model}")
+    network = _load_network(config, device)
+    on_stage("loading tokenizer")
+    tokenizer_json = _load_tokenizer(config)
+    codec = None if tokenizer_json is None else TextCodec(tokenizer_json)
+    on_stage("hashing weights")
+    digest = weights_digest(network.state_dict())
+    on_stage("probing the head")
+    text_config = network.config.get_text_config()
+    head, reason = _choose_head(network, text_config, config)
+    model = CausalModel(network, head, device, config.weight_version)
+    deterministic = isinstance(head, LinearHead) and rows_are_invariant(
+        head, model.states(_probe_ids(head.vocab_size))
+    )
+    limit = _sequence_limit(text_config, config)
+    dtype = str(network.dtype).removeprefix("torch.")
+    head_dtype = str(head.dtype).removeprefix("torch.")
+    backend = f"reference-{device.type}"
+    generation = getattr(network, "generation_config", None)
+    info = EngineInfo(
+        architecture=type(network).__name__,
+        vocab_size=head.vocab_size,
+        parameter_count=sum(p.numel() for p in network.parameters()),
+        max_sequence_tokens=limit,
+        weight_version=config.weight_version,
+        weights_digest=digest,
+        dtype=dtype,
+        head_dtype=head_dtype,
+        backend=backend,
+        device=str(device),
+        deterministic=deterministic,
+        numerics_id=numerics_id(
+            digest=digest,
+            dtype=dtype,
+            head_dtype=head_dtype,
+            backend=backend,
+            device=_device_name(device),
+            chunk_size=0,
+            attention=str(getattr(text_config, "_attn_implementation", "")),
+        ),
+        packed=False,
+        path_reason=reason,
+        chunk_size=0,
+        eos_token_ids=eos_token_ids(generation, text_config),
+        generation_config=explicit_settings(generation),
+        tokenizer_json=tokenizer_json,
+        bos_token_id=_bos_token_id(codec),
+        load_seconds=time.monotonic() - began,
+    )
+    return LoadedModel(model, codec, info)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"device {name!r} cannot be used: {error}") from error
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _source(config: EngineConfig) -> tuple[str, dict[str, Any]]:
+    """Where `from_pretrained` finds the model, and the arguments that go with it."""
+    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.revision is not None:
+        arguments["revision"] = config.revision
+    path = Path(config.model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigurationError(f"there is no file {config.model}")
+        return str(path.parent), {**arguments, "gguf_file": path.name}
+    if path.is_dir():
+        return str(path), arguments
+    if path.is_absolute() or config.model.startswith((".", "~")):
+        raise ConfigurationError(f"there is no folder {config.model}")
+    return config.model, arguments
+
+
+def _load_network(config: EngineConfig, device: torch.device) -> Any:
+    source, arguments = _source(config)
+    if config.dtype != "auto" and config.dtype not in _DTYPES:
+        raise ConfigurationError(
+            f"dtype {config.dtype!r} is none of auto, {', '.join(sorted(_DTYPES))}"
+        )
+    dtype = _DTYPES.get(config.dtype, "auto")
+    try:
+        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ConfigurationError(f"cannot load the model {config.model!r}: {error}") from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _load_tokenizer(config: EngineConfig) -> str | None:
+    """The fast tokenizer's JSON; None when the model comes without one."""
+    source, arguments = _source(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+    except (OSError, ValueError, ImportError, KeyError, TypeError):
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else backend.to_str()
+
+
+def _bos_token_id(codec: TextCodec | None) -> int | None:
+    """The id that `add_special_tokens` puts before a text, where it does."""
+    ids = [] if codec is None else codec.encode("", add_special_tokens=True)
+    return ids[0] if ids else None
+
+
+def _choose_head(network: Any, text_config: Any, config: EngineConfig) -> tuple[RowHead, str]:
+    """The model's head as a linear layer where a probe agrees, else its own logits."""
+    if config.head_dtype != "auto" and config.head_dtype not in _DTYPES:
+        raise ConfigurationError(
+            f"head dtype {config.head_dtype!r} is none of auto, {', '.join(sorted(_DTYPES))}"
+        )
+    dtype = _DTYPES.get(config.head_dtype, network.dtype)
+    plain = "sequences run one by one through transformers' own forward"
+    module = network.get_output_embeddings()
+    if module is not None:
+        own = linear_head(module, text_config, network.dtype)
+        if own is not None and head_matches(network, module, own):
+            head = linear_head(module, text_config, dtype)
+            if head is not None:
+                return head, plain
+    vocab = int(text_config.vocab_size)
+    return (
+        WholeLogits(vocab, network.dtype),
+        f"{plain}; its head is not a linear layer that could be run on wanted rows alone, so all "
+        f"rows of a sequence are projected, in {str(network.dtype).removeprefix('torch.')}",
+    )
+
+
+def _probe_ids(vocab_size: int) -> list[int]:
+    return [(7 * i) % vocab_size for i in range(24)]
+
+
+def _sequence_limit(text_config: Any, config: EngineConfig) -> int:
+    """Longest sequence: the least of the model's positions and what the configuration allows.
+
+    A sequence is one forward pass here, so `max_batch_tokens` bounds it too.
+    """
+    positions = getattr(text_config, "max_position_embeddings", None)
+    wanted = config.max_model_len
+    if positions is not None and wanted is not None and wanted > positions:
+        raise ConfigurationError(
+            f"max_model_len {wanted} exceeds the model's {positions} positions"
+        )
+    limits = [n for n in (positions, wanted, config.max_batch_tokens) if n is not None]
+    if not limits:
+        raise ConfigurationError(
+            "the model does not say how long a sequence may be: set max_model_len"
+        )
+    return int(min(limits))

@@ -1,0 +1,75 @@
+"""The plain engine: a call as units of work over one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import torch
+
+from scoring_service.engine.events import ItemFailed, SampleSlice
+from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.runner import Progress
+from scoring_service.engine.sampling import sample_prompt
+from scoring_service.engine.scoring import score_completion
+from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.types import Call, GroupTask, SampleCall, SamplingTask, ScoreCall, Usage
+
+
+class PlainEngine:
+    """Computes one completion, or one token of a sample, at a time."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+
+    def work(self, call: Call) -> Generator[Progress, None, None]:
+        """Units of work of a call; a fault of an item is an event, and the next item goes on."""
+        if isinstance(call, ScoreCall):
+            for group in call.groups:
+                yield Usage(prompt_tokens=len(group.prompt_ids))
+                yield from self._score_group(call, group)
+        else:
+            for task in call.prompts:
+                yield Usage(prompt_tokens=len(task.prompt_ids))
+                yield from self._sample_prompt(call, task)
+
+    def _score_group(self, call: ScoreCall, group: GroupTask) -> Iterator[Progress]:
+        for completion in group.completions:
+            rows = 0
+            try:
+                for piece in score_completion(self._loaded.model, call, group, completion):
+                    rows += piece.block.rows
+                    yield piece
+            except (ServiceError, torch.OutOfMemoryError) as error:
+                yield ItemFailed(call.call_id, group.index, completion.index, _fault(error))
+            yield Usage(
+                completion_tokens=len(completion.token_ids),
+                computed_tokens=len(group.prompt_ids) + len(completion.token_ids),
+                head_rows=rows,
+            )
+
+    def _sample_prompt(self, call: SampleCall, task: SamplingTask) -> Iterator[Progress]:
+        codec = self._loaded.codec if call.return_text or task.stop else None
+        eos_ids = self._loaded.info.eos_token_ids
+        sampled = samples = 0
+        try:
+            for piece in sample_prompt(self._loaded.model, call, task, eos_ids, codec):
+                if isinstance(piece, SampleSlice):
+                    sampled += len(piece.token_ids)
+                    samples += piece.last
+                yield piece
+        except (ServiceError, torch.OutOfMemoryError) as error:
+            for index in range(samples, task.n):
+                part = task.first_sample_index + index
+                yield ItemFailed(call.call_id, task.index, part, _fault(error))
+        yield Usage(
+            sampled_tokens=sampled,
+            computed_tokens=len(task.prompt_ids) + max(0, sampled - samples),
+            head_rows=sampled,
+        )
+
+
+def _fault(error: ServiceError | torch.OutOfMemoryError) -> Fault:
+    if isinstance(error, ServiceError):
+        return error.fault
+    torch.cuda.empty_cache()
+    return Fault(Reason.OUT_OF_MEMORY, "the device ran out of memory for this item")

@@ -1,0 +1,130 @@
+"""Takes turns among calls: each step advances one call by one unit of work.
+
+Pure bookkeeping around generators; it neither knows torch nor how events travel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+
+from scoring_service.engine.events import (
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    SampleSlice,
+    ScoreSlice,
+)
+from scoring_service.errors import Fault, Reason
+from scoring_service.types import Call, Usage
+
+INITIAL_CREDIT = 8 << 20
+"""Bytes of results a call may have on their way before its reader must take some."""
+
+Progress = CallEvent | Usage | None
+"""What a unit of work leaves: an event, an addition to the usage, or nothing to send."""
+
+Work = Callable[[Call], Generator[Progress, None, None]]
+
+
+@dataclass(slots=True)
+class _Running:
+    call: Call
+    work: Generator[Progress, None, None]
+    submitted: float
+    started: float | None = None
+    usage: Usage = field(default_factory=Usage)
+    credit: int = INITIAL_CREDIT
+    turn: int = 0
+
+
+class Runner:
+    """The calls of a worker.
+
+    Among calls with credit, the highest priority goes first, and among equals the one whose last
+    turn is longest ago.
+    """
+
+    def __init__(self, work: Work, log_bug: Callable[[int, BaseException], None]) -> None:
+        self._work = work
+        self._log_bug = log_bug
+        self._calls: dict[int, _Running] = {}
+        self._turn = 0
+
+    def submit(self, call: Call) -> None:
+        """Adds a call."""
+        self._turn += 1
+        self._calls[call.call_id] = _Running(
+            call, self._work(call), time.monotonic(), turn=self._turn
+        )
+
+    def cancel(self, call_id: int) -> None:
+        """Forgets a call and frees what it holds."""
+        running = self._calls.pop(call_id, None)
+        if running is not None:
+            running.work.close()
+
+    def add_credit(self, call_id: int, size: int) -> None:
+        """The call's reader took this many bytes."""
+        if (running := self._calls.get(call_id)) is not None:
+            running.credit += size
+
+    @property
+    def can_step(self) -> bool:
+        """Whether a call could be advanced now."""
+        return any(running.credit > 0 for running in self._calls.values())
+
+    def step(self) -> list[CallEvent]:
+        """Advances one call by one unit of work; returns what there is to send."""
+        ready = [running for running in self._calls.values() if running.credit > 0]
+        running = min(ready, key=lambda r: (-r.call.priority, r.turn))
+        self._turn += 1
+        running.turn = self._turn
+        events: list[CallEvent] = []
+        began = time.monotonic()
+        if running.started is None:
+            running.started = began
+            events.append(CallStarted(running.call.call_id))
+        try:
+            progress = next(running.work)
+        except StopIteration:
+            events.append(self._finish(running))
+            return events
+        except Exception as error:  # noqa: BLE001 - a bug ends its call, not the worker
+            self._log_bug(running.call.call_id, error)
+            del self._calls[running.call.call_id]
+            fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+            events.append(CallFailed(running.call.call_id, fault))
+            return events
+        running.usage = replace(
+            running.usage,
+            compute_seconds=running.usage.compute_seconds + time.monotonic() - began,
+        )
+        if isinstance(progress, Usage):
+            running.usage = _add(running.usage, progress)
+        elif progress is not None:
+            if isinstance(progress, ScoreSlice | SampleSlice):
+                running.credit -= progress.size
+            events.append(progress)
+        return events
+
+    def _finish(self, running: _Running) -> CallFinished:
+        del self._calls[running.call.call_id]
+        started = running.submitted if running.started is None else running.started
+        usage = replace(running.usage, queue_seconds=started - running.submitted)
+        return CallFinished(running.call.call_id, usage)
+
+
+def _add(left: Usage, right: Usage) -> Usage:
+    return Usage(
+        prompt_tokens=left.prompt_tokens + right.prompt_tokens,
+        completion_tokens=left.completion_tokens + right.completion_tokens,
+        cached_tokens=left.cached_tokens + right.cached_tokens,
+        computed_tokens=left.computed_tokens + right.computed_tokens,
+        sampled_tokens=left.sampled_tokens + right.sampled_tokens,
+        head_rows=left.head_rows + right.head_rows,
+        queue_seconds=left.queue_seconds + right.queue_seconds,
+        compute_seconds=left.compute_seconds + right.compute_seconds,
+    )

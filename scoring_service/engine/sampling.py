@@ -1,0 +1,178 @@
+"""The plain path of sampling: a prompt is computed once, then each sample decodes on its own."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.events import SampleSlice
+from scoring_service.engine.stops import Stop, StopWatch
+from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.kernels import reference
+from scoring_service.types import SampleCall, SamplingTask
+
+_FLUSH_SECONDS = 0.1
+"""A slice is sent at least this often while a sample is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnToken:
+    """One token of a sample."""
+
+    token_id: int
+    logprob: float
+    processed_logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Tokens drawn since the last slice."""
+
+    start: int = 0
+    tokens: list[DrawnToken] = field(default_factory=list)
+    text: str = ""
+    since: float = field(default_factory=time.monotonic)
+
+
+def sample_prompt(
+    model: CausalModel,
+    call: SampleCall,
+    task: SamplingTask,
+    eos_ids: tuple[int, ...],
+    codec: TextCodec | None,
+) -> Iterator[SampleSlice | None]:
+    """Slices of every sample of one prompt; None after a step that ends no slice."""
+    prompt = task.prompt_ids.tolist()
+    state, cache = model.last_state(prompt)
+    for index in range(task.first_sample_index, task.first_sample_index + task.n):
+        yield from _sample(
+            model, call, task, index, state, copy.deepcopy(cache), StopWatch(task, eos_ids, codec)
+        )
+
+
+def _sample(
+    model: CausalModel,
+    call: SampleCall,
+    task: SamplingTask,
+    sample_index: int,
+    state: Tensor,
+    cache: Any,
+    watch: StopWatch,
+) -> Iterator[SampleSlice | None]:
+    ids = task.prompt_ids.tolist()
+    pending = _Pending()
+    while True:
+        logits_1_V = model.head.logits(state)
+        token = draw_token(logits_1_V, task, call.top_logprobs, sample_index, len(ids), watch)
+        ids.append(token.token_id)
+        pending.tokens.append(token)
+        text, stop = watch.push(token.token_id)
+        pending.text += text
+        if stop is not None:
+            yield _slice(call, task, sample_index, pending, stop, model.weight_version)
+            return
+        if _is_due(pending, call):
+            yield _slice(call, task, sample_index, pending, None, model.weight_version)
+            pending = _Pending(start=len(ids) - len(task.prompt_ids))
+        else:
+            yield None
+        state, cache = model.last_state(ids if cache is None else ids[-1:], cache)
+
+
+def draw_token(
+    logits_1_V: Tensor,
+    task: SamplingTask,
+    top_logprobs: int,
+    sample_index: int,
+    position: int,
+    watch: StopWatch,
+) -> DrawnToken:
+    """Draws one token and says how likely it was.
+
+    Raises:
+        ServiceError: NON_FINITE_LOGITS.
+    """
+    processing = task.processing
+    greedy = processing.temperature == 0.0
+    x_1_V = reference.scale(logits_1_V, 1.0 if greedy else processing.temperature)
+    lse_1 = reference.logsumexp(x_1_V)
+    if not bool(torch.isfinite(lse_1).all()):
+        raise ServiceError(
+            Fault(Reason.NON_FINITE_LOGITS, f"the logits at position {position} are not finite")
+        )
+    allowed_1_V, allowed_lse_1 = x_1_V, lse_1
+    if watch.bans_stops and watch.stop_ids:
+        allowed_1_V = x_1_V.clone()
+        allowed_1_V[:, sorted(watch.stop_ids)] = -torch.inf
+        allowed_lse_1 = reference.logsumexp(allowed_1_V)
+    if greedy:
+        id_1 = reference.greedy(allowed_1_V)
+        processed_1 = torch.zeros(1)
+    else:
+        keep_1_V = reference.support(
+            allowed_1_V, processing.top_k, processing.top_p, processing.min_p
+        )
+        id_1 = reference.draw(allowed_1_V, keep_1_V, [task.seed], [sample_index], [position])
+        kept_1 = reference.log_kept_mass(allowed_1_V, allowed_lse_1, keep_1_V)
+        processed_1 = reference.processed_logprobs_at(
+            allowed_1_V, allowed_lse_1, keep_1_V, kept_1, id_1
+        )
+    top_ids: list[int] = []
+    top_values: list[float] = []
+    if top_logprobs:
+        top_1_K = reference.top_k_ids(x_1_V, top_logprobs)
+        top_ids = top_1_K[0].tolist()
+        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].tolist()
+    logprob = reference.logprobs_at(x_1_V, lse_1, id_1[:, None]).item()
+    return DrawnToken(int(id_1.item()), logprob, processed_1.item(), top_ids, top_values)
+
+
+def _is_due(pending: _Pending, call: SampleCall) -> bool:
+    if time.monotonic() - pending.since >= _FLUSH_SECONDS:
+        return True
+    return len(pending.tokens) * (12 + 8 * call.top_logprobs) >= call.slice_bytes
+
+
+def _slice(
+    call: SampleCall,
+    task: SamplingTask,
+    sample_index: int,
+    pending: _Pending,
+    stop: Stop | None,
+    weight_version: int,
+) -> SampleSlice:
+    tokens = pending.tokens
+    listed = call.top_logprobs > 0
+    top_ids = np.array([t.top_ids for t in tokens], dtype=np.int32) if listed else None
+    top_values = np.array([t.top_logprobs for t in tokens], dtype=np.float32) if listed else None
+    return SampleSlice(
+        call_id=call.call_id,
+        prompt_index=task.index,
+        sample_index=sample_index,
+        processing_index=task.processing_index,
+        prompt_length=len(task.prompt_ids),
+        seed=task.seed,
+        start=pending.start,
+        last=stop is not None,
+        token_ids=np.array([t.token_id for t in tokens], dtype=np.int32),
+        logprobs=np.array([t.logprob for t in tokens], dtype=np.float32),
+        processed_logprobs=np.array([t.processed_logprob for t in tokens], dtype=np.float32),
+        top_token_ids=top_ids,
+        top_logprobs=top_values,
+        text=pending.text,
+        finish_reason=None if stop is None else stop.finish_reason,
+        matched_stop=None if stop is None else stop.matched,
+        weight_version=weight_version,
+        size=len(tokens) * (12 + 8 * call.top_logprobs) + len(pending.text),
+    )

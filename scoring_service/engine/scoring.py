@@ -1,0 +1,117 @@
+"""The plain path of scoring: one completion a forward pass, its rows in slices as tiles finish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.events import ScoreSlice
+from scoring_service.engine.head import tile_rows
+from scoring_service.engine.rows import block_bytes, compute_rows, cut_rows, join_rows
+from scoring_service.types import CompletionTask, GroupTask, Int32Array, RowBlock, ScoreCall
+
+Run = tuple[int, RowBlock]
+"""First row, and consecutive rows from there."""
+
+_SCALARS = 9
+"""Numbers of a row beside its top-K and candidates, at most."""
+
+
+def score_completion(
+    model: CausalModel, call: ScoreCall, group: GroupTask, completion: CompletionTask
+) -> Iterator[ScoreSlice]:
+    """Slices of one completion's wanted rows, ascending."""
+    rows = wanted_rows(completion, call.next_token)
+    answered = 0
+    runs = _tile_runs(model, call, group, completion, rows)
+    for start, block in slice_runs(runs, _rows_per_slice(call, completion)):
+        answered += block.rows
+        yield ScoreSlice(
+            call_id=call.call_id,
+            group_index=group.index,
+            completion_index=completion.index,
+            processing_index=group.processing_index,
+            prompt_length=len(group.prompt_ids),
+            start=start,
+            block=block,
+            last=answered == len(rows),
+            weight_version=model.weight_version,
+            size=block_bytes(block),
+        )
+
+
+def wanted_rows(completion: CompletionTask, next_token: bool) -> Int32Array:
+    """Indices of the rows to answer, ascending; the next_token row is the last."""
+    parts = [np.arange(start, start + length) for start, length in completion.spans]
+    if next_token:
+        parts.append(np.array([len(completion.token_ids)]))
+    return np.concatenate(parts).astype(np.int32)
+
+
+def slice_runs(runs: Iterable[Run], limit: int) -> Iterator[Run]:
+    """Joins runs that continue one another, and cuts them at `limit` rows."""
+    pending: list[RowBlock] = []
+    start = held = 0
+    for first, run in runs:
+        offset = 0
+        while offset < run.rows:
+            if pending and (held == limit or first + offset != start + held):
+                yield start, join_rows(pending)
+                pending, held = [], 0
+            if not pending:
+                start = first + offset
+            taken = min(run.rows - offset, limit - held)
+            pending.append(cut_rows(run, offset, offset + taken))
+            held += taken
+            offset += taken
+    if pending:
+        yield start, join_rows(pending)
+
+
+def _tile_runs(
+    model: CausalModel,
+    call: ScoreCall,
+    group: GroupTask,
+    completion: CompletionTask,
+    rows: Int32Array,
+) -> Iterator[Run]:
+    """Computes the wanted rows tile by tile; a tile is split where its rows leave a gap."""
+    ids = np.concatenate([group.prompt_ids, completion.token_ids]).tolist()
+    # The last token's own state is only wanted for the next_token row; it is computed always, so
+    # that a row's bits do not depend on whether that row was asked for.
+    states = model.states(ids)[len(group.prompt_ids) - 1 :]
+    tile = tile_rows(model.head.vocab_size)
+    for first in range(0, len(rows), tile):
+        tile_indices = rows[first : first + tile]
+        block = compute_rows(
+            model.head.logits(states[tile_indices]),
+            completion.token_ids[tile_indices[tile_indices < len(completion.token_ids)]],
+            group.processing,
+            call.wants,
+            _candidate_rows(completion.candidate_ids, first, len(tile_indices)),
+        )
+        yield from contiguous_runs(tile_indices, block)
+
+
+def contiguous_runs(rows: Int32Array, block: RowBlock) -> Iterator[Run]:
+    """Splits a block where its row indices leave a gap."""
+    breaks = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
+    for start, stop in zip([0, *breaks], [*breaks, len(rows)], strict=True):
+        yield int(rows[start]), cut_rows(block, start, stop)
+
+
+def _rows_per_slice(call: ScoreCall, completion: CompletionTask) -> int:
+    candidates = completion.candidate_ids
+    width = 0 if candidates is None else candidates.shape[1]
+    row_bytes = 4 * _SCALARS + 8 * call.wants.top_k + 4 * width
+    return max(1, call.slice_bytes // row_bytes)
+
+
+def _candidate_rows(candidates: Int32Array | None, first: int, count: int) -> Int32Array | None:
+    if candidates is None:
+        return None
+    if candidates.shape[0] == 1:
+        return np.broadcast_to(candidates, (count, candidates.shape[1]))
+    return candidates[first : first + count]

@@ -1,0 +1,81 @@
+"""Text to ids and back with the model's own fast tokenizer. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+from tokenizers import Tokenizer
+
+_ANCHOR = "a"
+
+
+class TextCodec:
+    """The model's tokenizer, in the form that the server needs it.
+
+    Args:
+        serialised: the `tokenizers` library's JSON.
+    """
+
+    def __init__(self, serialised: str) -> None:
+        self._tokenizer = Tokenizer.from_str(serialised)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.digest = hashlib.sha256(serialised.encode()).hexdigest()
+        self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        anchor = self._tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
+        self._anchor_ids: list[int] = anchor
+        self._anchor_text: str = self._tokenizer.decode(anchor, skip_special_tokens=False)
+        self.token_text = lru_cache(maxsize=1 << 18)(self._token_text)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def _token_text(self, token_id: int) -> str:
+        """One token as text, its leading space included; "" for an id beyond the tokenizer.
+
+        Decoded behind another token, because decoders strip the space at the start of a text.
+        """
+        text = self.decode([*self._anchor_ids, token_id], skip_special_tokens=False)
+        return text.removeprefix(self._anchor_text)
+
+
+class TextStream:
+    """Text of a growing run of tokens: `push` gives what became certain, `flush` the rest.
+
+    A token may end in the middle of a character; its text is held back until the character is
+    complete. Decoding starts a few tokens back, because decoders treat the start of a text
+    specially.
+    """
+
+    _CONTEXT = 6
+
+    def __init__(self, codec: TextCodec, context_ids: list[int]) -> None:
+        self._codec = codec
+        self._context = context_ids[-self._CONTEXT :]
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Text that this token completes."""
+        self._pending.append(token_id)
+        text = self._pending_text()
+        if text.endswith("\ufffd") and len(self._pending) < 2 * self._CONTEXT:
+            return ""
+        self._context = (self._context + self._pending)[-self._CONTEXT :]
+        self._pending = []
+        return text
+
+    def flush(self) -> str:
+        """Text of the tokens that never completed a character."""
+        text = self._pending_text() if self._pending else ""
+        self._pending = []
+        return text
+
+    def _pending_text(self) -> str:
+        before = self._codec.decode(self._context)
+        return self._codec.decode(self._context + self._pending)[len(before) :]

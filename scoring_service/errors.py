@@ -1,0 +1,109 @@
+"""Faults as data, and the exception that carries one.
+
+Rooms below `rpc` know nothing of gRPC: a code here has the name of the gRPC status code that
+`rpc.status` turns it into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Names of the gRPC status codes in use."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    NOT_FOUND = "NOT_FOUND"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    CANCELLED = "CANCELLED"
+    INTERNAL = "INTERNAL"
+
+
+class Reason(StrEnum):
+    """`ErrorInfo.reason`: the fixed list that `service.proto` documents."""
+
+    INVALID_FIELD = "INVALID_FIELD"
+    UNKNOWN_FIELD = "UNKNOWN_FIELD"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    WEIGHT_VERSION_MISMATCH = "WEIGHT_VERSION_MISMATCH"
+    WEIGHTS_DIGEST_MISMATCH = "WEIGHTS_DIGEST_MISMATCH"
+    TOKENIZER_DIGEST_MISMATCH = "TOKENIZER_DIGEST_MISMATCH"
+    NOT_DETERMINISTIC = "NOT_DETERMINISTIC"
+    TOKENIZER_UNAVAILABLE = "TOKENIZER_UNAVAILABLE"
+    UNSUPPORTED_GENERATION_CONFIG = "UNSUPPORTED_GENERATION_CONFIG"
+    NON_FINITE_LOGITS = "NON_FINITE_LOGITS"
+    QUEUE_FULL = "QUEUE_FULL"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    LOADING = "LOADING"
+    DRAINING = "DRAINING"
+    WORKER_DIED = "WORKER_DIED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+
+
+_CODES = {
+    Reason.INVALID_FIELD: Code.INVALID_ARGUMENT,
+    Reason.UNKNOWN_FIELD: Code.INVALID_ARGUMENT,
+    Reason.MODEL_NOT_FOUND: Code.NOT_FOUND,
+    Reason.WEIGHT_VERSION_MISMATCH: Code.FAILED_PRECONDITION,
+    Reason.WEIGHTS_DIGEST_MISMATCH: Code.FAILED_PRECONDITION,
+    Reason.TOKENIZER_DIGEST_MISMATCH: Code.FAILED_PRECONDITION,
+    Reason.NOT_DETERMINISTIC: Code.FAILED_PRECONDITION,
+    Reason.TOKENIZER_UNAVAILABLE: Code.FAILED_PRECONDITION,
+    Reason.UNSUPPORTED_GENERATION_CONFIG: Code.FAILED_PRECONDITION,
+    Reason.NON_FINITE_LOGITS: Code.FAILED_PRECONDITION,
+    Reason.QUEUE_FULL: Code.RESOURCE_EXHAUSTED,
+    Reason.OUT_OF_MEMORY: Code.RESOURCE_EXHAUSTED,
+    Reason.LOADING: Code.UNAVAILABLE,
+    Reason.DRAINING: Code.UNAVAILABLE,
+    Reason.WORKER_DIED: Code.UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: Code.DEADLINE_EXCEEDED,
+    Reason.INTERNAL_ERROR: Code.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong with one field."""
+
+    field: str
+    """Path in the request, such as `groups[3].completions[0].token_ids[17]`."""
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a call or an item ended without its answer."""
+
+    reason: Reason
+    message: str
+    violations: tuple[Violation, ...] = ()
+    retry_after: float | None = None
+    """Seconds after which a retry makes sense; None = unknown or never."""
+
+    @property
+    def code(self) -> Code:
+        """The status code that goes with the reason."""
+        return _CODES[self.reason]
+
+
+class ServiceError(Exception):
+    """A fault on its way to the caller."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+class ConfigurationError(Exception):
+    """The server cannot be started as it was told to; the message says what to change."""
+
+
+def invalid(field: str, description: str) -> ServiceError:
+    """An INVALID_ARGUMENT that names one field."""
+    violation = Violation(field, description)
+    return ServiceError(Fault(Reason.INVALID_FIELD, f"{field}: {description}", (violation,)))

@@ -1,0 +1,1 @@
+"""Arithmetic on tiles of logits: the reference, and the back-ends that must agree with it."""

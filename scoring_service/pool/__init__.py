@@ -1,0 +1,1 @@
+"""Workers and the calls they hold: admission, routing, life and death."""

@@ -1,0 +1,36 @@
+"""What the pool asks of an executor: something that runs a worker and carries its messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from scoring_service.engine.events import Command, Event
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """The worker is gone; nothing more comes of it."""
+
+    description: str
+    """How it ended, such as "exit code -9"."""
+
+
+OnEvent = Callable[[Event | WorkerExited], None]
+
+
+class Executor(Protocol):
+    """One worker. `on_event` is called from any thread, in the order of the worker's events."""
+
+    def start(self, on_event: OnEvent) -> None:
+        """Starts the worker; its model loads in the background."""
+        ...
+
+    def send(self, command: Command) -> None:
+        """Hands the worker a command; does nothing when it is gone."""
+        ...
+
+    def stop(self, timeout: float) -> None:
+        """Ends the worker, by force after `timeout` seconds. Blocks until it is gone."""
+        ...

@@ -1,0 +1,119 @@
+"""Events of the engine to result messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from google.rpc import status_pb2
+
+from scoring_client.proto import sample_pb2, score_pb2, topk_pb2
+from scoring_service.engine.events import SampleSlice, ScoreSlice
+from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.rpc.parse_score import ParsedScore
+from scoring_service.rpc.tensors import write_float32, write_int32
+
+TokenText = Callable[[int], str]
+
+_FINISH_REASONS = {
+    None: sample_pb2.FINISH_REASON_UNSPECIFIED,
+    "stop": sample_pb2.FINISH_REASON_STOP,
+    "length": sample_pb2.FINISH_REASON_LENGTH,
+}
+
+
+def score_result(
+    piece: ScoreSlice, parsed: ParsedScore, codec: TextCodec | None, as_bytes: bool
+) -> score_pb2.ScoreResult:
+    """A slice of a completion."""
+    block = piece.block
+    key = piece.group_index, piece.completion_index
+    realised = slice(piece.start, piece.start + len(block.logprobs))
+    result = score_pb2.ScoreResult(
+        group_index=piece.group_index,
+        completion_index=piece.completion_index,
+        prompt_length=piece.prompt_length,
+        start=piece.start,
+        row_count=block.rows,
+        last=piece.last,
+        logprobs=block.logprobs,
+        weight_version=piece.weight_version,
+        processing_index=piece.processing_index,
+    )
+    if key in parsed.echoed:
+        result.token_ids.extend(parsed.echoed[key][realised].tolist())
+    if key in parsed.tokens and codec is not None:
+        result.tokens.extend(codec.token_text(i) for i in parsed.tokens[key][realised].tolist())
+    for name in ("processed_logprobs", "log_kept_masses", "entropies", "ranks", "logsumexps"):
+        values = getattr(block, name)
+        if values is not None:
+            getattr(result, name).extend(values.tolist())
+    if block.candidate_logprobs is not None:
+        result.candidate_logprobs.CopyFrom(write_float32(block.candidate_logprobs, as_bytes))
+    return result
+
+
+def top_k_result(
+    piece: ScoreSlice, parsed: ParsedScore, codec: TextCodec | None, as_bytes: bool
+) -> topk_pb2.TopKResult:
+    """A slice of a completion with its top-K lists."""
+    block = piece.block
+    result = topk_pb2.TopKResult(score=score_result(piece, parsed, codec, as_bytes))
+    if block.top_token_ids is not None and block.top_logprobs is not None:
+        result.top_token_ids.CopyFrom(write_int32(block.top_token_ids, as_bytes))
+        result.top_logprobs.CopyFrom(write_float32(block.top_logprobs, as_bytes))
+        if parsed.tokens and codec is not None:
+            result.top_tokens.extend(
+                codec.token_text(i) for i in block.top_token_ids.ravel().tolist()
+            )
+    if block.log_tail_masses is not None:
+        result.log_tail_masses.extend(block.log_tail_masses.tolist())
+    if block.support_sizes is not None:
+        result.support_sizes.extend(block.support_sizes.tolist())
+    return result
+
+
+def sample_result(piece: SampleSlice, return_text: bool, as_bytes: bool) -> sample_pb2.SampleResult:
+    """A slice of a sample."""
+    result = sample_pb2.SampleResult(
+        prompt_index=piece.prompt_index,
+        sample_index=piece.sample_index,
+        start=piece.start,
+        last=piece.last,
+        prompt_length=piece.prompt_length,
+        token_ids=piece.token_ids,
+        logprobs=piece.logprobs,
+        processed_logprobs=piece.processed_logprobs,
+        text=piece.text if return_text else "",
+        finish_reason=_FINISH_REASONS[piece.finish_reason],
+        seed=piece.seed,
+        processing_index=piece.processing_index,
+    )
+    if piece.top_token_ids is not None and piece.top_logprobs is not None:
+        result.top_token_ids.CopyFrom(write_int32(piece.top_token_ids, as_bytes))
+        result.top_logprobs.CopyFrom(write_float32(piece.top_logprobs, as_bytes))
+    if isinstance(piece.matched_stop, str):
+        result.matched_stop.text = piece.matched_stop
+    elif piece.matched_stop is not None:
+        result.matched_stop.token_id = piece.matched_stop
+    if piece.last:
+        span = sample_pb2.WeightSpan(first_token=0, weight_version=piece.weight_version)
+        result.weight_spans.append(span)
+    return result
+
+
+def failed_score(
+    group: int, completion: int | None, status: status_pb2.Status
+) -> score_pb2.ScoreResult:
+    """A completion, or a whole group, that ended with a fault."""
+    return score_pb2.ScoreResult(
+        group_index=group, completion_index=completion, last=True, status=status
+    )
+
+
+def failed_sample(
+    prompt: int, sample: int | None, status: status_pb2.Status
+) -> sample_pb2.SampleResult:
+    """A sample, or all samples of a prompt, that ended with a fault."""
+    return sample_pb2.SampleResult(
+        prompt_index=prompt, sample_index=sample, last=True, status=status
+    )

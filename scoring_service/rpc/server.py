@@ -1,0 +1,97 @@
+"""The gRPC server: services, health, reflection, life from loading to drained."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from scoring_client.proto import service_pb2, service_pb2_grpc
+from scoring_service.pool.pool import PoolState, WorkerPool
+from scoring_service.rpc.models import Models, RequestLimits, ServedModel
+from scoring_service.rpc.servicer import ScoringServicer
+
+log = structlog.get_logger(__name__)
+
+SERVICE_NAME = service_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where the server listens and what it accepts."""
+
+    host: str
+    port: int
+    """0 = a free one."""
+    limits: RequestLimits
+    drain_seconds: float
+    """Longest wait for running calls when the server ends."""
+
+
+class Server:
+    """Serves one model. Health: "" is alive, the service's full name is ready."""
+
+    def __init__(self, config: ServerConfig, pool: WorkerPool) -> None:
+        self.port = 0
+        self._config = config
+        self._pool = pool
+        self._health = health.aio.HealthServicer()
+        self._watch: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.limits.max_request_bytes),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ]
+        )
+        models = Models([ServedModel(pool, config.limits)])
+        service_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(models), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> None:
+        """Listens, and starts to load the model.
+
+        Raises:
+            RuntimeError: the address cannot be listened on.
+        """
+        await self._health.set("", _SERVING)
+        await self._health.set(SERVICE_NAME, _NOT_SERVING)
+        self.port = self._server.add_insecure_port(f"{self._config.host}:{self._config.port}")
+        await self._server.start()
+        self._pool.start()
+        self._watch = asyncio.create_task(self._watch_health())
+
+    async def wait_ready(self) -> bool:
+        """Waits until the model answers (True) or cannot be loaded (False)."""
+        while self._pool.state is PoolState.LOADING:
+            await self._pool.wait_changed()
+        return self._pool.state is PoolState.READY
+
+    async def wait_failed(self) -> None:
+        """Waits until the model turns out not to be loadable."""
+        while self._pool.state is not PoolState.FAILED:
+            await self._pool.wait_changed()
+
+    async def drain(self) -> None:
+        """Refuses new calls, lets running ones end, and stops."""
+        await self._health.set(SERVICE_NAME, _NOT_SERVING)
+        await self._pool.drain(self._config.drain_seconds)
+        await self._server.stop(grace=1.0)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _watch_health(self) -> None:
+        while True:
+            ready = self._pool.state is PoolState.READY
+            await self._health.set(SERVICE_NAME, _SERVING if ready else _NOT_SERVING)
+            await self._pool.wait_changed()

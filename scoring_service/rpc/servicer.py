@@ -1,0 +1,243 @@
+"""The RPCs of ScoringService."""
+
+# gRPC fixes the names of the methods.
+# ruff: noqa: N802
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from scoring_client.proto import (
+    context_pb2,
+    model_info_pb2,
+    sample_pb2,
+    score_pb2,
+    service_pb2_grpc,
+    topk_pb2,
+)
+from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.rpc.answers import PROGRESS_SECONDS, Answer
+from scoring_service.rpc.context import (
+    check_context,
+    check_expectations,
+    new_request_id,
+    provenance,
+    wants_bytes,
+)
+from scoring_service.rpc.model_info import model_info
+from scoring_service.rpc.model_view import ModelView
+from scoring_service.rpc.models import Models, ServedModel
+from scoring_service.rpc.parse_sample import ParsedSample, parse_sample
+from scoring_service.rpc.parse_score import ParsedScore, parse_score
+from scoring_service.rpc.results import (
+    failed_sample,
+    failed_score,
+    sample_result,
+    score_result,
+    top_k_result,
+)
+from scoring_service.rpc.status import abort, to_status
+from scoring_service.rpc.unknown_fields import refuse_unknown_fields
+from scoring_service.types import Usage
+
+log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Response = TypeVar("Response", bound=Message)
+
+
+class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
+    """Parses, admits, streams. Knows nothing of tensors."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def Score(
+        self, request: score_pb2.ScoreRequest, context: Context
+    ) -> AsyncIterator[score_pb2.ScoreResponse]:
+        """Log-probs of completions."""
+        async for response in self._guarded(request, context, self._score):
+            yield response
+
+    async def TopKLogprobs(
+        self, request: topk_pb2.TopKLogprobsRequest, context: Context
+    ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
+        """The most likely tokens of each row."""
+        async for response in self._guarded(request, context, self._top_k):
+            yield response
+
+    async def Sample(
+        self, request: sample_pb2.SampleRequest, context: Context
+    ) -> AsyncIterator[sample_pb2.SampleResponse]:
+        """Samples with their log-probs."""
+        async for response in self._guarded(request, context, self._sample):
+            yield response
+
+    async def ListModels(
+        self, request: model_info_pb2.ListModelsRequest, context: Context
+    ) -> model_info_pb2.ListModelsResponse:
+        """The models served."""
+        return await self._unary(request, context, self._list_models)
+
+    async def GetModelInfo(
+        self, request: model_info_pb2.GetModelInfoRequest, context: Context
+    ) -> model_info_pb2.GetModelInfoResponse:
+        """What a trainer has to know of a model."""
+        return await self._unary(request, context, self._model_info)
+
+    def _list_models(
+        self, _request: model_info_pb2.ListModelsRequest
+    ) -> model_info_pb2.ListModelsResponse:
+        models = [model_info_pb2.Model(name=n, ready=r) for n, r in self._models.listing()]
+        return model_info_pb2.ListModelsResponse(models=models)
+
+    def _model_info(
+        self, request: model_info_pb2.GetModelInfoRequest
+    ) -> model_info_pb2.GetModelInfoResponse:
+        return model_info(self._models.find(request.model).view)
+
+    async def _score(
+        self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, request_id: str
+    ) -> AsyncIterator[score_pb2.ScoreResponse]:
+        parsed = parse_score(request, view)
+        render = partial(
+            score_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
+        )
+
+        def render_fault(group: int, completion: int | None, fault: Fault) -> score_pb2.ScoreResult:
+            return failed_score(group, completion, to_status(fault, request_id))
+
+        answer = Answer(score_pb2.ScoreResponse, render, render_fault, parsed.items)
+        async for response in _answer(answer, request, parsed, served, view, request_id):
+            yield response
+
+    async def _top_k(
+        self,
+        request: topk_pb2.TopKLogprobsRequest,
+        served: ServedModel,
+        view: ModelView,
+        request_id: str,
+    ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
+        parsed = parse_score(request, view)
+        render = partial(
+            top_k_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
+        )
+
+        def render_fault(group: int, completion: int | None, fault: Fault) -> topk_pb2.TopKResult:
+            failed = failed_score(group, completion, to_status(fault, request_id))
+            return topk_pb2.TopKResult(score=failed)
+
+        answer = Answer(topk_pb2.TopKLogprobsResponse, render, render_fault, parsed.items)
+        async for response in _answer(answer, request, parsed, served, view, request_id):
+            yield response
+
+    async def _sample(
+        self,
+        request: sample_pb2.SampleRequest,
+        served: ServedModel,
+        view: ModelView,
+        request_id: str,
+    ) -> AsyncIterator[sample_pb2.SampleResponse]:
+        parsed = parse_sample(request, view)
+        render = partial(
+            sample_result,
+            return_text=request.return_text,
+            as_bytes=wants_bytes(request.encoding),
+        )
+
+        def render_fault(prompt: int, sample: int | None, fault: Fault) -> sample_pb2.SampleResult:
+            return failed_sample(prompt, sample, to_status(fault, request_id))
+
+        answer = Answer(sample_pb2.SampleResponse, render, render_fault, parsed.items)
+        async for response in _answer(answer, request, parsed, served, view, request_id):
+            yield response
+
+    async def _guarded(
+        self,
+        request: Any,
+        context: Context,
+        handler: Callable[[Any, ServedModel, ModelView, str], AsyncIterator[Response]],
+    ) -> AsyncIterator[Response]:
+        """What the streaming RPCs share: request id, expectations, faults to statuses."""
+        request_id = request.context.request_id or new_request_id()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                refuse_unknown_fields(request)
+                check_context(request.context)
+                served = self._models.find(request.model)
+                if request.expect.HasField("min_weight_version"):
+                    version = request.expect.min_weight_version
+                    async for response in _wait_for_version(served, version, request):
+                        yield response
+                view = served.view
+                check_expectations(request.expect, view)
+                async for response in handler(request, served, view, request_id):
+                    yield response
+            except ServiceError as error:
+                await abort(context, error.fault, request_id)
+            except Exception:
+                log.exception("bug")
+                await abort(context, _bug(), request_id)
+
+    async def _unary(
+        self, request: Any, context: Context, handler: Callable[[Any], Response]
+    ) -> Response:
+        try:
+            refuse_unknown_fields(request)
+            return handler(request)
+        except ServiceError as error:
+            await abort(context, error.fault)
+        except Exception:
+            log.exception("bug")
+            await abort(context, _bug())
+
+
+async def _answer(
+    answer: Answer[Response],
+    request: Any,
+    parsed: ParsedScore | ParsedSample,
+    served: ServedModel,
+    view: ModelView,
+    request_id: str,
+) -> AsyncIterator[Response]:
+    """First message, the engine's events, summary."""
+    call = parsed.call(served.pool.new_call_id(), request)
+    first = {
+        "provenance": provenance(view, request_id),
+        "processing": parsed.table.messages(),
+        "results": answer.faults([(f.index, f.part, f.fault) for f in parsed.faults]),
+    }
+    if not call.tokens:
+        yield answer.first(**first)
+        yield answer.summary(Usage())
+        return
+    async with served.pool.run(call) as stream:
+        yield answer.first(**first)
+        async for response in answer.messages(stream):
+            yield response
+
+
+async def _wait_for_version(served: ServedModel, version: int, request: Any) -> AsyncIterator[Any]:
+    """Waits until the weights are recent enough, with a sign of life; the deadline ends it."""
+    make = {
+        score_pb2.ScoreRequest: score_pb2.ScoreResponse,
+        topk_pb2.TopKLogprobsRequest: topk_pb2.TopKLogprobsResponse,
+        sample_pb2.SampleRequest: sample_pb2.SampleResponse,
+    }[type(request)]
+    while served.view.info.weight_version < version:
+        try:
+            async with asyncio.timeout(PROGRESS_SECONDS):
+                await served.pool.wait_changed()
+        except TimeoutError:
+            yield make(progress=context_pb2.Progress(tokens_ahead=0))
+
+
+def _bug() -> Fault:
+    return Fault(Reason.INTERNAL_ERROR, "a bug in the server; its log has this request id")

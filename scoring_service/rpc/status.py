@@ -1,0 +1,52 @@
+"""One function from a fault to a gRPC status, whole-call or per item."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from scoring_service.errors import Fault
+
+DOMAIN = "scoring.v1"
+"""`ErrorInfo.domain` of every error."""
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+def to_status(fault: Fault, request_id: str = "") -> status_pb2.Status:
+    """google.rpc.Status with ErrorInfo, and BadRequest and RetryInfo where they apply."""
+    info = error_details_pb2.ErrorInfo(reason=fault.reason.value, domain=DOMAIN)
+    if request_id:
+        info.metadata["request_id"] = request_id
+    details: list[any_pb2.Any] = [_pack(info)]
+    if fault.violations:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+            for v in fault.violations
+        ]
+        details.append(_pack(error_details_pb2.BadRequest(field_violations=violations)))
+    if fault.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(fault.retry_after * 1e9))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    code = code_pb2.Code.Value(fault.code.value)
+    return status_pb2.Status(code=code, message=fault.message, details=details)
+
+
+async def abort(
+    context: grpc.aio.ServicerContext[object, object], fault: Fault, request_id: str = ""
+) -> NoReturn:
+    """Ends the call with the fault."""
+    status = to_status(fault, request_id)
+    code = grpc.StatusCode[fault.code.value]
+    await context.abort(code, fault.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    raise AssertionError("abort() does not return")
+
+
+def _pack(message: object) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)  # type: ignore[arg-type]
+    return packed

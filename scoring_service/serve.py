@@ -1,0 +1,124 @@
+"""Runs the server from start to drained: signals, progress, what it prints for people."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from scoring_service import __version__
+from scoring_service.banner import banner
+from scoring_service.config import ServeConfig
+from scoring_service.models import tiny_model_path
+from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.process import ProcessExecutor
+from scoring_service.rpc.models import RequestLimits
+from scoring_service.rpc.server import Server, ServerConfig
+from scoring_service.telemetry.logs import configure_logs
+from scoring_service.types import EngineConfig
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(model: str | None, config: ServeConfig) -> int:
+    """Serves until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0 after a drain, 1 when the server could not start.
+    """
+    configure_logs(config.log_level, config.log_format)
+    source = model or str(tiny_model_path())
+    name = config.served_model_name or _default_name(model)
+    engine = _engine_config(source, config)
+    pool = WorkerPool(lambda: ProcessExecutor(engine), config.max_queue_tokens, name)
+    limits = RequestLimits(
+        max_request_bytes=config.max_request_bytes,
+        max_queue_tokens=config.max_queue_tokens,
+        preferred_tokens_per_call=config.preferred_tokens_per_call,
+        max_k=config.max_k,
+    )
+    server = Server(ServerConfig(config.host, config.port, limits, config.drain_seconds), pool)
+    stop = _stop_event()
+    try:
+        await server.start()
+    except RuntimeError as error:
+        print(f"cannot listen on {config.host}:{config.port}: {error}", file=sys.stderr)
+        return 1
+    log.info(
+        "listening",
+        address=f"{config.host}:{server.port}",
+        model=name,
+        source=source,
+        version=__version__,
+    )
+    announce = asyncio.create_task(_announce(server, pool, config.host))
+    failed = asyncio.create_task(server.wait_failed())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    announce.cancel()
+    if failed.done():
+        print(f"error: {pool.failure}", file=sys.stderr)
+    else:
+        log.info("draining", seconds=config.drain_seconds)
+    await server.drain()
+    log.info("stopped")
+    return 1 if failed.done() else 0
+
+
+def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
+    return EngineConfig(
+        model=source,
+        revision=config.revision,
+        dtype=config.dtype,
+        head_dtype=config.head_dtype,
+        device=config.device,
+        max_model_len=config.max_model_len,
+        max_batch_tokens=config.max_batch_tokens,
+        trust_remote_code=config.trust_remote_code,
+        weight_version=config.weight_version,
+        threads=config.threads,
+    )
+
+
+def _default_name(model: str | None) -> str:
+    if model is None:
+        return "tiny"
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else model
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one ends the process as usual."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def request(signum: signal.Signals) -> None:
+        stop.set()
+        loop.remove_signal_handler(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, request, signum)
+    return stop
+
+
+async def _announce(server: Server, pool: WorkerPool, host: str) -> None:
+    """Prints how to use the server once it answers."""
+    if await server.wait_ready():
+        info = pool.info
+        log.info(
+            "ready",
+            model=pool.name,
+            architecture=info.architecture,
+            parameters=info.parameter_count,
+            dtype=info.dtype,
+            device=info.device,
+            deterministic=info.deterministic,
+            seconds=round(info.load_seconds, 1),
+        )
+        print(banner(f"{host}:{server.port}", has_tokenizer=info.tokenizer_json is not None))
+        sys.stdout.flush()

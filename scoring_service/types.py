@@ -1,0 +1,251 @@
+"""Plain data that every room shares: no protobuf, no torch.
+
+Shapes use one legend: T rows, V vocabulary, K top-K, C candidates. Token ids are int32, log-probs
+float32 in nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+
+class ProcessingSource(StrEnum):
+    """Who set a resolved value."""
+
+    NEUTRAL = "neutral"
+    REQUEST = "request"
+    GROUP = "group"
+    MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Processing:
+    """How logits become the distribution one samples from, resolved: nothing is unset."""
+
+    temperature: float = 1.0
+    """Divides the logits, in fp32. 0 = greedy (sampling only)."""
+    top_k: int = 0
+    """Tokens kept, all ties of the last one included; 0 = off."""
+    top_p: float = 1.0
+    """Mass kept of what top-k left; 1 = off."""
+    min_p: float = 0.0
+    """Least probability kept, relative to the most likely token; 0 = off."""
+    keep_realised: bool = False
+    """The realised token always belongs to the support."""
+
+    @property
+    def truncates(self) -> bool:
+        """Whether any token can fall out of the support."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedProcessing:
+    """A processing with the source of each of its fields."""
+
+    processing: Processing
+    sources: tuple[tuple[str, ProcessingSource], ...]
+    """(field name, source) for every field of `processing`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowWants:
+    """What is wanted of each row beside the realised token's log-prob."""
+
+    processed_logprobs: bool = False
+    entropy: bool = False
+    rank: bool = False
+    logsumexp: bool = False
+    log_kept_mass: bool = False
+    support_size: bool = False
+    top_k: int = 0
+    """Tokens listed for each row; 0 = no list."""
+    token_id_limit: int | None = None
+    """Only ids below this are ranked and listed; None = all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionTask:
+    """One completion to score."""
+
+    index: int
+    token_ids: Int32Array
+    spans: tuple[tuple[int, int], ...]
+    """(start, length) of the wanted rows, ascending; the next_token row is not among them."""
+    candidate_ids: Int32Array | None = None
+    """int32 [n, C] or [1, C]; -1 = not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTask:
+    """One prompt with the completions to score after it."""
+
+    index: int
+    prompt_ids: Int32Array
+    completions: tuple[CompletionTask, ...]
+    processing: Processing
+    processing_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCall:
+    """A Score or TopKLogprobs call, validated."""
+
+    call_id: int
+    groups: tuple[GroupTask, ...]
+    wants: RowWants
+    next_token: bool = False
+    slice_bytes: int = 1 << 20
+    """Results are cut so that one slice holds about this many bytes."""
+    priority: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Positions that have to be computed: what the call costs."""
+        return sum(
+            len(group.prompt_ids) + len(completion.token_ids)
+            for group in self.groups
+            for completion in group.completions
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingTask:
+    """Samples of one prompt."""
+
+    index: int
+    prompt_ids: Int32Array
+    n: int
+    seed: int
+    """uint64."""
+    first_sample_index: int
+    processing: Processing
+    processing_index: int
+    max_tokens: int
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids given by the caller."""
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCall:
+    """A Sample call, validated."""
+
+    call_id: int
+    prompts: tuple[SamplingTask, ...]
+    top_logprobs: int = 0
+    return_text: bool = False
+    slice_bytes: int = 1 << 20
+    priority: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Positions that have to be computed at most: what the call costs."""
+        return sum(len(task.prompt_ids) + task.n * task.max_tokens for task in self.prompts)
+
+
+Call = ScoreCall | SampleCall
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Numbers of some consecutive rows.
+
+    Per-row arrays have one entry a row; those of realised tokens (`logprobs`,
+    `processed_logprobs`, `ranks`) lack the entry of a next_token row. None = not asked.
+    """
+
+    rows: int
+    logprobs: Float32Array
+    processed_logprobs: Float32Array | None = None
+    log_kept_masses: Float32Array | None = None
+    entropies: Float32Array | None = None
+    ranks: Int32Array | None = None
+    logsumexps: Float32Array | None = None
+    support_sizes: Int32Array | None = None
+    candidate_logprobs: Float32Array | None = None
+    top_token_ids: Int32Array | None = None
+    top_logprobs: Float32Array | None = None
+    log_tail_masses: Float32Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    sampled_tokens: int = 0
+    head_rows: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server accepts."""
+
+    max_request_bytes: int
+    max_sequence_tokens: int
+    max_k: int
+    max_candidates: int
+    preferred_tokens_per_call: int
+    max_queue_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What a worker has to know to load a model."""
+
+    model: str
+    """Hub id, folder, or `.gguf` file."""
+    revision: str | None = None
+    dtype: str = "auto"
+    head_dtype: str = "float32"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_batch_tokens: int | None = None
+    trust_remote_code: bool = False
+    weight_version: int = 0
+    threads: int | None = None
+    """CPU threads of torch; None = its own choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded model is."""
+
+    architecture: str
+    vocab_size: int
+    parameter_count: int
+    max_sequence_tokens: int
+    weight_version: int
+    weights_digest: str
+    dtype: str
+    head_dtype: str
+    backend: str
+    device: str
+    deterministic: bool
+    numerics_id: str
+    packed: bool
+    path_reason: str
+    chunk_size: int
+    eos_token_ids: tuple[int, ...]
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    """Settings that the model's own generation_config makes, as they stand there."""
+    tokenizer_json: str | None = None
+    """The fast tokenizer's serialised form; None where there is none."""
+    bos_token_id: int | None = None
+    load_seconds: float = 0.0
