@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from cyclopts.config import Env, Json, Toml, Yaml
 
 from scoring_service import __version__
-from scoring_service.config import ENV_PREFIX, ServeConfig
+from scoring_service.config import ENV_PREFIX, ServeConfig, check_ranges
 from scoring_service.serve import serve as run_server
 
 app = App(
@@ -30,12 +30,17 @@ _FILE_FORMATS: dict[str, type[Toml | Yaml | Json]] = {
 _ENVIRONMENT = Env(ENV_PREFIX, command=False)
 
 
+def _in_range(_type: object, config: ServeConfig | None) -> None:
+    if config is not None:
+        check_ranges(config)
+
+
 @app.command
 def serve(
     model: str | None = None,
     /,
     *,
-    config: Annotated[ServeConfig | None, Parameter(name="*")] = None,
+    config: Annotated[ServeConfig | None, Parameter(name="*", validator=_in_range)] = None,
 ) -> int:
     """Serve a model.
 
@@ -67,7 +72,7 @@ def launch(
             known = ", ".join(_FILE_FORMATS)
             print(f"--config {config}: no such file, or none of {known}", file=sys.stderr)
             return 2
-        app.config.append(file_format(config, use_commands_as_keys=False, must_exist=True))
+        app.config = [_ENVIRONMENT, file_format(config, use_commands_as_keys=False)]
     result = app(tokens)
     return result if isinstance(result, int) else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,3 +73,30 @@ class ServeConfig:
 
     log_format: Literal["auto", "console", "json"] = "auto"
     """How messages look; auto = console on a terminal, else JSON."""
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "max_model_len": (1, math.inf),
+    "max_batch_tokens": (1, math.inf),
+    "max_request_bytes": (1, (1 << 31) - 1),
+    "max_queue_tokens": (1, math.inf),
+    "preferred_tokens_per_call": (1, math.inf),
+    "max_k": (1, math.inf),
+    "threads": (1, math.inf),
+    "drain_seconds": (0, math.inf),
+}
+"""Least and largest value of the settings that have bounds; unset is always allowed."""
+
+
+def check_ranges(config: ServeConfig) -> None:
+    """Refuses numbers that no server can run with.
+
+    Raises:
+        ValueError: a setting is out of range; the message names it.
+    """
+    for name, (least, largest) in _RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= largest:
+            bounds = f"at least {least}" if largest == math.inf else f"from {least} to {largest}"
+            raise ValueError(f"{name} must be {bounds}, not {value}")
