@@ -38,7 +38,6 @@ def _in_range(_type: object, config: ServeConfig | None) -> None:
 @app.command
 def serve(
     model: str | None = None,
-    /,
     *,
     config: Annotated[ServeConfig | None, Parameter(name="*", validator=_in_range)] = None,
 ) -> int:

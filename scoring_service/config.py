@@ -75,15 +75,19 @@ class ServeConfig:
     """How messages look; auto = console on a terminal, else JSON."""
 
 
+_INT32_MAX = (1 << 31) - 1
+_INT64_MAX = (1 << 63) - 1
+
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
-    "max_model_len": (1, math.inf),
-    "max_batch_tokens": (1, math.inf),
-    "max_request_bytes": (1, (1 << 31) - 1),
-    "max_queue_tokens": (1, math.inf),
-    "preferred_tokens_per_call": (1, math.inf),
-    "max_k": (1, math.inf),
-    "threads": (1, math.inf),
+    "max_model_len": (1, _INT32_MAX),
+    "max_batch_tokens": (1, _INT32_MAX),
+    "max_request_bytes": (1, _INT32_MAX),
+    "max_queue_tokens": (1, _INT64_MAX),
+    "preferred_tokens_per_call": (1, _INT64_MAX),
+    "max_k": (1, _INT32_MAX),
+    "weight_version": (-_INT64_MAX, _INT64_MAX),
+    "threads": (1, _INT32_MAX),
     "drain_seconds": (0, math.inf),
 }
 """Least and largest value of the settings that have bounds; unset is always allowed."""

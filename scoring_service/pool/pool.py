@@ -101,6 +101,7 @@ class WorkerPool:
         self._backoff = _FIRST_BACKOFF
         self._changed = asyncio.Event()
         self._restart: asyncio.Task[None] | None = None
+        self._readers = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -146,6 +147,7 @@ class WorkerPool:
         self._admission.admit(call.call_id, call.tokens)
         stream = CallStream(call, self)
         self._streams[call.call_id] = stream
+        self._readers += 1
         self._idle.clear()
         self._send(Submit(call))
         try:
@@ -153,6 +155,9 @@ class WorkerPool:
         finally:
             if self._forget(call.call_id):
                 self._send(Cancel(call.call_id))
+            self._readers -= 1
+            if not self._readers:
+                self._idle.set()
 
     def credit(self, call_id: int, size: int) -> None:
         """The call's reader took this many bytes."""
@@ -225,10 +230,7 @@ class WorkerPool:
     def _forget(self, call_id: int) -> bool:
         """Whether the call was still held."""
         self._admission.release(call_id)
-        held = self._streams.pop(call_id, None) is not None
-        if not self._streams:
-            self._idle.set()
-        return held
+        return self._streams.pop(call_id, None) is not None
 
     def _fail_calls(self, fault: Fault) -> None:
         for call_id in list(self._streams):

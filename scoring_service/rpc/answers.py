@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
 from scoring_client.proto import context_pb2
 from scoring_service.engine.events import (
+    CallEvent,
     CallFailed,
     CallFinished,
     CallStarted,
@@ -18,10 +19,14 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.pool.pool import CallStream
+from scoring_service.rpc.parse_score import ItemFault
 from scoring_service.types import Usage
 
 MESSAGE_BYTES = 1 << 19
 """Results are joined into one message until it holds this much; one more slice may come on top."""
+
+RESULT_OVERHEAD = 64
+"""Bytes of a result message beside its arrays, about."""
 
 PROGRESS_SECONDS = 15.0
 """A call that waits gives a sign of life this often."""
@@ -46,63 +51,58 @@ class Answer(Generic[Response]):
         render_fault: Callable[[int, int | None, Fault], Message],
         items: int,
     ) -> None:
+        self.usage = Usage()
+        self.ok = 0
+        """Items answered in full so far."""
+        self.items = items
         self._make = make_response
         self._render = render
         self._render_fault = render_fault
-        self._items = items
-        self._ok = 0
         self._sent_bytes = 0
 
-    def first(self, **fields: Any) -> Response:
-        """The first message: provenance, processing, and the items that failed at once."""
-        return self._counted(self._make(**fields))
+    def opening(self, faults: list[ItemFault], **preamble: Any) -> Iterator[Response]:
+        """The first message, with provenance and processing; the items that failed at once."""
+        yield self._sent(**preamble)
+        results: list[Message] = []
+        size = 0
+        for fault in faults:
+            results.append(self._render_fault(fault.index, fault.part, fault.fault))
+            size += results[-1].ByteSize()
+            if size >= MESSAGE_BYTES:
+                yield self._sent(results=results)
+                results, size = [], 0
+        if results:
+            yield self._sent(results=results)
 
-    def faults(self, faults: list[tuple[int, int | None, Fault]]) -> list[Message]:
-        """Result messages of items that cannot be computed."""
-        return [self._render_fault(*fault) for fault in faults]
-
-    async def messages(self, stream: CallStream) -> AsyncIterator[Response]:
-        """Every message after the first, the summary included.
+    async def results(self, stream: CallStream) -> AsyncIterator[Response]:
+        """The messages between the opening and the summary.
 
         Raises:
             ServiceError: the call failed as a whole.
         """
         started = False
-        usage: Usage | None = None
-        while usage is None:
+        while True:
             event = await stream.next(PROGRESS_SECONDS)
             if event is None:
                 if not started:
                     progress = context_pb2.Progress(tokens_ahead=stream.tokens_ahead)
-                    yield self._counted(self._make(progress=progress))
+                    yield self._sent(progress=progress)
                 continue
-            results: list[Message] = []
-            size = 0
-            while event is not None:
-                match event:
-                    case CallStarted():
-                        started = True
-                    case ScoreSlice() | SampleSlice():
-                        results.append(self._render(event))
-                        self._ok += event.last
-                        size += event.size
-                    case ItemFailed(_, index, part, fault):
-                        results.append(self._render_fault(index, part, fault))
-                    case CallFinished(_, usage):
-                        break
-                    case CallFailed(_, fault):
-                        raise ServiceError(fault)
-                if size >= MESSAGE_BYTES:
-                    break
-                event = stream.next_nowait()
+            started = True
+            results, taken, end = self._gather(event, stream)
             if results:
-                yield self._counted(self._make(results=results))
+                yield self._sent(results=results)
                 # The transport took the message: as much again may be computed.
-                stream.taken(size)
-        yield self.summary(usage)
+                stream.taken(taken)
+            if isinstance(end, CallFailed):
+                raise ServiceError(end.fault)
+            if end is not None:
+                self.usage = end.usage
+                return
 
-    def summary(self, usage: Usage) -> Response:
+    def summary(self) -> Response:
         """The last message."""
+        usage = self.usage
         return self._make(
             summary=context_pb2.Summary(
                 usage=context_pb2.Usage(
@@ -116,11 +116,39 @@ class Answer(Generic[Response]):
                     compute_seconds=usage.compute_seconds,
                     reply_bytes=self._sent_bytes,
                 ),
-                items_ok=self._ok,
-                items_failed=self._items - self._ok,
+                items_ok=self.ok,
+                items_failed=self.items - self.ok,
             )
         )
 
-    def _counted(self, response: Response) -> Response:
+    def _gather(
+        self, event: CallEvent | None, stream: CallStream
+    ) -> tuple[list[Message], int, CallFinished | CallFailed | None]:
+        """Results of this event and of those already there, up to a message's size.
+
+        Returns:
+            The result messages, the bytes of their arrays, and the call's end if it came.
+        """
+        results: list[Message] = []
+        taken = 0
+        while event is not None:
+            match event:
+                case CallFinished() | CallFailed():
+                    return results, taken, event
+                case ScoreSlice() | SampleSlice():
+                    results.append(self._render(event))
+                    self.ok += event.last
+                    taken += event.size
+                case ItemFailed(_, index, part, fault):
+                    results.append(self._render_fault(index, part, fault))
+                case CallStarted():
+                    pass
+            if taken + len(results) * RESULT_OVERHEAD >= MESSAGE_BYTES:
+                break
+            event = stream.next_nowait()
+        return results, taken, None
+
+    def _sent(self, **fields: Any) -> Response:
+        response = self._make(**fields)
         self._sent_bytes += response.ByteSize()
         return response

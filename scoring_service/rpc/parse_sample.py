@@ -124,7 +124,7 @@ def _task(
         seed=_seed(prompt, base),
         first_sample_index=first,
         processing=resolved.processing,
-        processing_index=table.index(resolved),
+        processing_index=table.index(resolved, f"{inner}.processing"),
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         stop=tuple(own.stop or base.stop),

@@ -15,7 +15,6 @@ from scoring_service.types import (
     CompletionTask,
     GroupTask,
     Int32Array,
-    Processing,
     RowWants,
     ScoreCall,
 )
@@ -83,36 +82,44 @@ def parse_score(request: ScoringRequest, view: ModelView) -> ParsedScore:
         view.codec("outputs.tokens")
     if not request.groups:
         raise invalid("groups", "is empty")
-    table = ProcessingTable()
     base = request.processing if request.HasField("processing") else None
     # Faults of the request's own processing end the call, whatever its groups override.
     resolve(base, None, view.info.generation_config, "processing", "", sampling=False)
     items = sum(max(1, len(group.completions)) for group in request.groups)
-    parsed = ParsedScore(table, items, wants)
-    for index, group in enumerate(request.groups):
-        path = f"groups[{index}]"
+    parsed = ParsedScore(ProcessingTable(), items, wants)
+    for index in range(len(request.groups)):
         try:
-            own = group.processing if group.HasField("processing") else None
-            resolved = resolve(
-                base,
-                own,
-                view.info.generation_config,
-                "processing",
-                f"{path}.processing",
-                sampling=False,
-            )
-            prompt_ids = _prompt(view, group.prompt, f"{path}.prompt")
-            if not group.completions:
-                raise invalid(f"{path}.completions", "is empty")
+            task = _group(request, view, parsed, index)
         except ServiceError as error:
             parsed.faults.append(ItemFault(index, None, error.fault))
             continue
-        completions = _completions(request, view, parsed, index, prompt_ids)
-        if completions:
-            position = table.index(resolved)
-            processing: Processing = resolved.processing
-            parsed.groups.append(GroupTask(index, prompt_ids, completions, processing, position))
+        if task is not None:
+            parsed.groups.append(task)
     return parsed
+
+
+def _group(
+    request: ScoringRequest, view: ModelView, parsed: ParsedScore, index: int
+) -> GroupTask | None:
+    """The part of a group that can be computed; None when nothing of it can."""
+    group = request.groups[index]
+    path = f"groups[{index}]"
+    resolved = resolve(
+        request.processing if request.HasField("processing") else None,
+        group.processing if group.HasField("processing") else None,
+        view.info.generation_config,
+        "processing",
+        f"{path}.processing",
+        sampling=False,
+    )
+    prompt_ids = _prompt(view, group.prompt, f"{path}.prompt")
+    if not group.completions:
+        raise invalid(f"{path}.completions", "is empty")
+    completions = _completions(request, view, parsed, index, prompt_ids)
+    if not completions:
+        return None
+    position = parsed.table.index(resolved, f"{path}.processing")
+    return GroupTask(index, prompt_ids, completions, resolved.processing, position)
 
 
 def _row_wants(request: ScoringRequest, view: ModelView) -> RowWants:

@@ -196,14 +196,24 @@ _CHECKS: dict[str, Callable[[Any, str, bool], Any]] = {
 }
 
 
+MAX_PROCESSINGS = 4096
+"""Distinct processings of a call: they travel in its first message, which is bounded."""
+
+
 class ProcessingTable:
     """The distinct processings of a call, in the order of their first use."""
 
     def __init__(self) -> None:
         self._indices: dict[ResolvedProcessing, int] = {}
 
-    def index(self, resolved: ResolvedProcessing) -> int:
-        """Where it stands in the table; added when new."""
+    def index(self, resolved: ResolvedProcessing, path: str) -> int:
+        """Where it stands in the table; added when new.
+
+        Raises:
+            ServiceError: INVALID_FIELD for one too many.
+        """
+        if resolved not in self._indices and len(self._indices) == MAX_PROCESSINGS:
+            raise invalid(path, f"more than {MAX_PROCESSINGS} different processings in one call")
         return self._indices.setdefault(resolved, len(self._indices))
 
     def messages(self) -> list[pb.ResolvedProcessing]:

@@ -45,7 +45,6 @@ from scoring_service.rpc.results import (
 )
 from scoring_service.rpc.status import abort, to_status
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
-from scoring_service.types import Usage
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +105,8 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     async def _score(
         self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, request_id: str
     ) -> AsyncIterator[score_pb2.ScoreResponse]:
-        parsed = parse_score(request, view)
+        # In a thread: a large request takes its time, and the event loop serves others.
+        parsed = await asyncio.to_thread(parse_score, request, view)
         render = partial(
             score_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
         )
@@ -125,7 +125,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         view: ModelView,
         request_id: str,
     ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
-        parsed = parse_score(request, view)
+        parsed = await asyncio.to_thread(parse_score, request, view)
         render = partial(
             top_k_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
         )
@@ -145,7 +145,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         view: ModelView,
         request_id: str,
     ) -> AsyncIterator[sample_pb2.SampleResponse]:
-        parsed = parse_sample(request, view)
+        parsed = await asyncio.to_thread(parse_sample, request, view)
         render = partial(
             sample_result,
             return_text=request.return_text,
@@ -167,24 +167,28 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     ) -> AsyncIterator[Response]:
         """What the streaming RPCs share: request id, expectations, faults to statuses."""
         request_id = request.context.request_id or new_request_id()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                refuse_unknown_fields(request)
-                check_context(request.context)
-                served = self._models.find(request.model)
-                if request.expect.HasField("min_weight_version"):
-                    version = request.expect.min_weight_version
-                    async for response in _wait_for_version(served, version, request):
-                        yield response
-                view = served.view
-                check_expectations(request.expect, view)
-                async for response in handler(request, served, view, request_id):
+        # A call is a task with a context of its own: these labels end with it.
+        structlog.contextvars.bind_contextvars(request_id=request_id, rpc=_rpc_name(request))
+        try:
+            await asyncio.to_thread(refuse_unknown_fields, request)
+            check_context(request.context)
+            if request.context.tags:
+                structlog.contextvars.bind_contextvars(tags=dict(request.context.tags))
+            served = self._models.find(request.model)
+            if request.expect.HasField("min_weight_version"):
+                version = request.expect.min_weight_version
+                async for response in _wait_for_version(served, version, request):
                     yield response
-            except ServiceError as error:
-                await abort(context, error.fault, request_id)
-            except Exception:
-                log.exception("bug")
-                await abort(context, _bug(), request_id)
+            view = served.view
+            check_expectations(request.expect, view)
+            async for response in handler(request, served, view, request_id):
+                yield response
+        except ServiceError as error:
+            log.info("refused", reason=error.fault.reason, message=error.fault.message)
+            await abort(context, error.fault, request_id)
+        except Exception:
+            log.exception("bug")
+            await abort(context, _bug(), request_id)
 
     async def _unary(
         self, request: Any, context: Context, handler: Callable[[Any], Response]
@@ -207,21 +211,30 @@ async def _answer(
     view: ModelView,
     request_id: str,
 ) -> AsyncIterator[Response]:
-    """First message, the engine's events, summary."""
+    """Opening, the engine's results, summary."""
     call = parsed.call(served.pool.new_call_id(), request)
-    first = {
+    preamble = {
         "provenance": provenance(view, request_id),
         "processing": parsed.table.messages(),
-        "results": answer.faults([(f.index, f.part, f.fault) for f in parsed.faults]),
     }
-    if not call.tokens:
-        yield answer.first(**first)
-        yield answer.summary(Usage())
-        return
-    async with served.pool.run(call) as stream:
-        yield answer.first(**first)
-        async for response in answer.messages(stream):
+    if call.tokens:
+        async with served.pool.run(call) as stream:
+            for response in answer.opening(parsed.faults, **preamble):
+                yield response
+            async for response in answer.results(stream):
+                yield response
+    else:
+        for response in answer.opening(parsed.faults, **preamble):
             yield response
+    yield answer.summary()
+    log.info(
+        "answered",
+        tokens=call.tokens,
+        items_ok=answer.ok,
+        items_failed=answer.items - answer.ok,
+        queue_seconds=round(answer.usage.queue_seconds, 6),
+        compute_seconds=round(answer.usage.compute_seconds, 6),
+    )
 
 
 async def _wait_for_version(served: ServedModel, version: int, request: Any) -> AsyncIterator[Any]:
@@ -237,6 +250,10 @@ async def _wait_for_version(served: ServedModel, version: int, request: Any) -> 
                 await served.pool.wait_changed()
         except TimeoutError:
             yield make(progress=context_pb2.Progress(tokens_ahead=0))
+
+
+def _rpc_name(request: Message) -> str:
+    return request.DESCRIPTOR.name.removesuffix("Request")
 
 
 def _bug() -> Fault:
