@@ -22,6 +22,8 @@ from scoring_service.types import EngineConfig
 
 log = structlog.get_logger(__name__)
 
+_REPORT_SECONDS = 10
+
 
 async def serve(model: str | None, config: ServeConfig) -> int:
     """Serves until SIGTERM or SIGINT.
@@ -106,9 +108,21 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
+async def _report_loading(pool: WorkerPool) -> None:
+    """Says every few seconds that the model is still loading, and what is being done."""
+    seconds = 0
+    while True:
+        await asyncio.sleep(_REPORT_SECONDS)
+        seconds += _REPORT_SECONDS
+        log.info("still_loading", model=pool.name, stage=pool.stage, seconds=seconds)
+
+
 async def _announce(server: Server, pool: WorkerPool, host: str) -> None:
     """Prints how to use the server once it answers."""
-    if await server.wait_ready():
+    reports = asyncio.create_task(_report_loading(pool))
+    ready = await server.wait_ready()
+    reports.cancel()
+    if ready:
         info = pool.info
         log.info(
             "ready",

@@ -58,4 +58,5 @@ class CausalModel:
         continued by giving it the whole sequence again.
         """
         states, cache = self._forward(ids, cache, use_cache=True)
-        return states[-1:], cache
+        # A copy, because a view would keep the states of the whole prompt.
+        return states[-1:].clone(), cache

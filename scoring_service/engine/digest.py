@@ -18,6 +18,7 @@ def weights_digest(state: dict[str, torch.Tensor]) -> str:
         tensor = state[name].detach()
         shape = ",".join(str(n) for n in tensor.shape)
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape}\n".encode())
-        flat = tensor.contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor
-        digest.update(flat.cpu().numpy().tobytes())
+        if tensor.numel():
+            flat = tensor.contiguous().flatten().view(torch.uint8)
+            digest.update(flat.cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -21,8 +21,13 @@ def explicit_settings(config: GenerationConfig | None) -> dict[str, Any]:
     }
 
 
-def eos_token_ids(config: GenerationConfig | None, model_config: Any) -> tuple[int, ...]:
-    """Ids that end a sample: those of the generation_config and of the model's config."""
+def eos_token_ids(
+    config: GenerationConfig | None, model_config: Any, vocab_size: int
+) -> tuple[int, ...]:
+    """Ids that end a sample: those of the generation_config and of the model's config.
+
+    Ids outside the vocabulary (-1 for none, or left over from a larger model) are never drawn.
+    """
     ids: set[int] = set()
     for value in (
         getattr(config, "eos_token_id", None),
@@ -32,4 +37,4 @@ def eos_token_ids(config: GenerationConfig | None, model_config: Any) -> tuple[i
             ids.add(value)
         elif value is not None:
             ids.update(int(v) for v in value)
-    return tuple(sorted(ids))
+    return tuple(sorted(id_ for id_ in ids if 0 <= id_ < vocab_size))

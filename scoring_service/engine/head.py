@@ -109,5 +109,6 @@ def linear_head(module: torch.nn.Module, config: Any, dtype: torch.dtype) -> Lin
 
 
 def _number(config: Any, name: str, default: float) -> float:
+    """A setting that is a number; others (MPT's "inv_sqrt_d_model") are left to the probe."""
     value = getattr(config, name, None)
-    return default if value is None else float(value)
+    return float(value) if isinstance(value, int | float) else default

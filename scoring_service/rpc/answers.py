@@ -28,9 +28,6 @@ MESSAGE_BYTES = 1 << 19
 RESULT_OVERHEAD = 64
 """Bytes of a result message beside its arrays, about."""
 
-PROGRESS_SECONDS = 15.0
-"""A call that waits gives a sign of life this often."""
-
 Response = TypeVar("Response", bound=Message)
 
 
@@ -42,6 +39,7 @@ class Answer(Generic[Response]):
         render: a slice to its result message.
         render_fault: (index, part, fault) of an item to its result message.
         items: items asked for.
+        progress_seconds: how often a call that waits gives a sign of life.
     """
 
     def __init__(
@@ -50,12 +48,14 @@ class Answer(Generic[Response]):
         render: Callable[[Any], Message],
         render_fault: Callable[[int, int | None, Fault], Message],
         items: int,
+        progress_seconds: float,
     ) -> None:
         self.usage = Usage()
         self.ok = 0
         """Items answered in full so far."""
         self.items = items
         self._make = make_response
+        self._progress_seconds = progress_seconds
         self._render = render
         self._render_fault = render_fault
         self._sent_bytes = 0
@@ -82,7 +82,7 @@ class Answer(Generic[Response]):
         """
         started = False
         while True:
-            event = await stream.next(PROGRESS_SECONDS)
+            event = await stream.next(self._progress_seconds)
             if event is None:
                 if not started:
                     progress = context_pb2.Progress(tokens_ahead=stream.tokens_ahead)

@@ -33,6 +33,8 @@ class ServerConfig:
     limits: RequestLimits
     drain_seconds: float
     """Longest wait for running calls when the server ends."""
+    progress_seconds: float = 15.0
+    """How often a call that waits gives a sign of life."""
 
 
 class Server:
@@ -53,7 +55,9 @@ class Server:
             ]
         )
         models = Models([ServedModel(pool, config.limits)])
-        service_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(models), self._server)
+        service_pb2_grpc.add_ScoringServiceServicer_to_server(
+            ScoringServicer(models, config.progress_seconds), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

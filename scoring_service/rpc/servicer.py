@@ -23,7 +23,7 @@ from scoring_client.proto import (
     topk_pb2,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.rpc.answers import PROGRESS_SECONDS, Answer
+from scoring_service.rpc.answers import Answer
 from scoring_service.rpc.context import (
     check_context,
     check_expectations,
@@ -51,12 +51,24 @@ log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 
+_RESPONSES: dict[type[Message], Callable[..., Message]] = {
+    score_pb2.ScoreRequest: score_pb2.ScoreResponse,
+    topk_pb2.TopKLogprobsRequest: topk_pb2.TopKLogprobsResponse,
+    sample_pb2.SampleRequest: sample_pb2.SampleResponse,
+}
+
 
 class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
-    """Parses, admits, streams. Knows nothing of tensors."""
+    """Parses, admits, streams. Knows nothing of tensors.
 
-    def __init__(self, models: Models) -> None:
+    Args:
+        models: what is served.
+        progress_seconds: how often a call that waits gives a sign of life.
+    """
+
+    def __init__(self, models: Models, progress_seconds: float) -> None:
         self._models = models
+        self._progress_seconds = progress_seconds
 
     async def Score(
         self, request: score_pb2.ScoreRequest, context: Context
@@ -114,7 +126,9 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         def render_fault(group: int, completion: int | None, fault: Fault) -> score_pb2.ScoreResult:
             return failed_score(group, completion, to_status(fault, request_id))
 
-        answer = Answer(score_pb2.ScoreResponse, render, render_fault, parsed.items)
+        answer = Answer(
+            score_pb2.ScoreResponse, render, render_fault, parsed.items, self._progress_seconds
+        )
         async for response in _answer(answer, request, parsed, served, view, request_id):
             yield response
 
@@ -134,7 +148,13 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             failed = failed_score(group, completion, to_status(fault, request_id))
             return topk_pb2.TopKResult(score=failed)
 
-        answer = Answer(topk_pb2.TopKLogprobsResponse, render, render_fault, parsed.items)
+        answer = Answer(
+            topk_pb2.TopKLogprobsResponse,
+            render,
+            render_fault,
+            parsed.items,
+            self._progress_seconds,
+        )
         async for response in _answer(answer, request, parsed, served, view, request_id):
             yield response
 
@@ -155,7 +175,9 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         def render_fault(prompt: int, sample: int | None, fault: Fault) -> sample_pb2.SampleResult:
             return failed_sample(prompt, sample, to_status(fault, request_id))
 
-        answer = Answer(sample_pb2.SampleResponse, render, render_fault, parsed.items)
+        answer = Answer(
+            sample_pb2.SampleResponse, render, render_fault, parsed.items, self._progress_seconds
+        )
         async for response in _answer(answer, request, parsed, served, view, request_id):
             yield response
 
@@ -177,7 +199,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             served = self._models.find(request.model)
             if request.expect.HasField("min_weight_version"):
                 version = request.expect.min_weight_version
-                async for response in _wait_for_version(served, version, request):
+                async for response in self._wait_for_version(served, version, request):
                     yield response
             view = served.view
             check_expectations(request.expect, view)
@@ -189,6 +211,18 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         except Exception:
             log.exception("bug")
             await abort(context, _bug(), request_id)
+
+    async def _wait_for_version(
+        self, served: ServedModel, version: int, request: Any
+    ) -> AsyncIterator[Any]:
+        """Waits until the weights are recent enough, with a sign of life; the deadline ends it."""
+        make = _RESPONSES[type(request)]
+        while served.view.info.weight_version < version:
+            try:
+                async with asyncio.timeout(self._progress_seconds):
+                    await served.pool.wait_changed()
+            except TimeoutError:
+                yield make(progress=context_pb2.Progress(tokens_ahead=0))
 
     async def _unary(
         self, request: Any, context: Context, handler: Callable[[Any], Response]
@@ -235,21 +269,6 @@ async def _answer(
         queue_seconds=round(answer.usage.queue_seconds, 6),
         compute_seconds=round(answer.usage.compute_seconds, 6),
     )
-
-
-async def _wait_for_version(served: ServedModel, version: int, request: Any) -> AsyncIterator[Any]:
-    """Waits until the weights are recent enough, with a sign of life; the deadline ends it."""
-    make = {
-        score_pb2.ScoreRequest: score_pb2.ScoreResponse,
-        topk_pb2.TopKLogprobsRequest: topk_pb2.TopKLogprobsResponse,
-        sample_pb2.SampleRequest: sample_pb2.SampleResponse,
-    }[type(request)]
-    while served.view.info.weight_version < version:
-        try:
-            async with asyncio.timeout(PROGRESS_SECONDS):
-                await served.pool.wait_changed()
-        except TimeoutError:
-            yield make(progress=context_pb2.Progress(tokens_ahead=0))
 
 
 def _rpc_name(request: Message) -> str:
