@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,19 +52,19 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     device = _device(config.device)
     on_stage(f"loading weights of {config.model}")
     network = _load_network(config, device)
+    text_config = network.config.get_text_config()
+    limit = _sequence_limit(text_config, config)
     on_stage("loading tokenizer")
     tokenizer_json = _load_tokenizer(config)
     codec = None if tokenizer_json is None else TextCodec(tokenizer_json)
     on_stage("hashing weights")
     digest = weights_digest(network.state_dict())
     on_stage("probing the head")
-    text_config = network.config.get_text_config()
     head, reason = _choose_head(network, text_config, config)
     model = CausalModel(network, head, device, config.weight_version)
     deterministic = isinstance(head, LinearHead) and rows_are_invariant(
-        head, model.states(_probe_ids(head.vocab_size))
+        head, model.states(_probe_ids(head.vocab_size, limit))
     )
-    limit = _sequence_limit(text_config, config)
     dtype = str(network.dtype).removeprefix("torch.")
     head_dtype = str(head.dtype).removeprefix("torch.")
     backend = f"reference-{device.type}"
@@ -92,7 +93,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         packed=False,
         path_reason=reason,
         chunk_size=0,
-        eos_token_ids=eos_token_ids(generation, text_config),
+        eos_token_ids=eos_token_ids(generation, text_config, head.vocab_size),
         generation_config=explicit_settings(generation),
         tokenizer_json=tokenizer_json,
         bos_token_id=_bos_token_id(codec),
@@ -141,10 +142,25 @@ def _load_network(config: EngineConfig, device: torch.device) -> Any:
         )
     dtype = _DTYPES.get(config.dtype, "auto")
     try:
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ConfigurationError(f"cannot load the model {config.model!r}: {error}") from error
-    return network.to(device).eval().requires_grad_(False)
+        network, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **arguments
+        )
+        network = network.to(device).eval().requires_grad_(False)
+    except Exception as error:  # noqa: BLE001 - many parsers, whose errors have no common base
+        raise _unreadable("weights", config, error) from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers fills them with random numbers and goes on.
+        raise ConfigurationError(
+            f"the files of {config.model!r} lack {len(missing)} of the weights of a "
+            f"{type(network).__name__}, such as {missing[0]}"
+        )
+    return network
+
+
+def _unreadable(what: str, config: EngineConfig, error: Exception) -> ConfigurationError:
+    """Quotes a library's message, but not the list of all architectures at the end of some."""
+    reason = textwrap.shorten(str(error), 500, placeholder=" …")
+    return ConfigurationError(f"cannot load the {what} of {config.model!r}: {reason}")
 
 
 def _load_tokenizer(config: EngineConfig) -> str | None:
@@ -152,7 +168,9 @@ def _load_tokenizer(config: EngineConfig) -> str | None:
     source, arguments = _source(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-    except (OSError, ValueError, ImportError, KeyError, TypeError):
+    except Exception as error:  # noqa: BLE001 - as above
+        if (Path(source) / "tokenizer.json").is_file():
+            raise _unreadable("tokenizer", config, error) from error
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else backend.to_str()
@@ -187,8 +205,8 @@ def _choose_head(network: Any, text_config: Any, config: EngineConfig) -> tuple[
     )
 
 
-def _probe_ids(vocab_size: int) -> list[int]:
-    return [(7 * i) % vocab_size for i in range(24)]
+def _probe_ids(vocab_size: int, limit: int) -> list[int]:
+    return [(7 * i) % vocab_size for i in range(min(24, limit))]
 
 
 def _sequence_limit(text_config: Any, config: EngineConfig) -> int:

@@ -116,6 +116,10 @@ def draw_token(
         allowed_1_V = x_1_V.clone()
         allowed_1_V[:, sorted(watch.stop_ids)] = -torch.inf
         allowed_lse_1 = reference.logsumexp(allowed_1_V)
+        if not bool(torch.isfinite(allowed_lse_1).all()):
+            raise ServiceError(
+                Fault(Reason.INVALID_FIELD, "min_tokens and the stop ids leave no token to draw")
+            )
     if greedy:
         id_1 = reference.greedy(allowed_1_V)
         processed_1 = torch.zeros(1)

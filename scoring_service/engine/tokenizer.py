@@ -50,15 +50,22 @@ class TextStream:
 
     A token may end in the middle of a character; its text is held back until the character is
     complete. Decoding starts a few tokens back, because decoders treat the start of a text
-    specially.
+    specially; never in the middle of a character, because a decoder that joins single bytes gives
+    up on the whole run of them.
     """
 
     _CONTEXT = 6
 
     def __init__(self, codec: TextCodec, context_ids: list[int]) -> None:
         self._codec = codec
-        self._context = context_ids[-self._CONTEXT :]
+        self._context = [self._from_whole_character(context_ids[-2 * self._CONTEXT :])]
         self._pending: list[int] = []
+
+    def _from_whole_character(self, ids: list[int]) -> list[int]:
+        """The end of a run of tokens, from the first that does not begin inside a character."""
+        starts = range(len(ids))
+        first = (n for n in starts if not self._codec.decode(ids[n:]).startswith("\ufffd"))
+        return ids[next(first, 0) :]
 
     def push(self, token_id: int) -> str:
         """Text that this token completes."""
@@ -66,7 +73,9 @@ class TextStream:
         text = self._pending_text()
         if text.endswith("\ufffd") and len(self._pending) < 2 * self._CONTEXT:
             return ""
-        self._context = (self._context + self._pending)[-self._CONTEXT :]
+        self._context.append(self._pending)
+        while sum(map(len, self._context[1:])) >= self._CONTEXT:
+            del self._context[0]
         self._pending = []
         return text
 
@@ -77,5 +86,6 @@ class TextStream:
         return text
 
     def _pending_text(self) -> str:
-        before = self._codec.decode(self._context)
-        return self._codec.decode(self._context + self._pending)[len(before) :]
+        context = [token_id for run in self._context for token_id in run]
+        before = self._codec.decode(context)
+        return self._codec.decode(context + self._pending)[len(before) :]

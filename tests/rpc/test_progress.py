@@ -83,9 +83,13 @@ async def test_a_version_to_come_is_waited_for_with_signs_of_life(
     request.expect.min_weight_version = 1
     call = impatient.stub.Score(request, timeout=5 * PROGRESS_SECONDS)
     seen: list[score_pb2.ScoreResponse] = []
-    with pytest.raises(grpc.aio.AioRpcError) as ended:
+
+    async def read_to_the_end() -> None:
         async for message in call:
             seen.append(message)
+
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await read_to_the_end()
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(seen) >= 2
     assert all(message.HasField("progress") for message in seen)
