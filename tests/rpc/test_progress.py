@@ -42,29 +42,29 @@ async def impatient() -> AsyncIterator[RunningServer]:
     await running.drain()
 
 
-def long_sample(priority: int, seconds_at_least: int = 1) -> sample_pb2.SampleRequest:
+def long_sample(priority: int, max_tokens: int) -> sample_pb2.SampleRequest:
     """Keeps the worker busy: one greedy token of the packaged model takes over a millisecond."""
     return sample_pb2.SampleRequest(
         prompts=[sample_pb2.SamplePrompt(token_ids=[1, 2, 3])],
-        sampling=sample_pb2.SamplingParams(max_tokens=1000 * seconds_at_least, ignore_eos=True),
+        sampling=sample_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True),
         context=context_pb2.RequestContext(priority=priority),
     )
 
 
 async def test_a_call_that_waits_says_how_many_tokens_are_ahead(impatient: RunningServer) -> None:
-    first = impatient.stub.Sample(long_sample(priority=5))
+    first = impatient.stub.Sample(long_sample(priority=5, max_tokens=300))
     await first.read()
     waiting = score_pb2.ScoreRequest(groups=[group([1], [2, 3])])
     messages = await collect(impatient.stub.Score(waiting))
     first.cancel()
     signs = [message.progress for message in messages if message.HasField("progress")]
     assert signs, "the call waited behind one of higher priority without a sign of life"
-    assert {sign.tokens_ahead for sign in signs} == {1003}
+    assert {sign.tokens_ahead for sign in signs} == {303}
     assert messages[-1].summary.usage.queue_seconds > PROGRESS_SECONDS
 
 
 async def test_higher_priority_runs_first(impatient: RunningServer) -> None:
-    background = impatient.stub.Sample(long_sample(priority=-5))
+    background = impatient.stub.Sample(long_sample(priority=-5, max_tokens=4000))
     await background.read()
     urgent = score_pb2.ScoreRequest(
         groups=[group([1], [2, 3])] * 20, context=context_pb2.RequestContext(priority=5)
@@ -106,7 +106,7 @@ async def test_many_faults_do_not_outgrow_a_message(server: RunningServer) -> No
 
 
 async def test_a_cancelled_call_makes_room_for_the_next(server: RunningServer) -> None:
-    calls = [server.stub.Sample(long_sample(priority=0, seconds_at_least=4)) for _ in range(20)]
+    calls = [server.stub.Sample(long_sample(priority=0, max_tokens=4000)) for _ in range(20)]
     for call in calls:
         await call.read()
         call.cancel()
