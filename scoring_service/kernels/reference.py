@@ -40,11 +40,19 @@ def logprobs_at(x_T_V: Tensor, logsumexp_T: Tensor, ids_T_C: Tensor) -> Tensor:
 
 
 def entropy(x_T_V: Tensor, logsumexp_T: Tensor) -> Tensor:
-    """Entropy (nats) of softmax(x), float32 [T]: the sum of p * (logsumexp - x), all terms >= 0."""
-    surprisal_T_V = logsumexp_T.float()[:, None] - x_T_V
-    terms_T_V = torch.exp(-surprisal_T_V) * surprisal_T_V
-    # A token at -inf has p = 0 and infinite surprisal; its term is 0.
-    return terms_T_V.nan_to_num_(nan=0.0).sum(dim=1, dtype=torch.float64).float()
+    """Entropy (nats) of softmax(x), float32 [T].
+
+    log Z - (sum of exp(d) * d) / Z with d = x - max and Z = sum of exp(d): both terms are at least
+    0, and neither knows the level of the logits, so a shift of a row changes nothing.
+    """
+    max_T = x_T_V.amax(dim=1)
+    below_T_V = x_T_V - max_T[:, None]
+    # A token at -inf has probability 0; its term is 0.
+    terms_T_V = (torch.exp(below_T_V) * below_T_V).masked_fill(x_T_V == -math.inf, 0.0)
+    log_total_T = logsumexp_T - max_T.double()
+    return (
+        log_total_T - terms_T_V.sum(dim=1, dtype=torch.float64) * torch.exp(-log_total_T)
+    ).float()
 
 
 def rank(x_T_V: Tensor, ids_T: Tensor, token_id_limit: int | None = None) -> Tensor:
