@@ -1,0 +1,310 @@
+"""The asynchronous client: the twin of ``scoring_client.client``."""
+
+# ruff: noqa: ASYNC109 - gRPC enforces the deadline, and the server learns of it.
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+import grpc.aio
+
+from scoring_client.assembly import PartT
+from scoring_client.channel import (
+    ChannelOptions,
+    Pem,
+    call_metadata,
+    channel_credentials,
+    channel_options,
+    full_target,
+)
+from scoring_client.errors import DeadlineError, UnavailableError
+from scoring_client.inputs import GroupLike, PromptLike
+from scoring_client.job import Job, ResultsT
+from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
+from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
+from scoring_client.proto import model_info_pb2, service_pb2_grpc
+from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
+from scoring_client.retry import Attempts, RetryPolicy
+from scoring_client.sample_job import sample_job
+from scoring_client.samples import Sample, SampleResults
+from scoring_client.score_job import score_job, topk_job
+from scoring_client.status import error_from_rpc
+
+READY_POLL_SECONDS = 0.5
+
+
+class AsyncScoringClient:
+    """Asks a scoring server from an event loop.
+
+    One client serves many calls of one loop at once. Use it as a context manager, or close it.
+    Everything is as in ScoringClient, with ``await`` or ``async for`` before it.
+
+    Every call may raise the exceptions of ``scoring_client.errors``; all of them are ScoringError.
+    A stream that breaks is resumed with the items that were unfinished.
+    """
+
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        model: str = "",
+        timeout: float | None = 600.0,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        root_certificates: Pem | None = None,
+        channel: grpc.aio.Channel | None = None,
+        channel_options: ChannelOptions = (),
+        max_attempts: int = 5,
+    ) -> None:
+        """Prepare a channel; it opens with the first call, in that call's loop.
+
+        Arguments and errors as of ScoringClient.
+        """
+        self._model = model
+        self._timeout = timeout
+        self._metadata = call_metadata(token)
+        self._retry = RetryPolicy(max_attempts=max_attempts)
+        self._owns_channel = channel is None
+        self._channel = channel
+        self._target = target
+        self._credentials = channel_credentials(credentials, root_certificates)
+        self._channel_options = channel_options
+
+    async def __aenter__(self) -> "AsyncScoringClient":
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel, unless it was handed in. Calls that run are cancelled."""
+        if self._owns_channel and self._channel is not None:
+            await self._channel.close()
+
+    async def wait_ready(self, timeout: float = 60.0, *, model: str | None = None) -> ModelInfo:
+        """Wait until a server answers for the model, and return what it says of it.
+
+        Args:
+            timeout: Seconds to wait.
+            model: Name of the model; default: the client's.
+
+        Raises:
+            UnavailableError: no server was ready in time.
+            ModelNotFoundError: the server has no such model.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                left = max(deadline - time.monotonic(), 0.01)
+                return await self.model_info(model, timeout=min(left, 5.0))
+            except (UnavailableError, DeadlineError) as error:
+                if time.monotonic() + READY_POLL_SECONDS >= deadline:
+                    raise UnavailableError(
+                        f"no server was ready within {timeout:g} s: {error}", code=error.code
+                    ) from error
+            await asyncio.sleep(READY_POLL_SECONDS)
+
+    async def model_info(
+        self, model: str | None = None, *, timeout: float | None = 30.0
+    ) -> ModelInfo:
+        """Return what a trainer has to know of a model before it starts.
+
+        Args:
+            model: Name of the model; default: the client's.
+            timeout: Seconds; None = no limit.
+
+        Raises:
+            ModelNotFoundError: the server has no such model; the message lists those it has.
+            UnavailableError: no server answered, or the model is loading.
+        """
+        name = self._model if model is None else model
+        request = model_info_pb2.GetModelInfoRequest(model=name)
+        return model_info(await self._unary("GetModelInfo", request, timeout))
+
+    async def list_models(self, *, timeout: float | None = 30.0) -> tuple[ServedModel, ...]:
+        """Return the models served.
+
+        Args:
+            timeout: Seconds; None = no limit.
+
+        Raises:
+            UnavailableError: no server answered.
+        """
+        request = model_info_pb2.ListModelsRequest()
+        return served_models(await self._unary("ListModels", request, timeout))
+
+    async def score(
+        self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
+    ) -> ScoreResults[CompletionScores]:
+        """Return the log-probs of completions.
+
+        Args:
+            groups: PromptGroups or pairs (prompt, completions). A prompt is text or token ids; so
+                is a completion, or a Completion with rows or candidates.
+            options: Those of ScoreOptions: the distribution (``temperature``, ``top_k``, ``top_p``,
+                ``min_p``, ``keep_realised``, ``defaults``), what is wanted of each row beside the
+                log-prob (``processed_logprobs``, ``entropy``, ``rank``, ``logsumexp``,
+                ``log_kept_mass``, ``tokens``, ``token_ids``), ``next_token``, and of every call
+                ``model``, ``expect``, ``context``, ``timeout``, ``on_error``, ``on_progress``.
+
+        Returns:
+            ``results[g][c]`` has the scores of completion c of group g.
+
+        Raises:
+            InvalidRequestError: the request, or (with ``on_error="raise"``) an item is wrong; its
+                ``violations`` name the fields, its ``item_errors`` the items.
+            ScoringError: see ``scoring_client.errors``.
+        """
+        return await self._collect(score_job(groups, self._filled(options), whole=True))
+
+    def score_iter(
+        self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
+    ) -> AsyncGenerator[CompletionScores, None]:
+        """Yield the scores of each completion once they are whole, in any order.
+
+        Arguments and errors as of ``score``. With ``on_error="raise"`` the failed items raise at
+        the end. Closing the iterator cancels the call.
+        """
+        return self._run(score_job(groups, self._filled(options), whole=True))
+
+    def score_slices(
+        self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
+    ) -> AsyncGenerator[CompletionScores, None]:
+        """Yield slices of rows as they arrive: ascending within a completion, never twice.
+
+        Arguments and errors as of ``score_iter``; besides, an item fails with ResultChangedError
+        when the weights change while its broken stream is resumed.
+        """
+        return self._run(score_job(groups, self._filled(options), whole=False))
+
+    async def topk_logprobs(
+        self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
+    ) -> ScoreResults[CompletionTopK]:
+        """Return the K most likely tokens of every row, with everything that ``score`` gives.
+
+        Args:
+            groups: As of ``score``.
+            k: Tokens listed for each row.
+            options: Those of ``score``, and ``token_id_limit``: only ids below it are listed, the
+                rest count as tail.
+
+        Returns:
+            ``results[g][c]`` has the scores and the top-K of completion c of group g.
+
+        Raises:
+            InvalidRequestError: as of ``score``.
+            ScoringError: see ``scoring_client.errors``.
+        """
+        return await self._collect(topk_job(groups, k, self._filled(options), whole=True))
+
+    def topk_logprobs_iter(
+        self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
+    ) -> AsyncGenerator[CompletionTopK, None]:
+        """Yield the top-K of each completion once they are whole; see ``score_iter``."""
+        return self._run(topk_job(groups, k, self._filled(options), whole=True))
+
+    def topk_logprobs_slices(
+        self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
+    ) -> AsyncGenerator[CompletionTopK, None]:
+        """Yield slices of rows as they arrive; see ``score_slices``."""
+        return self._run(topk_job(groups, k, self._filled(options), whole=False))
+
+    async def sample(
+        self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
+    ) -> SampleResults:
+        """Return samples with the log-probs of what was drawn.
+
+        Args:
+            prompts: SamplePrompts, text or token ids.
+            options: Those of SampleOptions: ``max_tokens`` (required), ``n``, ``min_tokens``,
+                ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``, ``top_logprobs``,
+                ``return_text``, the distribution (``temperature``, ``top_k``, ``top_p``, ``min_p``,
+                ``defaults``), and of every call ``model``, ``expect``, ``context``, ``timeout``,
+                ``on_error``, ``on_progress``.
+
+        Returns:
+            ``results[p][s]`` is the s-th sample of prompt p.
+
+        Raises:
+            InvalidRequestError: as of ``score``.
+            ScoringError: see ``scoring_client.errors``.
+        """
+        return await self._collect(sample_job(prompts, self._filled(options), whole=True))
+
+    def sample_iter(
+        self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
+    ) -> AsyncGenerator[Sample, None]:
+        """Yield each sample once it is whole, in any order; arguments and errors as of ``sample``.
+
+        With ``on_error="raise"`` the failed items raise at the end. Closing the iterator cancels
+        the call.
+        """
+        return self._run(sample_job(prompts, self._filled(options), whole=True))
+
+    def sample_slices(
+        self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
+    ) -> AsyncGenerator[Sample, None]:
+        """Yield tokens as they are drawn: ascending within a sample, never twice.
+
+        Arguments and errors as of ``sample_iter``; besides, an item fails with ResultChangedError
+        when the weights change while its broken stream is resumed.
+        """
+        return self._run(sample_job(prompts, self._filled(options), whole=False))
+
+    def _filled(self, options: Any) -> Any:
+        return {"model": self._model, "timeout": self._timeout, **options}
+
+    def _method(self, rpc: str) -> Any:
+        if self._channel is None:
+            self._channel = _open_channel(self._target, self._credentials, self._channel_options)
+        return getattr(service_pb2_grpc.ScoringServiceStub(self._channel), rpc)
+
+    async def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
+        return job.results([part async for part in self._run(job)])
+
+    async def _run(self, job: Job[PartT, Any, Any]) -> AsyncGenerator[PartT, None]:
+        """Yield what the caller gets, over as many attempts as it takes."""
+        method = self._method(job.rpc)
+        attempts = Attempts(self._retry, job.settings.timeout)
+        while not job.done:
+            request = job.begin_attempt()
+            call = method(request, timeout=attempts.remaining(), metadata=self._metadata)
+            try:
+                async for message in call:
+                    for part in job.feed(message):
+                        yield part
+                job.end_attempt()
+                break
+            except grpc.RpcError as error:
+                # When every item had arrived, nothing of value is lost with the summary.
+                delay = 0.0
+                if not job.done:
+                    failure = job.failure(error)
+                    delay = attempts.wait_after(failure, progressed=job.progressed)
+            finally:
+                call.cancel()
+            await asyncio.sleep(delay)
+        job.raise_item_errors()
+
+    async def _unary(self, rpc: str, request: Any, timeout: float | None) -> Any:
+        try:
+            return await self._method(rpc)(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
+
+
+def _open_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
+) -> grpc.aio.Channel:
+    options = channel_options(target, extra)
+    if credentials is None:
+        return grpc.aio.insecure_channel(full_target(target), options=options)
+    return grpc.aio.secure_channel(full_target(target), credentials, options=options)

@@ -1,0 +1,32 @@
+"""What every streaming call carries beside its content."""
+
+from scoring_client.job import JobSettings
+from scoring_client.messages import set_fields
+from scoring_client.options import CallOptions
+from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2
+from scoring_client.requests import context_message, expect_message
+
+
+def fill_call(
+    template: score_pb2.ScoreRequest | topk_pb2.TopKLogprobsRequest | sample_pb2.SampleRequest,
+    options: CallOptions,
+) -> None:
+    """Set model, encoding, context and expectations.
+
+    Raises:
+        InvalidRequestError: a value of the wrong type, or beyond the field's range.
+    """
+    set_fields(template, "", model=options.get("model"))
+    template.encoding = tensor_pb2.ENCODING_BYTES
+    template.context.CopyFrom(context_message(options.get("context")))
+    if (expect := expect_message(options.get("expect"))) is not None:
+        template.expect.CopyFrom(expect)
+
+
+def job_settings(options: CallOptions) -> JobSettings:
+    """Return what the caller wants of the call beside its content."""
+    return JobSettings(
+        timeout=options.get("timeout"),
+        on_error=options.get("on_error", "raise"),
+        on_progress=options.get("on_progress"),
+    )

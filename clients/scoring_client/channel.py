@@ -1,0 +1,106 @@
+"""Channels with what long calls need: keepalive, quick reconnection, retries of short calls."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+ChannelOptions = Sequence[tuple[str, Any]]
+
+Pem = bytes | str | os.PathLike[str]
+"""PEM data as bytes, or the path of a file that holds it."""
+
+_RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+_LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\]|::1)(:\d+)?$")
+_UNARY_METHODS = ("ListModels", "GetModelInfo")
+
+
+def full_target(target: str) -> str:
+    """Return ``target`` with a resolver: ``dns:///`` unless it names one.
+
+    A name that resolves to several addresses (a headless service) is then balanced over all of
+    them, call by call.
+    """
+    scheme = target.partition(":")[0]
+    return target if scheme in _RESOLVERS else f"dns:///{target}"
+
+
+def channel_options(target: str, extra: ChannelOptions = ()) -> list[tuple[str, Any]]:
+    """Return the options of this package's channels; those in ``extra`` win.
+
+    Messages keep gRPC's own limits: answers come in slices of about 1 MiB, under the 4 MiB that a
+    channel receives by default, and the server limits requests.
+    """
+    options: dict[str, Any] = {
+        "grpc.service_config": service_config(),
+        # A quiet connection is probed once a minute while a call runs: often enough for load
+        # balancers that drop idle ones, seldom enough for servers that count pings.
+        "grpc.keepalive_time_ms": 60_000,
+        "grpc.keepalive_timeout_ms": 20_000,
+        "grpc.keepalive_permit_without_calls": 0,
+        "grpc.http2.max_pings_without_data": 0,
+        # gRPC waits up to two minutes before it tries a lost server again.
+        "grpc.initial_reconnect_backoff_ms": 200,
+        "grpc.max_reconnect_backoff_ms": 5_000,
+        "grpc.primary_user_agent": "scoring-client",
+    }
+    if _LOOPBACK.match(target):
+        options["grpc.enable_http_proxy"] = 0
+    return list((options | dict(extra)).items())
+
+
+def service_config() -> str:
+    """Return the service config: spread calls over all addresses, retry short calls.
+
+    gRPC's retry ends with the first message of an answer, so it is left to the calls that have one
+    message; streams are resumed by this package, and gRPC's retries would multiply its attempts.
+    """
+    methods = [{"service": "scoring.v1.ScoringService", "method": name} for name in _UNARY_METHODS]
+    return json.dumps(
+        {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "methodConfig": [
+                {
+                    "name": methods,
+                    "retryPolicy": {
+                        "maxAttempts": 4,
+                        "initialBackoff": "0.2s",
+                        "maxBackoff": "2s",
+                        "backoffMultiplier": 2,
+                        "retryableStatusCodes": ["UNAVAILABLE"],
+                    },
+                }
+            ],
+        }
+    )
+
+
+def channel_credentials(
+    credentials: grpc.ChannelCredentials | None, root_certificates: Pem | None
+) -> grpc.ChannelCredentials | None:
+    """Return credentials for TLS, or None for a plain channel.
+
+    Raises:
+        ValueError: both were given.
+        OSError: the file of certificates cannot be read.
+    """
+    if root_certificates is None:
+        return credentials
+    if credentials is not None:
+        raise ValueError("give credentials or root_certificates, not both")
+    pem = root_certificates
+    if not isinstance(pem, bytes):
+        pem = Path(pem).read_bytes()
+    return grpc.ssl_channel_credentials(root_certificates=pem)
+
+
+def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """Return the metadata of every call: the token, if there is one.
+
+    It travels as it is: on a plain channel whoever sees the connection sees the token.
+    """
+    return () if token is None else (("authorization", f"Bearer {token}"),)

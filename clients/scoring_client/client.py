@@ -1,0 +1,314 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Generator, Iterable
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+
+from scoring_client.assembly import PartT
+from scoring_client.channel import (
+    ChannelOptions,
+    Pem,
+    call_metadata,
+    channel_credentials,
+    channel_options,
+    full_target,
+)
+from scoring_client.errors import DeadlineError, UnavailableError
+from scoring_client.inputs import GroupLike, PromptLike
+from scoring_client.job import Job, ResultsT
+from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
+from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
+from scoring_client.proto import model_info_pb2, service_pb2_grpc
+from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
+from scoring_client.retry import Attempts, RetryPolicy
+from scoring_client.sample_job import sample_job
+from scoring_client.samples import Sample, SampleResults
+from scoring_client.score_job import score_job, topk_job
+from scoring_client.status import error_from_rpc
+
+READY_POLL_SECONDS = 0.5
+
+
+class ScoringClient:
+    """Asks a scoring server; blocks until it answers.
+
+    One client serves many threads and calls at once. Use it as a context manager, or close it.
+
+    Every call may raise the exceptions of ``scoring_client.errors``; all of them are ScoringError.
+    A stream that breaks is resumed with the items that were unfinished.
+    """
+
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        model: str = "",
+        timeout: float | None = 600.0,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        root_certificates: Pem | None = None,
+        channel: grpc.Channel | None = None,
+        channel_options: ChannelOptions = (),
+        max_attempts: int = 5,
+    ) -> None:
+        """Open a channel; it connects with the first call.
+
+        Args:
+            target: Host and port, or any gRPC target. A plain name is resolved by DNS, and calls
+                are spread over all its addresses.
+            model: Model of calls that name none. Empty = the only one served.
+            timeout: Seconds for calls that set none, retries included; None = no limit.
+            token: Sent with every call as ``authorization: Bearer …``; on a channel without TLS it
+                can be read on the way.
+            credentials: TLS with these; see ``grpc.ssl_channel_credentials``.
+            root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
+            channel: Use this one, and leave it open; the arguments about channels are ignored.
+            channel_options: gRPC's options; they win over this package's.
+            max_attempts: Attempts in a row that finish no item before a call fails; 1 = no retry.
+                Five take about ten seconds, each further one ten more: raise it to ride out a
+                server that restarts.
+
+        Raises:
+            ValueError: an argument makes no sense.
+            OSError: the file of certificates cannot be read.
+        """
+        self._model = model
+        self._timeout = timeout
+        self._metadata = call_metadata(token)
+        self._retry = RetryPolicy(max_attempts=max_attempts)
+        self._owns_channel = channel is None
+        self._channel = channel or _open_channel(
+            target, channel_credentials(credentials, root_certificates), channel_options
+        )
+        self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
+
+    def __enter__(self) -> "ScoringClient":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel, unless it was handed in. Calls that run are cancelled."""
+        if self._owns_channel:
+            self._channel.close()
+
+    def wait_ready(self, timeout: float = 60.0, *, model: str | None = None) -> ModelInfo:
+        """Wait until a server answers for the model, and return what it says of it.
+
+        Args:
+            timeout: Seconds to wait.
+            model: Name of the model; default: the client's.
+
+        Raises:
+            UnavailableError: no server was ready in time.
+            ModelNotFoundError: the server has no such model.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                left = max(deadline - time.monotonic(), 0.01)
+                return self.model_info(model, timeout=min(left, 5.0))
+            except (UnavailableError, DeadlineError) as error:
+                if time.monotonic() + READY_POLL_SECONDS >= deadline:
+                    raise UnavailableError(
+                        f"no server was ready within {timeout:g} s: {error}", code=error.code
+                    ) from error
+            time.sleep(READY_POLL_SECONDS)
+
+    def model_info(self, model: str | None = None, *, timeout: float | None = 30.0) -> ModelInfo:
+        """Return what a trainer has to know of a model before it starts.
+
+        Args:
+            model: Name of the model; default: the client's.
+            timeout: Seconds; None = no limit.
+
+        Raises:
+            ModelNotFoundError: the server has no such model; the message lists those it has.
+            UnavailableError: no server answered, or the model is loading.
+        """
+        name = self._model if model is None else model
+        request = model_info_pb2.GetModelInfoRequest(model=name)
+        return model_info(self._unary(self._stub.GetModelInfo, request, timeout))
+
+    def list_models(self, *, timeout: float | None = 30.0) -> tuple[ServedModel, ...]:
+        """Return the models served.
+
+        Args:
+            timeout: Seconds; None = no limit.
+
+        Raises:
+            UnavailableError: no server answered.
+        """
+        request = model_info_pb2.ListModelsRequest()
+        return served_models(self._unary(self._stub.ListModels, request, timeout))
+
+    def score(
+        self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
+    ) -> ScoreResults[CompletionScores]:
+        """Return the log-probs of completions.
+
+        Args:
+            groups: PromptGroups or pairs (prompt, completions). A prompt is text or token ids; so
+                is a completion, or a Completion with rows or candidates.
+            options: Those of ScoreOptions: the distribution (``temperature``, ``top_k``, ``top_p``,
+                ``min_p``, ``keep_realised``, ``defaults``), what is wanted of each row beside the
+                log-prob (``processed_logprobs``, ``entropy``, ``rank``, ``logsumexp``,
+                ``log_kept_mass``, ``tokens``, ``token_ids``), ``next_token``, and of every call
+                ``model``, ``expect``, ``context``, ``timeout``, ``on_error``, ``on_progress``.
+
+        Returns:
+            ``results[g][c]`` has the scores of completion c of group g.
+
+        Raises:
+            InvalidRequestError: the request, or (with ``on_error="raise"``) an item is wrong; its
+                ``violations`` name the fields, its ``item_errors`` the items.
+            ScoringError: see ``scoring_client.errors``.
+        """
+        return self._collect(score_job(groups, self._filled(options), whole=True))
+
+    def score_iter(
+        self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
+    ) -> Generator[CompletionScores, None, None]:
+        """Yield the scores of each completion once they are whole, in any order.
+
+        Arguments and errors as of ``score``. With ``on_error="raise"`` the failed items raise at
+        the end. Closing the iterator cancels the call.
+        """
+        return self._run(score_job(groups, self._filled(options), whole=True))
+
+    def score_slices(
+        self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
+    ) -> Generator[CompletionScores, None, None]:
+        """Yield slices of rows as they arrive: ascending within a completion, never twice.
+
+        Arguments and errors as of ``score_iter``; besides, an item fails with ResultChangedError
+        when the weights change while its broken stream is resumed.
+        """
+        return self._run(score_job(groups, self._filled(options), whole=False))
+
+    def topk_logprobs(
+        self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
+    ) -> ScoreResults[CompletionTopK]:
+        """Return the K most likely tokens of every row, with everything that ``score`` gives.
+
+        Args:
+            groups: As of ``score``.
+            k: Tokens listed for each row.
+            options: Those of ``score``, and ``token_id_limit``: only ids below it are listed, the
+                rest count as tail.
+
+        Returns:
+            ``results[g][c]`` has the scores and the top-K of completion c of group g.
+
+        Raises:
+            InvalidRequestError: as of ``score``.
+            ScoringError: see ``scoring_client.errors``.
+        """
+        return self._collect(topk_job(groups, k, self._filled(options), whole=True))
+
+    def topk_logprobs_iter(
+        self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
+    ) -> Generator[CompletionTopK, None, None]:
+        """Yield the top-K of each completion once they are whole; see ``score_iter``."""
+        return self._run(topk_job(groups, k, self._filled(options), whole=True))
+
+    def topk_logprobs_slices(
+        self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
+    ) -> Generator[CompletionTopK, None, None]:
+        """Yield slices of rows as they arrive; see ``score_slices``."""
+        return self._run(topk_job(groups, k, self._filled(options), whole=False))
+
+    def sample(
+        self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
+    ) -> SampleResults:
+        """Return samples with the log-probs of what was drawn.
+
+        Args:
+            prompts: SamplePrompts, text or token ids.
+            options: Those of SampleOptions: ``max_tokens`` (required), ``n``, ``min_tokens``,
+                ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``, ``top_logprobs``,
+                ``return_text``, the distribution (``temperature``, ``top_k``, ``top_p``, ``min_p``,
+                ``defaults``), and of every call ``model``, ``expect``, ``context``, ``timeout``,
+                ``on_error``, ``on_progress``.
+
+        Returns:
+            ``results[p][s]`` is the s-th sample of prompt p.
+
+        Raises:
+            InvalidRequestError: as of ``score``.
+            ScoringError: see ``scoring_client.errors``.
+        """
+        return self._collect(sample_job(prompts, self._filled(options), whole=True))
+
+    def sample_iter(
+        self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
+    ) -> Generator[Sample, None, None]:
+        """Yield each sample once it is whole, in any order; arguments and errors as of ``sample``.
+
+        With ``on_error="raise"`` the failed items raise at the end. Closing the iterator cancels
+        the call.
+        """
+        return self._run(sample_job(prompts, self._filled(options), whole=True))
+
+    def sample_slices(
+        self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
+    ) -> Generator[Sample, None, None]:
+        """Yield tokens as they are drawn: ascending within a sample, never twice.
+
+        Arguments and errors as of ``sample_iter``; besides, an item fails with ResultChangedError
+        when the weights change while its broken stream is resumed.
+        """
+        return self._run(sample_job(prompts, self._filled(options), whole=False))
+
+    def _filled(self, options: Any) -> Any:
+        return {"model": self._model, "timeout": self._timeout, **options}
+
+    def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
+        return job.results(list(self._run(job)))
+
+    def _run(self, job: Job[PartT, Any, Any]) -> Generator[PartT, None, None]:
+        """Yield what the caller gets, over as many attempts as it takes."""
+        method = getattr(self._stub, job.rpc)
+        attempts = Attempts(self._retry, job.settings.timeout)
+        while not job.done:
+            request = job.begin_attempt()
+            call = method(request, timeout=attempts.remaining(), metadata=self._metadata)
+            try:
+                for message in call:
+                    yield from job.feed(message)
+                job.end_attempt()
+                break
+            except grpc.RpcError as error:
+                # When every item had arrived, nothing of value is lost with the summary.
+                delay = 0.0
+                if not job.done:
+                    failure = job.failure(error)
+                    delay = attempts.wait_after(failure, progressed=job.progressed)
+            finally:
+                call.cancel()
+            time.sleep(delay)
+        job.raise_item_errors()
+
+    def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
+
+
+def _open_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
+) -> grpc.Channel:
+    options = channel_options(target, extra)
+    if credentials is None:
+        return grpc.insecure_channel(full_target(target), options=options)
+    return grpc.secure_channel(full_target(target), credentials, options=options)

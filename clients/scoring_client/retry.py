@@ -1,0 +1,103 @@
+"""When to send a request again, and after how long."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from scoring_client.errors import DeadlineError, ScoringError
+
+INITIAL_BACKOFF = 0.25
+"""Seconds before the first retry, before jitter."""
+BACKOFF_FACTOR = 3.0
+"""How much longer each wait is than the one before: five attempts take about ten seconds."""
+MAX_BACKOFF = 10.0
+"""Most seconds between attempts, before jitter, unless the server names more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with jitter; never less than a delay that the server names."""
+
+    max_attempts: int = 5
+    """Attempts in a row that finish no item before the call fails; 1 = never retry."""
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, got {self.max_attempts}")
+
+    def allows(self, error: ScoringError, failures: int) -> bool:
+        """Return whether to try again after ``failures`` attempts in a row failed."""
+        return error.retryable and failures < self.max_attempts
+
+    def delay(self, error: ScoringError, failures: int) -> float:
+        """Return the seconds to wait after the ``failures``-th attempt in a row failed.
+
+        Many trainers are refused at the same moment, so each waits a little differently: a delay
+        that the server named is prolonged by up to a fifth, one of ours varies by a fifth.
+        """
+        # Not for secrets: jitter.
+        spread = random.random()
+        backoff: float = min(MAX_BACKOFF, INITIAL_BACKOFF * BACKOFF_FACTOR ** (failures - 1))
+        invited = 0.0 if error.retry_delay is None else error.retry_delay
+        return max(backoff * (0.8 + 0.4 * spread), invited * (1.0 + 0.2 * spread))
+
+
+class Attempts:
+    """The attempts of one call: how much time each has, and whether there is another."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        timeout: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            policy: When to try again.
+            timeout: Seconds for all attempts together; None = no limit.
+            clock: Seconds, for tests.
+        """
+        self._policy = policy
+        self._clock = clock
+        self._timeout = timeout
+        self._deadline = None if timeout is None else clock() + timeout
+        self._failures = 0
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, None when there is no limit.
+
+        Raises:
+            DeadlineError: none are left.
+        """
+        if self._deadline is None:
+            return None
+        left = self._deadline - self._clock()
+        if left <= 0:
+            raise DeadlineError(
+                f"the timeout of {self._timeout} s passed",
+                code=grpc.StatusCode.DEADLINE_EXCEEDED,
+            )
+        return left
+
+    def wait_after(self, error: ScoringError, *, progressed: bool) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Args:
+            error: What ended the attempt.
+            progressed: Whether it finished an item. Then the count begins anew: a long call may
+                meet more broken connections than a short one.
+
+        Raises:
+            ScoringError: ``error``, when there is no next attempt.
+        """
+        self._failures = 1 if progressed else self._failures + 1
+        if not self._policy.allows(error, self._failures):
+            raise error
+        delay = self._policy.delay(error, self._failures)
+        if self._deadline is not None and self._clock() + delay >= self._deadline:
+            raise error
+        return delay

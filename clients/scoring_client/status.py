@@ -1,0 +1,103 @@
+"""From gRPC statuses, with the details they carry, to this package's exceptions."""
+
+import re
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from scoring_client.errors import (
+    FieldViolation,
+    MessageTooLargeError,
+    ScoringError,
+    error_class,
+)
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+# gRPC's own refusals: "Received message larger than max (104857616 vs. 4194304)", with a prefix
+# "CLIENT: " or "SERVER: " in newer versions.
+_TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
+
+
+def error_from_rpc(error: grpc.RpcError, *, request_id: str, request_bytes: int) -> ScoringError:
+    """Return the exception of this package for a call that gRPC ended.
+
+    Args:
+        error: What grpc or grpc.aio raised.
+        request_id: Id that the request carried.
+        request_bytes: Size of the request, to tell which side refused a message as too large.
+    """
+    # grpc raises objects that are RpcError and Call at once; RpcError alone declares nothing.
+    call: Any = error
+    code: grpc.StatusCode = call.code()
+    message: str = call.details() or code.name
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (match := _TOO_LARGE.search(message)):
+        return _message_too_large(match, message, request_id, request_bytes)
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for key, value in call.trailing_metadata() or ():
+        if key == _DETAILS_KEY:
+            status.MergeFromString(value)
+    # The plain status decides: a proxy may have replaced it and left the details standing.
+    status.code = code.value[0]
+    status.message = message
+    return error_from_status(status, request_id=request_id)
+
+
+def error_from_status(status: Any, *, request_id: str) -> ScoringError:
+    """Return the exception for a ``google.rpc.Status``, such as that of one item."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    bad_request = error_details_pb2.BadRequest()
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    request = error_details_pb2.RequestInfo()
+    invited = False
+    for detail in status.details:
+        detail.Unpack(bad_request)
+        detail.Unpack(info)
+        detail.Unpack(request)
+        invited = detail.Unpack(retry) or invited
+    return error_class(code)(
+        status.message or code.name,
+        code=code,
+        reason=info.reason,
+        violations=[
+            FieldViolation(item.field, item.description) for item in bad_request.field_violations
+        ],
+        request_id=request.request_id or request_id,
+        retry_delay=retry.retry_delay.ToTimedelta().total_seconds() if invited else None,
+        metadata=info.metadata,
+    )
+
+
+def _message_too_large(
+    match: re.Match[str], message: str, request_id: str, request_bytes: int
+) -> MessageTooLargeError:
+    verb, size, limit = match.groups()
+    refused_here = verb == "Sent" or message.startswith("CLIENT")
+    # A received message of another size than the request is the answer.
+    answer = verb == "Received" and (
+        message.startswith("CLIENT") or (size is not None and int(size) != request_bytes)
+    )
+    if answer:
+        advice = (
+            "a message of the answer is larger than this channel receives; the server keeps them "
+            "to about 1 MiB, so leave grpc.max_receive_message_length at 4 MiB or more"
+        )
+    else:
+        accepted = f" in a message; {_megabytes(int(limit))} are accepted" if limit else ""
+        where = "by this channel's own limit" if refused_here else "by the server"
+        advice = (
+            f"the request was refused {where}: it takes {_megabytes(request_bytes)}{accepted} "
+            "(the server's limit is GetModelInfo's limits.max_request_bytes). Send fewer groups in "
+            "a call, or let completions of one prompt share a group so that it travels once"
+        )
+    return MessageTooLargeError(
+        f"{advice} [{message}]",
+        code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+        request_id=request_id,
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,53 @@
+"""Sequences of tokens as callers give them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scoring_client.arrays import Int32Array
+from scoring_client.errors import invalid
+
+Tokens = str | Sequence[int] | npt.NDArray[Any]
+"""Text, or token ids."""
+
+_INT32 = np.iinfo(np.int32)
+
+
+def as_text_or_ids(value: Any, path: str) -> str | Int32Array:
+    """Return text as it is and token ids as int32 [T].
+
+    Whatever numpy takes as one-dimensional integers is accepted, a torch tensor on the CPU too.
+
+    Raises:
+        InvalidRequestError: neither text nor integers that fit into 32 bits.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bytes, int, float)) or value is None:
+        raise invalid(path, f"expected text or token ids, got {value!r}")
+    array = np.asarray(value)
+    if array.size == 0:
+        # Python's [] is a float array to numpy. The server says what is wrong with no token.
+        return np.empty(0, dtype=np.int32)
+    if array.ndim != 1:
+        raise invalid(path, f"expected token ids [T], got an array of shape {list(array.shape)}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise invalid(path, f"expected integer token ids, got {array.dtype}")
+    outside = np.flatnonzero((array < _INT32.min) | (array > _INT32.max))
+    if outside.size:
+        index = int(outside[0])
+        raise invalid(f"{path}.token_ids[{index}]", f"{array[index]} is no 32-bit integer")
+    return array.astype(np.int32)
+
+
+def as_sequence(value: Any, what: str, path: str) -> list[Any]:
+    """Return a list of items, refusing text, which Python would take apart into characters.
+
+    Raises:
+        InvalidRequestError: ``value`` is text, or cannot be iterated.
+    """
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise invalid(path, f"expected a list of {what}, got {value!r}; did you mean [{value!r}]?")
+    return list(value)

@@ -1,0 +1,148 @@
+"""Channels: targets, tokens, TLS, limits, and whose they are."""
+
+import json
+import shutil
+import subprocess
+
+import grpc
+import pytest
+
+from scoring_client import AsyncScoringClient, ScoringClient, UnavailableError
+from scoring_client.channel import channel_options, full_target
+from tests.client.toy_server import ToyServer
+from tests.client.truth import assert_scores
+
+ONE = [([1, 2], [[3, 4]])]
+
+
+@pytest.mark.parametrize(
+    ("given", "full"),
+    [
+        ("localhost:50051", "dns:///localhost:50051"),
+        ("scoring", "dns:///scoring"),
+        ("10.0.0.1:5", "dns:///10.0.0.1:5"),
+        ("[::1]:5", "dns:///[::1]:5"),
+        ("dns:///a:5", "dns:///a:5"),
+        ("dns://8.8.8.8/a:5", "dns://8.8.8.8/a:5"),
+        ("unix:/tmp/s", "unix:/tmp/s"),
+        ("ipv4:10.0.0.1:5,10.0.0.2:5", "ipv4:10.0.0.1:5,10.0.0.2:5"),
+    ],
+)
+def test_targets(given, full):
+    assert full_target(given) == full
+
+
+def test_options():
+    options = dict(channel_options("host:1", [("grpc.keepalive_time_ms", 5)]))
+    assert options["grpc.keepalive_time_ms"] == 5
+    assert "grpc.enable_http_proxy" not in options
+    assert dict(channel_options("localhost:1"))["grpc.enable_http_proxy"] == 0
+    assert dict(channel_options("localhost.example:1")).get("grpc.enable_http_proxy") is None
+    config = json.loads(options["grpc.service_config"])
+    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
+    retried = {entry["method"] for entry in config["methodConfig"][0]["name"]}
+    assert retried == {"ListModels", "GetModelInfo"}
+
+
+def test_calls_are_spread_over_all_addresses():
+    with ToyServer() as one, ToyServer() as two:
+        target = f"ipv4:{one.target},{two.target}"
+        with ScoringClient(target) as client:
+            client.wait_ready(5)
+            for _ in range(20):
+                client.score(ONE)
+        assert len(one.requests) + len(two.requests) == 20
+        assert one.requests
+        assert two.requests
+
+
+def test_the_other_server_answers_when_one_is_gone():
+    with ToyServer() as one, ToyServer() as two:
+        target = f"ipv4:{one.target},{two.target}"
+        with ScoringClient(target) as client:
+            client.score(ONE)
+            one.__exit__()
+            for _ in range(4):
+                assert_scores(client.score(ONE)[0][0], [1, 2], [3, 4])
+
+
+def test_tokens(ask):
+    with ToyServer() as server:
+        ask(server.target, "score", ONE, client={"token": "secret"})
+        ask(server.target, "list_models", client={"token": "secret"})
+        ask(server.target, "score", ONE)
+        assert [m.get("authorization") for m in server.metadata] == [
+            "Bearer secret",
+            "Bearer secret",
+            None,
+        ]
+
+
+def test_a_channel_that_was_handed_in_stays_open(runner):
+    with ToyServer() as server:
+        with grpc.insecure_channel(server.target) as channel:
+            for _ in range(2):
+                with ScoringClient(channel=channel) as client:
+                    assert_scores(client.score(ONE)[0][0], [1, 2], [3, 4])
+
+        async def main():
+            async with grpc.aio.insecure_channel(server.target) as channel:
+                for _ in range(2):
+                    async with AsyncScoringClient(channel=channel) as client:
+                        results = await client.score(ONE)
+                        assert_scores(results[0][0], [1, 2], [3, 4])
+
+        runner.run(main())
+
+
+def test_an_async_client_can_be_made_outside_a_loop(runner):
+    with ToyServer() as server:
+        client = AsyncScoringClient(server.target)
+
+        async def main():
+            await client.score(ONE)
+            await client.close()
+
+        runner.run(main())
+        runner.run(AsyncScoringClient(server.target).close())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificate with openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
+        "-subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    )
+    subprocess.run(
+        [*command.split(), "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True
+    )
+    return key, cert
+
+
+@pytest.mark.parametrize("given", ["path", "bytes", "credentials"])
+def test_tls(ask, certificate, given):
+    key, cert = certificate
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+    client = {
+        "path": {"root_certificates": cert},
+        "bytes": {"root_certificates": cert.read_bytes()},
+        "credentials": {"credentials": grpc.ssl_channel_credentials(cert.read_bytes())},
+    }[given]
+    with ToyServer(credentials=credentials) as server:
+        results = ask(server.target, "score", ONE, client={**client, "token": "t"})
+        assert_scores(results[0][0], [1, 2], [3, 4])
+        assert server.metadata[0]["authorization"] == "Bearer t"
+        with pytest.raises(UnavailableError):
+            ask(server.target, "score", ONE, client={"max_attempts": 1}, timeout=5)
+        assert len(server.requests) == 1
+
+
+def test_tls_arguments_that_make_no_sense():
+    with pytest.raises(ValueError, match="not both"):
+        ScoringClient(credentials=grpc.ssl_channel_credentials(), root_certificates=b"x")
+    with pytest.raises(OSError, match="nowhere"):
+        ScoringClient(root_certificates="/nowhere.pem")

@@ -1,0 +1,180 @@
+"""What callers hand in: mistakes are named with the path of the field before anything is sent."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoring_client import (
+    Completion,
+    Expect,
+    InvalidRequestError,
+    PromptGroup,
+    RequestContext,
+    SamplePrompt,
+    ScoringClient,
+)
+from scoring_client.requests import group_messages, prompt_messages
+from scoring_client.spans import as_spans, rows_of_spans, spans_of_mask
+
+
+@settings(deadline=None)
+@given(mask=st.lists(st.booleans(), max_size=40))
+def test_spans_cover_exactly_the_mask(mask):
+    spans = spans_of_mask(np.array(mask, dtype=bool))
+    assert rows_of_spans(spans).tolist() == [i for i, wanted in enumerate(mask) if wanted]
+    # As few spans as there are runs: each begins after a row that is not wanted.
+    assert all(start == 0 or not mask[start - 1] for start, _ in spans)
+    assert all(length > 0 for _, length in spans)
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([True, False], "the mask has 2 entries for 3 tokens"),
+        ([[0, 1, 2]], "expected spans"),
+        ([0.5, 1.0, 0.0], "expected spans"),
+        ([0, 1, 2], "expected spans"),
+        ([(0, 2), (1, 1)], "overlap or are unordered"),
+        ([(2, 1), (0, 1)], "overlap or are unordered"),
+        ([(-1, 2)], "no span"),
+        ([(0, 0)], "no span"),
+    ],
+)
+def test_bad_rows(rows, complaint):
+    with pytest.raises(InvalidRequestError, match=complaint) as raised:
+        as_spans(rows, 3, "groups[1].completions[2].rows")
+    assert raised.value.violations[0].field == "groups[1].completions[2].rows"
+
+
+def test_a_mask_needs_token_ids():
+    with pytest.raises(InvalidRequestError, match="needs a completion given as token ids"):
+        group_messages([("a", [Completion("bc", rows=[True, False])])])
+    messages, _ = group_messages([("a", [Completion("bc", rows=[(0, 1)])])])
+    assert messages[0].completions[0].rows[0].length == 1
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        [1, 2, 3],
+        (1, 2, 3),
+        range(1, 4),
+        np.array([1, 2, 3]),
+        np.array([1, 2, 3], dtype=np.uint8),
+        np.array([1, 2, 3], dtype=np.int64)[::1],
+        np.arange(6)[1:4],
+        [np.int64(1), 2, 3],
+    ],
+)
+def test_whatever_holds_integers_is_token_ids(tokens):
+    messages, asked = group_messages([(tokens, [tokens])])
+    assert list(messages[0].prompt.token_ids) == [1, 2, 3]
+    assert list(messages[0].completions[0].token_ids) == [1, 2, 3]
+    assert asked[0, 0].token_ids.dtype == np.int32
+    assert list(prompt_messages([tokens])[0].token_ids) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("groups", "path", "complaint"),
+    [
+        ([], "groups", "at least one"),
+        ("text", "groups", "expected a list"),
+        (("prompt", ["completion"]), "groups[0]", "expected a PromptGroup"),
+        (["text"], "groups[0]", "expected a PromptGroup"),
+        ([("prompt",)], "groups[0]", "expected a PromptGroup"),
+        ([("prompt", "completion")], "groups[0].completions", "did you mean ['completion']"),
+        ([("prompt", [])], "groups[0].completions", "at least one"),
+        ([([1], [1, 2, 3])], "groups[0].completions[0]", "expected text or token ids, got 1"),
+        ([("a", ["b"]), (5, ["b"])], "groups[1].prompt", "got 5"),
+        ([(b"a", ["b"])], "groups[0].prompt", "got b'a'"),
+        ([(None, ["b"])], "groups[0].prompt", "got None"),
+        ([("a", ["b", [1.5]])], "groups[0].completions[1]", "integer token ids, got float64"),
+        ([("a", [[True]])], "groups[0].completions[0]", "got bool"),
+        ([("a", [[[1, 2]]])], "groups[0].completions[0]", "shape [1, 2]"),
+        ([("a", [[1, 2**40]])], "groups[0].completions[0].token_ids[1]", "no 32-bit integer"),
+        (
+            [("a", [Completion([1], candidates=[0.5])])],
+            "groups[0].completions[0].candidate_token_ids",
+            "expected integers",
+        ),
+        (
+            [("a", [Completion([1], candidates=[[2**40]])])],
+            "groups[0].completions[0].candidate_token_ids",
+            "32-bit",
+        ),
+        ([PromptGroup("a", ["b"], temperature="hot")], "groups[0].processing.temperature", "'hot'"),
+        ([PromptGroup("a", ["b"], top_k=2**40)], "groups[0].processing.top_k", "does not fit"),
+        ([PromptGroup("a", ["b"], defaults="mine")], "groups[0].processing.defaults", "'mine'"),
+    ],
+)
+def test_bad_groups(groups, path, complaint):
+    with pytest.raises(InvalidRequestError) as raised:
+        group_messages(groups)
+    assert raised.value.violations[0].field == path
+    assert complaint in str(raised.value)
+    assert raised.value.reason == "INVALID_FIELD"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "path"),
+    [
+        ([], "prompts"),
+        ("text", "prompts"),
+        ([1, 2, 3], "prompts[0]"),
+        ([SamplePrompt([1], seed=-1)], "prompts[0].seed"),
+        ([SamplePrompt([1], seed=2**64)], "prompts[0].seed"),
+        ([SamplePrompt([1], stop_token_ids=["x"])], "prompts[0].sampling.stop_token_ids"),
+        ([[1], SamplePrompt([1], max_tokens=1.5)], "prompts[1].sampling.max_tokens"),
+    ],
+)
+def test_bad_prompts(prompts, path):
+    with pytest.raises(InvalidRequestError) as raised:
+        prompt_messages(prompts)
+    assert raised.value.violations[0].field == path
+
+
+@pytest.fixture(scope="module")
+def nowhere():
+    # Nothing is sent, so nothing needs to listen.
+    with ScoringClient("127.0.0.1:1", max_attempts=1) as client:
+        yield client
+
+
+def test_mistakes_are_found_before_the_iterator_is_used(nowhere):
+    with pytest.raises(InvalidRequestError):
+        nowhere.score_iter([("prompt", "completion")])
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": -1}, "n"),
+        ({"top_logprobs": "many"}, "top_logprobs"),
+        ({"temperature": "hot"}, "sampling.processing.temperature"),
+        ({"seed": -1}, "sampling.seed"),
+        ({"context": RequestContext(priority="high")}, "context.priority"),
+        ({"context": RequestContext(tags={"a": 1})}, "context.tags"),
+        ({"expect": Expect(weight_version="new")}, "expect.weight_version"),
+    ],
+)
+def test_bad_options(nowhere, options, path):
+    with pytest.raises(InvalidRequestError) as raised:
+        nowhere.sample([[1]], **{"max_tokens": 1, **options})
+    assert raised.value.violations[0].field == path
+
+
+def test_options_that_do_not_exist(nowhere):
+    with pytest.raises(
+        TypeError, match=r"score\(\) got an unexpected keyword argument 'temprature'"
+    ):
+        nowhere.score([("a", ["b"])], temprature=1.0)
+    with pytest.raises(TypeError, match="'token_id_limit'"):
+        nowhere.score_iter([("a", ["b"])], token_id_limit=5)
+    with pytest.raises(TypeError, match="'keep_realised'"):
+        nowhere.sample([[1]], max_tokens=1, keep_realised=True)
+    with pytest.raises(TypeError, match="missing required keyword argument 'max_tokens'"):
+        nowhere.sample([[1]])
+    with pytest.raises(ValueError, match="on_error"):
+        nowhere.score([("a", ["b"])], on_error="ignore")

@@ -1,0 +1,109 @@
+"""Statuses and the details they carry, as gRPC hands them over."""
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from scoring_client import MessageTooLargeError, OverloadedError, ServerError
+from scoring_client.status import error_from_rpc, error_from_status
+
+
+class Ended(grpc.RpcError):
+    """A call that ended, with the three methods that gRPC gives its errors."""
+
+    def __init__(self, code, details, metadata=()):
+        self.code = lambda: code
+        self.details = lambda: details
+        self.trailing_metadata = lambda: metadata
+
+
+def status(code, message, *details):
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=code.value[0], message=message, details=packed)
+
+
+def test_the_plain_status_wins_over_the_details():
+    # A proxy replaced the status and let the metadata pass.
+    info = error_details_pb2.ErrorInfo(reason="QUEUE_FULL", metadata={"tokens": "5"})
+    carried = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", info).SerializeToString()
+    metadata = (("other", "x"), ("grpc-status-details-bin", carried))
+    ended = Ended(grpc.StatusCode.INTERNAL, "bad gateway", metadata)
+    error = error_from_rpc(ended, request_id="id", request_bytes=1)
+    assert type(error) is ServerError
+    assert error.message == "bad gateway"
+    assert error.code is grpc.StatusCode.INTERNAL
+    assert error.reason == "QUEUE_FULL"
+    assert error.metadata == {"tokens": "5"}
+    assert error.request_id == "id"
+
+
+def test_a_status_without_words_or_metadata():
+    error = error_from_rpc(
+        Ended(grpc.StatusCode.UNKNOWN, None, None), request_id="", request_bytes=1
+    )
+    assert str(error) == "UNKNOWN"
+
+
+def test_the_server_s_request_id_wins():
+    request = error_details_pb2.RequestInfo(request_id="theirs")
+    error = error_from_status(status(grpc.StatusCode.INTERNAL, "x", request), request_id="ours")
+    assert error.request_id == "theirs"
+
+
+def test_a_code_that_grpc_does_not_have():
+    error = error_from_status(status_pb2.Status(code=99, message="odd"), request_id="")
+    assert error.code is grpc.StatusCode.UNKNOWN
+    assert type(error) is ServerError
+
+
+def test_a_delay_of_zero_is_an_invitation_all_the_same():
+    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", error_details_pb2.RetryInfo())
+    error = error_from_status(full, request_id="")
+    assert error.retry_delay == 0
+    assert error.retryable
+
+
+def test_details_of_unknown_kinds_are_left_alone():
+    detail = error_details_pb2.DebugInfo(detail="x")
+    error = error_from_status(status(grpc.StatusCode.INTERNAL, "y", detail), request_id="")
+    assert (error.reason, error.violations, error.retry_delay) == ("", (), None)
+
+
+@pytest.mark.parametrize(
+    ("details", "request_bytes", "said"),
+    [
+        (
+            "SERVER: Received message larger than max (2000000 vs. 1000000)",
+            2_000_000,
+            "by the server",
+        ),
+        ("Received message larger than max (2000000 vs. 1000000)", 2_000_000, "by the server"),
+        ("Received message larger than max (5000000 vs. 4194304)", 9, "of the answer"),
+        ("CLIENT: Received message larger than max (5000000 vs. 4194304)", 9, "of the answer"),
+        ("CLIENT: Sent message larger than max (5000000 vs. 4194304)", 5_000_000, "own limit"),
+        ("Sent message larger than max (5000000 vs. 4194304)", 5_000_000, "own limit"),
+        ("Received message larger than max", 5_000_000, "by the server"),
+        ("CLIENT: Received message larger than max", 5_000_000, "of the answer"),
+    ],
+)
+def test_which_message_was_too_large(details, request_bytes, said):
+    ended = Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+    error = error_from_rpc(ended, request_id="", request_bytes=request_bytes)
+    assert type(error) is MessageTooLargeError
+    assert said in str(error)
+    assert not error.retryable
+
+
+def test_out_of_memory_is_not_too_large():
+    info = error_details_pb2.ErrorInfo(reason="OUT_OF_MEMORY")
+    oom = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "no memory", info)
+    metadata = (("grpc-status-details-bin", oom.SerializeToString()),)
+    ended = Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, "no memory", metadata)
+    error = error_from_rpc(ended, request_id="", request_bytes=1)
+    assert type(error) is OverloadedError
+    assert error.reason == "OUT_OF_MEMORY"
+    assert not error.retryable

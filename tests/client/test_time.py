@@ -1,0 +1,200 @@
+"""Deadlines, cancellation, retries' timing, and waiting for a server."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from scoring_client import (
+    AsyncScoringClient,
+    DeadlineError,
+    ScoringClient,
+    UnavailableError,
+)
+from scoring_client.retry import Attempts, RetryPolicy
+from tests.client.toy_server import Fault, ToyServer
+from tests.client.truth import assert_scores
+
+ONE = [([1, 2], [[3, 4]])]
+NO_GRPC_RETRIES = [("grpc.enable_retries", 0)]
+
+
+@pytest.mark.parametrize("through", ["client", "call"])
+def test_the_timeout_ends_a_call_and_the_server_learns_of_it(ask, through):
+    timeout = {"timeout": 0.3}
+    client, call = (timeout, {}) if through == "client" else ({}, timeout)
+    with ToyServer(hold=threading.Event()) as server:
+        begin = time.monotonic()
+        with pytest.raises(DeadlineError, match="1 of 1 items unfinished") as raised:
+            ask(server.target, "score", ONE, client=client, **call)
+        assert time.monotonic() - begin < 2
+        assert server.cancelled.wait(timeout=2)
+    assert isinstance(raised.value, TimeoutError)
+
+
+def test_the_call_s_timeout_wins_over_the_clients(ask):
+    with ToyServer(step_delay=0.2, max_slice=1) as server:
+        results = ask(server.target, "score", ONE, client={"timeout": 0.05}, timeout=None)
+    assert_scores(results[0][0], [1, 2], [3, 4])
+
+
+def test_the_timeout_holds_for_all_attempts_together(ask, quick_retry):
+    faults = [Fault(after_results=1)] * 50
+    with ToyServer(faults=faults, step_delay=0.15, max_slice=9) as server:
+        groups = [([1], [[token]]) for token in range(20)]
+        begin = time.monotonic()
+        with pytest.raises((DeadlineError, UnavailableError)):
+            ask(server.target, "score", groups, timeout=0.8)
+        assert 0.4 < time.monotonic() - begin < 2
+        assert len(server.requests) > 2
+
+
+def test_leaving_an_iterator_cancels_the_call():
+    with ToyServer(max_slice=1, step_delay=0.05) as server, ScoringClient(server.target) as client:
+        slices = client.score_slices([([1], [list(range(100))])])
+        next(slices)
+        assert not server.cancelled.is_set()
+        slices.close()
+        assert server.cancelled.wait(timeout=2)
+
+
+def test_cancelling_a_task_cancels_the_call(runner):
+    async def main(server):
+        async with AsyncScoringClient(server.target) as client:
+            task = asyncio.ensure_future(client.score([([1], [list(range(100))])]))
+            assert await asyncio.to_thread(server.asked.wait, 5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(server.cancelled.wait, 2)
+
+    with ToyServer(max_slice=1, step_delay=0.05) as server:
+        runner.run(main(server))
+
+
+def test_many_calls_at_once_share_one_client(runner):
+    def groups(i):
+        return [([i], [[i, i + 1], [i + 2]])]
+
+    async def main(server):
+        async with AsyncScoringClient(server.target) as client:
+            calls = (client.score(groups(i)) for i in range(20))
+            return await asyncio.gather(*calls)
+
+    with ToyServer(max_slice=1) as server:
+        for i, results in enumerate(runner.run(main(server))):
+            assert_scores(results[0][0], [i], [i, i + 1])
+        with ScoringClient(server.target) as client:
+            answers = {}
+
+            def call(i):
+                answers[i] = client.score(groups(i))
+
+            threads = [threading.Thread(target=call, args=(i,)) for i in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    for i in range(20):
+        assert_scores(answers[i][0][1], [i], [i + 2])
+
+
+def test_wait_ready_waits_for_a_model_that_loads(ask, monkeypatch):
+    monkeypatch.setattr("scoring_client.client.READY_POLL_SECONDS", 0.02)
+    monkeypatch.setattr("scoring_client.aio.READY_POLL_SECONDS", 0.02)
+    loading = Fault(message="the model loads", reason="LOADING")
+    with ToyServer(unary_faults=[loading] * 6) as server:
+        info = ask(server.target, "wait_ready", 20, client={"channel_options": NO_GRPC_RETRIES})
+        assert len(server.metadata) == 7
+    assert info.name == "toy"
+
+
+def test_wait_ready_gives_up(ask):
+    begin = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"no server was ready within 0\.3 s"):
+        ask("127.0.0.1:1", "wait_ready", 0.3)
+    assert time.monotonic() - begin < 3
+
+
+def test_short_calls_are_tried_again_by_grpc(ask):
+    with ToyServer(unary_faults=[Fault(), Fault()]) as server:
+        assert ask(server.target, "list_models")[0].name == "toy"
+        assert len(server.metadata) == 3
+
+
+# Attempts, with a clock of their own
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def unavailable():
+    return UnavailableError("gone")
+
+
+def test_backoff_grows_to_its_limit():
+    attempts = Attempts(RetryPolicy(max_attempts=20), None, Clock())
+    waits = [attempts.wait_after(unavailable(), progressed=False) for _ in range(12)]
+    for index, wait in enumerate(waits):
+        base = min(10.0, 0.25 * 3**index)
+        assert 0.8 * base <= wait <= 1.2 * base
+
+
+def test_waits_differ_between_clients():
+    policy = RetryPolicy()
+    assert len({policy.delay(unavailable(), 1) for _ in range(20)}) > 10
+
+
+def test_the_server_s_delay_is_kept_and_spread():
+    policy = RetryPolicy()
+    # After the third failure the backoff alone could be 1.8 s.
+    late = [policy.delay(UnavailableError("x", retry_delay=2.0), 3) for _ in range(50)]
+    assert min(late) >= 2.0
+    waits = [policy.delay(UnavailableError("x", retry_delay=2.0), 1) for _ in range(50)]
+    assert min(waits) >= 2.0
+    assert max(waits) <= 2.4
+    assert max(waits) - min(waits) > 0.05
+
+
+def test_a_delay_of_the_server_does_not_shorten_the_backoff():
+    # A server that loads for a minute and names a second would use up the attempts in seconds.
+    attempts = Attempts(RetryPolicy(), None, Clock())
+    loading = UnavailableError("loading", retry_delay=1.0)
+    waits = [attempts.wait_after(loading, progressed=False) for _ in range(4)]
+    assert waits[0] >= 1.0
+    assert waits[1] >= 1.0
+    assert waits[3] >= 0.8 * 6.75
+
+
+def test_no_time_is_left():
+    clock = Clock()
+    attempts = Attempts(RetryPolicy(), 10.0, clock)
+    assert attempts.remaining() == 10.0
+    clock.now += 9.0
+    assert attempts.remaining() == pytest.approx(1.0)
+    assert attempts.wait_after(unavailable(), progressed=False) < 1
+    clock.now += 0.95
+    with pytest.raises(UnavailableError):
+        attempts.wait_after(unavailable(), progressed=False)
+    clock.now += 1
+    with pytest.raises(DeadlineError, match=r"10.0 s passed"):
+        attempts.remaining()
+
+
+def test_progress_starts_the_count_again():
+    attempts = Attempts(RetryPolicy(max_attempts=2), None, Clock())
+    for _ in range(5):
+        attempts.wait_after(unavailable(), progressed=True)
+    with pytest.raises(UnavailableError):
+        attempts.wait_after(unavailable(), progressed=False)
+
+
+def test_there_is_at_least_one_attempt():
+    with pytest.raises(ValueError, match="max_attempts"):
+        ScoringClient(max_attempts=0)
