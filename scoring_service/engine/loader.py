@@ -146,8 +146,8 @@ def _load_network(config: EngineConfig, device: torch.device) -> Any:
             source, dtype=dtype, output_loading_info=True, **arguments
         )
         network = network.to(device).eval().requires_grad_(False)
-    except Exception as error:  # noqa: BLE001 - many parsers, whose errors have no common base
-        raise _unreadable("weights", config, error) from error
+    except Exception as error:  # the errors of many parsers have no common base
+        raise _unloadable(f"the model {config.model!r}", error) from error
     if missing := sorted(found["missing_keys"]):
         # transformers fills them with random numbers and goes on.
         raise ConfigurationError(
@@ -157,10 +157,10 @@ def _load_network(config: EngineConfig, device: torch.device) -> Any:
     return network
 
 
-def _unreadable(what: str, config: EngineConfig, error: Exception) -> ConfigurationError:
+def _unloadable(what: str, error: Exception) -> ConfigurationError:
     """Quotes a library's message, but not the list of all architectures at the end of some."""
     reason = textwrap.shorten(str(error), 500, placeholder=" …")
-    return ConfigurationError(f"cannot load the {what} of {config.model!r}: {reason}")
+    return ConfigurationError(f"cannot load {what}: {reason}")
 
 
 def _load_tokenizer(config: EngineConfig) -> str | None:
@@ -168,9 +168,9 @@ def _load_tokenizer(config: EngineConfig) -> str | None:
     source, arguments = _source(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         if (Path(source) / "tokenizer.json").is_file():
-            raise _unreadable("tokenizer", config, error) from error
+            raise _unloadable(f"the tokenizer of {config.model!r}", error) from error
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else backend.to_str()

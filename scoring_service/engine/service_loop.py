@@ -7,8 +7,6 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from transformers.utils import logging as transformers_logging
-
 from scoring_service.engine.events import (
     Cancel,
     Command,
@@ -30,8 +28,6 @@ Send = Callable[[Event], None]
 
 def run_worker(config: EngineConfig, commands: queue.SimpleQueue[Command], send: Send) -> None:
     """Loads the model and answers calls until told to shut down."""
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
     try:
         loaded = load(config, on_stage=lambda stage: send(LoadProgress(stage)))
     except ConfigurationError as error:

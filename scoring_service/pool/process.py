@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -45,6 +46,11 @@ class _Worker:
         self.on_event(WorkerExited(f"exit code {self.process.wait()}"))
 
 
+def _environment() -> dict[str, str]:
+    """Progress bars of libraries are for terminals; elsewhere they would fill the log."""
+    return dict(os.environ) if sys.stderr.isatty() else {**os.environ, "TQDM_DISABLE": "1"}
+
+
 class ProcessExecutor:
     """Starts `python -m scoring_service.engine.worker` and talks to it over a socket pair.
 
@@ -67,6 +73,7 @@ class ProcessExecutor:
             process = subprocess.Popen(
                 [sys.executable, "-m", WORKER_MODULE, "--fd", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
             )
         self._worker = _Worker(process, Connection(ours.detach()), on_event)
