@@ -28,7 +28,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptGroup(Processing):
-    """A prompt with its completions. The prompt travels once and is computed once.
+    """A prompt with its completions. The prompt travels once.
 
     The settings of Processing, given here, win over those of the call, one by one.
     """

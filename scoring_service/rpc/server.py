@@ -51,7 +51,7 @@ class Server:
                 ("grpc.max_receive_message_length", config.limits.max_request_bytes),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ]
         )
         models = Models([ServedModel(pool, config.limits)])

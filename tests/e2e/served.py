@@ -1,0 +1,148 @@
+"""`scoring-service serve` as a process: started, waited for, ended by its pid."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from scoring_client.proto import score_pb2, sequence_pb2, service_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE = 120.0
+"""Seconds that a start may take on a busy machine."""
+
+
+class Served:
+    """A server process and what it printed."""
+
+    def __init__(self, arguments: Sequence[str], env: dict[str, str] | None = None) -> None:
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._grown = threading.Condition()
+        self.process = subprocess.Popen(
+            [BIN / "scoring-service", "serve", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+        )
+        self._readers = [
+            threading.Thread(target=self._read, args=(pipe, lines), daemon=True)
+            for pipe, lines in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, pipe: Any, lines: list[str]) -> None:
+        for line in pipe:
+            with self._grown:
+                lines.append(line)
+                self._grown.notify_all()
+
+    def wait_for(self, pattern: str, lines: list[str], patience: float = PATIENCE) -> re.Match[str]:
+        """The first line that matches, waiting for it to come."""
+        deadline = time.monotonic() + patience
+        with self._grown:
+            while True:
+                for line in lines:
+                    if found := re.search(pattern, line):
+                        return found
+                left = deadline - time.monotonic()
+                if left <= 0 or self.process.poll() is not None:
+                    raise AssertionError(f"no {pattern!r} in:\n{''.join(self.out + self.err)}")
+                self._grown.wait(min(left, 0.2))
+
+    @property
+    def listening(self) -> str:
+        """host:port, as soon as it listens."""
+        return self.wait_for(r'"address": "([^"]+)"', self.err)[1]
+
+    @property
+    def ready(self) -> str:
+        """host:port, once the model answers."""
+        return self.wait_for(r"Ready on (\S+?:\d+)", self.out)[1]
+
+    @property
+    def worker_pid(self) -> int:
+        """The worker's process."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task").glob("*/children")
+        (found,) = {int(word) for path in children for word in path.read_text().split()}
+        return found
+
+    def end(self, signum: int = signal.SIGTERM, patience: float = PATIENCE) -> int:
+        """Sends the signal; the exit code."""
+        self.process.send_signal(signum)
+        code = self.process.wait(patience)
+        for reader in self._readers:
+            reader.join(10)
+        return code
+
+
+@contextmanager
+def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Served]:
+    """A server of its own on a free port; killed if the test did not end it."""
+    served = Served(["--port", "0", "--log-format", "json", *arguments], env)
+    try:
+        yield served
+    finally:
+        if served.process.poll() is None:
+            served.process.kill()
+            served.process.wait()
+
+
+@contextmanager
+def stub_of(target: str, **options: int) -> Iterator[Any]:
+    """A blocking stub."""
+    pairs = [(f"grpc.{name}", value) for name, value in options.items()]
+    with grpc.insecure_channel(target, options=pairs) as channel:
+        yield service_pb2_grpc.ScoringServiceStub(channel)
+
+
+def score_request(prompt: list[int], *completions: list[int], copies: int = 1) -> Any:
+    """Copies of one group."""
+    group = sequence_pb2.PromptGroup(
+        prompt=sequence_pb2.TokenSequence(token_ids=prompt),
+        completions=[sequence_pb2.Completion(token_ids=c) for c in completions],
+    )
+    return score_pb2.ScoreRequest(groups=[group] * copies)
+
+
+def reason_of(error: grpc.RpcError) -> str | None:
+    """ErrorInfo.reason of a failed call."""
+    for detail in details_of(error):
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return info.reason
+    return None
+
+
+def retry_delay_of(error: grpc.RpcError) -> float | None:
+    """RetryInfo of a failed call, in seconds."""
+    for detail in details_of(error):
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return info.retry_delay.ToNanoseconds() / 1e9
+    return None
+
+
+def details_of(error: grpc.RpcError) -> list[Any]:
+    """Details of the google.rpc.Status of a failed call."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            return list(status_pb2.Status.FromString(value).details)
+    return []

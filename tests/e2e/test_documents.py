@@ -1,0 +1,164 @@
+"""What the documents and the banner tell people to type is typed here, with the real grpcurl."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.served import BIN, ROOT, Served, serving
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ADDRESS = "localhost:50051"
+
+needs_grpcurl = pytest.mark.skipif(
+    not (BIN / "grpcurl").exists() and shutil.which("grpcurl") is None,
+    reason="grpcurl has no wheel for this platform",
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    document: str
+    line: int
+    language: str
+    text: str
+    comment: str
+    """What the HTML comment right before it says, if there is one."""
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line}"
+
+
+def blocks() -> list[Block]:
+    found = []
+    pattern = re.compile(r"(?:<!-- ([^\n]*?) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for match in pattern.finditer(text):
+            line = text[: match.start(2)].count("\n") + 1
+            name = str(document.relative_to(ROOT))
+            found.append(Block(name, line, match[2], match[3], match[1] or ""))
+    return found
+
+
+GRPCURL = [b for b in blocks() if b.language == "bash" and "grpcurl -plaintext" in b.text]
+CLIENT = [b for b in blocks() if b.language == "sh" and "scoring-client" in b.text]
+SCRIPTS = {
+    name: "\n".join(b.text for b in blocks() if b.document == name and b.language == "python")
+    for name in ("README.md", "docs/client.md")
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """One server for all documents."""
+    with serving() as running:
+        assert running.ready
+        yield running
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_readme_shows_grpcurl_and_python() -> None:
+    assert len([b for b in GRPCURL if b.document == "README.md"]) >= 5
+    assert all(SCRIPTS.values())
+    assert CLIENT
+
+
+@needs_grpcurl
+@pytest.mark.parametrize("block", GRPCURL, ids=str)
+def test_each_grpcurl_line_works(server: Served, block: Block) -> None:
+    assert ADDRESS in block.text
+    ended = shell(block.text.replace(ADDRESS, server.ready))
+    expected = re.match(r"expect: (\w+)", block.comment)
+    if expected:
+        assert ended.returncode != 0
+        # grpcurl writes InvalidArgument for INVALID_ARGUMENT.
+        assert f"Code: {expected[1].title().replace('_', '')}" in ended.stderr
+        return
+    assert ended.returncode == 0, ended.stderr
+    answers = list(parse_all(ended.stdout))
+    assert answers
+    for answer in answers:
+        assert all("status" not in result for result in answer.get("results", []))
+
+
+@pytest.mark.parametrize("document", SCRIPTS)
+def test_the_python_of_a_document_runs_from_top_to_bottom(
+    server: Served, document: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "document.py"
+    script.write_text(SCRIPTS[document].replace(ADDRESS, server.ready))
+    command = [sys.executable, "-W", "error", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("block", CLIENT, ids=str)
+def test_each_line_for_the_terminal_works(server: Served, block: Block) -> None:
+    ended = shell(f"export SCORING_TARGET={server.ready}\n{block.text}")
+    assert ended.returncode == 0, ended.stderr
+
+
+def parse_all(text: str) -> Iterator[dict]:
+    """The JSON values that stand one after another."""
+    decoder = json.JSONDecoder()
+    place = 0
+    while text[place:].strip():
+        place += len(text[place:]) - len(text[place:].lstrip())
+        value, place = decoder.raw_decode(text, place)
+        yield value
+
+
+def banner_line(server: Served, word: str) -> str:
+    assert server.ready
+    return server.wait_for(rf"^\s+(\S*{word}\s.*)$", server.out)[1]
+
+
+@needs_grpcurl
+def test_the_grpcurl_line_of_the_banner_contrasts_two_words(server: Served) -> None:
+    ended = shell(banner_line(server, "grpcurl"))
+    assert ended.returncode == 0, ended.stderr
+    results = [r for answer in parse_all(ended.stdout) for r in answer.get("results", [])]
+    totals = {"".join(r["tokens"]): sum(r["logprobs"]) for r in results}
+    assert totals[" np"] > totals[" banana"] + 3
+    assert {r["completion_index"] for r in results} == {0, 1}, "JSON shows zeros"
+
+
+def test_the_client_line_of_the_banner_contrasts_two_words(server: Served) -> None:
+    ended = shell(banner_line(server, "scoring-client"))
+    assert ended.returncode == 0, ended.stderr
+    times = re.search(r"' np' is ([\d,.e+]+) times as likely as ' banana'", ended.stdout)
+    assert times, ended.stdout
+    assert float(times[1].replace(",", "")) > 20
+
+
+@needs_grpcurl
+def test_reflection_and_health_serve_grpcurl(server: Served) -> None:
+    listed = shell(f"grpcurl -plaintext {server.ready} list")
+    assert "scoring.v1.ScoringService" in listed.stdout.split()
+    assert "grpc.health.v1.Health" in listed.stdout.split()
+    described = shell(f"grpcurl -plaintext {server.ready} describe scoring.v1.ScoreRequest")
+    assert "groups" in described.stdout
