@@ -162,6 +162,7 @@ def sample_slice(
         sample_index=key[1],
         start=message.start,
         prompt_length=message.prompt_length,
+        prompt_token_ids=_prompt_tokens(message),
         token_ids=_ints(message.token_ids, count, "token_ids"),
         logprobs=_floats(message.logprobs, count, "logprobs"),
         processed_logprobs=_floats(message.processed_logprobs, count, "processed_logprobs"),
@@ -225,6 +226,7 @@ def _row_values(
         "group_index": key[0],
         "completion_index": key[1],
         "prompt_length": message.prompt_length,
+        "prompt_token_ids": _prompt_tokens(message),
         "rows": row_indices,
         "token_ids": _realised_tokens(message, asked, row_indices, outputs.token_ids),
         "logprobs": _floats(message.logprobs, realised, "logprobs"),
@@ -271,6 +273,12 @@ def _realised_tokens(
     if len(rows) and rows[-1] >= len(asked.token_ids):
         raise ProtocolError(f"row {rows[-1]} of a completion of {len(asked.token_ids)} tokens")
     return asked.token_ids[rows]
+
+
+def _prompt_tokens(message: score_pb2.ScoreResult | sample_pb2.SampleResult) -> Int32Array | None:
+    if not message.prompt_token_ids:
+        return None
+    return _ints(message.prompt_token_ids, message.prompt_length, "prompt_token_ids")
 
 
 def _candidates(message: score_pb2.ScoreResult, count: int) -> Float32Array:

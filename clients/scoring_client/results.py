@@ -71,6 +71,8 @@ class CompletionScores:
     """Index of the completion in its group."""
     prompt_length: int
     """Tokens of the prompt: the completion's token i stands at position prompt_length + i."""
+    prompt_token_ids: Int32Array | None
+    """[prompt_length], special tokens included; for a prompt of text, in the last slice."""
     rows: Int32Array
     """[T], completion-relative, ascending; with spans or a mask only the wanted ones."""
     token_ids: Int32Array

@@ -94,6 +94,7 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
             sample_index=key[1],
             start=0,
             prompt_length=0,
+            prompt_token_ids=None,
             token_ids=np.empty(0, dtype=np.int32),
             logprobs=np.empty(0, dtype=np.float32),
             processed_logprobs=np.empty(0, dtype=np.float32),

@@ -47,6 +47,8 @@ class Sample:
     """First token of this slice, sample-relative; 0 in a whole sample."""
     prompt_length: int
     """Tokens of the prompt."""
+    prompt_token_ids: Int32Array | None
+    """[prompt_length], special tokens included; for a prompt of text, in the last slice."""
     token_ids: Int32Array
     """[T]: every token drawn, the end-of-sequence token and what overshot a stop text included."""
     logprobs: Float32Array

@@ -95,6 +95,7 @@ class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):
             "group_index": key[0],
             "completion_index": key[1],
             "prompt_length": 0,
+            "prompt_token_ids": None,
             "rows": np.empty(0, dtype=np.int32),
             "token_ids": np.empty(0, dtype=np.int32),
             "logprobs": np.empty(0, dtype=np.float32),

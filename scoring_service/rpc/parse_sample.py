@@ -13,7 +13,7 @@ from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.parse_score import SLICE_BYTES, ItemFault
 from scoring_service.rpc.processing import ProcessingTable, resolve
 from scoring_service.rpc.sequences import check_ids, read_tokens
-from scoring_service.types import ResolvedProcessing, SampleCall, SamplingTask
+from scoring_service.types import Int32Array, ResolvedProcessing, SampleCall, SamplingTask
 
 _MAX_N = 65536
 _MAX_STOPS = 16
@@ -31,6 +31,8 @@ class ParsedSample:
     tasks: list[SamplingTask] = field(default_factory=list)
     """What can be computed."""
     faults: list[ItemFault] = field(default_factory=list)
+    prompts: dict[int, Int32Array] = field(default_factory=dict)
+    """Prompt -> ids of prompts that came as text: they are sent back."""
 
     def call(self, call_id: int, request: sample_pb2.SampleRequest) -> SampleCall:
         """The call for the engine."""
@@ -65,9 +67,13 @@ def parse_sample(request: sample_pb2.SampleRequest, view: ModelView) -> ParsedSa
         own = prompt.n if prompt.HasField("n") else n
         parsed.items += max(1, min(own, _MAX_N))
         try:
-            parsed.tasks.append(_task(request, prompt, view, parsed.table, index, own, path))
+            task = _task(request, prompt, view, parsed.table, index, own, path)
         except ServiceError as error:
             parsed.faults.append(ItemFault(index, None, error.fault))
+            continue
+        parsed.tasks.append(task)
+        if prompt.HasField("text"):
+            parsed.prompts[index] = task.prompt_ids
     return parsed
 
 

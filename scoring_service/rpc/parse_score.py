@@ -55,6 +55,8 @@ class ParsedScore:
     faults: list[ItemFault] = field(default_factory=list)
     echoed: dict[tuple[int, int], Int32Array] = field(default_factory=dict)
     """(group, completion) -> ids of completions whose token_ids are sent back."""
+    prompts: dict[int, Int32Array] = field(default_factory=dict)
+    """Group -> ids of prompts that came as text: they are sent back."""
     tokens: dict[tuple[int, int], Int32Array] = field(default_factory=dict)
     """(group, completion) -> ids of completions whose tokens are sent as strings."""
 
@@ -115,6 +117,8 @@ def _group(
     prompt_ids = _prompt(view, group.prompt, f"{path}.prompt")
     if not group.completions:
         raise invalid(f"{path}.completions", "is empty")
+    if group.prompt.HasField("text"):
+        parsed.prompts[index] = prompt_ids
     completions = _completions(request, view, parsed, index, prompt_ids)
     if not completions:
         return None

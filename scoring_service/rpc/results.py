@@ -9,6 +9,7 @@ from google.rpc import status_pb2
 from scoring_client.proto import sample_pb2, score_pb2, topk_pb2
 from scoring_service.engine.events import SampleSlice, ScoreSlice
 from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.rpc.parse_sample import ParsedSample
 from scoring_service.rpc.parse_score import ParsedScore
 from scoring_service.rpc.tensors import write_float32, write_int32
 
@@ -41,6 +42,8 @@ def score_result(
     )
     if key in parsed.echoed:
         result.token_ids.extend(parsed.echoed[key][realised].tolist())
+    if piece.last and piece.group_index in parsed.prompts:
+        result.prompt_token_ids.extend(parsed.prompts[piece.group_index].tolist())
     if key in parsed.tokens and codec is not None:
         result.tokens.extend(codec.token_text(i) for i in parsed.tokens[key][realised].tolist())
     for name in ("processed_logprobs", "log_kept_masses", "entropies", "ranks", "logsumexps"):
@@ -72,7 +75,9 @@ def top_k_result(
     return result
 
 
-def sample_result(piece: SampleSlice, return_text: bool, as_bytes: bool) -> sample_pb2.SampleResult:
+def sample_result(
+    piece: SampleSlice, parsed: ParsedSample, return_text: bool, as_bytes: bool
+) -> sample_pb2.SampleResult:
     """A slice of a sample."""
     result = sample_pb2.SampleResult(
         prompt_index=piece.prompt_index,
@@ -98,6 +103,8 @@ def sample_result(piece: SampleSlice, return_text: bool, as_bytes: bool) -> samp
     if piece.last:
         span = sample_pb2.WeightSpan(first_token=0, weight_version=piece.weight_version)
         result.weight_spans.append(span)
+        if piece.prompt_index in parsed.prompts:
+            result.prompt_token_ids.extend(parsed.prompts[piece.prompt_index].tolist())
     return result
 
 

@@ -168,6 +168,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         parsed = await asyncio.to_thread(parse_sample, request, view)
         render = partial(
             sample_result,
+            parsed=parsed,
             return_text=request.return_text,
             as_bytes=wants_bytes(request.encoding),
         )

@@ -138,6 +138,7 @@ async def test_text_stops_where_told_and_tokens_do_not(
     cut = await samples_of(server, request_for("import numpy as", sampling=base, return_text=True))
     sample = cut[0, 0]
     assert sample.text == text[: text.index(stop)]
+    assert list(sample.prompt_token_ids) == plain.tokenizer("import numpy as").input_ids
     assert sample.finish_reason == sample_pb2.FINISH_REASON_STOP
     assert sample.matched_stop.text == stop
     assert list(sample.token_ids) == list(whole[0, 0].token_ids)[: len(sample.token_ids)]

@@ -155,6 +155,7 @@ async def test_text_is_tokenised_apart_with_special_tokens_on_the_prompt(
         assert list(result.token_ids) == ids
         assert "".join(result.tokens) == text
         assert result.prompt_length == len(prompt)
+        assert list(result.prompt_token_ids) == prompt
         logprobs = torch.log_softmax(plain.logits(prompt, ids)[:-1], dim=1)
         expected = logprobs[torch.arange(len(ids)), ids]
         np.testing.assert_allclose(result.logprobs, expected, atol=1e-4)

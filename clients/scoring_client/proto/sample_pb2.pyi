@@ -94,7 +94,7 @@ class WeightSpan(_message.Message):
     def __init__(self, first_token: _Optional[int] = ..., weight_version: _Optional[int] = ...) -> None: ...
 
 class SampleResult(_message.Message):
-    __slots__ = ("prompt_index", "sample_index", "start", "last", "prompt_length", "token_ids", "logprobs", "processed_logprobs", "top_token_ids", "top_logprobs", "text", "finish_reason", "matched_stop", "seed", "weight_spans", "processing_index", "status")
+    __slots__ = ("prompt_index", "sample_index", "start", "last", "prompt_length", "token_ids", "logprobs", "processed_logprobs", "top_token_ids", "top_logprobs", "text", "finish_reason", "matched_stop", "seed", "weight_spans", "processing_index", "status", "prompt_token_ids")
     PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class SampleResult(_message.Message):
     WEIGHT_SPANS_FIELD_NUMBER: _ClassVar[int]
     PROCESSING_INDEX_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
     sample_index: int
     start: int
@@ -129,7 +130,8 @@ class SampleResult(_message.Message):
     weight_spans: _containers.RepeatedCompositeFieldContainer[WeightSpan]
     processing_index: int
     status: _status_pb2.Status
-    def __init__(self, prompt_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., start: _Optional[int] = ..., last: bool = ..., prompt_length: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., processed_logprobs: _Optional[_Iterable[float]] = ..., top_token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., top_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[_Union[MatchedStop, _Mapping]] = ..., seed: _Optional[int] = ..., weight_spans: _Optional[_Iterable[_Union[WeightSpan, _Mapping]]] = ..., processing_index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, prompt_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., start: _Optional[int] = ..., last: bool = ..., prompt_length: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., processed_logprobs: _Optional[_Iterable[float]] = ..., top_token_ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., top_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_stop: _Optional[_Union[MatchedStop, _Mapping]] = ..., seed: _Optional[int] = ..., weight_spans: _Optional[_Iterable[_Union[WeightSpan, _Mapping]]] = ..., processing_index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("provenance", "results", "processing", "progress", "summary")

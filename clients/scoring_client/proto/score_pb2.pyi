@@ -49,7 +49,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[_sequence_pb2.PromptGroup, _Mapping]]] = ..., processing: _Optional[_Union[_processing_pb2.LogitsProcessing, _Mapping]] = ..., outputs: _Optional[_Union[RowOutputs, _Mapping]] = ..., next_token: bool = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., context: _Optional[_Union[_context_pb2.RequestContext, _Mapping]] = ..., expect: _Optional[_Union[_context_pb2.Expect, _Mapping]] = ...) -> None: ...
 
 class ScoreResult(_message.Message):
-    __slots__ = ("group_index", "completion_index", "prompt_length", "start", "row_count", "last", "token_ids", "tokens", "logprobs", "processed_logprobs", "log_kept_masses", "entropies", "ranks", "logsumexps", "candidate_logprobs", "weight_version", "processing_index", "status")
+    __slots__ = ("group_index", "completion_index", "prompt_length", "start", "row_count", "last", "token_ids", "tokens", "logprobs", "processed_logprobs", "log_kept_masses", "entropies", "ranks", "logsumexps", "candidate_logprobs", "weight_version", "processing_index", "status", "prompt_token_ids")
     GROUP_INDEX_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_INDEX_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class ScoreResult(_message.Message):
     WEIGHT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROCESSING_INDEX_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     group_index: int
     completion_index: int
     prompt_length: int
@@ -86,7 +87,8 @@ class ScoreResult(_message.Message):
     weight_version: int
     processing_index: int
     status: _status_pb2.Status
-    def __init__(self, group_index: _Optional[int] = ..., completion_index: _Optional[int] = ..., prompt_length: _Optional[int] = ..., start: _Optional[int] = ..., row_count: _Optional[int] = ..., last: bool = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ..., logprobs: _Optional[_Iterable[float]] = ..., processed_logprobs: _Optional[_Iterable[float]] = ..., log_kept_masses: _Optional[_Iterable[float]] = ..., entropies: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., logsumexps: _Optional[_Iterable[float]] = ..., candidate_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight_version: _Optional[int] = ..., processing_index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, group_index: _Optional[int] = ..., completion_index: _Optional[int] = ..., prompt_length: _Optional[int] = ..., start: _Optional[int] = ..., row_count: _Optional[int] = ..., last: bool = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ..., logprobs: _Optional[_Iterable[float]] = ..., processed_logprobs: _Optional[_Iterable[float]] = ..., log_kept_masses: _Optional[_Iterable[float]] = ..., entropies: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., logsumexps: _Optional[_Iterable[float]] = ..., candidate_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight_version: _Optional[int] = ..., processing_index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("provenance", "results", "processing", "progress", "summary")
