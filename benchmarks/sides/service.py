@@ -1,0 +1,123 @@
+"""The whole service: client, gRPC over loopback, server process, worker process."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.outcome import Outcome
+from benchmarks.sides import SideConfig
+from benchmarks.workloads import Mixed, Sampling, Scoring, Work
+from scoring_client import ScoringClient
+from scoring_service import __version__
+
+
+class Service:
+    """Starts `scoring-service serve` and calls it with the project's client."""
+
+    def __init__(self, config: SideConfig) -> None:
+        self.version = f"scoring-service {__version__}"
+        command = Path(sys.executable).with_name("scoring-service")
+        flags = ["--port", "0", "--dtype", config.dtype, "--head-dtype", config.head_dtype]
+        flags += ["--device", config.device, "--log-level", "error"]
+        self._server = subprocess.Popen(
+            [command, "serve", config.model, *flags], stdout=subprocess.PIPE, text=True
+        )
+        self._client = ScoringClient(self._await_address())
+        children = Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text()
+        self.pids = {"grpc": self._server.pid, "worker": int(children.split()[0])}
+
+    def run(self, work: Work) -> Outcome:
+        """Does the work."""
+        if isinstance(work, Scoring):
+            return self._score(work)
+        if isinstance(work, Sampling):
+            return self._sample(work)
+        return self._mixed(work)
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._client.close()
+        self._server.terminate()
+        self._server.wait(60)
+
+    def _score(self, work: Scoring) -> Outcome:
+        began = time.perf_counter()
+        latencies: list[float] = []
+        sums: dict[tuple[int, int], float] = {}
+        calls = (
+            self._client.topk_logprobs_iter(work.groups, work.k)
+            if work.k
+            else self._client.score_iter(work.groups)
+        )
+        size = 0
+        for result in calls:
+            latencies.append(time.perf_counter() - began)
+            sums[result.group_index, result.completion_index] = float(np.sum(result.logprobs))
+            if work.k:
+                size += result.top_token_ids.nbytes + result.top_logprobs.nbytes
+        ordered = [sums[key] for key in sorted(sums)]
+        return Outcome(time.perf_counter() - began, latencies, ordered, size or None)
+
+    def _sample(self, work: Sampling) -> Outcome:
+        began = time.perf_counter()
+        latencies = []
+        samples = self._client.sample_iter(
+            work.prompts,
+            max_tokens=work.max_tokens,
+            top_k=work.top_k,
+            top_p=work.top_p,
+            ignore_eos=True,
+        )
+        for sample in samples:
+            assert len(sample.token_ids) == work.max_tokens
+            latencies.append(time.perf_counter() - began)
+        return Outcome(time.perf_counter() - began, latencies)
+
+    def _mixed(self, work: Mixed) -> Outcome:
+        """Scores group by group while samples are drawn; latencies are between sampled slices."""
+        gaps: list[float] = []
+        stop = threading.Event()
+
+        def sample() -> None:
+            while not stop.is_set():
+                last = time.perf_counter()
+                slices = self._client.sample_slices(
+                    work.sampling.prompts, max_tokens=work.sampling.max_tokens, ignore_eos=True
+                )
+                for piece in slices:
+                    now = time.perf_counter()
+                    gaps.append((now - last) / max(1, len(piece.token_ids)))
+                    last = now
+                    if stop.is_set():
+                        slices.close()
+                        break
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        began = time.perf_counter()
+        for group in work.scoring.groups:
+            self._client.score([group])
+        seconds = time.perf_counter() - began
+        stop.set()
+        sampler.join()
+        return Outcome(seconds, gaps)
+
+    def _await_address(self) -> str:
+        assert self._server.stdout is not None
+        for line in self._server.stdout:
+            if found := re.match(r"Ready on (\S+?:\d+)", line):
+                threading.Thread(target=self._server.stdout.read, daemon=True).start()
+                return found[1]
+        raise RuntimeError(f"the server ended with {self._server.wait()}")
+
+
+def make(config: SideConfig) -> Service:
+    """Starts it."""
+    return Service(config)

@@ -1,0 +1,160 @@
+"""Workloads as data: what is to be scored or sampled, from a seed. Imports numpy alone.
+
+Each comes in a `small` size (2 cores, below a minute for this service) and a `gpu` size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SEED = 20_261_121
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Prompts with completions; wanted are the completions' log-probs and, with k, their top-K."""
+
+    groups: list[tuple[list[int], list[list[int]]]]
+    k: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt + completion tokens of every sequence, as a caller counts them."""
+        return sum(len(prompt) + len(c) for prompt, completions in self.groups for c in completions)
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens that have to go through the body when each prompt is computed once."""
+        return sum(len(p) + sum(map(len, completions)) for p, completions in self.groups)
+
+    @property
+    def rows(self) -> int:
+        """Rows that have to go through the head."""
+        return sum(len(c) for _, completions in self.groups for c in completions)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Prompts to continue by exactly `max_tokens` tokens each, with log-probs."""
+
+    prompts: list[list[int]]
+    max_tokens: int
+    top_k: int = 50
+    top_p: float = 0.95
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to draw."""
+        return len(self.prompts) * self.max_tokens
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens that go through the body."""
+        return sum(len(p) + self.max_tokens - 1 for p in self.prompts)
+
+    @property
+    def rows(self) -> int:
+        """Rows that have to go through the head."""
+        return self.tokens
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Scoring traffic in calls of one group each while samples are drawn."""
+
+    scoring: Scoring
+    sampling: Sampling
+
+    @property
+    def tokens(self) -> int:
+        """Tokens scored; what sampling gets meanwhile shows in its latencies."""
+        return self.scoring.tokens
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens that go through the body."""
+        return self.scoring.distinct_tokens + self.sampling.distinct_tokens
+
+    @property
+    def rows(self) -> int:
+        """Rows that have to go through the head."""
+        return self.scoring.rows + self.sampling.rows
+
+
+Work = Scoring | Sampling | Mixed
+
+
+@dataclass
+class _Draw:
+    """Random token ids below a vocabulary's size."""
+
+    vocab: int
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(SEED))
+
+    def ids(self, n: int) -> list[int]:
+        return self.rng.integers(0, self.vocab, n).tolist()
+
+    def groups(self, prompts: int, completions: int, prompt: int, completion: int) -> list:
+        return [
+            (self.ids(prompt), [self.ids(completion) for _ in range(completions)])
+            for _ in range(prompts)
+        ]
+
+    def skewed(self, sequences: int, longest: int) -> list:
+        """Log-normal lengths, as real rollouts have them: many short, a few long."""
+        drawn = self.rng.lognormal(mean=np.log(longest / 8), sigma=1.0, size=sequences)
+        lengths = np.clip(drawn, 8, longest).astype(int)
+        return [(self.ids(16), [self.ids(int(n))]) for n in lengths]
+
+
+def build(name: str, size: str, vocab: int) -> Work:
+    """The workload of that name and size for a model with that vocabulary.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return WORKLOADS[name][size](_Draw(vocab))
+
+
+Maker = Callable[[_Draw], Work]
+
+
+def _scoring(prompts: int, completions: int, prompt: int, completion: int, k: int = 0) -> Maker:
+    return lambda draw: Scoring(draw.groups(prompts, completions, prompt, completion), k)
+
+
+def _sampling(batch: int, prompt: int, new: int) -> Maker:
+    return lambda draw: Sampling([draw.ids(prompt) for _ in range(batch)], new)
+
+
+def _skewed(sequences: int, longest: int) -> Maker:
+    return lambda draw: Scoring(draw.skewed(sequences, longest))
+
+
+def _mixed(scored: int, batch: int) -> Maker:
+    return lambda draw: Mixed(
+        Scoring(draw.groups(scored, 1, 64, 128)), Sampling([draw.ids(64) for _ in range(batch)], 32)
+    )
+
+
+WORKLOADS: dict[str, dict[str, Maker]] = {
+    "grpo": {"small": _scoring(4, 8, 256, 64), "gpu": _scoring(32, 16, 1024, 512)},
+    "wide": {"small": _scoring(1, 16, 1024, 64), "gpu": _scoring(8, 64, 4096, 256)},
+    "flat": {"small": _scoring(16, 1, 64, 256), "gpu": _scoring(256, 1, 256, 1024)},
+    "topk-20": {"small": _scoring(8, 1, 1, 256, k=20), "gpu": _scoring(64, 1, 1, 2048, k=20)},
+    "topk-128": {"small": _scoring(8, 1, 1, 256, k=128), "gpu": _scoring(64, 1, 1, 2048, k=128)},
+    "topk-1024": {"small": _scoring(8, 1, 1, 256, k=1024), "gpu": _scoring(64, 1, 1, 2048, k=1024)},
+    "topk-rows": {
+        "small": _scoring(8, 1, 192, 64, k=128),
+        "gpu": _scoring(64, 1, 1536, 512, k=128),
+    },
+    "long": {"small": _scoring(1, 1, 1, 4095), "gpu": _scoring(1, 1, 1, 32_767)},
+    "skewed": {"small": _skewed(16, 1024), "gpu": _skewed(256, 8192)},
+    "sample-1": {"small": _sampling(1, 64, 64), "gpu": _sampling(1, 64, 256)},
+    "sample-16": {"small": _sampling(16, 64, 64), "gpu": _sampling(16, 64, 256)},
+    "sample-64": {"small": _sampling(64, 64, 64), "gpu": _sampling(64, 64, 256)},
+    "mixed": {"small": _mixed(16, 2), "gpu": _mixed(256, 32)},
+}
