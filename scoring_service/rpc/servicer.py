@@ -43,7 +43,7 @@ from scoring_service.rpc.results import (
     score_result,
     top_k_result,
 )
-from scoring_service.rpc.status import abort, to_status
+from scoring_service.rpc.status import abort, bounded, to_status
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
 
 log = structlog.get_logger(__name__)
@@ -191,7 +191,9 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         """What the streaming RPCs share: request id, expectations, faults to statuses."""
         request_id = request.context.request_id or new_request_id()
         # A call is a task with a context of its own: these labels end with it.
-        structlog.contextvars.bind_contextvars(request_id=request_id, rpc=_rpc_name(request))
+        structlog.contextvars.bind_contextvars(
+            request_id=bounded(request_id), rpc=_rpc_name(request)
+        )
         try:
             await asyncio.to_thread(refuse_unknown_fields, request)
             check_context(request.context)
@@ -207,7 +209,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             async for response in handler(request, served, view, request_id):
                 yield response
         except ServiceError as error:
-            log.info("refused", reason=error.fault.reason, message=error.fault.message)
+            log.info("refused", reason=error.fault.reason, message=bounded(error.fault.message))
             await abort(context, error.fault, request_id)
         except Exception:
             log.exception("bug")

@@ -15,16 +15,22 @@ DOMAIN = "scoring.v1"
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
+_MAX_TEXT = 300
+"""Characters of a text in a status: it travels in headers, which gRPC bounds at 8 KiB, and it may
+quote what the caller sent."""
+
 
 def to_status(fault: Fault, request_id: str = "") -> status_pb2.Status:
     """google.rpc.Status with ErrorInfo, and BadRequest and RetryInfo where they apply."""
     info = error_details_pb2.ErrorInfo(reason=fault.reason.value, domain=DOMAIN)
     if request_id:
-        info.metadata["request_id"] = request_id
+        info.metadata["request_id"] = bounded(request_id)
     details: list[any_pb2.Any] = [_pack(info)]
     if fault.violations:
         violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+            error_details_pb2.BadRequest.FieldViolation(
+                field=bounded(v.field), description=bounded(v.description)
+            )
             for v in fault.violations
         ]
         details.append(_pack(error_details_pb2.BadRequest(field_violations=violations)))
@@ -33,7 +39,7 @@ def to_status(fault: Fault, request_id: str = "") -> status_pb2.Status:
         delay.FromNanoseconds(int(fault.retry_after * 1e9))
         details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     code = code_pb2.Code.Value(fault.code.value)
-    return status_pb2.Status(code=code, message=fault.message, details=details)
+    return status_pb2.Status(code=code, message=bounded(fault.message), details=details)
 
 
 async def abort(
@@ -42,8 +48,13 @@ async def abort(
     """Ends the call with the fault."""
     status = to_status(fault, request_id)
     code = grpc.StatusCode[fault.code.value]
-    await context.abort(code, fault.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    await context.abort(code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))
     raise AssertionError("abort() does not return")
+
+
+def bounded(text: str) -> str:
+    """The text, or its beginning where it is too long for a status."""
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
 
 
 def _pack(message: object) -> any_pb2.Any:

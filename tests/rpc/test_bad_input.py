@@ -227,6 +227,20 @@ async def test_an_unknown_model_is_not_found_with_the_list(server: RunningServer
         await server.stub.GetModelInfo(model_info_pb2.GetModelInfoRequest(model="gpt-9"))
 
 
+async def test_a_long_text_of_the_caller_is_quoted_in_part(server: RunningServer) -> None:
+    """A status travels in headers, which gRPC bounds."""
+    code, status = await failure(server.stub.Score(score(model="é" * 1_000_000)))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert reason(status) == "MODEL_NOT_FOUND"
+    context = context_pb2.RequestContext(request_id="x" * 1_000_000)
+    code, status = await failure(server.stub.Score(score(context=context)))
+    assert code is INVALID
+    assert violations(status)[0][0] == "context.request_id"
+    expect = context_pb2.Expect(weights_digest="0" * 1_000_000)
+    code, status = await failure(server.stub.Score(score(expect=expect)))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+
+
 def with_unknown_field(message: Any) -> Any:
     """The message with field number 1000 added, as a newer client would send it."""
     return type(message).FromString(message.SerializeToString() + b"\xc0\x3e\x01")
