@@ -173,7 +173,13 @@ def _load_tokenizer(config: EngineConfig) -> str | None:
             raise _unloadable(f"the tokenizer of {config.model!r}", error) from error
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else backend.to_str()
+    return None if backend is None or _is_made_up(backend) else backend.to_str()
+
+
+def _is_made_up(backend: Any) -> bool:
+    """Where a model has no tokenizer, transformers makes one up that knows special tokens only."""
+    special = {token.content for token in backend.get_added_tokens_decoder().values()}
+    return set(backend.get_vocab(with_added_tokens=False)) <= special
 
 
 def _bos_token_id(codec: TextCodec | None) -> int | None:

@@ -1,0 +1,72 @@
+"""Models, each loaded once: by the engine, and apart from it by plain transformers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+from scoring_service.engine.loader import LoadedModel
+from scoring_service.models import tiny_model_path
+from tests.engine import plain
+from tests.engine.loading import load_model
+
+REPOSITORY = Path(__file__).parents[2]
+
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Models are small here, and a second thread only waits on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LoadedModel:
+    """The packaged model in float32."""
+    return load_model(tiny_model_path(), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_bfloat16() -> LoadedModel:
+    """The packaged model as stored: a bfloat16 body, and the float32 head that is the default."""
+    return load_model(tiny_model_path())
+
+
+@pytest.fixture(scope="session")
+def plain_tiny() -> Any:
+    return plain.load(tiny_model_path(), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """The GGUF file of SmolLM2-135M, fetched when it is not there."""
+    tool = REPOSITORY / "tools" / "fetch_smollm2.py"
+    fetched = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=False)
+    if fetched.returncode != 0:
+        message = f"SmolLM2-135M cannot be fetched: {fetched.stderr.strip()}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return Path(fetched.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_file: Path) -> LoadedModel:
+    return load_model(smollm2_file, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def plain_smollm2(smollm2_file: Path) -> Any:
+    return plain.load(smollm2_file, torch.float32)

@@ -1,0 +1,79 @@
+"""engine and kernels run where there is torch, transformers and numpy, and no server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scoring_service
+from scoring_service.models import tiny_model_path
+
+PROGRAM = """
+import importlib.abc, json, pkgutil, sys
+
+FORBIDDEN = {"grpc", "google", "structlog", "cyclopts", "scoring_client", "prometheus_client",
+             "opentelemetry", "pydantic", "ray"}
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in FORBIDDEN:
+            raise ModuleNotFoundError(f"{name} is not on this machine", name=name)
+
+sys.meta_path.insert(0, Refuse())
+
+import scoring_service, scoring_service.engine, scoring_service.kernels
+assert scoring_service.__file__.startswith(sys.argv[1]), scoring_service.__file__
+for room in (scoring_service.engine, scoring_service.kernels):
+    for module in pkgutil.iter_modules(room.__path__):
+        __import__(f"{room.__name__}.{module.name}")
+
+import numpy as np
+from scoring_service.engine.loader import load
+from scoring_service.engine.plain import PlainEngine
+from scoring_service.types import (CompletionTask, EngineConfig, GroupTask, Processing, RowWants,
+                                   ScoreCall)
+
+loaded = load(EngineConfig(model=sys.argv[2], device="cpu"), lambda stage: None)
+ids = np.array([5, 6, 7], dtype=np.int32)
+group = GroupTask(0, ids, (CompletionTask(0, ids, ((0, 3),)),), Processing(), 0)
+events = list(PlainEngine(loaded).work(ScoreCall(1, (group,), RowWants())))
+ours = sorted(name for name in sys.modules if name.startswith("scoring_service."))
+print(json.dumps({"rows": events[1].block.rows, "modules": ours}))
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A copy of the two rooms and the shared ground alone, on PYTHONPATH and not installed."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    source = Path(scoring_service.__file__).parent
+    bare = checkout / "scoring_service"
+    bare.mkdir()
+    for name in ("__init__.py", "types.py", "errors.py"):
+        shutil.copy(source / name, bare)
+    for room in ("engine", "kernels"):
+        shutil.copytree(source / room, bare / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(checkout), str(tiny_model_path())],
+        env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_scores(ran: subprocess.CompletedProcess[str]) -> None:
+    assert ran.returncode == 0, ran.stderr
+    assert '"rows": 3' in ran.stdout
+
+
+def test_it_uses_its_own_rooms_alone(ran: subprocess.CompletedProcess[str]) -> None:
+    assert "scoring_service.engine.worker" in ran.stdout
+    for room in ("rpc", "pool", "config", "cli", "telemetry"):
+        assert f"scoring_service.{room}" not in ran.stdout

@@ -1,0 +1,163 @@
+"""Equal requests get equal bits: again, in other company, in another order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from scoring_service.engine.head import ROW_MULTIPLE, WholeLogits, tile_rows
+from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.numerics import numerics_id, rows_are_invariant
+from scoring_service.models import tiny_model_path
+from scoring_service.types import Processing
+from tests.engine.loading import load_model
+from tests.engine.random_groups import random_groups
+from tests.engine.sampling import run, task
+from tests.engine.scoring import EVERYTHING, assert_same_bits, completion, group, score
+
+PROCESSING = Processing(temperature=0.9, top_k=60, top_p=0.95, min_p=0.001)
+PAIRS = random_groups(np.random.default_rng(4), 8, 2048, 40, 120, 3)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Rows are shared out among threads, so their number may decide bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def loaded(request: pytest.FixtureRequest, threads: int) -> LoadedModel:
+    loaded = load_model(tiny_model_path(), dtype=request.param, threads=threads)
+    assert loaded.info.deterministic
+    return loaded
+
+
+def tasks_of(order: list[tuple[int, list[int]]]) -> list:
+    """The groups and completions named, in this order."""
+    return [
+        group(
+            PAIRS[g][0],
+            [completion(PAIRS[g][1][c], index=c) for c in parts],
+            PROCESSING,
+            index=g,
+        )
+        for g, parts in order
+    ]
+
+
+EVERY = [(g, list(range(len(completions)))) for g, (_, completions) in enumerate(PAIRS)]
+
+
+def test_twice_the_same(loaded: LoadedModel, threads: int) -> None:
+    assert torch.get_num_threads() == threads
+    first, second = (score(loaded, tasks_of(EVERY), EVERYTHING, next_token=True) for _ in range(2))
+    for key in first.items:
+        assert_same_bits(first[key], second[key])
+
+
+def test_in_another_order(loaded: LoadedModel) -> None:
+    straight = score(loaded, tasks_of(EVERY), EVERYTHING, next_token=True)
+    shuffled = [(g, random.Random(g).sample(parts, len(parts))) for g, parts in EVERY]
+    random.Random(1).shuffle(shuffled)
+    turned = score(loaded, tasks_of(shuffled), EVERYTHING, next_token=True)
+    assert set(turned.items) == set(straight.items)
+    for key in straight.items:
+        assert_same_bits(straight[key], turned[key])
+
+
+def test_alone_as_in_company(loaded: LoadedModel) -> None:
+    together = score(loaded, tasks_of(EVERY), EVERYTHING, next_token=True)
+    for g, parts in EVERY[:6]:
+        for c in parts:
+            alone = score(loaded, tasks_of([(g, [c])]), EVERYTHING, next_token=True)
+            assert_same_bits(alone[g, c], together[g, c])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 9, 10, 11, 15, 17, 31, 255, 257])
+def test_awkward_numbers_of_rows(loaded: LoadedModel, rows: int) -> None:
+    """The counts at which the bits of a product's last rows were seen to differ."""
+    prompt, ids = [1, 2, 3], np.random.default_rng(rows).integers(0, 2048, size=280).tolist()
+    whole = score(loaded, [group(prompt, [completion(ids)])], EVERYTHING)[0, 0]
+    for start in (0, 280 - rows):
+        tasks = [group(prompt, [completion(ids, ((start, rows),))])]
+        part = score(loaded, tasks, EVERYTHING)[0, 0]
+        assert_same_bits(part, whole, range(start, start + rows))
+
+
+def test_samples(loaded: LoadedModel) -> None:
+    prompts = [
+        task(
+            PAIRS[g][0],
+            n=2,
+            seed=g,
+            index=g,
+            max_tokens=6,
+            processing=Processing(),
+            ignore_eos=True,
+        )
+        for g in range(4)
+    ]
+    straight, turned = run(loaded, prompts), run(loaded, prompts[::-1])
+    assert {key: drawn.bits for key, drawn in straight.items.items()} == {
+        key: drawn.bits for key, drawn in turned.items.items()
+    }
+
+
+class UnevenHead:
+    """Logits that depend on how many rows are asked for at once."""
+
+    vocab_size = 97
+    dtype = torch.float32
+
+    def __init__(self, differs: bool) -> None:
+        self.differs = differs
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        return states + (1e-7 * (len(states) % ROW_MULTIPLE) if self.differs else 0)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_the_probe_notices(differs: bool) -> None:
+    states = torch.rand(24, 97) * 1e-3
+    assert rows_are_invariant(UnevenHead(differs), states) == (not differs)
+
+
+FULL = tile_rows(97)
+
+
+@pytest.mark.parametrize("height", [1, 16, 17, 32, FULL - 16, FULL])
+def test_the_probe_covers_tiles_of_every_kind(height: int) -> None:
+    """The least, ragged ones, and the tallest, each off alone."""
+
+    class OneHeight(UnevenHead):
+        def logits(self, states: torch.Tensor) -> torch.Tensor:
+            return states + (1e-7 if len(states) == height else 0)
+
+    assert not rows_are_invariant(OneHeight(True), torch.rand(24, 97) * 1e-3)
+
+
+def test_whole_logits_promise_nothing(tmp_path: object) -> None:
+    """Elsewhere tested to be used for odd heads; here only that rows come through as they are."""
+    head = WholeLogits(5, torch.bfloat16)
+    states = torch.arange(10, dtype=torch.bfloat16).reshape(2, 5)
+    assert head.logits(states).dtype == torch.float32
+    assert (head.logits(states) == states.float()).all()
+
+
+def test_numerics_ids() -> None:
+    """Everything named decides, and the number of threads with it."""
+    facts = {"digest": "d", "dtype": "float32", "device": "cpu"}
+    same = numerics_id(**facts)
+    assert numerics_id(**dict(reversed(facts.items()))) == same
+    assert all(numerics_id(**{**facts, name: "other"}) != same for name in facts)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    assert numerics_id(**facts) != same
+    torch.set_num_threads(before)

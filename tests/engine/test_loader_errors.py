@@ -1,0 +1,174 @@
+"""What cannot be loaded is refused in a sentence that says what to change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+from safetensors.torch import load_file, save_file
+
+from scoring_service.errors import ConfigurationError
+from scoring_service.models import tiny_model_path
+from tests.engine.loading import load_model
+from tests.engine.small_models import ARCHITECTURES, save_model
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the packaged model, to be broken."""
+    return Path(shutil.copytree(tiny_model_path(), tmp_path / "model"))
+
+
+def refused(source: Path | str, **settings: Any) -> str:
+    """The message of the refusal: one readable line or two, and no trace of a stack."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_model(Path(source) if isinstance(source, Path) else source, **settings)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert 10 < len(message) < 700
+    assert "Traceback" not in message
+    assert 'File "' not in message
+    assert "object at 0x" not in message
+    return message
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    message = refused(tmp_path / "nowhere")
+    assert "no folder" in message
+    assert str(tmp_path / "nowhere") in message
+    assert "no folder ./nowhere" in refused("./nowhere")
+
+
+def test_a_gguf_file_that_is_not_there(tmp_path: Path) -> None:
+    message = refused(tmp_path / "nothing.gguf")
+    assert "no file" in message
+    assert "nothing.gguf" in message
+
+
+def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "junk.gguf").write_bytes(b"junk" * 100)
+    assert "GGUF" in refused(tmp_path / "junk.gguf")
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    assert str(tmp_path) in refused(tmp_path)
+
+
+def test_a_model_of_the_hub_that_cannot_be_had() -> None:
+    assert "nobody/no-such-model" in refused("nobody/no-such-model")
+
+
+@pytest.mark.parametrize("model_type", ["clip", "t5", "no-such-type"])
+def test_a_model_that_is_no_causal_lm(tmp_path: Path, model_type: str) -> None:
+    """transformers lists every architecture it knows; what is quoted ends before."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    message = refused(tmp_path)
+    assert model_type in message.lower()
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_')
+
+
+def wrong_field(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": "four"}))
+
+
+def wrong_shapes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def half_the_weights(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def empty_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", ')
+
+
+def other_tokenizer_format(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        broken_config,
+        wrong_field,
+        wrong_shapes,
+        no_weights,
+        half_the_weights,
+        empty_weights,
+        broken_tokenizer,
+        other_tokenizer_format,
+    ],
+)
+def test_a_broken_folder(folder: Path, break_it: Callable[[Path], None]) -> None:
+    break_it(folder)
+    assert str(folder) in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_a_missing_weight(folder: Path, name: str) -> None:
+    """transformers would fill it with random numbers, and every score would be wrong."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert name in refused(folder)
+
+
+def test_a_superfluous_weight_is_no_harm(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.extra.weight"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(folder)
+
+
+@pytest.mark.parametrize("setting", ["dtype", "head_dtype"])
+def test_an_unknown_dtype(setting: str) -> None:
+    message = refused(tiny_model_path(), **{setting: "int3"})
+    assert "int3" in message
+    assert "bfloat16" in message
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_an_unknown_device(device: str) -> None:
+    from scoring_service.engine.loader import load
+    from scoring_service.types import EngineConfig
+
+    with pytest.raises(ConfigurationError, match=device):
+        load(EngineConfig(model=str(tiny_model_path()), device=device), lambda _: None)
+
+
+def test_more_positions_than_the_model_has() -> None:
+    message = refused(tiny_model_path(), max_model_len=4097)
+    assert "4097" in message
+    assert "4096" in message
+
+
+def test_a_model_without_positions_needs_a_length(tmp_path: Path) -> None:
+    (mamba,) = [a for a in ARCHITECTURES if a.name == "mamba"]
+    save_model(mamba, tmp_path)
+    assert "max_model_len" in refused(tmp_path)
+    assert load_model(tmp_path, max_model_len=33).info.max_sequence_tokens == 33

@@ -1,0 +1,134 @@
+"""Every number of 50 random prompt groups against plain transformers in float32 and float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scoring_service.engine.loader import LoadedModel
+from tests.engine import plain
+from tests.engine.random_groups import random_groups
+from tests.engine.scoring import EVERYTHING, Answer, Group, Scored, groups, score
+
+WITHIN = 1e-4
+K = EVERYTHING.top_k
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the engine answered, and what float64 makes of transformers' own logits."""
+
+    pairs: list[Group]
+    answer: Answer
+    expected: dict[tuple[int, int], plain.Rows]
+
+    @property
+    def items(self) -> list[tuple[Scored, plain.Rows]]:
+        return [(self.answer[key], rows) for key, rows in self.expected.items()]
+
+
+def compare(loaded: LoadedModel, network: Any, pairs: list[Group]) -> Comparison:
+    expected = {}
+    for g, (prompt, completions) in enumerate(pairs):
+        for c, ids in enumerate(completions):
+            logits = plain.row_logits(network, prompt, ids)
+            expected[g, c] = plain.rows(logits, ids, K, WITHIN)
+    return Comparison(pairs, score(loaded, groups(pairs), EVERYTHING, next_token=True), expected)
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2", marks=pytest.mark.smollm2)])
+def compared(request: pytest.FixtureRequest) -> Comparison:
+    """50 groups; those of the larger model are shorter, because it takes its time on a CPU."""
+    loaded = request.getfixturevalue(request.param)
+    network = request.getfixturevalue(f"plain_{request.param}")
+    sizes = (80, 60, 5) if request.param == "tiny" else (16, 10, 3)
+    pairs = random_groups(np.random.default_rng(2), 50, loaded.info.vocab_size, *sizes)
+    return compare(loaded, network, pairs)
+
+
+def test_the_groups_are_as_awkward_as_they_should_be(compared: Comparison) -> None:
+    prompts = [len(prompt) for prompt, _ in compared.pairs]
+    lengths = [len(ids) for _, completions in compared.pairs for ids in completions]
+    assert len(prompts) == 50
+    assert min(prompts) == min(lengths) == 1
+    assert max(lengths) >= 3 * np.median(lengths)
+    assert max(len(completions) for _, completions in compared.pairs) >= 3
+
+
+def test_every_completion_is_answered_whole(compared: Comparison) -> None:
+    assert compared.answer.failures == []
+    assert set(compared.answer.items) == set(compared.expected)
+    for found, expected in compared.items:
+        rows = len(expected.logprobs)
+        assert found.row_indices == list(range(rows + 1))
+        assert found.logprobs.dtype == np.float32
+        assert found.logprobs.shape == (rows,)
+
+
+def test_logprobs(compared: Comparison) -> None:
+    for found, expected in compared.items:
+        assert np.abs(found.logprobs - expected.logprobs).max() <= WITHIN
+
+
+def test_top_k_ids_and_logprobs(compared: Comparison) -> None:
+    """Ids are equal wherever the gaps before and after are above 1e-4; next_token row included."""
+    clear = 0
+    for found, expected in compared.items:
+        gaps = -np.diff(expected.top_logprobs, axis=1)
+        after = gaps > WITHIN
+        before = np.concatenate([np.ones((len(gaps), 1), dtype=bool), after[:, :-1]], axis=1)
+        told_apart = before & after
+        assert found.top_token_ids.shape == told_apart.shape
+        equal = found.top_token_ids == expected.top_ids[:, :K]
+        assert equal[told_apart].all()
+        assert np.abs(found.top_logprobs - expected.top_logprobs[:, :K]).max() <= WITHIN
+        clear += told_apart.mean()
+    assert clear / len(compared.items) > 0.9
+
+
+def test_log_tail_masses(compared: Comparison) -> None:
+    for found, expected in compared.items:
+        assert np.abs(found.log_tail_masses - expected.log_tail_masses).max() <= 2 * WITHIN
+
+
+def test_entropy_and_logsumexp_of_every_row(compared: Comparison) -> None:
+    for found, expected in compared.items:
+        assert np.abs(found.entropies - expected.entropies).max() <= WITHIN
+        assert np.abs(found.logsumexps - expected.logsumexps).max() <= WITHIN
+
+
+def test_ranks(compared: Comparison) -> None:
+    """Exact save for tokens within 1e-4 of the realised one, which may fall on either side."""
+    for found, expected in compared.items:
+        assert (found.ranks > expected.larger).all()
+        assert (found.ranks <= expected.as_large).all()
+
+
+def test_rank_and_top_k_agree(compared: Comparison) -> None:
+    """Rank <= K exactly when the realised token is listed, and then it is its place."""
+    for (g, c), found in compared.answer.items.items():
+        ids = np.array(compared.pairs[g][1][c])
+        listed = found.top_token_ids[: len(ids)] == ids[:, None]
+        assert (listed.any(axis=1) == (found.ranks <= K)).all()
+        rows, places = listed.nonzero()
+        assert (found.ranks[rows] == places + 1).all()
+
+
+def test_without_processing_the_processed_logprob_is_the_logprob(compared: Comparison) -> None:
+    for found, _ in compared.items:
+        assert (found.processed_logprobs == found.logprobs).all()
+        assert (found.log_kept_masses == 0).all()
+        assert (found.support_sizes == compared.answer[0, 0].support_sizes[0]).all()
+
+
+def test_usage(compared: Comparison) -> None:
+    """The prompt is charged once, what was computed for every completion."""
+    usage = compared.answer.usage
+    sizes = [(len(p), [len(ids) for ids in completions]) for p, completions in compared.pairs]
+    assert sum(u.prompt_tokens for u in usage) == sum(p for p, _ in sizes)
+    assert sum(u.completion_tokens for u in usage) == sum(sum(c) for _, c in sizes)
+    assert sum(u.computed_tokens for u in usage) == sum(p * len(c) + sum(c) for p, c in sizes)
+    assert sum(u.head_rows for u in usage) == sum(sum(c) + len(c) for _, c in sizes)

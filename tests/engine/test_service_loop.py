@@ -1,0 +1,98 @@
+"""The worker's loop: commands in, events out, in the order that the pool relies on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scoring_service.engine.events import (
+    CallFinished,
+    CallStarted,
+    Cancel,
+    Command,
+    Event,
+    LoadFailed,
+    LoadProgress,
+    Ready,
+    ScoreSlice,
+    Shutdown,
+    Submit,
+)
+from scoring_service.engine.runner import INITIAL_CREDIT
+from scoring_service.engine.service_loop import run_worker
+from scoring_service.models import tiny_model_path
+from scoring_service.types import EngineConfig, RowWants, ScoreCall
+from tests.engine.scoring import completion, group
+
+
+class Worker:
+    """The loop in a thread."""
+
+    def __init__(self, model: Path) -> None:
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        config = EngineConfig(model=str(model), device="cpu")
+        arguments = (config, self.commands, self.events.put)
+        self.thread = threading.Thread(target=run_worker, args=arguments, daemon=True)
+        self.thread.start()
+
+    def until(self, kind: type) -> list[Event]:
+        """Events up to the first of a kind."""
+        seen = [self.events.get(timeout=60)]
+        while not isinstance(seen[-1], kind):
+            seen.append(self.events.get(timeout=60))
+        return seen
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker(tiny_model_path())
+    seen = worker.until(Ready)
+    assert {type(event) for event in seen[:-1]} == {LoadProgress}
+    yield worker
+    worker.commands.put(Shutdown())
+    worker.thread.join(30)
+    assert not worker.thread.is_alive()
+
+
+def call(call_id: int, rows: int, wants: RowWants | None = None) -> ScoreCall:
+    ids = np.arange(rows) % 2048
+    return ScoreCall(call_id, (group([1], [completion(ids)]),), wants or RowWants())
+
+
+def test_a_call(worker: Worker) -> None:
+    worker.commands.put(Submit(call(1, 5)))
+    assert [type(e) for e in worker.until(CallFinished)] == [CallStarted, ScoreSlice, CallFinished]
+
+
+def test_it_waits_for_credit_and_takes_commands_meanwhile(worker: Worker) -> None:
+    """A reader that takes nothing stops its call, and a later one is answered."""
+    hungry = call(2, 600, RowWants(top_k=2048))
+    worker.commands.put(Submit(hungry))
+    taken = 0
+    while taken < INITIAL_CREDIT:
+        if isinstance(event := worker.events.get(timeout=60), ScoreSlice):
+            taken += event.size
+    with pytest.raises(queue.Empty):
+        worker.events.get(timeout=0.5)
+    worker.commands.put(Submit(call(3, 5)))
+    finished = worker.until(CallFinished)[-1]
+    assert isinstance(finished, CallFinished)
+    assert finished.call_id == 3
+    worker.commands.put(Cancel(2))
+    worker.commands.put(Submit(call(4, 5)))
+    assert {e.call_id for e in worker.until(CallFinished)} == {4}  # type: ignore[union-attr]
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    worker = Worker(tmp_path / "nowhere")
+    failed = worker.until(LoadFailed)[-1]
+    assert isinstance(failed, LoadFailed)
+    assert "no folder" in failed.message
+    worker.thread.join(30)
+    assert not worker.thread.is_alive()
