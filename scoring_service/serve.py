@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -47,7 +48,8 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     try:
         await server.start()
     except RuntimeError as error:
-        print(f"cannot listen on {config.host}:{config.port}: {error}", file=sys.stderr)
+        reason = _why_not_bound(config.host, config.port) or str(error)
+        print(f"cannot listen on {config.host}:{config.port}: {reason}", file=sys.stderr)
         return 1
     log.info(
         "listening",
@@ -95,17 +97,35 @@ def _default_name(model: str | None) -> str:
 
 
 def _stop_event() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process as usual."""
+    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
 
-    def request(signum: signal.Signals) -> None:
+    def request() -> None:
         stop.set()
-        loop.remove_signal_handler(signum)
+        for signum in signals:
+            loop.remove_signal_handler(signum)
+            # Python's own handler of SIGINT would unwind half of the server, with tracebacks.
+            signal.signal(signum, signal.SIG_DFL)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, request, signum)
+    for signum in signals:
+        loop.add_signal_handler(signum, request)
     return stop
+
+
+def _why_not_bound(host: str, port: int) -> str | None:
+    """What the operating system says to this address; gRPC's own error does not repeat it."""
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            bare, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 async def _report_loading(pool: WorkerPool) -> None:

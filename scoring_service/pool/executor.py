@@ -14,7 +14,7 @@ class WorkerExited:
     """The worker is gone; nothing more comes of it."""
 
     description: str
-    """How it ended, such as "exit code -9"."""
+    """How it ended, such as "SIGKILL" or "exit code 1"."""
 
 
 OnEvent = Callable[[Event | WorkerExited], None]

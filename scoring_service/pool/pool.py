@@ -82,7 +82,8 @@ class WorkerPool:
     """One model and the worker that runs it.
 
     A worker that dies takes its calls with it (UNAVAILABLE) and is started again, each time after
-    a longer pause until one comes up.
+    a longer pause until one comes up. The first one is not: what killed it before it ever answered
+    would most likely kill the next.
     """
 
     def __init__(
@@ -174,6 +175,8 @@ class WorkerPool:
 
     async def drain(self, patience: float) -> None:
         """Refuses new calls, waits for those admitted, ends the worker."""
+        # A worker that loads does not listen, and has nothing to finish.
+        stop_seconds = _STOP_SECONDS if self.state is PoolState.READY else 0.0
         self._set(PoolState.DRAINING, "draining")
         if self._restart is not None:
             self._restart.cancel()
@@ -184,7 +187,7 @@ class WorkerPool:
             log.warning("drain_timeout", model=self.name, calls=len(self._streams))
             self._fail_calls(Fault(Reason.DRAINING, "the server shut down before this call ended"))
         if self._executor is not None:
-            await asyncio.to_thread(self._executor.stop, _STOP_SECONDS)
+            await asyncio.to_thread(self._executor.stop, stop_seconds)
 
     def _send(self, command: Submit | Cancel | Credit) -> None:
         if self._executor is not None:
@@ -209,12 +212,15 @@ class WorkerPool:
                 if self.state is PoolState.LOADING:
                     self._set(PoolState.READY, "ready")
             case LoadFailed(message):
-                self.failure = message
-                self._set(PoolState.FAILED, message)
+                self._fail(message)
             case WorkerExited(description):
                 self._worker_exited(description)
             case _:
                 self._deliver(event)
+
+    def _fail(self, message: str) -> None:
+        self.failure = message
+        self._set(PoolState.FAILED, message)
 
     def _deliver(self, event: CallEvent) -> None:
         stream = self._streams.get(event.call_id)
@@ -241,6 +247,9 @@ class WorkerPool:
             Fault(Reason.WORKER_DIED, f"the worker died ({description})", retry_after=1.0)
         )
         if self.state in (PoolState.DRAINING, PoolState.FAILED):
+            return
+        if self._info is None:
+            self._fail(f"the worker died while it loaded the model ({description})")
             return
         log.error("worker_died", model=self.name, how=description, restart_in=self._backoff)
         self._set(PoolState.LOADING, f"the worker died ({description}) and starts again")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -17,24 +19,36 @@ from scoring_service.types import EngineConfig
 
 WORKER_MODULE = "scoring_service.engine.worker"
 
+_END = object()
+"""Ends the thread that sends."""
+
 
 @dataclass(slots=True)
 class _Worker:
-    """A running process and the way to it."""
+    """A running process and the way to it.
+
+    Messages leave by a thread: a worker that takes none (it computes, it hangs) must not hold up
+    the event loop that sends them.
+    """
 
     process: subprocess.Popen[bytes]
     connection: Connection
     on_event: OnEvent
-    send_lock: threading.Lock = field(default_factory=threading.Lock)
+    outbox: queue.SimpleQueue[object] = field(default_factory=queue.SimpleQueue)
     reader: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
         self.reader = threading.Thread(target=self._receive, daemon=True)
         self.reader.start()
+        threading.Thread(target=self._send, daemon=True).start()
 
     def send(self, message: object) -> None:
-        with self.send_lock, contextlib.suppress(OSError, ValueError):
-            self.connection.send(message)
+        self.outbox.put(message)
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # its reader reports a worker that is gone
+            while (message := self.outbox.get()) is not _END:
+                self.connection.send(message)
 
     def _receive(self) -> None:
         while True:
@@ -43,12 +57,26 @@ class _Worker:
             except (EOFError, OSError):
                 break
             self.on_event(event)
-        self.on_event(WorkerExited(f"exit code {self.process.wait()}"))
+        self.outbox.put(_END)
+        self.on_event(WorkerExited(_how_it_ended(self.process.wait())))
+
+
+def _how_it_ended(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"exit code {code}"
 
 
 def _environment() -> dict[str, str]:
-    """Progress bars of libraries are for terminals; elsewhere they would fill the log."""
-    return dict(os.environ) if sys.stderr.isatty() else {**os.environ, "TQDM_DISABLE": "1"}
+    """The server's own environment and, where it does not say otherwise, what suits a worker."""
+    # Threads of torch that wait for one another soon give up their core: where something else
+    # needs it too (this server, for one), spinning for it makes every step wait for the scheduler.
+    defaults = {"GOMP_SPINCOUNT": "1000"}
+    if not sys.stderr.isatty():
+        # Progress bars of libraries are for terminals; elsewhere they would fill the log.
+        defaults["TQDM_DISABLE"] = "1"
+    return {**defaults, **os.environ}
 
 
 class ProcessExecutor:
@@ -75,6 +103,8 @@ class ProcessExecutor:
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
+                # Ctrl-C in a terminal is for the server alone, which ends its worker itself.
+                process_group=0,
             )
         self._worker = _Worker(process, Connection(ours.detach()), on_event)
         self._worker.send(self._config)

@@ -14,10 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
-from google.rpc import error_details_pb2, status_pb2
-
-from scoring_client.proto import score_pb2, sequence_pb2, service_pb2_grpc
+from tests.e2e.processes import children
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -39,6 +36,8 @@ class Served:
             text=True,
             cwd=ROOT,
             env={**os.environ, **(env or {})},
+            # A group of its own, so that a test can send it what a terminal sends at Ctrl-C.
+            start_new_session=True,
         )
         self._readers = [
             threading.Thread(target=self._read, args=(pipe, lines), daemon=True)
@@ -79,18 +78,20 @@ class Served:
     @property
     def worker_pid(self) -> int:
         """The worker's process."""
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task").glob("*/children")
-        (found,) = {int(word) for path in children for word in path.read_text().split()}
+        (found,) = children(self.process.pid)
         return found
 
     def end(self, signum: int = signal.SIGTERM, patience: float = PATIENCE) -> int:
         """Sends the signal; the exit code."""
         self.process.send_signal(signum)
         code = self.process.wait(patience)
+        self.join()
+        return code
+
+    def join(self) -> None:
+        """Waits for the last lines of a process that has ended."""
         for reader in self._readers:
             reader.join(10)
-        return code
 
 
 @contextmanager
@@ -103,46 +104,3 @@ def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Serv
         if served.process.poll() is None:
             served.process.kill()
             served.process.wait()
-
-
-@contextmanager
-def stub_of(target: str, **options: int) -> Iterator[Any]:
-    """A blocking stub."""
-    pairs = [(f"grpc.{name}", value) for name, value in options.items()]
-    with grpc.insecure_channel(target, options=pairs) as channel:
-        yield service_pb2_grpc.ScoringServiceStub(channel)
-
-
-def score_request(prompt: list[int], *completions: list[int], copies: int = 1) -> Any:
-    """Copies of one group."""
-    group = sequence_pb2.PromptGroup(
-        prompt=sequence_pb2.TokenSequence(token_ids=prompt),
-        completions=[sequence_pb2.Completion(token_ids=c) for c in completions],
-    )
-    return score_pb2.ScoreRequest(groups=[group] * copies)
-
-
-def reason_of(error: grpc.RpcError) -> str | None:
-    """ErrorInfo.reason of a failed call."""
-    for detail in details_of(error):
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            return info.reason
-    return None
-
-
-def retry_delay_of(error: grpc.RpcError) -> float | None:
-    """RetryInfo of a failed call, in seconds."""
-    for detail in details_of(error):
-        info = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            return info.retry_delay.ToNanoseconds() / 1e9
-    return None
-
-
-def details_of(error: grpc.RpcError) -> list[Any]:
-    """Details of the google.rpc.Status of a failed call."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            return list(status_pb2.Status.FromString(value).details)
-    return []

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from scoring_client.proto import model_info_pb2
-from tests.e2e.served import BIN, serving, stub_of
+from tests.e2e.calls import scores, stub_of
+from tests.e2e.served import BIN, serving
 
 FILES = {
     "toml": "max_model_len = 111\nweight_version = 1\nserved_model_name = 'from-file'\n",
@@ -36,38 +37,83 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path, kind: str)
     assert info.limits.max_k == info.vocab_size
 
 
-def run(*arguments: str, port: str = "0") -> subprocess.CompletedProcess[str]:
-    command = [BIN / "scoring-service", "serve", "--port", port, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A server that is expected to end by itself."""
+    return subprocess.run(
+        [BIN / "scoring-service", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"SCORING_PORT": "0", **os.environ, **env},
+    )
+
+
+def assert_named(ended: subprocess.CompletedProcess[str], *names: str) -> None:
+    """It ended with an error for people, which names what is wrong."""
+    written = ended.stdout + ended.stderr
+    assert ended.returncode in (1, 2)
+    assert all(name in written for name in names), written
+    assert "Traceback" not in written
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing folder": (["./no/such/folder"], "no/such/folder"),
     "missing gguf": (["no-such.gguf"], "no-such.gguf"),
+    "two models": (["one", "two"], "two"),
     "dtype": (["--dtype", "float8"], "float8"),
     "too long": (["--max-model-len", "100000"], "4096"),
+    "negative": (["--max-model-len", "-3"], "max_model_len must be from 1"),
+    "no port": (["--port", "70000"], "65535"),
+    "no number": (["--port", "http"], "http"),
+    "not a time": (["--drain-seconds", "nan"], "drain_seconds"),
     "unknown flag": (["--max-modle-len", "10"], "max-modle-len"),
     "missing file": (["--config", "no-such.toml"], "no-such.toml"),
     "device": (["--device", "cuda:77"], "cuda:77"),
+    "address": (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_named_without_a_traceback(case: str) -> None:
     arguments, named = MISTAKES[case]
-    ended = run(*arguments)
-    assert ended.returncode not in (0, None)
-    assert named in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stdout + ended.stderr
+    assert_named(run(*arguments), named)
 
 
-def test_an_unknown_key_of_the_file_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "serve.toml"
-    file.write_text("max_modle_len = 10\n")
-    ended = run("--config", str(file))
-    assert ended.returncode != 0
-    assert "modle" in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stdout + ended.stderr
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("SCORING_PORT", "tcp://10.0.0.1:50051", "SCORING_PORT"),
+        ("SCORING_LOG_LEVEL", "loud", "SCORING_LOG_LEVEL"),
+        ("SCORING_MAX_K", "0", "max_k"),
+        ("SCORING_MODEL", "./no/such/folder", "no/such/folder"),
+        ("SCORING_CONFIG", "no-such.yaml", "no-such.yaml"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_named(name: str, value: str, named: str) -> None:
+    assert_named(run(**{name: value}), named)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "named"),
+    [
+        ("serve.toml", "max_modle_len = 10", "max_modle_len"),
+        ("serve.yaml", "max_modle_len: 10", "max_modle_len"),
+        ("serve.json", '{"max_modle_len": 10}', "max_modle_len"),
+        ("serve.toml", "max_model_len = 'long'", "long"),
+        ("serve.yaml", "max_model_len: -1", "max_model_len must be from 1"),
+        ("serve.toml", "[[", "TOML"),
+        ("serve.json", "{", "JSON"),
+        ("serve.yaml", "- max_model_len", "serve.yaml"),
+        ("serve.ini", "max_model_len = 10", "serve.ini"),
+        ("serve.yaml", "model: ./no/such/folder", "no/such/folder"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, file: str, text: str, named: str) -> None:
+    path = tmp_path / file
+    path.write_text(text)
+    # A narrow terminal breaks long paths over lines.
+    assert_named(run("--config", str(path), COLUMNS="400"), named)
 
 
 def test_a_port_in_use_is_named() -> None:
@@ -75,15 +121,26 @@ def test_a_port_in_use_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        ended = run(port=port)
+        ended = run("--port", port)
     assert ended.returncode == 1
-    assert port in ended.stderr
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 def test_the_hub_token_is_never_printed() -> None:
     secret = "hf_" + os.urandom(12).hex()
     with serving("--log-level", "debug", env={"HF_TOKEN": secret}) as server:
-        assert server.ready
+        with stub_of(server.ready) as stub:
+            assert scores(stub)
         assert server.end() == 0
+        assert server.out
         assert secret not in "".join(server.out + server.err)
+
+
+def test_the_hub_token_is_not_printed_for_a_model_that_cannot_be_had() -> None:
+    secret = "hf_" + os.urandom(12).hex()
+    ended = run(
+        "no-such-owner/no-such-model", "--log-level", "debug", HF_TOKEN=secret, HF_HUB_OFFLINE="1"
+    )
+    assert_named(ended, "error: cannot load the model 'no-such-owner/no-such-model'")
+    assert secret not in ended.stdout + ended.stderr

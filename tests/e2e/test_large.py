@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import grpc
 import numpy as np
 import pytest
 
-from scoring_client.proto import score_pb2, sequence_pb2, tensor_pb2, topk_pb2
-from tests.e2e.served import Served, details_of, score_request, serving, stub_of
+from scoring_client.proto import score_pb2
+from tests.e2e.calls import details_of, score_request, stub_of, top_k_request
+from tests.e2e.processes import resident
+from tests.e2e.served import Served, serving
+
+RANDOM_IDS = np.random.default_rng(0).integers(0, 2048, 4096).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +22,9 @@ def server():
         yield running
 
 
-def top_k_request(rows: int, k: int, groups: int = 1) -> topk_pb2.TopKLogprobsRequest:
-    ids = np.random.default_rng(0).integers(0, 2048, rows).tolist()
-    group = sequence_pb2.PromptGroup(
-        prompt=sequence_pb2.TokenSequence(token_ids=[0]),
-        completions=[sequence_pb2.Completion(token_ids=ids)],
-    )
-    return topk_pb2.TopKLogprobsRequest(
-        groups=[group] * groups, k=k, encoding=tensor_pb2.ENCODING_BYTES
-    )
-
-
 def test_32_mebibytes_arrive_under_grpcs_default_limit(server: Served) -> None:
     """4,095 rows and the next-token row at K = 1,024."""
-    request = top_k_request(4095, 1024)
+    request = top_k_request(RANDOM_IDS[:4095], k=1024)
     request.next_token = True
     with stub_of(server.ready) as stub:
         messages = list(stub.TopKLogprobs(request, timeout=280))
@@ -65,20 +56,13 @@ def test_a_message_of_100_mebibytes_is_refused_and_never_to_be_retried(server: S
         assert messages[-1].summary.items_ok == 1
 
 
-def resident(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
-
-
 def test_a_reader_that_stalls_costs_a_bounded_amount_of_memory(server: Served) -> None:
     """An answer of 256 MiB that nobody reads; others are served meanwhile; then it is read."""
     with stub_of(server.ready) as warm:
-        list(warm.TopKLogprobs(top_k_request(1000, 2048), timeout=280))
+        list(warm.TopKLogprobs(top_k_request(RANDOM_IDS[:1000], k=2048), timeout=280))
     pids = (server.process.pid, server.worker_pid)
     before = sum(map(resident, pids))
-    request = top_k_request(2000, 2048, groups=8)
+    request = top_k_request(RANDOM_IDS[:2000], k=2048, copies=8)
     with stub_of(server.ready) as stalled, stub_of(server.ready) as other:
         call = stalled.TopKLogprobs(request, timeout=290)
         next(call)

@@ -1,0 +1,91 @@
+"""A call that its caller gave up ends in the worker too, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.e2e.calls import (
+    SERVING,
+    health,
+    sample_request,
+    score_request,
+    scores,
+    stub_of,
+)
+from tests.e2e.processes import idle, resident, until
+from tests.e2e.served import Served, serving
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """One server for this file."""
+    with serving() as running:
+        assert running.ready
+        yield running
+
+
+def long_score(stub: Any, timeout: float) -> Any:
+    """Minutes of work with few results, so that it is not for want of a reader that it ends."""
+    request = score_request([1], [2] * 4000, copies=600)
+    for group in request.groups:
+        group.completions[0].rows.add(start=3999, length=1)
+    return stub.Score(request, timeout=timeout)
+
+
+def long_sample(stub: Any, timeout: float) -> Any:
+    """Minutes of work."""
+    return stub.Sample(sample_request(4000, n=60), timeout=timeout)
+
+
+LONG_CALLS = [long_score, long_sample]
+
+
+@pytest.mark.parametrize("start", LONG_CALLS)
+def test_a_cancelled_call_ends_its_work(server: Served, start: Callable[..., Any]) -> None:
+    with stub_of(server.ready) as stub:
+        call = start(stub, timeout=280)
+        next(call)
+        next(call)
+        assert not idle(server.worker_pid)
+        call.cancel()
+        until(lambda: idle(server.worker_pid), patience=20)
+
+
+@pytest.mark.parametrize("start", LONG_CALLS)
+def test_a_deadline_ends_the_work(server: Served, start: Callable[..., Any]) -> None:
+    with stub_of(server.ready) as stub:
+        with pytest.raises(grpc.RpcError) as ended:
+            list(start(stub, timeout=3))
+        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(lambda: idle(server.worker_pid), patience=20)
+
+
+@pytest.mark.parametrize("start", LONG_CALLS)
+def test_a_client_that_vanishes_ends_the_work(server: Served, start: Callable[..., Any]) -> None:
+    with stub_of(server.ready) as stub:
+        next(start(stub, timeout=280))
+    until(lambda: idle(server.worker_pid), patience=20)
+
+
+def test_fifty_cancelled_calls_leave_the_server_as_it_was(server: Served) -> None:
+    worker = server.worker_pid
+    pids = (server.process.pid, worker)
+    with stub_of(server.ready) as stub:
+        before = scores(stub)
+        for number in range(50):
+            if number == 10:
+                held = sum(map(resident, pids))
+            call = LONG_CALLS[number % 2](stub, timeout=280)
+            if number % 3:
+                next(call)
+            call.cancel()
+        until(lambda: idle(worker), patience=60)
+        assert sum(map(resident, pids)) - held < 100 << 20
+        assert server.worker_pid == worker
+        assert health(server.ready) == SERVING
+        assert scores(stub) == before
+    assert not [line for line in server.err if '"error"' in line or "Traceback" in line]
