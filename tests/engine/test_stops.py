@@ -221,13 +221,23 @@ def test_one_letter_at_a_time(
     assert (found[0], found[3]) == (text, matched)
 
 
-def test_of_two_stop_texts_in_one_token_the_first_counts(tiny: LoadedModel) -> None:
-    """Though it is the shorter one."""
+@pytest.mark.parametrize(
+    ("stop", "text", "matched"),
+    [
+        (("ort", "m"), " i", "m"),
+        (("m", "mp", "mport"), " i", "mport"),
+        (("t", "im", "imp"), " ", "imp"),
+    ],
+)
+def test_of_several_stop_texts_in_one_token_the_first_counts(
+    tiny: LoadedModel, stop: tuple[str, ...], text: str, matched: str
+) -> None:
+    """Though it may be the shorter one; among those that begin together, the longest."""
     codec = codec_of(tiny)
     ids = codec.encode(" import", add_special_tokens=False)
     assert len(ids) == 1
-    text, _, _, matched = followed(codec, ids, stop=("ort", "m"))
-    assert (text, matched) == (" i", "m")
+    found = followed(codec, ids, stop=stop)
+    assert (found[0], found[3]) == (text, matched)
 
 
 def test_a_stop_text_of_split_characters(tiny: LoadedModel) -> None:
