@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.harness import measure
-from benchmarks.report import plots, table
+from benchmarks.harness import Plan, measure
+from benchmarks.report import plots, tables
 from benchmarks.side_process import ROOT, SideProcess
 from benchmarks.sides import IN_PEERS_ENVIRONMENT, SIDES, SideConfig
 from benchmarks.workloads import WORKLOADS
@@ -32,19 +32,25 @@ def main() -> None:
     parser.add_argument("--head-dtype", default="bfloat16", help="of this service's head")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--time-limit", type=float, default=float("inf"), help="seconds; what is left is skipped"
+    )
     parser.add_argument("--name", default=None, help="of the result files; default: the date")
     arguments = parser.parse_args()
     config = SideConfig(
         str(arguments.model), arguments.dtype, arguments.head_dtype, arguments.device
     )
-    logs = ROOT / "build" / "benchmark-logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    sides = []
-    for name in arguments.sides.split(","):
-        python = PEERS_PYTHON if name in IN_PEERS_ENVIRONMENT else Path(sys.executable)
-        _say(f"loading {name}")
-        sides.append(SideProcess(name, python, config, logs / f"{name}.log"))
-    report = {
+    plan = Plan(
+        arguments.workloads.split(","),
+        arguments.size,
+        arguments.repetitions,
+        arguments.model,
+        arguments.dtype,
+        arguments.device,
+        arguments.time_limit,
+    )
+    sides = _load(arguments.sides.split(","), config)
+    facts = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "command": " ".join(sys.argv[1:]),
@@ -52,24 +58,28 @@ def main() -> None:
         "dtype": arguments.dtype,
         "head_dtype": arguments.head_dtype,
         "sides": {side.name: side.version for side in sides},
-        **measure(
-            sides,
-            arguments.workloads.split(","),
-            arguments.size,
-            arguments.repetitions,
-            arguments.model,
-            arguments.dtype,
-            arguments.device,
-            _say,
-        ),
     }
-    for side in sides:
-        side.close()
     stem = arguments.name or datetime.date.today().isoformat()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    report = facts
+    for measured in measure(sides, plan, _say):
+        report = {**facts, **measured}
+        (arguments.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    for side in sides:
+        side.close()
     plots(report, arguments.out, stem)
-    print(table(report, ours="service" if "service" in report["sides"] else "engine"))
+    print(tables(report))
+
+
+def _load(names: list[str], config: SideConfig) -> list[SideProcess]:
+    logs = ROOT / "build" / "benchmark-logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    sides = []
+    for name in names:
+        python = PEERS_PYTHON if name in IN_PEERS_ENVIRONMENT else Path(sys.executable)
+        _say(f"loading {name}")
+        sides.append(SideProcess(name, python, config, logs / f"{name}.log"))
+    return sides
 
 
 def _say(text: str) -> None:

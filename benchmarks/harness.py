@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +21,50 @@ _PRODUCT_ROWS = 1024
 """Rows of the products that the machine's matrix rate is measured with."""
 
 
-def measure(
-    sides: list[SideProcess],
-    workloads: list[str],
-    size: str,
-    repetitions: int,
-    model: Path,
-    dtype: str,
-    device: str,
-    say: Say,
-) -> dict[str, Any]:
-    """Everything measured, as plain data: machine, limits, and every repetition of every side."""
-    config = json.loads((model / "config.json").read_text())
-    shape = Shape.of(config)
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured."""
+
+    workloads: list[str]
+    size: str
+    repetitions: int
+    """Counted ones; a warm-up of every side comes before them."""
+    model: Path
+    """Folder with the config that limits are counted from."""
+    dtype: str
+    device: str
+    time_limit: float
+    """Seconds after which no further repetition begins."""
+
+
+def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str, Any]]:
+    """The report so far, as plain data, once after every workload: nothing is lost by a stop."""
+    began = time.monotonic()
+    shape = Shape.of(json.loads((plan.model / "config.json").read_text()))
     report: dict[str, Any] = {"machine": describe(), "workloads": {}}
     say("the machine's matrix and copy rates")
-    rate = matrix_rate(dtype, _PRODUCT_ROWS, shape.hidden, shape.intermediate, device)
-    copies = copy_rate(device)
+    rate = matrix_rate(plan.dtype, _PRODUCT_ROWS, shape.hidden, shape.intermediate, plan.device)
+    copies = copy_rate(plan.device)
     report["machine"].update(matrix_flops_per_second=rate, copy_bytes_per_second=copies)
-    for name in workloads:
-        work = build(name, size, shape.vocab)
-        width = 4 if dtype == "float32" else 2
+    width = 4 if plan.dtype == "float32" else 2
+    for place, name in enumerate(plan.workloads, 1):
+        work = build(name, plan.size, shape.vocab)
         limit = max(flops(shape, work) / rate, bytes_read(shape, work, width) / (copies / 2))
         runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
         able = list(sides)
-        for repetition in range(repetitions + 1):
+        for repetition in range(plan.repetitions + 1):
             for side in list(able):
-                say(f"{name}: {side.name}, repetition {repetition} of {repetitions}")
-                outcome = side.run(name, size, shape.vocab)
+                elapsed = time.monotonic() - began
+                if elapsed > plan.time_limit:
+                    able.clear()
+                    break
+                turn = f"repetition {repetition}/{plan.repetitions}" if repetition else "warm-up"
+                where = f"{elapsed:5.0f} s, {place}/{len(plan.workloads)}"
+                say(f"[{where}] {name}: {side.name}, {turn}")
+                outcome = side.run(name, plan.size, shape.vocab)
                 if outcome.get("cannot"):
                     able.remove(side)
-                elif repetition:  # the first is a warm-up
+                elif repetition:
                     runs[side.name].append(outcome)
         report["workloads"][name] = {
             "tokens": work.tokens,
@@ -58,7 +73,7 @@ def measure(
             "largest_disagreement": _disagreement(runs) if isinstance(work, Scoring) else None,
             "runs": {side: found for side, found in runs.items() if found},
         }
-    return report
+        yield report
 
 
 def median_seconds(runs: list[dict[str, Any]]) -> float:
@@ -67,7 +82,7 @@ def median_seconds(runs: list[dict[str, Any]]) -> float:
 
 
 def _disagreement(runs: dict[str, list[dict[str, Any]]]) -> float | None:
-    """Largest difference between two sides' log-prob of a sequence, per token it cannot know.
+    """Largest difference between two sides' log-prob of a sequence, in nats.
 
     Sides that do not report sums (the bare arithmetic) do not take part.
     """

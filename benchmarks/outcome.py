@@ -16,8 +16,6 @@ class Outcome:
     """Seconds to each result (a completion, a sample, or a token while sampling in `mixed`)."""
     logprob_sums: list[float] = field(default_factory=list)
     """Sum of each scored completion's log-probs, in the workload's order: sides must agree."""
-    bytes_on_the_wire: int | None = None
-    extra: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""

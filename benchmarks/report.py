@@ -1,36 +1,69 @@
-"""What was measured, for people: a table, and a plot a workload."""
+"""What was measured, for people: tables, and a plot a workload.
+
+`python -m benchmarks.report FILE.json` prints the tables of a run again and draws its plots.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import median_seconds
 
 
-def table(report: dict[str, Any], ours: str) -> str:
-    """Markdown: tokens/s of each side, ratio of medians ours / theirs, fraction of the limit."""
+def tables(report: dict[str, Any]) -> str:
+    """Markdown: speed and ratios of every side, then what its processes used."""
+    ours = "service" if "service" in report["sides"] else "engine"
+    return f"{_speed(report, ours)}\n\n{_processes(report)}"
+
+
+def _speed(report: dict[str, Any], ours: str) -> str:
     lines = [
-        "| workload | side | tokens/s (median, min-max) | ours / theirs | of the limit "
-        "| p50 / p99 latency s | peak MiB |",
-        "|---|---|---|---|---|---|---|",
+        f"| workload | side | tokens/s (min-max) | {ours}'s speed over it (min-max) "
+        "| of the limit | p50 / p95 / p99 latency, s |",
+        "|---|---|---|---|---|---|",
     ]
     for name, workload in report["workloads"].items():
         runs = workload["runs"]
-        base = median_seconds(runs[ours]) if ours in runs else None
         for side, found in runs.items():
             seconds = [run["seconds"] for run in found]
             median = statistics.median(seconds)
             rates = [workload["tokens"] / s for s in (median, max(seconds), min(seconds))]
-            ratio = "" if base is None or side == ours else f"{median / base:.2f}"
+            ratio = "" if side == ours or ours not in runs else _ratio(found, runs[ours])
             latencies = sorted(x for run in found for x in run["latencies"])
-            p50, p99 = (_quantile(latencies, q) for q in (0.5, 0.99))
-            peak = max(sum(run["peak_bytes"].values()) for run in found) / 2**20
+            quantiles = " / ".join(_quantile(latencies, q) for q in (0.5, 0.95, 0.99))
             lines.append(
                 f"| {name} | {side} | {rates[0]:,.0f} ({rates[1]:,.0f}-{rates[2]:,.0f}) | {ratio} "
-                f"| {workload['limit_seconds'] / median:.2f} | {p50} / {p99} | {peak:,.0f} |"
+                f"| {workload['limit_seconds'] / median:.2f} | {quantiles} |"
             )
+    return "\n".join(lines)
+
+
+def _ratio(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
+    """Ratio of medians, and the spread of the ratios within a repetition."""
+    pairs = [t["seconds"] / o["seconds"] for t, o in zip(theirs, ours, strict=False)]
+    middle = median_seconds(theirs) / median_seconds(ours)
+    return f"**{middle:.2f}** ({min(pairs):.2f}-{max(pairs):.2f})"
+
+
+def _processes(report: dict[str, Any]) -> str:
+    lines = [
+        "| workload | side | process | peak MiB | processor time, s | loopback MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, workload in report["workloads"].items():
+        for side, found in workload["runs"].items():
+            wire = statistics.median(run["loopback_bytes"] for run in found) / 1e6
+            for process in found[0]["peak_bytes"]:
+                peak = max(run["peak_bytes"][process] for run in found) / 2**20
+                used = statistics.median(run["cpu_seconds"][process] for run in found)
+                shown = f"{wire:.2f}" if process == "grpc" else ""
+                lines.append(
+                    f"| {name} | {side} | {process} | {peak:,.0f} | {used:.2f} | {shown} |"
+                )
     return "\n".join(lines)
 
 
@@ -41,9 +74,15 @@ def _quantile(values: list[float], q: float) -> str:
 
 
 def plots(report: dict[str, Any], folder: Path, stem: str) -> list[Path]:
-    """One PNG a workload: every repetition of every side, and the machine's limit."""
-    import matplotlib
+    """One PNG a workload: every repetition of every side, and the machine's limit.
 
+    Returns:
+        The files; none where matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return []
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -64,7 +103,19 @@ def plots(report: dict[str, Any], folder: Path, stem: str) -> list[Path]:
         )
         figure.tight_layout()
         path = folder / f"{stem}-{name}.png"
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=80)
         pyplot.close(figure)
         made.append(path)
     return made
+
+
+def main() -> None:
+    """Prints the tables of a file and draws its plots beside it."""
+    path = Path(sys.argv[1])
+    report = json.loads(path.read_text())
+    plots(report, path.parent, path.stem)
+    print(tables(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -44,6 +44,7 @@ class SideProcess:
         before = {name: _cpu_seconds(pid) for name, pid in self.pids.items()}
         for pid in self.pids.values():
             _reset_peak(pid)
+        loopback = _loopback_bytes()
         assert self._process.stdin is not None
         question = {"workload": workload, "size": size, "vocab": vocab}
         print(json.dumps(question), file=self._process.stdin)
@@ -51,6 +52,7 @@ class SideProcess:
         outcome["cpu_seconds"] = {
             name: _cpu_seconds(pid) - before[name] for name, pid in self.pids.items()
         }
+        outcome["loopback_bytes"] = _loopback_bytes() - loopback
         outcome["peak_bytes"] = {name: _peak(pid) for name, pid in self.pids.items()}
         return outcome
 
@@ -74,6 +76,14 @@ class SideProcess:
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _loopback_bytes() -> int:
+    """Received on this machine's loopback interface so far, headers included."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        if line.strip().startswith("lo:"):
+            return int(line.split(":", 1)[1].split()[0])
+    return 0
 
 
 def _reset_peak(pid: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol
 
@@ -59,5 +59,7 @@ SIDES = tuple(_MODULES)
 
 
 def make_side(name: str, config: SideConfig) -> Side:
-    """The side of that name, loaded."""
+    """The side of that name, loaded; `service@float32` is `service` with a head in float32."""
+    name, _, head_dtype = name.partition("@")
+    config = replace(config, head_dtype=head_dtype or config.head_dtype)
     return import_module(_MODULES[name]).make(config)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.outcome import Outcome
 from benchmarks.sides import SideConfig
-from benchmarks.workloads import Scoring, Work
+from benchmarks.workloads import Mixed, Sampling, Scoring, Work
 
 _HEAD_ROWS = 256
 
@@ -36,20 +36,36 @@ class Bare:
 
     def run(self, work: Work) -> Outcome:
         """Does the arithmetic."""
-        if not isinstance(work, Scoring):
+        if isinstance(work, Mixed):
             raise NotImplementedError
         began = time.perf_counter()
         with torch.inference_mode():
-            for prompt, completions in work.groups:
-                ids = prompt + [token for completion in completions for token in completion]
-                rows = sum(map(len, completions))
-                batch = torch.tensor([ids], device=self._device)
-                hidden = self._network.base_model(batch, use_cache=False).last_hidden_state[0]
-                for start in range(len(ids) - rows, len(ids), _HEAD_ROWS):
-                    _ = hidden[start : start + _HEAD_ROWS].to(self._head.dtype) @ self._head.t()
+            if isinstance(work, Scoring):
+                self._score(work)
+            else:
+                self._decode(work)
         if self._device != "cpu":
             torch.cuda.synchronize()
         return Outcome(time.perf_counter() - began)
+
+    def _score(self, work: Scoring) -> None:
+        for prompt, completions in work.groups:
+            ids = prompt + [token for completion in completions for token in completion]
+            rows = sum(map(len, completions))
+            batch = torch.tensor([ids], device=self._device)
+            hidden = self._network.base_model(batch, use_cache=False).last_hidden_state[0]
+            for start in range(len(ids) - rows, len(ids), _HEAD_ROWS):
+                _ = hidden[start : start + _HEAD_ROWS].to(self._head.dtype) @ self._head.t()
+
+    def _decode(self, work: Sampling) -> None:
+        """Prompts are of one length here, so one batch without padding; tokens are given."""
+        batch = torch.tensor(work.prompts, device=self._device)
+        cache = None
+        for _ in range(work.max_tokens):
+            output = self._network.base_model(batch, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            _ = output.last_hidden_state[:, -1].to(self._head.dtype) @ self._head.t()
+            batch = batch[:, -1:]
 
     def close(self) -> None:
         """Nothing to end."""

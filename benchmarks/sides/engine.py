@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,26 +52,43 @@ class Engine:
     def run(self, work: Work) -> Outcome:
         """Does the work."""
         if isinstance(work, Mixed):
-            raise NotImplementedError
-        call = score_call(work) if isinstance(work, Scoring) else sample_call(work)
+            return self._mixed(work)
         runner = Runner(PlainEngine(self._loaded).work, _raise)
         began = time.perf_counter()
-        runner.submit(call)
+        runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
         sums: dict[int, float] = {}
         latencies: list[float] = []
-        while True:
-            for event in runner.step():
-                _refuse_failure(event)
-                if isinstance(event, CallFinished):
-                    ordered = [sums[key] for key in sorted(sums)]
-                    return Outcome(time.perf_counter() - began, latencies, ordered)
-                if isinstance(event, ScoreSlice | SampleSlice):
-                    runner.add_credit(event.call_id, event.size)
-                    if event.last:
-                        latencies.append(time.perf_counter() - began)
+        while runner.can_step:
+            for event in _step(runner):
+                if isinstance(event, ScoreSlice | SampleSlice) and event.last:
+                    latencies.append(time.perf_counter() - began)
                 if isinstance(event, ScoreSlice):
                     key = event.group_index * 1_000_000 + event.completion_index
                     sums[key] = sums.get(key, 0.0) + float(event.block.logprobs.sum())
+        ordered = [sums[key] for key in sorted(sums)]
+        return Outcome(time.perf_counter() - began, latencies, ordered)
+
+    def _mixed(self, work: Mixed) -> Outcome:
+        """Scores group by group while samples are drawn; latencies are between sampled slices."""
+        runner = Runner(PlainEngine(self._loaded).work, _raise)
+        waiting = [score_call(Scoring([group])) for group in work.scoring.groups]
+        sampling = sample_call(work.sampling)
+        gaps: list[float] = []
+        began = last = time.perf_counter()
+        runner.submit(replace(sampling, call_id=0))
+        runner.submit(waiting.pop())
+        while True:
+            for event in _step(runner):
+                if isinstance(event, SampleSlice):
+                    now = time.perf_counter()
+                    gaps.append((now - last) / max(1, len(event.token_ids)))
+                    last = now
+                if isinstance(event, CallFinished) and event.call_id == 0:
+                    runner.submit(replace(sampling, call_id=0))
+                elif isinstance(event, CallFinished):
+                    if not waiting:
+                        return Outcome(time.perf_counter() - began, gaps)
+                    runner.submit(waiting.pop())
 
     def close(self) -> None:
         """Nothing to end."""
@@ -113,9 +132,14 @@ def sample_call(work: Sampling) -> SampleCall:
     return SampleCall(1, tasks)
 
 
-def _refuse_failure(event: CallEvent) -> None:
-    if isinstance(event, ItemFailed | CallFailed):
-        raise RuntimeError(event.fault.message)
+def _step(runner: Runner) -> Iterator[CallEvent]:
+    """Events of a step, their bytes taken at once."""
+    for event in runner.step():
+        if isinstance(event, ItemFailed | CallFailed):
+            raise RuntimeError(event.fault.message)
+        if isinstance(event, ScoreSlice | SampleSlice):
+            runner.add_credit(event.call_id, event.size)
+        yield event
 
 
 def _raise(_call_id: int, error: BaseException) -> None:

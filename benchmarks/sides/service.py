@@ -56,14 +56,11 @@ class Service:
             if work.k
             else self._client.score_iter(work.groups)
         )
-        size = 0
         for result in calls:
             latencies.append(time.perf_counter() - began)
             sums[result.group_index, result.completion_index] = float(np.sum(result.logprobs))
-            if work.k:
-                size += result.top_token_ids.nbytes + result.top_logprobs.nbytes
         ordered = [sums[key] for key in sorted(sums)]
-        return Outcome(time.perf_counter() - began, latencies, ordered, size or None)
+        return Outcome(time.perf_counter() - began, latencies, ordered)
 
     def _sample(self, work: Sampling) -> Outcome:
         began = time.perf_counter()
