@@ -61,7 +61,7 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
                 turn = f"repetition {repetition}/{plan.repetitions}" if repetition else "warm-up"
                 where = f"{elapsed:5.0f} s, {place}/{len(plan.workloads)}"
                 say(f"[{where}] {name}: {side.name}, {turn}")
-                outcome = side.run(name, plan.size, shape.vocab)
+                outcome = side.run(name, plan.size, shape.vocab, repetition)
                 if outcome.get("cannot"):
                     able.remove(side)
                 elif repetition:

@@ -25,7 +25,7 @@ def main() -> None:
     print(json.dumps({"version": side.version, "pids": pids}), file=results)
     for line in sys.stdin:
         asked = json.loads(line)
-        work = build(asked["workload"], asked["size"], asked["vocab"])
+        work = build(asked["workload"], asked["size"], asked["vocab"], asked["repetition"])
         try:
             answer = side.run(work).as_json()
         except NotImplementedError:

@@ -39,14 +39,19 @@ class SideProcess:
         self.version: str = hello["version"]
         self.pids: dict[str, int] = hello["pids"]
 
-    def run(self, workload: str, size: str, vocab: int) -> dict[str, Any]:
-        """One repetition: the side's outcome, and what its processes used meanwhile."""
+    def run(self, workload: str, size: str, vocab: int, repetition: int) -> dict[str, Any]:
+        """A repetition: the side's outcome, and what its processes used meanwhile."""
         before = {name: _cpu_seconds(pid) for name, pid in self.pids.items()}
         for pid in self.pids.values():
             _reset_peak(pid)
         loopback = _loopback_bytes()
         assert self._process.stdin is not None
-        question = {"workload": workload, "size": size, "vocab": vocab}
+        question = {
+            "workload": workload,
+            "size": size,
+            "vocab": vocab,
+            "repetition": repetition,
+        }
         print(json.dumps(question), file=self._process.stdin)
         outcome = self._read()
         outcome["cpu_seconds"] = {

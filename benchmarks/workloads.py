@@ -6,7 +6,7 @@ Each comes in a `small` size (2 cores, below a minute for this service) and a `g
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class _Draw:
     """Random token ids below a vocabulary's size."""
 
     vocab: int
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(SEED))
+    rng: np.random.Generator
 
     def ids(self, n: int) -> list[int]:
         return self.rng.integers(0, self.vocab, n).tolist()
@@ -110,13 +110,33 @@ class _Draw:
         return [(self.ids(16), [self.ids(int(n))]) for n in lengths]
 
 
-def build(name: str, size: str, vocab: int) -> Work:
+def build(name: str, size: str, vocab: int, repetition: int = 0) -> Work:
     """The workload of that name and size for a model with that vocabulary.
+
+    Every repetition has tokens of its own, so that no cache knows a prompt from the last one.
+    Lengths are the same.
 
     Raises:
         KeyError: there is none.
     """
-    return WORKLOADS[name][size](_Draw(vocab))
+    work = WORKLOADS[name][size](_Draw(vocab, np.random.default_rng(SEED)))
+    rng = np.random.default_rng([SEED, repetition])
+    return _with_new_tokens(work, vocab, rng)
+
+
+def _with_new_tokens(work: Work, vocab: int, rng: np.random.Generator) -> Work:
+    def fresh(ids: list[int]) -> list[int]:
+        return rng.integers(0, vocab, len(ids)).tolist()
+
+    if isinstance(work, Mixed):
+        scoring = _with_new_tokens(work.scoring, vocab, rng)
+        sampling = _with_new_tokens(work.sampling, vocab, rng)
+        assert isinstance(scoring, Scoring)
+        assert isinstance(sampling, Sampling)
+        return Mixed(scoring, sampling)
+    if isinstance(work, Sampling):
+        return replace(work, prompts=[fresh(prompt) for prompt in work.prompts])
+    return replace(work, groups=[(fresh(p), [fresh(c) for c in cs]) for p, cs in work.groups])
 
 
 Maker = Callable[[_Draw], Work]

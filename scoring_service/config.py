@@ -41,8 +41,21 @@ class ServeConfig:
     """Longest sequence, in tokens. Default: the model's positions."""
 
     max_batch_tokens: int | None = None
-    """Most tokens of one forward pass. On the plain path a sequence is one pass, so this bounds
-    sequences too. Default: no bound of its own."""
+    """Most tokens of one forward pass, though a chunk is never cut. On the plain path a sequence
+    is one pass, so this bounds sequences too. Default: 1,024 on a CPU, 8,192 on a GPU; no bound of
+    its own on the plain path."""
+
+    chunk_size: int | None = None
+    """Tokens of a chunk: sequences are computed in chunks that end at multiples of it, and bits
+    depend on it alone, never on max_batch_tokens. Default: 64 on a CPU, 256 on a GPU."""
+
+    memory_utilization: float | None = None
+    """Share of the memory left beside the weights that pages of keys and values may take.
+    Default: 0.25 on a CPU, 0.9 on a GPU."""
+
+    path: Literal["auto", "plain"] = "auto"
+    """auto = many sequences a forward pass where a probe finds the model fit for it; plain = one
+    after another through transformers' own forward."""
 
     max_request_bytes: int = 64 << 20
     """Largest request message."""
@@ -82,6 +95,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "max_model_len": (1, _INT32_MAX),
     "max_batch_tokens": (1, _INT32_MAX),
+    "chunk_size": (16, _INT32_MAX),
+    "memory_utilization": (0.01, 1.0),
     "max_request_bytes": (1, _INT32_MAX),
     "max_queue_tokens": (1, _INT64_MAX),
     "preferred_tokens_per_call": (1, _INT64_MAX),

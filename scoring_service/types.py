@@ -6,6 +6,7 @@ float32 in nats.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -106,6 +107,10 @@ class ScoreCall:
     slice_bytes: int = 1 << 20
     """Results are cut so that one slice holds about this many bytes."""
     priority: int = 0
+    cache_salt: str = ""
+    """Prompts are shared only among calls of one salt."""
+    deadline: float = math.inf
+    """When the caller stops waiting, as `time.monotonic()` counts on this machine."""
 
     @property
     def tokens(self) -> int:
@@ -147,6 +152,10 @@ class SampleCall:
     return_text: bool = False
     slice_bytes: int = 1 << 20
     priority: int = 0
+    cache_salt: str = ""
+    """Prompts are shared only among calls of one salt."""
+    deadline: float = math.inf
+    """When the caller stops waiting, as `time.monotonic()` counts on this machine."""
 
     @property
     def tokens(self) -> int:
@@ -217,6 +226,12 @@ class EngineConfig:
     device: str = "auto"
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
+    chunk_size: int | None = None
+    """Tokens between seams on the packed path; None = what suits the device."""
+    memory_utilization: float | None = None
+    """Share of what is left beside the weights that pages may take; None = by device."""
+    path: str = "auto"
+    """auto = packed where a probe allows it; plain = never packed."""
     trust_remote_code: bool = False
     weight_version: int = 0
     threads: int | None = None

@@ -21,8 +21,7 @@ from scoring_service.engine.events import (
     ScoreSlice,
 )
 from scoring_service.engine.loader import load
-from scoring_service.engine.plain import PlainEngine
-from scoring_service.engine.runner import Runner
+from scoring_service.engine.service_loop import CallRunner, make_runner
 from scoring_service.types import (
     CompletionTask,
     EngineConfig,
@@ -53,7 +52,7 @@ class Engine:
         """Does the work."""
         if isinstance(work, Mixed):
             return self._mixed(work)
-        runner = Runner(PlainEngine(self._loaded).work, _raise)
+        runner = make_runner(self._loaded, _raise)
         began = time.perf_counter()
         runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
         sums: dict[int, float] = {}
@@ -70,7 +69,7 @@ class Engine:
 
     def _mixed(self, work: Mixed) -> Outcome:
         """Scores group by group while samples are drawn; latencies are between sampled slices."""
-        runner = Runner(PlainEngine(self._loaded).work, _raise)
+        runner = make_runner(self._loaded, _raise)
         waiting = [score_call(Scoring([group])) for group in work.scoring.groups]
         sampling = sample_call(work.sampling)
         gaps: list[float] = []
@@ -132,7 +131,7 @@ def sample_call(work: Sampling) -> SampleCall:
     return SampleCall(1, tasks)
 
 
-def _step(runner: Runner) -> Iterator[CallEvent]:
+def _step(runner: CallRunner) -> Iterator[CallEvent]:
     """Events of a step, their bytes taken at once."""
     for event in runner.step():
         if isinstance(event, ItemFailed | CallFailed):

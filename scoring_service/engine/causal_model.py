@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.head import RowHead, WholeLogits
+from scoring_service.engine.packed.attention import ATTENTION_NAME
+from scoring_service.engine.packed.packing import Packing
 
 
 class CausalModel:
-    """Runs the body of a model over one sequence, as plain transformers computes it.
+    """Runs the body of a model over one sequence, or over a packed step.
 
     The body is the model's own forward. A hook on the head keeps what enters it and lets a single
     row through, so that the head costs nothing here and anything the model does before its head
@@ -25,27 +27,45 @@ class CausalModel:
         self.device = device
         self.weight_version = weight_version
         self._model = model
+        self._own_attention: str | None = model.config._attn_implementation
+        self._attention = self._own_attention
         self._kept: Any = None
         self._hook = None
         if not isinstance(head, WholeLogits):
             self._hook = model.get_output_embeddings().register_forward_pre_hook(self._keep)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the body."""
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    @property
+    def attention(self) -> str:
+        """The attention that transformers chose for the model by itself."""
+        return str(self._own_attention)
 
     def _keep(self, _module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._kept = inputs[0]
         return (inputs[0][:, -1:], *inputs[1:])
 
     def _forward(self, ids: list[int], cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
+        if self._own_attention is not None:
+            self.use_attention(self._own_attention)
         input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
         with torch.inference_mode():
             if cache is None:
                 output = self._model(input_ids=input_ids, use_cache=use_cache)
             else:
                 output = self._model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+        return self._states(output), getattr(output, "past_key_values", None)
+
+    def _states(self, output: Any) -> Tensor:
         if self._hook is None:
-            states = output.logits
+            states: Tensor = output.logits
         else:
             states, self._kept = self._kept, None
-        return states[0], getattr(output, "past_key_values", None)
+        return states[0]
 
     def states(self, ids: list[int]) -> Tensor:
         """State of every position of a sequence, [L, H] (or [L, V] with `WholeLogits`)."""
@@ -60,3 +80,35 @@ class CausalModel:
         states, cache = self._forward(ids, cache, use_cache=True)
         # A copy, because a view would keep the states of the whole prompt.
         return states[-1:].clone(), cache
+
+    def use_attention(self, name: str) -> None:
+        """Switches the model's attention to one registered with transformers.
+
+        Raises:
+            ValueError: the model does not take its attention from transformers' interface.
+        """
+        if self._attention != name:
+            self._model.set_attn_implementation(name)
+            self._attention = name
+
+    def packed_states(
+        self,
+        ids_T: Tensor,
+        positions_T: Tensor,
+        packing: Packing,
+        attention: str = ATTENTION_NAME,
+    ) -> Tensor:
+        """State of every row of a packed step, [T, H].
+
+        Raises:
+            ValueError: the model does not take its attention from transformers' interface.
+        """
+        self.use_attention(attention)
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=ids_T[None],
+                position_ids=positions_T[None],
+                use_cache=False,
+                packing=packing,
+            )
+        return self._states(output)

@@ -13,11 +13,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.causality import is_causal
 from scoring_service.engine.digest import weights_digest
 from scoring_service.engine.generation_config import eos_token_ids, explicit_settings
 from scoring_service.engine.head import LinearHead, RowHead, WholeLogits, linear_head
 from scoring_service.engine.head_probe import head_matches
 from scoring_service.engine.numerics import numerics_id, rows_are_invariant
+from scoring_service.engine.packed.attention import ATTENTION_NAME
+from scoring_service.engine.packed.probe import (
+    PLAIN,
+    CannotPackError,
+    bits_do_not_depend_on_company,
+    layer_shapes,
+)
+from scoring_service.engine.packed.setup import PackedSetup, set_up
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.errors import ConfigurationError
 from scoring_service.types import EngineConfig, EngineInfo
@@ -38,6 +47,8 @@ class LoadedModel:
     model: CausalModel
     codec: TextCodec | None
     info: EngineInfo
+    packed: PackedSetup | None
+    """None for a model that takes the plain path."""
 
 
 def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
@@ -60,14 +71,27 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     on_stage("hashing weights")
     digest = weights_digest(network.state_dict())
     on_stage("probing the head")
-    head, reason = _choose_head(network, text_config, config)
+    head, head_reason = _choose_head(network, text_config, config)
     model = CausalModel(network, head, device, config.weight_version)
+    if not is_causal(model, limit):
+        raise ConfigurationError(
+            f"{config.model!r} is no causal LM: what it says of a token depends on later ones"
+        )
     deterministic = isinstance(head, LinearHead) and rows_are_invariant(
         head, model.states(_probe_ids(head.vocab_size, limit))
     )
+    on_stage("probing how it can be packed")
+    packed, reason = _choose_path(network, model, config, limit, head_reason)
+    if packed is not None:
+        limit = min(limit, packed.setup.max_sequence_tokens)
+        deterministic = deterministic and packed.deterministic
+    elif config.max_batch_tokens is not None:
+        # A sequence is one forward pass there.
+        limit = min(limit, config.max_batch_tokens)
     dtype = str(network.dtype).removeprefix("torch.")
     head_dtype = str(head.dtype).removeprefix("torch.")
-    backend = f"reference-{device.type}"
+    backend = f"{'reference' if packed is None else 'eager'}-{device.type}"
+    chunk_size = 0 if packed is None else packed.setup.settings.chunk_size
     generation = getattr(network, "generation_config", None)
     info = EngineInfo(
         architecture=type(network).__name__,
@@ -87,19 +111,42 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
             head_dtype=head_dtype,
             backend=backend,
             device=_device_name(device),
-            chunk_size=0,
-            attention=str(getattr(text_config, "_attn_implementation", "")),
+            chunk_size=chunk_size,
+            attention=ATTENTION_NAME if packed else model.attention,
         ),
-        packed=False,
+        packed=packed is not None,
         path_reason=reason,
-        chunk_size=0,
+        chunk_size=chunk_size,
         eos_token_ids=eos_token_ids(generation, text_config, head.vocab_size),
         generation_config=explicit_settings(generation),
         tokenizer_json=tokenizer_json,
         bos_token_id=_bos_token_id(codec),
         load_seconds=time.monotonic() - began,
     )
-    return LoadedModel(model, codec, info)
+    return LoadedModel(model, codec, info, None if packed is None else packed.setup)
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedPath:
+    setup: PackedSetup
+    deterministic: bool
+
+
+def _choose_path(
+    network: Any, model: CausalModel, config: EngineConfig, limit: int, head_reason: str
+) -> tuple[_PackedPath | None, str]:
+    """The packed path where its probe agrees, else None; and why."""
+    try:
+        if config.path == "plain":
+            raise CannotPackError("the plain path was asked for")
+        if head_reason:
+            raise CannotPackError(head_reason)
+        shapes = layer_shapes(network, model, limit)
+    except CannotPackError as refusal:
+        return None, f"{PLAIN}: {refusal}"
+    deterministic = bits_do_not_depend_on_company(model, shapes)
+    setup = set_up(config, shapes, model.dtype, model.device)
+    return _PackedPath(setup, deterministic), "a probe found packed and plain attention equal"
 
 
 def _device(name: str) -> torch.device:
@@ -145,6 +192,9 @@ def _load_network(config: EngineConfig, device: torch.device) -> Any:
         network, found = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **arguments
         )
+        if getattr(network.config.get_text_config(), "attn_logit_softcapping", None):
+            # transformers' default attention leaves soft-capping out without a word.
+            network.set_attn_implementation("eager")
         network = network.to(device).eval().requires_grad_(False)
     except Exception as error:  # the errors of many parsers have no common base
         raise _unloadable(f"the model {config.model!r}", error) from error
@@ -189,24 +239,23 @@ def _bos_token_id(codec: TextCodec | None) -> int | None:
 
 
 def _choose_head(network: Any, text_config: Any, config: EngineConfig) -> tuple[RowHead, str]:
-    """The model's head as a linear layer where a probe agrees, else its own logits."""
+    """The model's head as a linear layer where a probe agrees, else its own logits and why."""
     if config.head_dtype != "auto" and config.head_dtype not in _DTYPES:
         raise ConfigurationError(
             f"head dtype {config.head_dtype!r} is none of auto, {', '.join(sorted(_DTYPES))}"
         )
     dtype = _DTYPES.get(config.head_dtype, network.dtype)
-    plain = "sequences run one by one through transformers' own forward"
     module = network.get_output_embeddings()
     if module is not None:
         own = linear_head(module, text_config, network.dtype)
         if own is not None and head_matches(network, module, own):
             head = linear_head(module, text_config, dtype)
             if head is not None:
-                return head, plain
+                return head, ""
     vocab = int(text_config.vocab_size)
     return (
         WholeLogits(vocab, network.dtype),
-        f"{plain}; its head is not a linear layer that could be run on wanted rows alone, so all "
+        "its head is not a linear layer that could be run on wanted rows alone, so all "
         f"rows of a sequence are projected, in {str(network.dtype).removeprefix('torch.')}",
     )
 
@@ -216,17 +265,14 @@ def _probe_ids(vocab_size: int, limit: int) -> list[int]:
 
 
 def _sequence_limit(text_config: Any, config: EngineConfig) -> int:
-    """Longest sequence: the least of the model's positions and what the configuration allows.
-
-    A sequence is one forward pass here, so `max_batch_tokens` bounds it too.
-    """
+    """Longest sequence: the least of the model's positions and what the configuration allows."""
     positions = getattr(text_config, "max_position_embeddings", None)
     wanted = config.max_model_len
     if positions is not None and wanted is not None and wanted > positions:
         raise ConfigurationError(
             f"max_model_len {wanted} exceeds the model's {positions} positions"
         )
-    limits = [n for n in (positions, wanted, config.max_batch_tokens) if n is not None]
+    limits = [n for n in (positions, wanted) if n is not None]
     if not limits:
         raise ConfigurationError(
             "the model does not say how long a sequence may be: set max_model_len"

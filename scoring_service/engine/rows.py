@@ -10,14 +10,15 @@ from torch import Tensor
 
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.kernels import reference
+from scoring_service.kernels.tile import Tile
 from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
 
 _REALISED = ("logprobs", "processed_logprobs", "ranks")
 
 
 def compute_rows(
-    logits_T_V: Tensor,
-    realised_ids: Int32Array,
+    tile: Tile,
+    realised_ids_T: Int32Array,
     processing: Processing,
     wants: RowWants,
     candidate_ids_T_C: Int32Array | None,
@@ -25,8 +26,9 @@ def compute_rows(
     """Numbers of a tile of rows.
 
     Args:
-        logits_T_V: float32.
-        realised_ids: the realised token of each row, or of each but the last (a next_token row).
+        tile: the rows at the processing's temperature.
+        realised_ids_T: the realised token of each row; -1 = none, as in a next_token row, whose
+            numbers of realised tokens mean nothing (see `cut_rows`).
         processing: applied to every row.
         wants: what to compute.
         candidate_ids_T_C: ids per row, -1 = not asked.
@@ -34,15 +36,11 @@ def compute_rows(
     Raises:
         ServiceError: NON_FINITE_LOGITS, when a row is not a distribution.
     """
-    device = logits_T_V.device
-    rows, vocab = logits_T_V.shape
-    realised = len(realised_ids)
-    # The next_token row takes part with an arbitrary token; what speaks of it is cut off below.
-    ids_T = torch.zeros(rows, dtype=torch.int64, device=device)
-    ids_T[:realised] = torch.from_numpy(realised_ids.astype(np.int64)).to(device)
-
-    x_T_V = reference.scale(logits_T_V, processing.temperature)
-    lse_T = reference.logsumexp(x_T_V)
+    x_T_V, lse_T = tile.x_T_V, tile.logsumexp_T
+    device = x_T_V.device
+    rows, vocab = x_T_V.shape
+    given_T = torch.from_numpy(realised_ids_T.astype(np.int64)).to(device)
+    ids_T = given_T.clamp(min=0)
     if not bool(torch.isfinite(lse_T).all()):
         raise ServiceError(
             Fault(Reason.NON_FINITE_LOGITS, "the model's logits are not finite at a wanted row")
@@ -52,19 +50,19 @@ def compute_rows(
     processed_T = kept_T = sizes_T = None
     if wants.processed_logprobs or wants.log_kept_mass or wants.support_size:
         if processing.truncates:
-            keep_T_V = reference.support(
-                x_T_V, processing.top_k, processing.top_p, processing.min_p
+            truncation = tile.truncate(
+                processing.top_k,
+                processing.top_p,
+                processing.min_p,
+                ids_T,
+                given_T >= 0 if processing.keep_realised else torch.zeros_like(given_T).bool(),
             )
-            if processing.keep_realised:
-                keep_T_V[torch.arange(realised, device=device), ids_T[:realised]] = True
-            kept64_T = reference.log_kept_mass(x_T_V, lse_T, keep_T_V)
-            kept_T = kept64_T.float()
-            processed_T = reference.processed_logprobs_at(x_T_V, lse_T, keep_T_V, kept64_T, ids_T)
-            sizes_T = keep_T_V.sum(dim=1, dtype=torch.int32)
+            kept_T = truncation.log_kept_mass_T.float()
+            processed_T, sizes_T = truncation.processed_T, truncation.sizes_T
         else:
             kept_T = torch.zeros_like(logprobs_T)
             processed_T = logprobs_T
-            sizes_T = (x_T_V > -torch.inf).sum(dim=1, dtype=torch.int32)
+            sizes_T = _possible_tokens(x_T_V)
 
     candidates = None
     if candidate_ids_T_C is not None:
@@ -74,13 +72,13 @@ def compute_rows(
     top_ids = top_logprobs = tail_T = None
     if wants.top_k:
         limit = vocab if wants.token_id_limit is None else wants.token_id_limit
-        top_ids = reference.top_k_ids(x_T_V[:, :limit], wants.top_k)
+        top_ids = tile.top_k_ids(wants.top_k, limit)
         top_logprobs = reference.logprobs_at(x_T_V, lse_T, top_ids)
-        tail_T = reference.log_tail_mass(x_T_V, lse_T, top_ids)
+        tail_T = tile.log_tail_mass(top_ids)
         top_ids = top_ids.int()
 
-    ranks_T = reference.rank(x_T_V, ids_T, wants.token_id_limit) if wants.rank else None
-    entropies_T = reference.entropy(x_T_V, lse_T) if wants.entropy else None
+    ranks_T = tile.rank(ids_T, wants.token_id_limit) if wants.rank else None
+    entropies_T = tile.entropy() if wants.entropy else None
     values = {
         "logprobs": logprobs_T,
         "processed_logprobs": processed_T if wants.processed_logprobs else None,
@@ -94,18 +92,23 @@ def compute_rows(
         "top_logprobs": top_logprobs,
         "log_tail_masses": tail_T,
     }
-    arrays = {
-        name: value[: realised if name in _REALISED else rows].cpu().numpy()
-        for name, value in values.items()
-        if value is not None
-    }
+    arrays = {name: value.cpu().numpy() for name, value in values.items() if value is not None}
     return RowBlock(rows=rows, **arrays)
 
 
-def cut_rows(block: RowBlock, start: int, stop: int) -> RowBlock:
-    """Rows start … stop - 1 of a block."""
+def _possible_tokens(x_T_V: Tensor) -> Tensor:
+    """Tokens with any probability, int32 [T]: all, unless the model rules some out."""
+    if bool(x_T_V.amin() > -torch.inf):
+        return torch.full((len(x_T_V),), x_T_V.shape[1], dtype=torch.int32, device=x_T_V.device)
+    return (x_T_V > -torch.inf).sum(dim=1, dtype=torch.int32)
+
+
+def cut_rows(block: RowBlock, start: int, stop: int, next_token: bool = False) -> RowBlock:
+    """Rows start … stop - 1 of a block; with `next_token`, the last has no realised token."""
     arrays = {
-        name: value[start:stop] for name, value in _arrays(block).items() if value is not None
+        name: value[start : stop - next_token if name in _REALISED else stop]
+        for name, value in _arrays(block).items()
+        if value is not None
     }
     return replace(block, rows=stop - start, **arrays)
 

@@ -36,10 +36,11 @@ class DrawnToken:
 
 
 @dataclass(slots=True)
-class _Pending:
+class PendingTokens:
     """Tokens drawn since the last slice."""
 
     start: int = 0
+    """Tokens of the sample before them."""
     tokens: list[DrawnToken] = field(default_factory=list)
     text: str = ""
     since: float = field(default_factory=time.monotonic)
@@ -71,7 +72,7 @@ def _sample(
     watch: StopWatch,
 ) -> Iterator[SampleSlice | None]:
     ids = task.prompt_ids.tolist()
-    pending = _Pending()
+    pending = PendingTokens()
     while True:
         logits_1_V = model.head.logits(state)
         token = draw_token(logits_1_V, task, call.top_logprobs, sample_index, len(ids), watch)
@@ -80,11 +81,11 @@ def _sample(
         text, stop = watch.push(token.token_id)
         pending.text += text
         if stop is not None:
-            yield _slice(call, task, sample_index, pending, stop, model.weight_version)
+            yield sample_slice(call, task, sample_index, pending, stop, model.weight_version)
             return
-        if _is_due(pending, call):
-            yield _slice(call, task, sample_index, pending, None, model.weight_version)
-            pending = _Pending(start=len(ids) - len(task.prompt_ids))
+        if is_due(pending, call):
+            yield sample_slice(call, task, sample_index, pending, None, model.weight_version)
+            pending = PendingTokens(start=len(ids) - len(task.prompt_ids))
         else:
             yield None
         state, cache = model.last_state(ids if cache is None else ids[-1:], cache)
@@ -142,20 +143,22 @@ def draw_token(
     return DrawnToken(int(id_1.item()), logprob, processed_1.item(), top_ids, top_values)
 
 
-def _is_due(pending: _Pending, call: SampleCall) -> bool:
+def is_due(pending: PendingTokens, call: SampleCall) -> bool:
+    """Whether the pending tokens should be sent now."""
     if time.monotonic() - pending.since >= _FLUSH_SECONDS:
         return True
     return len(pending.tokens) * (12 + 8 * call.top_logprobs) >= call.slice_bytes
 
 
-def _slice(
+def sample_slice(
     call: SampleCall,
     task: SamplingTask,
     sample_index: int,
-    pending: _Pending,
+    pending: PendingTokens,
     stop: Stop | None,
     weight_version: int,
 ) -> SampleSlice:
+    """The pending tokens as a slice, the last one with `stop`."""
     tokens = pending.tokens
     listed = call.top_logprobs > 0
     top_ids = np.array([t.top_ids for t in tokens], dtype=np.int32) if listed else None

@@ -10,6 +10,8 @@ from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.head import tile_rows
 from scoring_service.engine.rows import block_bytes, compute_rows, cut_rows, join_rows
+from scoring_service.kernels import reference
+from scoring_service.kernels.tile import ReferenceTile
 from scoring_service.types import CompletionTask, GroupTask, Int32Array, RowBlock, ScoreCall
 
 Run = tuple[int, RowBlock]
@@ -26,7 +28,7 @@ def score_completion(
     rows = wanted_rows(completion, call.next_token)
     answered = 0
     runs = _tile_runs(model, call, group, completion, rows)
-    for start, block in slice_runs(runs, _rows_per_slice(call, completion)):
+    for start, block in slice_runs(runs, rows_per_slice(call, completion)):
         answered += block.rows
         yield ScoreSlice(
             call_id=call.call_id,
@@ -50,24 +52,53 @@ def wanted_rows(completion: CompletionTask, next_token: bool) -> Int32Array:
     return np.concatenate(parts).astype(np.int32)
 
 
-def slice_runs(runs: Iterable[Run], limit: int) -> Iterator[Run]:
-    """Joins runs that continue one another, and cuts them at `limit` rows."""
-    pending: list[RowBlock] = []
-    start = held = 0
-    for first, run in runs:
+def realised_ids(completion: CompletionTask, rows: Int32Array) -> Int32Array:
+    """The realised token of each of these rows, -1 for a next_token row."""
+    padded = np.append(completion.token_ids, np.int32(-1))
+    return padded[rows]
+
+
+class RowSlices:
+    """Joins rows that continue one another into slices of at most `limit` rows."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pending: list[RowBlock] = []
+        self._start = 0
+        self._held = 0
+
+    def push(self, rows: Int32Array, block: RowBlock) -> Iterator[Run]:
+        """Takes rows by their indices, ascending; gives the slices that are complete."""
+        for first, run in contiguous_runs(rows, block):
+            yield from self.push_run(first, run)
+
+    def push_run(self, first: int, run: RowBlock) -> Iterator[Run]:
+        """Takes consecutive rows; gives the slices that are complete."""
         offset = 0
         while offset < run.rows:
-            if pending and (held == limit or first + offset != start + held):
-                yield start, join_rows(pending)
-                pending, held = [], 0
-            if not pending:
-                start = first + offset
-            taken = min(run.rows - offset, limit - held)
-            pending.append(cut_rows(run, offset, offset + taken))
-            held += taken
+            if self._held == self._limit or first + offset != self._start + self._held:
+                yield from self.flush()
+            if not self._pending:
+                self._start = first + offset
+            taken = min(run.rows - offset, self._limit - self._held)
+            self._pending.append(cut_rows(run, offset, offset + taken))
+            self._held += taken
             offset += taken
-    if pending:
-        yield start, join_rows(pending)
+
+    def flush(self) -> Iterator[Run]:
+        """Gives what is pending."""
+        if self._pending:
+            run = self._start, join_rows(self._pending)
+            self._pending, self._held = [], 0
+            yield run
+
+
+def slice_runs(runs: Iterable[Run], limit: int) -> Iterator[Run]:
+    """Joins runs that continue one another, and cuts them at `limit` rows."""
+    slices = RowSlices(limit)
+    for first, run in runs:
+        yield from slices.push_run(first, run)
+    yield from slices.flush()
 
 
 def _tile_runs(
@@ -85,13 +116,16 @@ def _tile_runs(
     tile = tile_rows(model.head.vocab_size)
     for first in range(0, len(rows), tile):
         tile_indices = rows[first : first + tile]
+        realised = realised_ids(completion, tile_indices)
+        logits_T_V = model.head.logits(states[tile_indices])
         block = compute_rows(
-            model.head.logits(states[tile_indices]),
-            completion.token_ids[tile_indices[tile_indices < len(completion.token_ids)]],
+            ReferenceTile(reference.scale(logits_T_V, group.processing.temperature)),
+            realised,
             group.processing,
             call.wants,
             _candidate_rows(completion.candidate_ids, first, len(tile_indices)),
         )
+        block = cut_rows(block, 0, block.rows, next_token=bool(realised[-1] < 0))
         yield from contiguous_runs(tile_indices, block)
 
 
@@ -102,7 +136,8 @@ def contiguous_runs(rows: Int32Array, block: RowBlock) -> Iterator[Run]:
         yield int(rows[start]), cut_rows(block, start, stop)
 
 
-def _rows_per_slice(call: ScoreCall, completion: CompletionTask) -> int:
+def rows_per_slice(call: ScoreCall, completion: CompletionTask) -> int:
+    """Rows of a slice, so that it holds about the call's `slice_bytes`."""
     candidates = completion.candidate_ids
     width = 0 if candidates is None else candidates.shape[1]
     row_bytes = 4 * _SCALARS + 8 * call.wants.top_k + 4 * width

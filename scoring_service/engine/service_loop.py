@@ -6,8 +6,10 @@ import queue
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Protocol
 
 from scoring_service.engine.events import (
+    CallEvent,
     Cancel,
     Command,
     Credit,
@@ -17,11 +19,12 @@ from scoring_service.engine.events import (
     Ready,
     Submit,
 )
-from scoring_service.engine.loader import load
+from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.plain import PlainEngine
 from scoring_service.engine.runner import Runner
 from scoring_service.errors import ConfigurationError
-from scoring_service.types import EngineConfig
+from scoring_service.types import Call, EngineConfig
 
 Send = Callable[[Event], None]
 
@@ -34,14 +37,54 @@ def run_worker(config: EngineConfig, commands: queue.SimpleQueue[Command], send:
         send(LoadFailed(str(error)))
         return
     send(Ready(loaded.info))
-    runner = Runner(PlainEngine(loaded).work, _log_bug)
+    runner = make_runner(loaded, _log_bug)
     while _obey(runner, commands):
         if runner.can_step:
             for event in runner.step():
                 send(event)
 
 
-def _obey(runner: Runner, commands: queue.SimpleQueue[Command]) -> bool:
+class CallRunner(Protocol):
+    """What a worker drives: calls in, steps, events out."""
+
+    def submit(self, call: Call) -> None:
+        """Adds a call."""
+        ...
+
+    def cancel(self, call_id: int) -> None:
+        """Forgets a call and frees what it holds."""
+        ...
+
+    def add_credit(self, call_id: int, size: int) -> None:
+        """The call's reader took this many bytes."""
+        ...
+
+    @property
+    def can_step(self) -> bool:
+        """Whether a step would do something."""
+        ...
+
+    def step(self) -> list[CallEvent]:
+        """Computes something; returns what there is to send."""
+        ...
+
+
+def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
+    """The engine that the model's path calls for."""
+    if loaded.packed is None:
+        return Runner(PlainEngine(loaded).work, log_bug)
+    return PackedEngine(
+        loaded.model,
+        loaded.packed.pool,
+        loaded.packed.settings,
+        loaded.info.eos_token_ids,
+        loaded.codec,
+        f"{loaded.info.weights_digest} {loaded.info.dtype}".encode(),
+        log_bug,
+    )
+
+
+def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command]) -> bool:
     """Carries out every waiting command, and waits for one when there is no work."""
     while True:
         try:

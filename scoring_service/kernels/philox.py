@@ -56,17 +56,33 @@ def token_words(
     Key: the 64-bit seed, low half first. Counter: (token id >> 2, absolute position, sample
     index, domain); the word is number `token id & 3` of the four.
     """
+    blocks = torch.arange((vocab + 3) // 4, dtype=torch.int64, device=device)[None, :]
+    words = _four_words(seeds_T, sample_indices_T, positions_T, blocks)
+    return words.flatten(1)[:, :vocab]
+
+
+def words_at(
+    seeds_T: list[int], sample_indices_T: list[int], positions_T: list[int], ids_T_M: Tensor
+) -> Tensor:
+    """The 32-bit words of given token ids, as `token_words` has them. int64 [T, M]."""
+    words = _four_words(seeds_T, sample_indices_T, positions_T, ids_T_M >> 2)
+    return words.gather(2, (ids_T_M & 3)[..., None])[..., 0]
+
+
+def _four_words(
+    seeds_T: list[int], sample_indices_T: list[int], positions_T: list[int], blocks_T_N: Tensor
+) -> Tensor:
+    """The words of blocks of four token ids, int64 [T, N, 4]."""
+    device = blocks_T_N.device
 
     def column(values: list[int]) -> Tensor:
         return torch.tensor([v & _MASK for v in values], dtype=torch.int64, device=device)[:, None]
 
-    blocks = torch.arange((vocab + 3) // 4, dtype=torch.int64, device=device)[None, :]
     counter = (
-        blocks,
+        blocks_T_N,
         column(positions_T),
         column(sample_indices_T),
         torch.full((1, 1), DOMAIN_SAMPLING, dtype=torch.int64, device=device),
     )
     key = (column(seeds_T), column([seed >> 32 for seed in seeds_T]))
-    words = torch.stack(torch.broadcast_tensors(*philox4x32(counter, key)), dim=-1)
-    return words.flatten(1)[:, :vocab]
+    return torch.stack(torch.broadcast_tensors(*philox4x32(counter, key)), dim=-1)

@@ -43,6 +43,7 @@ class ParsedSample:
             return_text=request.return_text,
             slice_bytes=SLICE_BYTES,
             priority=request.context.priority,
+            cache_salt=request.context.cache_salt,
         )
 
 

@@ -11,7 +11,7 @@ from scoring_service.engine.loader import LoadedModel, load
 from scoring_service.types import EngineConfig
 
 
-def load_model(source: Path, threads: int = 1, **settings: Any) -> LoadedModel:
+def load_model(source: Path | str, threads: int = 1, **settings: Any) -> LoadedModel:
     """Loads a folder or file with the engine on the CPU; torch's threads are left as they were."""
     before = torch.get_num_threads()
     config = EngineConfig(model=str(source), device="cpu", threads=threads, **settings)

@@ -12,10 +12,12 @@ import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file, save_file
 
+from scoring_service.engine.loader import load
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
+from scoring_service.types import EngineConfig
 from tests.engine.loading import load_model
-from tests.engine.small_models import ARCHITECTURES, save_model
+from tests.engine.small_models import ARCHITECTURES, Architecture, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def refused(source: Path | str, **settings: Any) -> str:
     """The message of the refusal: one readable line or two, and no trace of a stack."""
     with pytest.raises(ConfigurationError) as caught:
-        load_model(Path(source) if isinstance(source, Path) else source, **settings)  # type: ignore[arg-type]
+        load_model(source, **settings)
     message = str(caught.value)
     assert 10 < len(message) < 700
     assert "Traceback" not in message
@@ -154,9 +156,6 @@ def test_an_unknown_dtype(setting: str) -> None:
 
 @pytest.mark.parametrize("device", ["banana", "cuda:99"])
 def test_an_unknown_device(device: str) -> None:
-    from scoring_service.engine.loader import load
-    from scoring_service.types import EngineConfig
-
     with pytest.raises(ConfigurationError, match=device):
         load(EngineConfig(model=str(tiny_model_path()), device=device), lambda _: None)
 
@@ -172,3 +171,22 @@ def test_a_model_without_positions_needs_a_length(tmp_path: Path) -> None:
     save_model(mamba, tmp_path)
     assert "max_model_len" in refused(tmp_path)
     assert load_model(tmp_path, max_model_len=33).info.max_sequence_tokens == 33
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_a_model_that_reads_both_ways(tmp_path: Path, is_decoder: bool) -> None:
+    """transformers takes an encoder for a causal LM and only warns; its scores mean nothing."""
+    settings = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "initializer_range": 0.3,
+        "is_decoder": is_decoder,
+    }
+    save_model(Architecture("bert", "BertConfig", settings), tmp_path)
+    if is_decoder:
+        load_model(tmp_path)
+    else:
+        assert "no causal LM" in refused(tmp_path)

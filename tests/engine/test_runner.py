@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 import pytest
 
+from scoring_service.engine import runner as runner_module
 from scoring_service.engine.events import (
     CallEvent,
     CallFailed,
@@ -229,10 +230,8 @@ def test_usage_adds_up() -> None:
 
 def test_time_is_waiting_and_working(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting ends with the first step; the time of other calls' steps is not this call's."""
-    from scoring_service.engine import runner as module
-
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runner_module.time, "monotonic", lambda: now[0])
 
     def work(of: Call) -> Generator[Progress, None, None]:
         for _ in range(2):

@@ -1,0 +1,1 @@
+"""The packed engine: many sequences a forward pass, prompts computed once, memory in pages."""

@@ -1,0 +1,135 @@
+"""The model's forward over one packed step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.head import ROW_MULTIPLE
+from scoring_service.engine.packed.packing import Node, Packing, Walk, depth_first
+from scoring_service.engine.packed.pages import PagePool
+from scoring_service.engine.packed.segments import Segment, SlotArray
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One token of a sample: a segment of its own, whose keys are kept."""
+
+    token_id: int
+    slots: SlotArray
+    """Of every position up to the token's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward pass computes."""
+
+    segments: tuple[Segment, ...]
+    """Ancestors before descendants, or computed by earlier steps."""
+    feeds: tuple[Feed, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Of all segments and samples."""
+        return sum(len(segment.token_ids) for segment in self.segments) + len(self.feeds)
+
+
+@dataclass(frozen=True, slots=True)
+class StepStates:
+    """Final hidden states of a step."""
+
+    states_T_H: Tensor
+    starts: dict[int, int]
+    """id(segment) -> its first row."""
+    feed_rows: range
+    """Rows of the step's feeds."""
+
+
+class PackedBody:
+    """Runs steps through a model whose attention is `packed_attention`."""
+
+    def __init__(self, model: CausalModel, pool: PagePool | None) -> None:
+        self._model = model
+        self._pool = pool
+
+    def run(self, step: Step) -> StepStates:
+        """Computes a step; what is kept of it is in the pages afterwards."""
+        states, starts, _ = self.run_packed(step)
+        first = sum(len(segment.token_ids) for segment in step.segments)
+        return StepStates(states, starts, range(first, first + len(step.feeds)))
+
+    def run_packed(self, step: Step) -> tuple[Tensor, dict[int, int], Packing]:
+        """As `run`, with the packing as the layers left it."""
+        trees = depth_first(step.segments)
+        starts: dict[int, int] = {}
+        row = 0
+        for segment in (segment for tree in trees for segment in tree):
+            starts[id(segment)] = row
+            row += len(segment.token_ids)
+        packing = self._packing(trees, starts, step.feeds, self._model.dtype)
+        token_ids = [segment.token_ids for tree in trees for segment in tree]
+        positions = [np.arange(s.start, s.stop) for tree in trees for s in tree]
+        token_ids += [np.array([feed.token_id]) for feed in step.feeds]
+        positions += [np.array([len(feed.slots) - 1]) for feed in step.feeds]
+        padding = np.zeros(packing.rows - step.tokens, dtype=np.int64)
+        device = self._model.device
+        states = self._model.packed_states(
+            _int64([*token_ids, padding], device), _int64([*positions, padding], device), packing
+        )
+        return states[: step.tokens], starts, packing
+
+    def packing(self, step: Step, dtype: torch.dtype) -> Packing:
+        """The packing of a step whose segments form one chain, for keys of another type."""
+        starts = {id(segment): segment.start for segment in step.segments}
+        return self._packing(depth_first(step.segments), starts, step.feeds, dtype)
+
+    def _packing(
+        self,
+        trees: Sequence[Sequence[Segment]],
+        starts: dict[int, int],
+        feeds: Sequence[Feed],
+        dtype: torch.dtype,
+    ) -> Packing:
+        device = self._model.device
+        kept_rows: list[np.ndarray] = []
+        kept_slots: list[np.ndarray] = []
+        walks = []
+        row = 0
+        for tree in trees:
+            nodes = []
+            for segment in tree:
+                first = starts[id(segment)]
+                row = first + len(segment.token_ids)
+                nodes.append(Node(first, row, segment.start))
+                if segment.kept:
+                    kept_rows.append(np.arange(first, row))
+                    kept_slots.append(segment.slots)
+            parent = tree[0].parent
+            prefix = np.empty(0, dtype=np.int64) if parent is None else parent.chain_slots()
+            walks.append(Walk(torch.from_numpy(prefix).to(device), tuple(nodes)))
+        decoding = [(place, feed.slots) for place, feed in enumerate(feeds, row)]
+        for place, slots in decoding:
+            kept_rows.append(np.array([place]))
+            kept_slots.append(slots[-1:])
+        row += len(feeds)
+        return Packing(
+            rows=row + -row % ROW_MULTIPLE,
+            walks=tuple(walks),
+            decoding=tuple(decoding),
+            kept_rows=_int64(kept_rows, device),
+            kept_slots=_int64(kept_slots, device),
+            pool=self._pool,
+            dtype=dtype,
+            device=device,
+        )
+
+
+def _int64(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    if not parts:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)

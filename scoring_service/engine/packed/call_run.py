@@ -1,0 +1,79 @@
+"""A call on its way through steps."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.score_run import CompletionRun
+from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.runner import INITIAL_CREDIT
+from scoring_service.types import Call, Usage
+
+
+@dataclass(eq=False, slots=True)
+class Unit:
+    """Something that joins a step as a whole: a segment, rows of a completion, a sample's start."""
+
+    segment: Segment | None
+    completion: CompletionRun | None = None
+    sample: SampleRun | None = None
+
+    @property
+    def tokens(self) -> int:
+        """What it takes of a step's budget: its tokens, at least one for the rows."""
+        if self.segment is None or self.segment.computed:
+            return 1
+        return len(self.segment.token_ids)
+
+
+@dataclass(eq=False, slots=True)
+class CallRun:
+    """What is under way and what is to come of a call."""
+
+    call: Call
+    to_come: Generator[list[Unit] | None, None, None]
+    """Units, item by item; None while there is no room for the next item."""
+    served: float
+    """See `scheduler.Offer`."""
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    credit: int = INITIAL_CREDIT
+    usage: Usage = field(default_factory=Usage)
+    units: deque[Unit] = field(default_factory=deque)
+    exhausted: bool = False
+    """Whether `to_come` has ended."""
+    completions: set[CompletionRun] = field(default_factory=set)
+    """Begun and not answered yet."""
+    samples: list[SampleRun] = field(default_factory=list)
+    """Begun and not ended yet, oldest first."""
+
+    @property
+    def open_units(self) -> int:
+        """Tokens of the units that wait."""
+        return sum(unit.tokens for unit in self.units)
+
+    def fill(self, tokens: int) -> None:
+        """Makes units wait that hold at least so many tokens, if there is room for them."""
+        waiting = self.open_units
+        while not self.exhausted and waiting < tokens:
+            more = next(self.to_come, ())
+            if more is None:
+                return
+            if more == ():
+                self.exhausted = True
+                return
+            self.units.extend(more)
+            waiting += sum(unit.tokens for unit in more)
+
+    def drop(self, belongs: Callable[[Unit], bool]) -> None:
+        """Forgets waiting units."""
+        self.units = deque(unit for unit in self.units if not belongs(unit))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything was answered."""
+        return self.exhausted and not self.units and not self.completions and not self.samples

@@ -1,0 +1,118 @@
+"""Drawing the next tokens of many samples from one tile of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoring_service.engine.sampling import DrawnToken
+from scoring_service.errors import Fault, Reason
+from scoring_service.kernels import candidates, eager, reference
+from scoring_service.types import Processing, SamplingTask
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRow:
+    """One token to draw."""
+
+    task: SamplingTask
+    sample_index: int
+    position: int
+    """Absolute, of the token to draw."""
+    banned: tuple[int, ...]
+    """Ids that may not be drawn."""
+
+
+def draw_rows(
+    logits_T_V: Tensor, rows: Sequence[DrawRow], processing: Processing, top_logprobs: int
+) -> list[DrawnToken | Fault]:
+    """Draws one token a row, each by its own seed, and says how likely it was.
+
+    Args:
+        logits_T_V: float32.
+        rows: one for each.
+        processing: of all of them.
+        top_logprobs: tokens to list beside each.
+    """
+    greedy = processing.temperature == 0.0
+    x_T_V = reference.scale(logits_T_V, 1.0 if greedy else processing.temperature)
+    masses = eager.row_masses(x_T_V)
+    finite = torch.isfinite(masses.logsumexp_T).tolist()
+    allowed_T_V, allowed = x_T_V, masses
+    banned = [row.banned for row in rows]
+    if any(banned):
+        allowed_T_V = x_T_V.clone()
+        for place, ids in enumerate(banned):
+            allowed_T_V[place, list(ids)] = -torch.inf
+        allowed = eager.row_masses(allowed_T_V)
+    drawable = torch.isfinite(allowed.logsumexp_T).tolist()
+    if greedy:
+        ids_T = reference.greedy(allowed_T_V)
+        processed_T = torch.zeros_like(masses.max_T)
+    else:
+        ids_T, processed_T = _draw(allowed_T_V, allowed, rows, processing)
+    logprobs = reference.logprobs_at(x_T_V, masses.logsumexp_T, ids_T[:, None])[:, 0].tolist()
+    top_ids: list[list[int]] = [[] for _ in rows]
+    top_values: list[list[float]] = [[] for _ in rows]
+    if top_logprobs:
+        top_T_K = candidates.top_ids(x_T_V, top_logprobs)
+        top_ids = top_T_K.tolist()
+        top_values = reference.logprobs_at(x_T_V, masses.logsumexp_T, top_T_K).tolist()
+    drawn: list[DrawnToken | Fault] = []
+    for place, (token, processed) in enumerate(
+        zip(ids_T.tolist(), processed_T.tolist(), strict=True)
+    ):
+        if not finite[place]:
+            where = rows[place].position
+            message = f"the logits at position {where} are not finite"
+            drawn.append(Fault(Reason.NON_FINITE_LOGITS, message))
+        elif not drawable[place]:
+            message = "min_tokens and the stop ids leave no token to draw"
+            drawn.append(Fault(Reason.INVALID_FIELD, message))
+        else:
+            drawn.append(
+                DrawnToken(token, logprobs[place], processed, top_ids[place], top_values[place])
+            )
+    return drawn
+
+
+def _draw(
+    x_T_V: Tensor, masses: eager.RowMasses, rows: Sequence[DrawRow], processing: Processing
+) -> tuple[Tensor, Tensor]:
+    """Ids, int64 [T], and their processed log-probs, float32 [T]."""
+    if not processing.truncates:
+        ids_T = _reference_draw(x_T_V, x_T_V > -torch.inf, rows)
+        logprobs_T = reference.logprobs_at(x_T_V, masses.logsumexp_T, ids_T[:, None])[:, 0]
+        return ids_T, logprobs_T
+    found, decided_T = eager.support(x_T_V, processing.top_k, processing.top_p, processing.min_p)
+    ids_T = eager.draw(
+        found,
+        [row.task.seed for row in rows],
+        [row.sample_index for row in rows],
+        [row.position for row in rows],
+    )
+    log_kept_T = eager.log_kept_mass(found, masses)
+    # Rows that the candidates do not decide, unless they cannot be drawn from at all.
+    left = torch.nonzero(~decided_T & torch.isfinite(masses.logsumexp_T))[:, 0]
+    if len(left):
+        keep_L_V = reference.support(
+            x_T_V[left], processing.top_k, processing.top_p, processing.min_p
+        )
+        ids_T[left] = _reference_draw(x_T_V[left], keep_L_V, [rows[i] for i in left.tolist()])
+        log_kept_T[left] = reference.log_kept_mass(x_T_V[left], masses.logsumexp_T[left], keep_L_V)
+    ids_T = ids_T.clamp(max=x_T_V.shape[1] - 1)  # of a row that is not a distribution
+    logprobs_T = x_T_V.gather(1, ids_T[:, None])[:, 0].double() - masses.logsumexp_T
+    return ids_T, (logprobs_T - log_kept_T).float()
+
+
+def _reference_draw(x_T_V: Tensor, keep_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
+    return reference.draw(
+        x_T_V,
+        keep_T_V,
+        [row.task.seed for row in rows],
+        [row.sample_index for row in rows],
+        [row.position for row in rows],
+    )

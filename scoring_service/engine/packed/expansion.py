@@ -1,0 +1,123 @@
+"""A call's items to units, one item at a time, as room allows."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Generator
+
+from scoring_service.engine.packed.call_run import Unit
+from scoring_service.engine.packed.pages import pages_for
+from scoring_service.engine.packed.reservation import Room
+from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.score_run import CompletionRun, tokens_to_compute
+from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.packed.store import SegmentStore
+from scoring_service.engine.scoring import wanted_rows
+from scoring_service.engine.stops import StopWatch
+from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.types import GroupTask, SampleCall, SamplingTask, ScoreCall
+
+Units = Generator[list[Unit] | None, None, None]
+
+OnPrompt = Callable[[list[Segment]], None]
+"""Called with the chain of each prompt, before anything of it is computed for this call."""
+
+
+class Expansion:
+    """Makes units; None says that there is no room for the next item yet."""
+
+    def __init__(
+        self,
+        store: SegmentStore,
+        room: Room,
+        root_key: bytes,
+        eos_ids: tuple[int, ...],
+        codec: TextCodec | None,
+        max_samples: int,
+    ) -> None:
+        self._store = store
+        self._room = room
+        self._root_key = root_key
+        self._eos_ids = eos_ids
+        self._codec = codec
+        self._max_samples = max_samples
+        self._samples = 0
+        self._order = itertools.count()
+
+    def sample_ended(self) -> None:
+        """Another sample may begin."""
+        self._samples -= 1
+
+    def score(self, call: ScoreCall, on_prompt: OnPrompt) -> Units:
+        """Prompt by prompt, each with its completions behind it."""
+        for group in call.groups:
+            yield from self._group(call, group, on_prompt)
+
+    def sample(self, call: SampleCall, on_prompt: OnPrompt) -> Units:
+        """Prompt by prompt, each with its samples behind it."""
+        for task in call.prompts:
+            yield from self._prompt(call, task, on_prompt)
+
+    def _group(self, call: ScoreCall, group: GroupTask, on_prompt: OnPrompt) -> Units:
+        root = self._root(call.cache_salt)
+        first = len(group.prompt_ids)
+        chunk = self._store.chunk_size
+        tasks = [
+            (task, tokens_to_compute(wanted_rows(task, call.next_token), task, first, chunk))
+            for task in group.completions
+        ]
+        largest = max((self._store.branch_pages(first, first + n) for _, n in tasks), default=0)
+        while not self._room.admits(self._store.prompt_pages(group.prompt_ids, root) + largest):
+            yield None
+        chain = self._store.prompt(group.prompt_ids, root)
+        reservation = self._room.reserve(largest)
+        try:
+            on_prompt(chain)
+            yield [Unit(segment) for segment in chain]
+            for task, tokens in tasks:
+                run = CompletionRun.begin(call, group, task, chain[-1])
+                pages = self._store.branch_pages(first, first + tokens)
+                if pages:
+                    takes_promised = not reservation.used
+                    while not self._room.use(reservation, pages):
+                        yield None
+                        takes_promised = not reservation.used
+                    run.reservation = reservation if takes_promised else None
+                if tokens:
+                    branch = self._store.branch(chain[-1], task.token_ids[:tokens])
+                else:
+                    branch = []
+                    self._store.hold(chain[-1])
+                run.end = branch[-1] if branch else chain[-1]
+                units = [Unit(segment, completion=run) for segment in branch]
+                yield units or [Unit(None, completion=run)]
+        finally:
+            self._room.close(reservation)
+            self._store.release(chain[-1])
+
+    def _prompt(self, call: SampleCall, task: SamplingTask, on_prompt: OnPrompt) -> Units:
+        root = self._root(call.cache_salt)
+        own = pages_for(task.max_tokens)
+        while not self._room.admits(self._store.prompt_pages(task.prompt_ids, root), own):
+            yield None
+        chain = self._store.prompt(task.prompt_ids, root)
+        codec = self._codec if call.return_text or task.stop else None
+        try:
+            on_prompt(chain)
+            yield [Unit(segment) for segment in chain]
+            for index in range(task.first_sample_index, task.first_sample_index + task.n):
+                while self._samples >= self._max_samples:
+                    yield None
+                self._samples += 1
+                self._store.hold(chain[-1])
+                watch = StopWatch(task, self._eos_ids, codec)
+                order = next(self._order)
+                run = SampleRun.begin(call, task, index, chain[-1], watch, order)
+                self._room.add_sample(run, own)
+                yield [Unit(None, sample=run)]
+        finally:
+            self._store.release(chain[-1])
+
+    def _root(self, salt: str) -> bytes:
+        return hashlib.blake2b(self._root_key + salt.encode(), digest_size=16).digest()

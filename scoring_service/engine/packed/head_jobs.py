@@ -1,0 +1,145 @@
+"""The head over the wanted rows of a step: a tile of logits at a time, used where it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoring_service.engine.head import RowHead, tile_rows
+from scoring_service.engine.packed.draws import draw_rows
+from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
+from scoring_service.engine.rows import compute_rows, cut_rows
+from scoring_service.engine.sampling import DrawnToken
+from scoring_service.errors import Fault, ServiceError
+from scoring_service.kernels import reference
+from scoring_service.kernels.tile import EagerTile
+from scoring_service.types import Int32Array, RowBlock
+
+_BLOCK_ROWS = 32
+"""Rows whose logits are made into numbers together: few enough to stay in a processor's cache."""
+
+Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
+"""A completion, indices of its rows, and their numbers or why there are none."""
+
+
+def score_rows(head: RowHead, states: Tensor, wanted: Sequence[ScoreRows]) -> Iterator[Scored]:
+    """Numbers of rows, in the given order for each completion.
+
+    Args:
+        head: makes logits of states.
+        states: the step's table of states, [S, H].
+        wanted: rows, those of one call and one processing side by side.
+    """
+    tile = tile_rows(head.vocab_size)
+    places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
+    spans = _spans(wanted)
+    index = torch.from_numpy(places).to(states.device)
+    for first in range(0, len(places), tile):
+        last = min(first + tile, len(places))
+        logits_T_V = head.logits(states[index[first:last]])
+        inside = [span for span in spans if span[1] < last and span[2] > first]
+        for _, members in groupby(inside, key=lambda span: _kind(span[0])):
+            pieces = [(r, max(a, first), min(b, last), a) for r, a, b in members]
+            yield from _blocks(logits_T_V, first, pieces)
+
+
+def _spans(wanted: Sequence[ScoreRows]) -> list[tuple[ScoreRows, int, int]]:
+    spans = []
+    place = 0
+    for rows in wanted:
+        spans.append((rows, place, place + len(rows.rows)))
+        place += len(rows.rows)
+    return spans
+
+
+def _kind(rows: ScoreRows) -> tuple[int, int, int]:
+    """Rows of one kind are computed together."""
+    candidates = rows.run.task.candidate_ids
+    width = -1 if candidates is None else candidates.shape[1]
+    return rows.run.call.call_id, rows.run.group.processing_index, width
+
+
+_Piece = tuple[ScoreRows, int, int, int]
+"""Rows, where those inside the tile begin and end, and where all of them begin."""
+
+
+def _blocks(logits_T_V: Tensor, first: int, pieces: list[_Piece]) -> Iterator[Scored]:
+    """Rows of one kind in blocks."""
+    start, stop = pieces[0][1], pieces[-1][2]
+    for a in range(start, stop, _BLOCK_ROWS):
+        b = min(a + _BLOCK_ROWS, stop)
+        cut = [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
+        try:
+            yield from _block(logits_T_V[a - first : b - first], a, cut)
+        except ServiceError:
+            # One of them is at fault; the others are answered.
+            for piece in cut:
+                rows, x, y, origin = piece
+                try:
+                    yield from _block(logits_T_V[x - first : y - first], x, [piece])
+                except ServiceError as error:
+                    yield rows.run, rows.rows[x - origin : y - origin], error.fault
+
+
+def _block(logits_T_V: Tensor, first: int, pieces: list[_Piece]) -> list[Scored]:
+    run = pieces[0][0].run
+    realised = [r.realised_ids[x - o : y - o] for r, x, y, o in pieces]
+    candidates = None
+    if run.task.candidate_ids is not None:
+        found = [(r.candidate_ids, x - o, y - o) for r, x, y, o in pieces]
+        candidates = np.concatenate([ids[x:y] for ids, x, y in found if ids is not None])
+    processing = run.group.processing
+    block = compute_rows(
+        EagerTile(reference.scale(logits_T_V, processing.temperature)),
+        np.concatenate(realised),
+        processing,
+        run.call.wants,
+        candidates,
+    )
+    return [
+        (
+            r.run,
+            r.rows[x - o : y - o],
+            cut_rows(block, x - first, y - first, next_token=bool(ids[-1] < 0)),
+        )
+        for (r, x, y, o), ids in zip(pieces, realised, strict=True)
+    ]
+
+
+def draw_samples(
+    head: RowHead, states: Tensor, wanted: Sequence[tuple[SampleRun, int]]
+) -> Iterator[tuple[SampleRun, DrawnToken | Fault]]:
+    """The next token of each sample.
+
+    Args:
+        head: makes logits of states.
+        states: the step's table of states, [S, H].
+        wanted: samples with the place of their state; those of one call and one processing side
+            by side.
+    """
+    tile = tile_rows(head.vocab_size)
+    index = torch.tensor([place for _, place in wanted], device=states.device)
+    for first in range(0, len(wanted), tile):
+        logits_T_V = head.logits(states[index[first : first + tile]])
+        rows = 0
+        inside = (sample for sample, _ in wanted[first : first + tile])
+        for _, members in groupby(inside, key=sample_kind):
+            samples = list(members)
+            drawn = draw_rows(
+                logits_T_V[rows : rows + len(samples)],
+                [sample.draw_row() for sample in samples],
+                samples[0].task.processing,
+                samples[0].call.top_logprobs,
+            )
+            rows += len(samples)
+            yield from zip(samples, drawn, strict=True)
+
+
+def sample_kind(sample: SampleRun) -> tuple[int, int]:
+    """Samples of one kind are drawn together."""
+    return sample.call.call_id, sample.task.processing_index

@@ -1,0 +1,179 @@
+"""What attention has to know of a packed step: who continues whom, and where that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoring_service.engine.packed.pages import LayerShape, PagePool
+from scoring_service.engine.packed.segments import Segment, SlotArray
+
+BUCKET_TOKENS = 64
+"""Decoding attends to keys padded to a multiple of this, by a sample's own length alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A segment's place in the step."""
+
+    start: int
+    """Its first row in the step."""
+    stop: int
+    first: int
+    """Absolute position of its first token."""
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the segment."""
+        return self.stop - self.start
+
+    @property
+    def end(self) -> int:
+        """Absolute position after its last token."""
+        return self.first + self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Segments of one tree, depth first, and what an earlier step computed of their trunk.
+
+    One workspace serves a walk, indexed by absolute position: a node overwrites what its
+    predecessors' branches left after its own beginning, and finds its ancestors intact before it.
+    """
+
+    prefix_slots: Tensor
+    """int64 [P]: where keys and values of positions 0 … P - 1 are kept."""
+    nodes: tuple[Node, ...]
+
+    @property
+    def length(self) -> int:
+        """Positions the workspace has to hold."""
+        return max(node.end for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Samples whose keys are padded to one length."""
+
+    rows: Tensor
+    """int64 [B]: their rows in the step."""
+    slots: Tensor
+    """int64 [B, L]: where their keys are kept; beyond a sample's own, its last one again."""
+    mask: Tensor
+    """[B, 1, L], 0 where there is a key, -inf beyond."""
+
+
+@dataclass(slots=True)
+class Packing:
+    """One step. Layers take turns: each attention call belongs to the next layer."""
+
+    rows: int
+    """Of the step, padding included."""
+    walks: tuple[Walk, ...]
+    decoding: tuple[tuple[int, SlotArray], ...]
+    """(row, slots of every position up to its own) of each sampled token."""
+    kept_rows: Tensor
+    """int64: rows whose keys and values are kept …"""
+    kept_slots: Tensor
+    """… and where."""
+    pool: PagePool | None
+    """None while the probe finds out the shapes of layers."""
+    dtype: torch.dtype
+    device: torch.device
+    layer: int = 0
+    shapes: list[LayerShape] = field(default_factory=list)
+    """Filled while `pool` is None."""
+    masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    buckets: dict[int | None, tuple[Bucket, ...]] = field(default_factory=dict)
+
+    def kept(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values that a layer kept of earlier tokens.
+
+        Raises:
+            RuntimeError: nothing is kept in this step.
+        """
+        if self.pool is None:
+            raise RuntimeError("a step without pages cannot continue another")
+        return self.pool.keys[layer], self.pool.values[layer]
+
+    def mask(self, tokens: int, before: int, window: int | None) -> Tensor:
+        """[tokens, before + tokens], -inf where a query must not look."""
+        found = self.masks.get((tokens, before, window))
+        if found is None:
+            query = torch.arange(before, before + tokens)[:, None]
+            key = torch.arange(before + tokens)[None, :]
+            hidden = key > query
+            if window is not None:
+                hidden |= key <= query - window
+            found = torch.zeros(tokens, before + tokens, dtype=self.dtype)
+            found = found.masked_fill_(hidden, -torch.inf).to(self.device)
+            self.masks[tokens, before, window] = found
+        return found
+
+    def decode_buckets(self, window: int | None) -> tuple[Bucket, ...]:
+        """The sampled tokens by padded length."""
+        found = self.buckets.get(window)
+        if found is None:
+            found = tuple(_buckets(self.decoding, window, self.dtype, self.device))
+            self.buckets[window] = found
+        return found
+
+
+def _buckets(
+    decoding: Sequence[tuple[int, SlotArray]],
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Bucket]:
+    by_length: dict[int, list[tuple[int, SlotArray]]] = {}
+    for row, slots in decoding:
+        seen = slots if window is None else slots[-window:]
+        padded = -(-len(seen) // BUCKET_TOKENS) * BUCKET_TOKENS
+        by_length.setdefault(padded, []).append((row, seen))
+    buckets = []
+    for length, members in sorted(by_length.items()):
+        table = np.empty((len(members), length), dtype=np.int64)
+        mask = np.zeros((len(members), 1, length), dtype=np.float32)
+        for place, (_, seen) in enumerate(members):
+            table[place, : len(seen)] = seen
+            table[place, len(seen) :] = seen[-1]
+            mask[place, 0, len(seen) :] = -np.inf
+        buckets.append(
+            Bucket(
+                torch.tensor([row for row, _ in members], device=device),
+                torch.from_numpy(table).to(device),
+                torch.from_numpy(mask).to(device, dtype),
+            )
+        )
+    return buckets
+
+
+def depth_first(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Orders a step's segments into trees, each depth first.
+
+    Returns:
+        One list a tree: its root continues something that an earlier step computed, or nothing.
+        Roots that continue the same segment share a list.
+    """
+    chosen = set(map(id, segments))
+    children: dict[int | None, list[Segment]] = {}
+    roots: dict[int | None, list[Segment]] = {}
+    for segment in segments:
+        parent = None if segment.parent is None else id(segment.parent)
+        here = children if parent in chosen else roots
+        # Segments without a parent have nothing in common.
+        here.setdefault(id(segment) if segment.parent is None else parent, []).append(segment)
+    walks = []
+    for siblings in roots.values():
+        ordered: list[Segment] = []
+        stack = siblings[::-1]
+        while stack:
+            segment = stack.pop()
+            ordered.append(segment)
+            stack.extend(children.get(id(segment), [])[::-1])
+        walks.append(ordered)
+    return walks

@@ -1,0 +1,206 @@
+"""Whether a model can be packed: found out by comparing, never by its name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.packed.attention import packed_attention
+from scoring_service.engine.packed.body import Feed, PackedBody, Step
+from scoring_service.engine.packed.packing import Packing
+from scoring_service.engine.packed.pages import LayerShape, PagePool, pages_for, slots_of
+from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.packed.store import SegmentStore
+
+_PROBE_NAME = "scoring_probe"
+_CHUNK = 16
+_WINDOW = 8
+"""Windows are this narrow while probing: narrower than a chunk, which no sequence fits."""
+_TOKENS = 64
+_FED = 3
+_ATTENTION_ERROR = 1e-3
+"""Of the largest output of a layer's attention, in float32."""
+_NARROWED = ("sliding_window", "attention_chunk_size")
+_STEP_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+PLAIN = "sequences run one by one through transformers' own forward"
+
+
+class CannotPackError(Exception):
+    """Why a model takes the plain path."""
+
+
+def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShape]:
+    """What the layers of a model that can be packed keep of a token.
+
+    Three comparisons, each on a few dozen tokens: every layer's attention against the model's own
+    eager one on the same queries, keys and values, in float32, with windows made narrow; whole
+    sequences in one step against one by one; and what is known to depend on the step.
+
+    Args:
+        network: the model.
+        model: the same, as the engine runs it.
+        limit: its longest sequence.
+
+    Raises:
+        CannotPackError: with the reason.
+    """
+    tokens = min(_TOKENS, limit // 16 * 16)
+    if tokens < 32:
+        raise CannotPackError(f"sequences of at most {limit} tokens are too short to probe packing")
+    _refuse_step_dependent_positions(network.config.get_text_config())
+    vocab = model.head.vocab_size
+    ids = np.array([(7 * i + 3) % vocab for i in range(tokens)], dtype=np.int32)
+    try:
+        shapes = _dry_run(model, ids)
+        if not shapes:
+            raise CannotPackError("its layers do not ask transformers' attention interface")
+        _compare_attention(network, model, shapes, ids)
+        _compare_states(model, shapes, ids)
+    except CannotPackError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CannotPackError(f"a packed step failed: {reason}") from error
+    return shapes
+
+
+def bits_do_not_depend_on_company(model: CausalModel, shapes: list[LayerShape]) -> bool:
+    """Whether a segment's states have the same bits alone and in steps of other sizes."""
+    if model.device.type != "cpu":
+        return False
+    body, store = _body(model, shapes, pages=64)
+    vocab = model.head.vocab_size
+    prompts = [
+        np.array([(11 * i + 5 * n) % vocab for i in range(n)], dtype=np.int32)
+        for n in (1, 9, 16, 21)
+    ]
+    chains = [store.prompt(prompt, bytes([place])) for place, prompt in enumerate(prompts)]
+    alone = []
+    for chain in chains:
+        alone.append(body.run(Step(tuple(chain))).states_T_H)
+    together = body.run(Step(tuple(segment for chain in chains[::-1] for segment in chain)))
+    for chain, states in zip(chains, alone, strict=True):
+        row = together.starts[id(chain[0])]
+        if not torch.equal(together.states_T_H[row : row + len(states)], states):
+            return False
+    return True
+
+
+def _body(
+    model: CausalModel, shapes: list[LayerShape], pages: int
+) -> tuple[PackedBody, SegmentStore]:
+    pool = PagePool(shapes, pages, model.dtype, model.device)
+    return PackedBody(model, pool), SegmentStore(pool, _CHUNK)
+
+
+def _refuse_step_dependent_positions(text_config: Any) -> None:
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)]
+    for kind in kinds:
+        if kind.get("rope_type") in _STEP_DEPENDENT_ROPE:
+            raise CannotPackError(
+                f"its {kind['rope_type']} positions depend on the longest sequence of a step"
+            )
+
+
+def _dry_run(model: CausalModel, ids: np.ndarray) -> list[LayerShape]:
+    segment = Segment(None, 0, ids, kept=False)
+    _, _, packing = PackedBody(model, None).run_packed(Step((segment,)))
+    return packing.shapes
+
+
+def _compare_states(model: CausalModel, shapes: list[LayerShape], ids: np.ndarray) -> None:
+    """Two sequences that share a step must not notice each other."""
+    parts = [ids[: len(ids) // 2 + 5], ids[len(ids) // 2 + 5 :][::-1].copy()]
+    body, store = _body(model, shapes, pages=32)
+    chains = [store.prompt(part, bytes([place])) for place, part in enumerate(parts)]
+    together = body.run(Step((*chains[1], *chains[0])))
+    plain = [model.states(part.tolist()) for part in parts]
+    bound = 1e-3 if model.dtype == torch.float32 else 0.1
+    for chain, part, expected in zip(chains, parts, plain, strict=True):
+        row = together.starts[id(chain[0])]
+        found = together.states_T_H[row : row + len(part)].float()
+        error = (found - expected.float()).norm(dim=1) / expected.float().norm(dim=1)
+        # The median, because rounding may send a token of a mixture to another expert.
+        if not bool(error.median() < bound):
+            raise CannotPackError("sequences that share a step change one another's states")
+
+
+def _compare_attention(
+    network: Any, model: CausalModel, shapes: list[LayerShape], ids: np.ndarray
+) -> None:
+    """Runs one sequence with both attentions in every layer."""
+    pool = PagePool(shapes, 2 * pages_for(len(ids)) + 8, torch.float32, model.device)
+    store = SegmentStore(pool, _CHUNK)
+    body = PackedBody(model, pool)
+    chain = store.prompt(ids[:-_FED], b"")
+    own = slots_of(pool.take(1), _FED)
+    slots = np.concatenate([chain[-1].chain_slots(), own])
+    first = len(ids) - _FED
+    feeds = tuple(Feed(int(ids[first + i]), slots[: first + i + 1]) for i in range(_FED))
+    packing = body.packing(Step(tuple(chain), feeds), torch.float32)
+    with _narrow_windows(network):
+        model.packed_states(
+            torch.from_numpy(ids.astype(np.int64)).to(model.device),
+            torch.arange(len(ids), device=model.device),
+            packing,
+            _PROBE_NAME,
+        )
+
+
+@contextmanager
+def _narrow_windows(network: Any) -> Iterator[None]:
+    """Makes every window narrow for a while, in the config and in the layers that copied it."""
+    found = []
+    config = network.config.get_text_config()
+    for owner in [config, *network.modules()]:
+        for name in _NARROWED:
+            value = owner.__dict__.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > _WINDOW:
+                found.append((owner, name, value))
+                setattr(owner, name, _WINDOW)
+    try:
+        yield
+    finally:
+        for owner, name, value in found:
+            setattr(owner, name, value)
+
+
+def _both_attentions(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **asked: Any,
+) -> tuple[Tensor, None]:
+    """The model's own eager attention, after a comparison with the packed one."""
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if own is None:
+        raise CannotPackError("its attention has no eager form to compare with")
+    wide = (query.float(), key.float(), value.float())
+    mask = None if attention_mask is None else attention_mask.float()
+    arguments = {**asked, "scaling": query.shape[3] ** -0.5 if scaling is None else scaling}
+    expected, _ = own(module, *wide, mask, **arguments)
+    layer = 0 if packing is None else packing.layer
+    found, _ = packed_attention(module, *wide, None, scaling=scaling, packing=packing, **asked)
+    error = (found.reshape(expected.shape) - expected).abs().max()
+    if not bool(error <= _ATTENTION_ERROR * expected.abs().max()):
+        raise CannotPackError(f"the attention of its layer {layer} is not what it asks for by name")
+    return expected.to(query.dtype), None
+
+
+AttentionInterface.register(_PROBE_NAME, _both_attentions)
+AttentionMaskInterface.register(_PROBE_NAME, eager_mask)

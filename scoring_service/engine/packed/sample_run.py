@@ -1,0 +1,104 @@
+"""One sample on its way through steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scoring_service.engine.events import SampleSlice
+from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.draws import DrawRow
+from scoring_service.engine.packed.pages import PAGE_TOKENS
+from scoring_service.engine.packed.segments import Segment, SlotArray
+from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
+from scoring_service.engine.stops import StopWatch
+from scoring_service.types import SampleCall, SamplingTask
+
+
+@dataclass(eq=False, slots=True)
+class SampleRun:
+    """A sample, its pages, and what was drawn of it."""
+
+    call: SampleCall
+    task: SamplingTask
+    index: int
+    prompt_end: Segment
+    watch: StopWatch
+    order: int
+    """The lower started earlier; the highest is the first to give way."""
+    slots: SlotArray
+    """int64 [prompt + max_tokens]: of the prompt, then of drawn tokens as pages are taken."""
+    pages: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    fed: int = 0
+    """Drawn tokens whose keys are in pages."""
+    pending: PendingTokens = field(default_factory=PendingTokens)
+
+    @classmethod
+    def begin(
+        cls,
+        call: SampleCall,
+        task: SamplingTask,
+        index: int,
+        prompt_end: Segment,
+        watch: StopWatch,
+        order: int,
+    ) -> SampleRun:
+        """A sample before its first token."""
+        slots = np.empty(prompt_end.stop + task.max_tokens, dtype=np.int64)
+        slots[: prompt_end.stop] = prompt_end.chain_slots()
+        return cls(call, task, index, prompt_end, watch, order, slots)
+
+    @property
+    def pages_missing(self) -> int:
+        """Pages to take before every drawn token can be fed."""
+        return max(0, -(-len(self.token_ids) // PAGE_TOKENS) - len(self.pages))
+
+    def add_pages(self, pages: list[int]) -> None:
+        """Room for more tokens."""
+        start = self.prompt_end.stop + len(self.pages) * PAGE_TOKENS
+        for page in pages:
+            room = self.slots[start : start + PAGE_TOKENS]
+            room[:] = page * PAGE_TOKENS + np.arange(len(room))
+            start += PAGE_TOKENS
+        self.pages.extend(pages)
+
+    def give_way(self) -> list[int]:
+        """Forgets keys; what was drawn is fed again, token by token, when there is room."""
+        pages, self.pages, self.fed = self.pages, [], 0
+        return pages
+
+    def feeds(self, limit: int) -> list[Feed]:
+        """The next tokens to run through the model, at most `limit`; they count as fed."""
+        stop = min(len(self.token_ids), self.fed + limit)
+        first = self.prompt_end.stop
+        feeds = [
+            Feed(self.token_ids[place], self.slots[: first + place + 1])
+            for place in range(self.fed, stop)
+        ]
+        self.fed = stop
+        return feeds
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether everything drawn so far was fed."""
+        return self.fed == len(self.token_ids)
+
+    def draw_row(self) -> DrawRow:
+        """What to draw next."""
+        banned = tuple(sorted(self.watch.stop_ids)) if self.watch.bans_stops else ()
+        position = self.prompt_end.stop + len(self.token_ids)
+        return DrawRow(self.task, self.index, position, banned)
+
+    def push(self, token: DrawnToken, weight_version: int) -> SampleSlice | None:
+        """Takes a drawn token; gives a slice when one is due. The last one ends the sample."""
+        self.token_ids.append(token.token_id)
+        self.pending.tokens.append(token)
+        text, stop = self.watch.push(token.token_id)
+        self.pending.text += text
+        if stop is None and not is_due(self.pending, self.call):
+            return None
+        piece = sample_slice(self.call, self.task, self.index, self.pending, stop, weight_version)
+        self.pending = PendingTokens(start=len(self.token_ids))
+        return piece
