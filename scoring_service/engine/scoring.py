@@ -136,12 +136,16 @@ def contiguous_runs(rows: Int32Array, block: RowBlock) -> Iterator[Run]:
         yield int(rows[start]), cut_rows(block, start, stop)
 
 
-def rows_per_slice(call: ScoreCall, completion: CompletionTask) -> int:
-    """Rows of a slice, so that it holds about the call's `slice_bytes`."""
+def row_bytes(call: ScoreCall, completion: CompletionTask) -> int:
+    """What a row takes of the reply, at most."""
     candidates = completion.candidate_ids
     width = 0 if candidates is None else candidates.shape[1]
-    row_bytes = 4 * _SCALARS + 8 * call.wants.top_k + 4 * width
-    return max(1, call.slice_bytes // row_bytes)
+    return 4 * _SCALARS + 8 * call.wants.top_k + 4 * width
+
+
+def rows_per_slice(call: ScoreCall, completion: CompletionTask) -> int:
+    """Rows of a slice, so that it holds about the call's `slice_bytes`."""
+    return max(1, call.slice_bytes // row_bytes(call, completion))
 
 
 def _candidate_rows(candidates: Int32Array | None, first: int, count: int) -> Int32Array | None:

@@ -32,10 +32,12 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def tiny() -> LoadedModel:
-    """The packaged model in float32."""
-    return load_model(tiny_model_path(), dtype="float32")
+@pytest.fixture(scope="session", params=["auto", "plain"], ids=["packed", "plain"])
+def tiny(request: pytest.FixtureRequest) -> LoadedModel:
+    """The packaged model in float32, on either path."""
+    loaded = load_model(tiny_model_path(), dtype="float32", path=request.param)
+    assert loaded.info.packed == (request.param == "auto")
+    return loaded
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ def load(source: Path, dtype: torch.dtype) -> Any:
     """A folder or a .gguf file as transformers loads it."""
     where = {"gguf_file": source.name} if source.is_file() else {}
     folder = source.parent if source.is_file() else source
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
+    # transformers' default attention leaves out the soft-capping that Gemma 2 asks for.
+    eager = {"attn_implementation": "eager"}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where, **eager).eval()
 
 
 def logits(model: Any, ids: list[int]) -> F64:

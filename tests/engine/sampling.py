@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from scoring_service.engine.events import ItemFailed, SampleSlice
+from scoring_service.engine.events import CallFinished, ItemFailed, SampleSlice
 from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.plain import PlainEngine
 from scoring_service.types import Processing, SampleCall, SamplingTask, Usage
+from tests.engine.driving import drive
 
 GREEDY = Processing(temperature=0.0)
 
@@ -106,15 +106,15 @@ def run(
     call = SampleCall(1, tuple(tasks), top_logprobs, return_text, slice_bytes)
     items: dict[tuple[int, int], Sampled] = {}
     failures, usage = [], []
-    for event in PlainEngine(loaded).work(call):
+    for event in drive(loaded, call):
         if isinstance(event, SampleSlice):
             key = event.prompt_index, event.sample_index
             items.setdefault(key, Sampled([])).slices.append(event)
         elif isinstance(event, ItemFailed):
             failures.append(event)
-        elif event is not None:
-            assert isinstance(event, Usage)
-            usage.append(event)
+        else:
+            assert isinstance(event, CallFinished)
+            usage.append(event.usage)
     return SampleAnswer(items, failures, usage)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scoring_service.engine.events import ItemFailed, ScoreSlice
+from scoring_service.engine.events import CallFinished, ItemFailed, ScoreSlice
 from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.plain import PlainEngine
 from scoring_service.types import (
     CompletionTask,
     GroupTask,
@@ -18,6 +17,7 @@ from scoring_service.types import (
     ScoreCall,
     Usage,
 )
+from tests.engine.driving import drive
 
 EVERYTHING = RowWants(
     processed_logprobs=True,
@@ -118,15 +118,15 @@ def score(
     call = ScoreCall(1, tuple(tasks), wants or RowWants(), next_token, slice_bytes)
     items: dict[tuple[int, int], Scored] = {}
     failures, usage = [], []
-    for event in PlainEngine(loaded).work(call):
+    for event in drive(loaded, call):
         if isinstance(event, ScoreSlice):
             key = event.group_index, event.completion_index
             items.setdefault(key, Scored([])).slices.append(event)
         elif isinstance(event, ItemFailed):
             failures.append(event)
         else:
-            assert isinstance(event, Usage)
-            usage.append(event)
+            assert isinstance(event, CallFinished)
+            usage.append(event.usage)
     return Answer(items, failures, usage)
 
 

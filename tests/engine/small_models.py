@@ -34,6 +34,48 @@ _GPT_LIKE = {
     "eos_token_id": 2,
 }
 _EXPERTS = {"num_experts_per_tok": 2}
+_QWEN2_MOE = {
+    "num_experts": 4,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "use_sliding_window": True,
+    "sliding_window": 8,
+    "max_window_layers": 1,
+    "layer_types": ["sliding_attention", "full_attention"],
+    **_EXPERTS,
+}
+_DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+    **_EXPERTS,
+}
+_LONGROPE = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 32,
+    },
+}
+_LLAMA4 = {
+    "head_dim": 8,
+    "intermediate_size_mlp": 48,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "attention_chunk_size": 8,
+    "interleave_moe_layer_step": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -48,17 +90,33 @@ class Architecture:
     """What its head is expected to have found out."""
     max_model_len: int | None = None
     """For models that name no number of positions."""
+    packs: bool = True
+    """Whether it is expected to take the packed path."""
+
+    @property
+    def experts(self) -> bool:
+        """Whether tokens choose experts."""
+        return any("experts" in name for name in self.settings)
 
     def __str__(self) -> str:
         return self.name
 
 
-def _llama_like(name: str, config: str, linear: bool = True, **settings: Any) -> Architecture:
-    return Architecture(name, config, {**_LLAMA_LIKE, **settings}, linear)
+def _llama_like(
+    name: str, config: str, linear: bool = True, packs: bool = True, **settings: Any
+) -> Architecture:
+    return Architecture(name, config, {**_LLAMA_LIKE, **settings}, linear, packs=packs)
 
 
 ARCHITECTURES = [
     _llama_like("llama", "LlamaConfig"),
+    _llama_like("mistral", "MistralConfig", sliding_window=8),
+    _llama_like("qwen2", "Qwen2Config"),
+    _llama_like("olmo2", "Olmo2Config"),
+    _llama_like("gpt-neox", "GPTNeoXConfig"),
+    _llama_like("deepseek-v3", "DeepseekV3Config", **_DEEPSEEK),
+    _llama_like("phi3-longrope", "Phi3Config", packs=False, **_LONGROPE),
+    _llama_like("llama4", "Llama4TextConfig", packs=False, **_LLAMA4),
     Architecture(
         "gemma2",
         "Gemma2Config",
@@ -87,7 +145,7 @@ ARCHITECTURES = [
         head={"multiplier": 1 / 4},
     ),
     Architecture("gpt2", "GPT2Config", _GPT_LIKE),
-    Architecture("gptj", "GPTJConfig", {**_GPT_LIKE, "rotary_dim": 4}),
+    Architecture("gptj", "GPTJConfig", {**_GPT_LIKE, "rotary_dim": 4}, packs=False),
     _llama_like("phi", "PhiConfig"),
     _llama_like("phi3", "Phi3Config"),
     _llama_like("qwen3", "Qwen3Config", head_dim=8),
@@ -110,6 +168,7 @@ ARCHITECTURES = [
             "mamba_chunk_size": 8,
         },
         head={"multiplier": 0.3},
+        packs=False,
     ),
     Architecture(
         "mamba",
@@ -122,6 +181,7 @@ ARCHITECTURES = [
             "initializer_range": 0.5,
         },
         max_model_len=64,
+        packs=False,
     ),
     # It names a scale in words, which the model ignores.
     Architecture(
@@ -137,9 +197,12 @@ ARCHITECTURES = [
             "logit_scale": "inv_sqrt_d_model",
         },
         max_model_len=64,
+        packs=False,
     ),
     # It multiplies by what others divide by: no linear head of ours is its own.
-    _llama_like("hyperclovax", "HyperCLOVAXConfig", linear=False, logits_scaling=2.0),
+    _llama_like("hyperclovax", "HyperCLOVAXConfig", linear=False, packs=False, logits_scaling=2.0),
+    # Its layers do not tell the attention how far to look.
+    _llama_like("qwen2-moe", "Qwen2MoeConfig", packs=False, **_QWEN2_MOE),
 ]
 
 

@@ -29,19 +29,21 @@ sys.meta_path.insert(0, Refuse())
 import scoring_service, scoring_service.engine, scoring_service.kernels
 assert scoring_service.__file__.startswith(sys.argv[1]), scoring_service.__file__
 for room in (scoring_service.engine, scoring_service.kernels):
-    for module in pkgutil.iter_modules(room.__path__):
-        __import__(f"{room.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+        __import__(module.name)
 
 import numpy as np
 from scoring_service.engine.loader import load
-from scoring_service.engine.plain import PlainEngine
+from scoring_service.engine.service_loop import make_runner
 from scoring_service.types import (CompletionTask, EngineConfig, GroupTask, Processing, RowWants,
                                    ScoreCall)
 
 loaded = load(EngineConfig(model=sys.argv[2], device="cpu"), lambda stage: None)
 ids = np.array([5, 6, 7], dtype=np.int32)
 group = GroupTask(0, ids, (CompletionTask(0, ids, ((0, 3),)),), Processing(), 0)
-events = list(PlainEngine(loaded).work(ScoreCall(1, (group,), RowWants())))
+runner = make_runner(loaded, print)
+runner.submit(ScoreCall(1, (group,), RowWants()))
+events = runner.step()
 ours = sorted(name for name in sys.modules if name.startswith("scoring_service."))
 print(json.dumps({"rows": events[1].block.rows, "modules": ours}))
 """

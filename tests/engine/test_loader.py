@@ -26,9 +26,10 @@ def test_the_packaged_model(tiny_bfloat16: LoadedModel, plain_tiny: Any) -> None
     assert info.parameter_count == sum(p.numel() for p in plain_tiny.parameters())
     assert info.max_sequence_tokens == 4096
     assert (info.dtype, info.head_dtype) == ("bfloat16", "float32")
-    assert (info.backend, info.device) == ("reference-cpu", "cpu")
+    assert (info.backend, info.device) == ("eager-cpu", "cpu")
     assert info.deterministic
-    assert not info.packed
+    assert info.packed
+    assert info.chunk_size == 64
     assert info.path_reason
     assert info.eos_token_ids == (0,)
     assert len(info.weights_digest) == 64
@@ -47,14 +48,15 @@ def test_smollm2(smollm2: LoadedModel) -> None:
 
 
 def test_limits_are_the_least_of_all() -> None:
-    def limit(**settings: int) -> int:
+    def limit(**settings: Any) -> int:
         return load_model(tiny_model_path(), **settings).info.max_sequence_tokens
 
     assert limit(max_model_len=100) == 100
-    assert limit(max_batch_tokens=77) == 77
-    assert limit(max_model_len=100, max_batch_tokens=77) == 77
     assert limit(max_model_len=10) == 10
-    assert limit(max_batch_tokens=10**6) == 4096
+    assert limit(max_batch_tokens=77) == 4096
+    assert limit(path="plain", max_batch_tokens=77) == 77
+    assert limit(path="plain", max_model_len=100, max_batch_tokens=77) == 77
+    assert limit(path="plain", max_batch_tokens=10**6) == 4096
 
 
 def test_stages_are_told() -> None:

@@ -87,11 +87,12 @@ async def test_model_info_is_true(server: RunningServer, plain: PlainModel) -> N
     assert list(info.eos_token_ids) == [plain.tokenizer.eos_token_id]
     assert info.bos_token_id == plain.tokenizer.bos_token_id
     assert info.parameter_count == sum(p.numel() for p in plain.network.parameters())
-    assert info.path == model_info_pb2.MODEL_PATH_PLAIN
+    assert info.path == model_info_pb2.MODEL_PATH_PACKED
+    assert info.chunk_size == 64
     assert info.path_reason
     assert info.limits.max_sequence_tokens == plain.network.config.max_position_embeddings
     assert info.limits.max_k == info.vocab_size
-    assert (info.dtype, info.head_dtype, info.backend) == ("float32", "float32", "reference-cpu")
+    assert (info.dtype, info.head_dtype, info.backend) == ("float32", "float32", "eager-cpu")
     assert info.contract_revision == 1
 
 

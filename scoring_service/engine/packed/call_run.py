@@ -29,6 +29,13 @@ class Unit:
             return 1
         return len(self.segment.token_ids)
 
+    @property
+    def reply_bytes(self) -> int:
+        """What its rows take of the reply, at most."""
+        if self.completion is None:
+            return 0
+        return self.tokens * self.completion.row_bytes
+
 
 @dataclass(eq=False, slots=True)
 class CallRun:

@@ -492,12 +492,18 @@ def _distinct(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def _leading_sizes(run: CallRun, budget: int) -> list[int]:
-    """Sizes of the units that could join a step of so many tokens, and one more."""
+    """Sizes of the units that could join a step of so many tokens, and one more.
+
+    What they would add to the reply stays within the call's credit, but for the first.
+    """
     sizes: list[int] = []
-    total = 0
+    tokens = reply = 0
     for unit in run.units:
+        reply += unit.reply_bytes
+        if sizes and reply > run.credit:
+            break
         sizes.append(unit.tokens)
-        total += unit.tokens
-        if total > budget:
+        tokens += unit.tokens
+        if tokens > budget:
             break
     return sizes

@@ -14,6 +14,7 @@ from scoring_service.engine.rows import block_bytes
 from scoring_service.engine.scoring import (
     RowSlices,
     realised_ids,
+    row_bytes,
     rows_per_slice,
     wanted_rows,
 )
@@ -66,6 +67,11 @@ class CompletionRun:
         rows = wanted_rows(task, call.next_token)
         slices = RowSlices(rows_per_slice(call, task))
         return cls(call, group, task, prompt_end, rows, slices, prompt_end)
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes of the reply, at most."""
+        return row_bytes(self.call, self.task)
 
     def rows_of(self, segment: Segment | None) -> Int32Array:
         """Wanted rows that come from a segment's states; None = from the prompt's end.

@@ -1,0 +1,32 @@
+"""Runs calls through the engine that a loaded model's path calls for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scoring_service.engine.events import CallEvent, CallStarted, SampleSlice, ScoreSlice
+from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.packed.engine import PackedEngine
+from scoring_service.engine.service_loop import make_runner
+from scoring_service.types import Call
+
+
+def drive(loaded: LoadedModel, *calls: Call) -> Iterator[CallEvent]:
+    """Events of calls submitted together, whose readers take everything at once."""
+    runner = make_runner(loaded, _raise)
+    for call in calls:
+        runner.submit(call)
+    while runner.can_step:
+        for event in runner.step():
+            if isinstance(event, ScoreSlice | SampleSlice):
+                runner.add_credit(event.call_id, event.size)
+            if not isinstance(event, CallStarted):
+                yield event
+    if isinstance(runner, PackedEngine):
+        runner.flush_cache()
+        assert loaded.packed is not None
+        assert loaded.packed.pool.free == loaded.packed.pool.pages, "pages were lost"
+
+
+def _raise(_call_id: int, error: BaseException) -> None:
+    raise error
