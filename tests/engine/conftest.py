@@ -32,11 +32,26 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session", params=["auto", "plain"], ids=["packed", "plain"])
+@pytest.fixture(scope="session")
+def tiny_packed() -> LoadedModel:
+    """The packaged model in float32."""
+    loaded = load_model(tiny_model_path(), dtype="float32")
+    assert loaded.info.packed
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def tiny_plain() -> LoadedModel:
+    """The same on the plain path."""
+    loaded = load_model(tiny_model_path(), dtype="float32", path="plain")
+    assert not loaded.info.packed
+    return loaded
+
+
+@pytest.fixture(params=["tiny_packed", "tiny_plain"])
 def tiny(request: pytest.FixtureRequest) -> LoadedModel:
     """The packaged model in float32, on either path."""
-    loaded = load_model(tiny_model_path(), dtype="float32", path=request.param)
-    assert loaded.info.packed == (request.param == "auto")
+    loaded: LoadedModel = request.getfixturevalue(request.param)
     return loaded
 
 
@@ -67,6 +82,11 @@ def smollm2_file() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_file: Path) -> LoadedModel:
     return load_model(smollm2_file, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def exact_smollm2(smollm2_file: Path) -> Any:
+    return plain.load(smollm2_file, torch.float64)
 
 
 @pytest.fixture(scope="session")

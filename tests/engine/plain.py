@@ -21,9 +21,11 @@ def load(source: Path, dtype: torch.dtype) -> Any:
     """A folder or a .gguf file as transformers loads it."""
     where = {"gguf_file": source.name} if source.is_file() else {}
     folder = source.parent if source.is_file() else source
-    # transformers' default attention leaves out the soft-capping that Gemma 2 asks for.
-    eager = {"attn_implementation": "eager"}
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where, **eager).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
+    if getattr(model.config, "attn_logit_softcapping", None):
+        # transformers' default attention leaves it out.
+        model.set_attn_implementation("eager")
+    return model
 
 
 def logits(model: Any, ids: list[int]) -> F64:

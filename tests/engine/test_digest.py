@@ -61,10 +61,10 @@ def test_the_dtype_as_loaded_counts(tiny: LoadedModel, tiny_bfloat16: LoadedMode
     assert tiny.info.weights_digest != tiny_bfloat16.info.weights_digest
 
 
-def test_loading_twice_gives_one_digest(tiny: LoadedModel) -> None:
+def test_loading_twice_gives_one_digest(tiny_packed: LoadedModel) -> None:
     again = load_model(tiny_model_path(), dtype="float32").info
-    assert again.weights_digest == tiny.info.weights_digest
-    assert again.numerics_id == tiny.info.numerics_id
+    assert again.weights_digest == tiny_packed.info.weights_digest
+    assert again.numerics_id == tiny_packed.info.numerics_id
 
 
 def tensors() -> dict[str, torch.Tensor]:

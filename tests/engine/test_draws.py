@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy import stats
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.types import Processing
 from tests.engine import plain
+from tests.engine.poison import poison_token
 from tests.engine.sampling import run, sample, task
 from tests.kernels import oracle
 
@@ -142,13 +142,7 @@ def test_usage(tiny: LoadedModel) -> None:
 def test_a_row_that_is_no_distribution_fails_its_prompt_alone(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last_state = tiny.model.last_state
-
-    def poisoned(ids: list[int], cache: Any = None) -> Any:
-        state, cache = last_state(ids, cache)
-        return (state * math.nan if ids == [13] else state), cache
-
-    monkeypatch.setattr(tiny.model, "last_state", poisoned)
+    poison_token(tiny, 13, monkeypatch)
     tasks = [task([13], n=2, first_sample_index=4, index=0), task([14], index=1, max_tokens=2)]
     answer = run(tiny, tasks)
     assert [(f.index, f.part, f.fault.reason) for f in answer.failures] == [

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.types import Processing
 from tests.engine import plain
+from tests.engine.poison import poison_token
 from tests.engine.scoring import (
     EVERYTHING,
     Scored,
@@ -43,7 +44,7 @@ def rows_of(wanted: Spans) -> list[int]:
     return [row for start, length in wanted for row in range(start, start + length)]
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny_bfloat16"])
+@pytest.fixture(scope="module", params=["tiny_packed", "tiny_plain", "tiny_bfloat16"])
 def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return request.getfixturevalue(request.param)
 
@@ -102,15 +103,9 @@ def test_a_prompt_of_one_token_scores_a_whole_text(tiny: LoadedModel, plain_tiny
 
 def test_a_fault_ends_its_item_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is no distribution fails its completion; the others of the call are answered."""
-    states = tiny.model.states
-
-    def poisoned(ids: list[int]) -> object:
-        found = states(ids)
-        return found * float("nan") if ids[-1] == 13 else found
-
-    monkeypatch.setattr(tiny.model, "states", poisoned)
+    poison_token(tiny, 13, monkeypatch)
     tasks = [
-        group(PROMPT, [completion([5, 13], index=0), completion([5, 6], index=1)], index=0),
+        group(PROMPT, [completion([5, 13, 6], index=0), completion([5, 6], index=1)], index=0),
         group(PROMPT, [completion([7], index=0)], index=1),
     ]
     answer = score(tiny, tasks)

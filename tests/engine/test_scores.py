@@ -24,29 +24,69 @@ class Comparison:
     pairs: list[Group]
     answer: Answer
     expected: dict[tuple[int, int], plain.Rows]
+    blurred: set[tuple[int, int]]
+    """Completions of which transformers itself is not sure in float32."""
+    packed: bool
 
     @property
     def items(self) -> list[tuple[Scored, plain.Rows]]:
-        return [(self.answer[key], rows) for key, rows in self.expected.items()]
+        """Of every completion whose numbers float32 can tell."""
+        return [
+            (self.answer[key], rows)
+            for key, rows in self.expected.items()
+            if key not in self.blurred
+        ]
 
 
-def compare(loaded: LoadedModel, network: Any, pairs: list[Group]) -> Comparison:
+def compare(loaded: LoadedModel, network: Any, pairs: list[Group], exact: Any = None) -> Comparison:
+    """Compares with transformers in float32.
+
+    Args:
+        loaded: the engine's model.
+        network: the same in float32.
+        pairs: prompts and completions.
+        exact: the same in float64. Some random texts blow up SmolLM2's activations: there the
+            float32 forward of transformers is itself off by up to 1e-3, and two float32 forwards
+            that add in another order cannot agree. Where it is off by more than a fifth of the
+            bound, the completion is set aside; the test below counts them.
+    """
     expected = {}
+    blurred = set()
     for g, (prompt, completions) in enumerate(pairs):
         for c, ids in enumerate(completions):
             logits = plain.row_logits(network, prompt, ids)
             expected[g, c] = plain.rows(logits, ids, K, WITHIN)
-    return Comparison(pairs, score(loaded, groups(pairs), EVERYTHING, next_token=True), expected)
+            if exact is not None:
+                truth = plain.log_softmax(plain.row_logits(exact, prompt, ids))
+                error = np.abs(plain.log_softmax(logits) - truth)
+                listed = np.take_along_axis(error, expected[g, c].top_ids, axis=1).max()
+                realised = error[np.arange(len(ids)), ids].max()
+                if max(listed, realised) > WITHIN / 5:
+                    blurred.add((g, c))
+    answer = score(loaded, groups(pairs), EVERYTHING, next_token=True)
+    return Comparison(pairs, answer, expected, blurred, loaded.info.packed)
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2", marks=pytest.mark.smollm2)])
+@pytest.fixture(
+    scope="module",
+    params=["tiny_packed", "tiny_plain", pytest.param("smollm2", marks=pytest.mark.smollm2)],
+)
 def compared(request: pytest.FixtureRequest) -> Comparison:
     """50 groups; those of the larger model are shorter, because it takes its time on a CPU."""
     loaded = request.getfixturevalue(request.param)
-    network = request.getfixturevalue(f"plain_{request.param}")
-    sizes = (80, 60, 5) if request.param == "tiny" else (16, 10, 3)
+    if request.param == "smollm2":
+        network = request.getfixturevalue("plain_smollm2")
+        exact = request.getfixturevalue("exact_smollm2")
+        sizes = (16, 10, 3)
+    else:
+        network, exact = request.getfixturevalue("plain_tiny"), None
+        sizes = (80, 60, 5)
     pairs = random_groups(np.random.default_rng(2), 50, loaded.info.vocab_size, *sizes)
-    return compare(loaded, network, pairs)
+    return compare(loaded, network, pairs, exact)
+
+
+def test_nearly_every_completion_can_be_compared(compared: Comparison) -> None:
+    assert len(compared.blurred) <= 0.2 * len(compared.expected)
 
 
 def test_the_groups_are_as_awkward_as_they_should_be(compared: Comparison) -> None:
@@ -61,7 +101,8 @@ def test_the_groups_are_as_awkward_as_they_should_be(compared: Comparison) -> No
 def test_every_completion_is_answered_whole(compared: Comparison) -> None:
     assert compared.answer.failures == []
     assert set(compared.answer.items) == set(compared.expected)
-    for found, expected in compared.items:
+    for key, expected in compared.expected.items():
+        found = compared.answer[key]
         rows = len(expected.logprobs)
         assert found.row_indices == list(range(rows + 1))
         assert found.logprobs.dtype == np.float32
@@ -125,10 +166,13 @@ def test_without_processing_the_processed_logprob_is_the_logprob(compared: Compa
 
 
 def test_usage(compared: Comparison) -> None:
-    """The prompt is charged once, what was computed for every completion."""
+    """A prompt is charged once; the plain path computes it for every completion."""
     usage = compared.answer.usage
     sizes = [(len(p), [len(ids) for ids in completions]) for p, completions in compared.pairs]
     assert sum(u.prompt_tokens for u in usage) == sum(p for p, _ in sizes)
     assert sum(u.completion_tokens for u in usage) == sum(sum(c) for _, c in sizes)
-    assert sum(u.computed_tokens for u in usage) == sum(p * len(c) + sum(c) for p, c in sizes)
+    times = [1 if compared.packed else len(c) for _, c in sizes]
+    assert sum(u.computed_tokens for u in usage) == sum(
+        p * n + sum(c) for (p, c), n in zip(sizes, times, strict=True)
+    )
     assert sum(u.head_rows for u in usage) == sum(sum(c) + len(c) for _, c in sizes)

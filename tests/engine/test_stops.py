@@ -183,9 +183,9 @@ def expected(
 
 @given(data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_against_whole_decodes(tiny: LoadedModel, data: st.DataObject) -> None:
+def test_against_whole_decodes(tiny_packed: LoadedModel, data: st.DataObject) -> None:
     """Few letters, so that stops begin often and mostly do not complete; texts overlap."""
-    codec = codec_of(tiny)
+    codec = codec_of(tiny_packed)
     letters = [
         i for i in range(2048) if codec.token_text(i) and set(codec.token_text(i)) <= set("abt ")
     ]

@@ -29,8 +29,8 @@ PROGRESS_SECONDS = 0.2
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def impatient() -> AsyncIterator[RunningServer]:
-    """A server that gives signs of life every 0.2 s."""
-    config = EngineConfig(model=str(tiny_model_path()), dtype="float32")
+    """A server that gives signs of life every 0.2 s, and where one call waits for another."""
+    config = EngineConfig(model=str(tiny_model_path()), dtype="float32", path="plain")
     pool = WorkerPool(lambda: LocalExecutor(config), LIMITS.max_queue_tokens, "tiny")
     settings = ServerConfig("127.0.0.1", 0, LIMITS, 5.0, progress_seconds=PROGRESS_SECONDS)
     running = Server(settings, pool)
