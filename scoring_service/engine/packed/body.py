@@ -71,7 +71,7 @@ class PackedBody:
         for segment in (segment for tree in trees for segment in tree):
             starts[id(segment)] = row
             row += len(segment.token_ids)
-        packing = self._packing(trees, starts, step.feeds, self._model.dtype)
+        packing = self._packing(trees, starts, step.feeds)
         token_ids = [segment.token_ids for tree in trees for segment in tree]
         positions = [np.arange(s.start, s.stop) for tree in trees for s in tree]
         token_ids += [np.array([feed.token_id]) for feed in step.feeds]
@@ -83,17 +83,16 @@ class PackedBody:
         )
         return states[: step.tokens], starts, packing
 
-    def packing(self, step: Step, dtype: torch.dtype) -> Packing:
-        """The packing of a step whose segments form one chain, for keys of another type."""
+    def packing(self, step: Step) -> Packing:
+        """The packing of a step whose segments form one chain, in its order."""
         starts = {id(segment): segment.start for segment in step.segments}
-        return self._packing(depth_first(step.segments), starts, step.feeds, dtype)
+        return self._packing(depth_first(step.segments), starts, step.feeds)
 
     def _packing(
         self,
         trees: Sequence[Sequence[Segment]],
         starts: dict[int, int],
         feeds: Sequence[Feed],
-        dtype: torch.dtype,
     ) -> Packing:
         device = self._model.device
         kept_rows: list[np.ndarray] = []
@@ -124,7 +123,6 @@ class PackedBody:
             kept_rows=_int64(kept_rows, device),
             kept_slots=_int64(kept_slots, device),
             pool=self._pool,
-            dtype=dtype,
             device=device,
         )
 

@@ -64,7 +64,7 @@ class Bucket:
     slots: Tensor
     """int64 [B, L]: where their keys are kept; beyond a sample's own, its last one again."""
     mask: Tensor
-    """[B, 1, L], 0 where there is a key, -inf beyond."""
+    """float32 [B, 1, L], 0 where there is a key, -inf beyond."""
 
 
 @dataclass(slots=True)
@@ -82,7 +82,6 @@ class Packing:
     """… and where."""
     pool: PagePool | None
     """None while the probe finds out the shapes of layers."""
-    dtype: torch.dtype
     device: torch.device
     layer: int = 0
     shapes: list[LayerShape] = field(default_factory=list)
@@ -101,7 +100,7 @@ class Packing:
         return self.pool.keys[layer], self.pool.values[layer]
 
     def mask(self, tokens: int, before: int, window: int | None) -> Tensor:
-        """[tokens, before + tokens], -inf where a query must not look."""
+        """float32 [tokens, before + tokens], -inf where a query must not look."""
         found = self.masks.get((tokens, before, window))
         if found is None:
             query = torch.arange(before, before + tokens)[:, None]
@@ -109,7 +108,7 @@ class Packing:
             hidden = key > query
             if window is not None:
                 hidden |= key <= query - window
-            found = torch.zeros(tokens, before + tokens, dtype=self.dtype)
+            found = torch.zeros(tokens, before + tokens)
             found = found.masked_fill_(hidden, -torch.inf).to(self.device)
             self.masks[tokens, before, window] = found
         return found
@@ -118,7 +117,7 @@ class Packing:
         """The sampled tokens by padded length."""
         found = self.buckets.get(window)
         if found is None:
-            found = tuple(_buckets(self.decoding, window, self.dtype, self.device))
+            found = tuple(_buckets(self.decoding, window, self.device))
             self.buckets[window] = found
         return found
 
@@ -126,7 +125,6 @@ class Packing:
 def _buckets(
     decoding: Sequence[tuple[int, SlotArray]],
     window: int | None,
-    dtype: torch.dtype,
     device: torch.device,
 ) -> list[Bucket]:
     by_length: dict[int, list[tuple[int, SlotArray]]] = {}
@@ -146,7 +144,7 @@ def _buckets(
             Bucket(
                 torch.tensor([row for row, _ in members], device=device),
                 torch.from_numpy(table).to(device),
-                torch.from_numpy(mask).to(device, dtype),
+                torch.from_numpy(mask).to(device),
             )
         )
     return buckets

@@ -148,7 +148,7 @@ def _compare_attention(
     slots = np.concatenate([chain[-1].chain_slots(), own])
     first = len(ids) - _FED
     feeds = tuple(Feed(int(ids[first + i]), slots[: first + i + 1]) for i in range(_FED))
-    packing = body.packing(Step(tuple(chain), feeds), torch.float32)
+    packing = body.packing(Step(tuple(chain), feeds))
     with _narrow_windows(network):
         model.packed_states(
             torch.from_numpy(ids.astype(np.int64)).to(model.device),
