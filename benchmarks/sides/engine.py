@@ -46,13 +46,13 @@ class Engine:
             head_dtype=config.head_dtype,
             device=config.device,
         )
-        self._loaded = load(settings, on_stage=lambda _stage: None)
+        self._runner = make_runner(load(settings, on_stage=lambda _stage: None), _raise)
 
     def run(self, work: Work) -> Outcome:
         """Does the work."""
         if isinstance(work, Mixed):
             return self._mixed(work)
-        runner = make_runner(self._loaded, _raise)
+        runner = self._runner
         began = time.perf_counter()
         runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
         sums: dict[int, float] = {}
@@ -69,7 +69,7 @@ class Engine:
 
     def _mixed(self, work: Mixed) -> Outcome:
         """Scores group by group while samples are drawn; latencies are between sampled slices."""
-        runner = make_runner(self._loaded, _raise)
+        runner = self._runner
         waiting = [score_call(Scoring([group])) for group in work.scoring.groups]
         sampling = sample_call(work.sampling)
         gaps: list[float] = []
@@ -86,6 +86,7 @@ class Engine:
                     runner.submit(replace(sampling, call_id=0))
                 elif isinstance(event, CallFinished):
                     if not waiting:
+                        runner.cancel(0)
                         return Outcome(time.perf_counter() - began, gaps)
                     runner.submit(waiting.pop())
 

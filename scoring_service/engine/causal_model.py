@@ -15,8 +15,8 @@ from scoring_service.engine.packed.packing import Packing
 class CausalModel:
     """Runs the body of a model over one sequence, or over a packed step.
 
-    The body is the model's own forward. A hook on the head keeps what enters it and lets a single
-    row through, so that the head costs nothing here and anything the model does before its head
+    The body is the model's own forward. A hook on the head keeps what enters it and lets no row
+    through, so that the head costs nothing here and anything the model does before its head
     is in the states. With `WholeLogits` the states are the model's own logits.
     """
 
@@ -47,7 +47,7 @@ class CausalModel:
 
     def _keep(self, _module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._kept = inputs[0]
-        return (inputs[0][:, -1:], *inputs[1:])
+        return (inputs[0][:, :0], *inputs[1:])
 
     def _forward(self, ids: list[int], cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
         if self._own_attention is not None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scoring_service.engine.prepacked import pack_weight, packed_linear
+
 ROW_MULTIPLE = 16
 """Tiles are padded to a multiple of this many rows: on a CPU the bits of a row depend on the
 number of rows in small or ragged matrix products."""
 
-_TILE_BYTES = 32 << 20
+_TILE_BYTES = 24 << 20
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
 
@@ -31,6 +33,14 @@ class RowHead(Protocol):
         """Number of logits of a row."""
         ...
 
+    def product(self, states: Tensor) -> Tensor:
+        """What the head's product leaves, [T, V] in `dtype`: logits before `finish`."""
+        ...
+
+    def finish(self, product_T_V: Tensor) -> Tensor:
+        """float32 [T, V]: logits of rows of a product. A block at a time stays in a cache."""
+        ...
+
     def logits(self, states: Tensor) -> Tensor:
         """float32 [T, V]."""
         ...
@@ -46,14 +56,16 @@ class LinearHead:
     soft_cap: float | None
     dtype: torch.dtype
     """Element type of the product; its sums are fp32 at least."""
+    packed_weight: Tensor | None = None
+    """`weight_V_H` in the layout of `prepacked`, where that is faster."""
 
     @property
     def vocab_size(self) -> int:
         """Rows of the head."""
         return self.weight_V_H.shape[0]
 
-    def logits(self, states: Tensor) -> Tensor:
-        """float32 [T, V] of hidden states [T, H]."""
+    def product(self, states: Tensor) -> Tensor:
+        """[T, V] of hidden states [T, H], neither scaled nor capped."""
         rows = states.shape[0]
         padding = -rows % ROW_MULTIPLE
         hidden_T_H = functional.pad(states, (0, 0, 0, padding))
@@ -63,13 +75,25 @@ class LinearHead:
             if self.bias_V is not None:
                 logits_T_V += self.bias_V
         else:
-            logits_T_V = functional.linear(hidden_T_H.to(self.dtype), self.weight_V_H, self.bias_V)
-        logits_T_V = logits_T_V[:rows].float()
+            hidden_T_H = hidden_T_H.to(self.dtype)
+            if self.packed_weight is not None:
+                logits_T_V = packed_linear(hidden_T_H, self.packed_weight, self.bias_V)
+            else:
+                logits_T_V = functional.linear(hidden_T_H, self.weight_V_H, self.bias_V)
+        return logits_T_V[:rows]
+
+    def finish(self, product_T_V: Tensor) -> Tensor:
+        """float32 [T, V], scaled and soft-capped."""
+        logits_T_V = product_T_V.float()
         if self.multiplier != 1.0:
             logits_T_V = logits_T_V * self.multiplier
         if self.soft_cap is not None:
             logits_T_V = torch.tanh(logits_T_V / self.soft_cap) * self.soft_cap
         return logits_T_V
+
+    def logits(self, states: Tensor) -> Tensor:
+        """float32 [T, V] of hidden states [T, H]."""
+        return self.finish(self.product(states))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +103,21 @@ class WholeLogits:
     vocab_size: int
     dtype: torch.dtype
 
+    def product(self, states: Tensor) -> Tensor:
+        """The states themselves, [T, V]."""
+        return states
+
+    def finish(self, product_T_V: Tensor) -> Tensor:
+        """float32 [T, V]."""
+        return product_T_V.float()
+
     def logits(self, states: Tensor) -> Tensor:
         """float32 [T, V] of logits [T, V]."""
         return states.float()
 
 
 def tile_rows(vocab_size: int) -> int:
-    """Rows of a tile of logits, so that it holds about 32 MiB: a multiple of 16, 16 to 256."""
+    """Rows of a tile of logits, so that it holds about 24 MiB: a multiple of 16, 16 to 256."""
     rows = _TILE_BYTES // (4 * vocab_size)
     return max(ROW_MULTIPLE, min(256, rows - rows % ROW_MULTIPLE))
 
@@ -105,7 +137,7 @@ def linear_head(module: torch.nn.Module, config: Any, dtype: torch.dtype) -> Lin
     for name in _DIVISORS:
         multiplier /= _number(config, name, 1.0)
     soft_cap = _number(config, "final_logit_softcapping", 0.0)
-    return LinearHead(weight, bias, multiplier, soft_cap or None, dtype)
+    return LinearHead(weight, bias, multiplier, soft_cap or None, dtype, pack_weight(weight))
 
 
 def _number(config: Any, name: str, default: float) -> float:

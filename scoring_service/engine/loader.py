@@ -27,6 +27,7 @@ from scoring_service.engine.packed.probe import (
     layer_shapes,
 )
 from scoring_service.engine.packed.setup import PackedSetup, set_up
+from scoring_service.engine.prepacked import pack_linears
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.errors import ConfigurationError
 from scoring_service.types import EngineConfig, EngineInfo
@@ -64,6 +65,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     on_stage(f"loading weights of {config.model}")
     network = _load_network(config, device)
     text_config = network.config.get_text_config()
+    pack_linears(network)
     limit = _sequence_limit(text_config, config)
     on_stage("loading tokenizer")
     tokenizer_json = _load_tokenizer(config)

@@ -12,8 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from scoring_service.kernels import reference
-
 MARGIN = 16
 """Groups read beyond k, so that ties at the bound seldom need a second look."""
 
@@ -39,9 +37,24 @@ def top_ids(x_T_V: Tensor, k: int) -> Tensor:
         ids_T_C = torch.cat([ids_T_C, rest], dim=1)
     ids_T_K = _ordered(x_T_V.gather(1, ids_T_C), ids_T_C, k)
     # A token at the bound may also lie in a group that was not chosen.
-    doubtful_T = (x_T_V.gather(1, ids_T_K[:, -1:]) <= bound_T_1)[:, 0]
-    if bool(doubtful_T.any()):
-        ids_T_K[doubtful_T] = reference.top_k_ids(x_T_V[doubtful_T], k)
+    doubtful = torch.nonzero(x_T_V.gather(1, ids_T_K[:, -1:]) <= bound_T_1)[:, 0]
+    if len(doubtful):
+        ids_T_K[doubtful] = _with_lowest_ties(x_T_V[doubtful], ids_T_K[doubtful])
+    return ids_T_K
+
+
+def _with_lowest_ties(x_T_V: Tensor, ids_T_K: Tensor) -> Tensor:
+    """Puts the lowest ids of the k-th value in the places of those that were found by chance."""
+    x_T_K = x_T_V.gather(1, ids_T_K)
+    kth_T_1 = x_T_K[:, -1:]
+    above_T = (x_T_K > kth_T_1).sum(dim=1)
+    rows, ids = torch.nonzero(x_T_V == kth_T_1, as_tuple=True)
+    # By row, then by id: a tie's number within its row follows from where its row begins.
+    ties_T = torch.bincount(rows, minlength=len(x_T_V))
+    numbers = torch.arange(len(rows), device=rows.device) - (ties_T.cumsum(0) - ties_T)[rows]
+    places = above_T[rows] + numbers
+    wanted = places < ids_T_K.shape[1]
+    ids_T_K[rows[wanted], places[wanted]] = ids[wanted]
     return ids_T_K
 
 

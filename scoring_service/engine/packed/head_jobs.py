@@ -41,11 +41,11 @@ def score_rows(head: RowHead, states: Tensor, wanted: Sequence[ScoreRows]) -> It
     index = torch.from_numpy(places).to(states.device)
     for first in range(0, len(places), tile):
         last = min(first + tile, len(places))
-        logits_T_V = head.logits(states[index[first:last]])
+        product_T_V = head.product(states[index[first:last]])
         inside = [span for span in spans if span[1] < last and span[2] > first]
         for _, members in groupby(inside, key=lambda span: _kind(span[0])):
             pieces = [(r, max(a, first), min(b, last), a) for r, a, b in members]
-            yield from _blocks(logits_T_V, first, pieces)
+            yield from _blocks(head, product_T_V, first, pieces)
 
 
 def _spans(wanted: Sequence[ScoreRows]) -> list[tuple[ScoreRows, int, int]]:
@@ -68,20 +68,22 @@ _Piece = tuple[ScoreRows, int, int, int]
 """Rows, where those inside the tile begin and end, and where all of them begin."""
 
 
-def _blocks(logits_T_V: Tensor, first: int, pieces: list[_Piece]) -> Iterator[Scored]:
+def _blocks(
+    head: RowHead, product_T_V: Tensor, first: int, pieces: list[_Piece]
+) -> Iterator[Scored]:
     """Rows of one kind in blocks."""
     start, stop = pieces[0][1], pieces[-1][2]
     for a in range(start, stop, _BLOCK_ROWS):
         b = min(a + _BLOCK_ROWS, stop)
         cut = [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
         try:
-            yield from _block(logits_T_V[a - first : b - first], a, cut)
+            yield from _block(head.finish(product_T_V[a - first : b - first]), a, cut)
         except ServiceError:
             # One of them is at fault; the others are answered.
             for piece in cut:
                 rows, x, y, origin = piece
                 try:
-                    yield from _block(logits_T_V[x - first : y - first], x, [piece])
+                    yield from _block(head.finish(product_T_V[x - first : y - first]), x, [piece])
                 except ServiceError as error:
                     yield rows.run, rows.rows[x - origin : y - origin], error.fault
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from scoring_service.engine.memory import free_memory
 from scoring_service.engine.packed.engine import PackedSettings
 from scoring_service.engine.packed.pages import (
     PAGE_TOKENS,
@@ -44,7 +44,7 @@ def set_up(
     """
     on_cpu = device.type == "cpu"
     share = config.memory_utilization or (0.25 if on_cpu else 0.9)
-    left = _free_memory(device)
+    left = free_memory(device)
     pages = int(left * share) // (token_bytes(shapes, dtype) * PAGE_TOKENS)
     if pages <= 2 * _SPARE_PAGES:
         raise ConfigurationError(
@@ -58,17 +58,3 @@ def set_up(
             max_batch_tokens=config.max_batch_tokens or (1024 if on_cpu else 8192),
         ),
     )
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that this process could still take."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) << 10
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(0, free)
