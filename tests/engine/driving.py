@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from scoring_service.engine.events import CallEvent, CallStarted, SampleSlice, ScoreSlice
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.service_loop import make_runner
+from scoring_service.engine.packed.pages import PagePool
+from scoring_service.engine.service_loop import CallRunner, make_runner
 from scoring_service.types import Call
 
 
@@ -16,16 +19,39 @@ def drive(loaded: LoadedModel, *calls: Call) -> Iterator[CallEvent]:
     runner = make_runner(loaded, _raise)
     for call in calls:
         runner.submit(call)
+    yield from finish(runner)
+    if isinstance(runner, PackedEngine):
+        runner.flush_cache()
+        assert loaded.packed is not None
+        assert loaded.packed.pool.free == loaded.packed.pool.pages, "pages were lost"
+
+
+def finish(runner: CallRunner) -> Iterator[CallEvent]:
+    """Steps until there is nothing to do; readers take everything at once."""
     while runner.can_step:
         for event in runner.step():
             if isinstance(event, ScoreSlice | SampleSlice):
                 runner.add_credit(event.call_id, event.size)
             if not isinstance(event, CallStarted):
                 yield event
-    if isinstance(runner, PackedEngine):
-        runner.flush_cache()
-        assert loaded.packed is not None
-        assert loaded.packed.pool.free == loaded.packed.pool.pages, "pages were lost"
+
+
+def engine_of(loaded: LoadedModel, pages: int | None = None, **settings: Any) -> PackedEngine:
+    """A packed engine with pages of its own, and settings of the test's choice."""
+    assert loaded.packed is not None
+    pool = loaded.packed.pool
+    shapes = loaded.packed.shapes
+    own = PagePool(shapes, pages or 400, loaded.model.dtype, loaded.model.device)
+    assert pool is not own
+    return PackedEngine(
+        loaded.model,
+        own,
+        replace(loaded.packed.settings, **settings),
+        loaded.info.eos_token_ids,
+        loaded.codec,
+        b"test",
+        _raise,
+    )
 
 
 def _raise(_call_id: int, error: BaseException) -> None:

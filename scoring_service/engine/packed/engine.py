@@ -54,6 +54,8 @@ class _Plan:
 
     units: list[tuple[CallRun, Unit]]
     feeds: list[tuple[CallRun, SampleRun, Feed]]
+    segments: list[Segment]
+    """Those of the units that are not computed yet, once each."""
 
 
 class PackedEngine:
@@ -200,7 +202,7 @@ class PackedEngine:
                 unit = run.units.popleft()
                 run.served += unit.tokens
                 units.append((run, unit))
-        return _Plan(units, feeds)
+        return _Plan(units, feeds, _distinct([u.segment for _, u in units if u.segment]))
 
     def _begin(self, run: CallRun, unit: Unit) -> None:
         """Notes what a new unit belongs to."""
@@ -247,7 +249,7 @@ class PackedEngine:
         return True
 
     def _compute(self, plan: _Plan) -> list[CallEvent]:
-        segments = _distinct([u.segment for _, u in plan.units if u.segment is not None])
+        segments = plan.segments
         feeds = [feed for _, _, feed in plan.feeds]
         events: list[CallEvent] = []
         width = 0
@@ -401,13 +403,13 @@ class PackedEngine:
 
     def _account(self, plan: _Plan, seconds: float) -> None:
         """Shares a step's tokens and time among the calls that it served."""
-        seen: set[int] = set()
+        left = set(map(id, plan.segments))
         tokens: dict[int, int] = {}
         weights: dict[int, int] = {}
         for run, unit in plan.units:
             computed = 0
-            if unit.segment is not None and id(unit.segment) not in seen:
-                seen.add(id(unit.segment))
+            if unit.segment is not None and id(unit.segment) in left:
+                left.remove(id(unit.segment))
                 computed = len(unit.segment.token_ids)
             tokens[run.call.call_id] = tokens.get(run.call.call_id, 0) + computed
             weights[run.call.call_id] = weights.get(run.call.call_id, 0) + max(1, computed)

@@ -27,6 +27,8 @@ class PackedSetup:
 
     pool: PagePool
     settings: PackedSettings
+    shapes: list[LayerShape]
+    """What the layers keep of a token."""
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -57,4 +59,5 @@ def set_up(
             chunk_size=config.chunk_size or (64 if on_cpu else 256),
             max_batch_tokens=config.max_batch_tokens or (1024 if on_cpu else 8192),
         ),
+        shapes,
     )

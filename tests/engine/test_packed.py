@@ -1,0 +1,454 @@
+"""The packed engine: the same bits in any company, prompts computed once, memory in bounds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoring_service.engine.events import (
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    SampleSlice,
+    ScoreSlice,
+)
+from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.packed import attention
+from scoring_service.engine.packed.engine import PackedEngine
+from scoring_service.engine.packed.packing import Packing
+from scoring_service.models import tiny_model_path
+from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall, Usage
+from tests.engine.driving import engine_of, finish
+from tests.engine.loading import load_model
+from tests.engine.sampling import Sampled, task
+from tests.engine.scoring import Group, Scored, assert_same_bits, groups
+from tests.engine.small_models import ARCHITECTURES, save_model
+
+BY_NAME = {a.name: a for a in ARCHITECTURES}
+HOT = Processing(temperature=0.9, top_k=40, top_p=0.95)
+CHUNK = 16
+
+
+def load_small(name: str, folder: Path, dtype: str) -> LoadedModel:
+    if name == "packaged":
+        return load_model(tiny_model_path(), dtype=dtype, chunk_size=CHUNK)
+    return load_model(save_model(BY_NAME[name], folder), dtype=dtype, chunk_size=CHUNK)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(m, d) for m in ("packaged", "llama", "gemma3") for d in ("float32", "bfloat16")],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    name, dtype = request.param
+    loaded = load_small(name, tmp_path_factory.mktemp(name), dtype)
+    assert loaded.info.packed
+    assert loaded.info.deterministic
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_small("qwen3-moe", tmp_path_factory.mktemp("moe"), "float32")
+
+
+def score_call(pairs: list[Group], call_id: int = 1, **more: Any) -> ScoreCall:
+    return ScoreCall(call_id, tuple(groups(pairs)), EVERYTHING_SMALL, next_token=True, **more)
+
+
+EVERYTHING_SMALL = RowWants(
+    processed_logprobs=True,
+    entropy=True,
+    rank=True,
+    logsumexp=True,
+    log_kept_mass=True,
+    support_size=True,
+    top_k=9,
+)
+
+
+def collect(events: Iterator[CallEvent]) -> dict[tuple[int, int], Scored]:
+    items: dict[tuple[int, int], Scored] = {}
+    for event in events:
+        assert not isinstance(event, CallFailed)
+        if isinstance(event, ScoreSlice) and event.call_id == 1:
+            key = event.group_index, event.completion_index
+            items.setdefault(key, Scored([])).slices.append(event)
+    return items
+
+
+def score(engine: PackedEngine, pairs: list[Group]) -> dict[tuple[int, int], Scored]:
+    engine.submit(score_call(pairs))
+    return collect(finish(engine))
+
+
+def sample_call(prompts: list[list[int]], n: int = 2, call_id: int = 2, **more: Any) -> SampleCall:
+    tasks = [
+        task(prompt, n=n, seed=7, index=i, processing=HOT, ignore_eos=True, **more)
+        for i, prompt in enumerate(prompts)
+    ]
+    return SampleCall(call_id, tuple(tasks), top_logprobs=3)
+
+
+def sample(engine: PackedEngine, call: SampleCall) -> dict[tuple[int, int], Sampled]:
+    engine.submit(call)
+    return samples_of(finish(engine), call.call_id)
+
+
+def samples_of(events: Iterator[CallEvent], call_id: int) -> dict[tuple[int, int], Sampled]:
+    items: dict[tuple[int, int], Sampled] = {}
+    for event in events:
+        if isinstance(event, SampleSlice) and event.call_id == call_id:
+            items.setdefault((event.prompt_index, event.sample_index), Sampled([])).slices.append(
+                event
+            )
+    return items
+
+
+def assert_equal(left: dict[tuple[int, int], Scored], right: dict[tuple[int, int], Scored]) -> None:
+    assert set(left) == set(right)
+    for key in left:
+        assert_same_bits(left[key], right[key])
+
+
+def assert_close(left: dict[tuple[int, int], Scored], right: dict[tuple[int, int], Scored]) -> None:
+    assert set(left) == set(right)
+    for key in left:
+        np.testing.assert_allclose(left[key].logprobs, right[key].logprobs, atol=1e-5)
+        np.testing.assert_allclose(left[key].top_logprobs, right[key].top_logprobs, atol=1e-5)
+
+
+def trees(vocab: int) -> st.SearchStrategy[list[Group]]:
+    """Prompts with completions, lengths of 1 included; some prompts begin as others do."""
+
+    def build(drawn: tuple[int, list[tuple[int, list[int], bool]]]) -> list[Group]:
+        seed, shapes = drawn
+        rng = np.random.default_rng(seed)
+        found: list[Group] = []
+        for length, completions, shares in shapes:
+            prompt = rng.integers(0, vocab, length).tolist()
+            if shares and found:
+                prompt = (found[-1][0] + prompt)[:40]
+            parts = [rng.integers(0, vocab, n).tolist() for n in completions]
+            found.append((prompt, parts))
+        return found
+
+    lengths = st.integers(1, 40)
+    completions = st.lists(st.integers(1, 22), min_size=1, max_size=4)
+    group = st.tuples(lengths, completions, st.booleans())
+    return st.tuples(st.integers(0, 999), st.lists(group, min_size=1, max_size=5)).map(build)
+
+
+def seven_ways(
+    loaded: LoadedModel,
+    pairs: list[Group],
+    equal: Callable[[dict[tuple[int, int], Scored], dict[tuple[int, int], Scored]], None],
+) -> None:
+    together = score(engine_of(loaded), pairs)
+    assert {key: scored.row_indices for key, scored in together.items()} == {
+        (g, c): list(range(len(ids) + 1))
+        for g, (_, completions) in enumerate(pairs)
+        for c, ids in enumerate(completions)
+    }
+    alone = {}
+    repeated = {}
+    for g, (prompt, completions) in enumerate(pairs):
+        alone |= {
+            (g, c): s for (_, c), s in score(engine_of(loaded), [(prompt, completions)]).items()
+        }
+        for c, ids in enumerate(completions):
+            repeated[g, c] = score(engine_of(loaded), [(prompt, [ids])])[0, 0]
+    equal(alone, together)
+    equal(repeated, together)  # the prompt computed for each completion anew
+
+    order = list(range(len(pairs)))
+    random.Random(0).shuffle(order)
+    shuffled = score(engine_of(loaded), [pairs[g] for g in order])
+    equal({(order[g], c): s for (g, c), s in shuffled.items()}, together)
+
+    for budget in (32, 100, 512):
+        equal(score(engine_of(loaded, max_batch_tokens=budget), pairs), together)
+
+    engine = engine_of(loaded, max_batch_tokens=48)
+    score(engine, pairs)
+    equal(score(engine, pairs), together)  # every prompt from the cache
+    assert engine.cache.hit_tokens >= sum(len(prompt) for prompt, _ in pairs)
+
+    mixed = engine_of(loaded, max_batch_tokens=64)
+    sampling = sample_call([prompt for prompt, _ in pairs[:2]], max_tokens=12)
+    mixed.submit(sampling)
+    for _ in range(3):
+        mixed.step()
+    mixed.submit(score_call(pairs))
+    equal(collect(finish(mixed)), together)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_seven_ways_give_the_same_bits(loaded: LoadedModel, data: st.DataObject) -> None:
+    vocab = loaded.info.vocab_size
+    seven_ways(loaded, data.draw(trees(vocab)), assert_equal)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_experts_see_the_step_and_differ_by_rounding(
+    experts: LoadedModel, data: st.DataObject
+) -> None:
+    seven_ways(experts, data.draw(trees(experts.info.vocab_size)), assert_close)
+
+
+@pytest.mark.smollm2
+def test_seven_ways_on_a_real_model(smollm2: LoadedModel) -> None:
+    rng = np.random.default_rng(3)
+
+    def ids(n: int) -> list[int]:
+        return rng.integers(0, 49152, n).tolist()
+
+    shared = ids(70)
+    pairs: list[Group] = [
+        (shared, [ids(1), ids(20), ids(33)]),
+        (shared + ids(30), [ids(12)]),
+        (ids(1), [ids(40)]),
+    ]
+    seven_ways(smollm2, pairs, assert_equal)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral", "deepseek-v3", "gpt-oss"])
+def test_another_chunk_size_is_the_same_within_rounding(name: str, tmp_path: Path) -> None:
+    loaded = load_small(name, tmp_path, "float32")
+    rng = np.random.default_rng(1)
+    pairs: list[Group] = [
+        (rng.integers(0, 97, 30).tolist(), [rng.integers(0, 97, n).tolist() for n in (25, 3)])
+    ]
+    small = score(engine_of(loaded, chunk_size=16), pairs)
+    assert_close(score(engine_of(loaded, chunk_size=64), pairs), small)
+
+
+def usage_of(events: list[CallEvent], call_id: int) -> Usage:
+    (found,) = [e.usage for e in events if isinstance(e, CallFinished) and e.call_id == call_id]
+    return found
+
+
+def test_a_prompt_is_computed_once_for_everything(tiny_packed: LoadedModel) -> None:
+    """For all of its completions, for all of its samples, and for calls to come."""
+    engine = engine_of(tiny_packed)
+    prompt = list(range(100, 230))
+    engine.submit(score_call([(prompt, [[1, 2], [3], [4, 5, 6]])]))
+    usage = usage_of(list(finish(engine)), 1)
+    assert (usage.prompt_tokens, usage.cached_tokens) == (130, 0)
+    assert usage.computed_tokens == 130 + 6
+    engine.submit(sample_call([prompt], n=5, max_tokens=4))
+    usage = usage_of(list(finish(engine)), 2)
+    assert (usage.prompt_tokens, usage.cached_tokens) == (130, 130)
+    assert usage.computed_tokens == 5 * 3, "the last token of a sample is not fed"
+    longer = [*prompt, 7, 8]
+    engine.submit(score_call([(longer, [[9]])]))
+    usage = usage_of(list(finish(engine)), 1)
+    assert usage.cached_tokens == 128, "a hit ends on a seam"
+    assert engine.cache.hit_tokens == 130 + 128
+
+
+def test_salts_do_not_share_prompts(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed)
+    for salt in ("a", "b"):
+        engine.submit(score_call([(list(range(70)), [[1]])], cache_salt=salt))
+        assert usage_of(list(finish(engine)), 1).cached_tokens == 0
+
+
+def test_two_calls_of_one_prompt_at_once_compute_it_once(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed)
+    prompt = list(range(200))
+    for call_id in (1, 2):
+        engine.submit(score_call([(prompt, [[1, 2]])], call_id=call_id))
+    events = list(finish(engine))
+    computed = [usage_of(events, call_id).computed_tokens for call_id in (1, 2)]
+    assert sum(computed) == 200 + 2 * 2
+
+
+@pytest.mark.parametrize("pages", [19, 23, 40])
+def test_samples_give_way_and_come_back(tiny_packed: LoadedModel, pages: int) -> None:
+    """With too few pages, the youngest samples stop and are resumed: same tokens, same bits."""
+    prompts = [list(range(30)), list(range(50, 75))]
+    expected = sample(engine_of(tiny_packed), sample_call(prompts, n=5, max_tokens=60))
+    engine = engine_of(tiny_packed, pages=pages)
+    call = sample_call(prompts, n=5, max_tokens=60)
+    engine.submit(call)
+    found = samples_of(finish(engine), 2)
+    assert set(found) == set(expected)
+    for key in expected:
+        assert found[key].bits == expected[key].bits
+    assert engine.free_pages == pages
+
+
+def test_a_sample_is_the_same_in_any_company(tiny_packed: LoadedModel) -> None:
+    prompts = [list(range(30)), list(range(50, 75)), [9]]
+    together = sample(engine_of(tiny_packed), sample_call(prompts, n=3, max_tokens=40))
+    alone = sample(engine_of(tiny_packed), sample_call(prompts[:1], n=3, max_tokens=40))
+    for index in range(3):
+        assert alone[0, index].bits == together[0, index].bits
+    engine = engine_of(tiny_packed, max_batch_tokens=32)
+    engine.submit(score_call([(list(range(500)), [list(range(300))])]))
+    beside = sample(engine, sample_call(prompts[:1], n=3, max_tokens=40))
+    for index in range(3):
+        assert beside[0, index].bits == together[0, index].bits
+
+
+def test_groups_wait_for_room_and_all_are_answered(tiny_packed: LoadedModel) -> None:
+    """More prompts, and longer completions, than pages hold at once."""
+    rng = np.random.default_rng(0)
+    pairs: list[Group] = [
+        (rng.integers(0, 2048, 90).tolist(), [rng.integers(0, 2048, 150).tolist()] * 2)
+        for _ in range(6)
+    ]
+    engine = engine_of(tiny_packed, pages=20)
+    found = score(engine, pairs)
+    assert_equal(found, score(engine_of(tiny_packed), pairs))
+    assert engine.free_pages == 20
+
+
+def test_cancelling_frees_everything_within_a_step(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed, pages=60)
+    engine.submit(score_call([(list(range(300)), [list(range(200))] * 3)]))
+    engine.submit(sample_call([list(range(40))], n=8, max_tokens=500))
+    for _ in range(4):
+        engine.step()
+    assert engine.free_pages < 60
+    engine.cancel(1)
+    engine.cancel(2)
+    assert engine.free_pages == 60
+    assert not engine.can_step
+
+
+def test_a_call_without_credit_waits_and_others_go_on(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed)
+    wants = RowWants(top_k=2048)
+    hungry = ScoreCall(1, tuple(groups([([1], [list(range(1500))])])), wants)
+    engine.submit(hungry)
+    taken = 0
+    while engine.can_step:
+        taken += sum(e.size for e in engine.step() if isinstance(e, ScoreSlice))
+    assert 6 << 20 < taken < 10 << 20, "a credit of 8 MiB, and a step's worth at most"
+    engine.submit(score_call([([5], [[6, 7]])], call_id=2))
+    others = [e for e in engine.step() if isinstance(e, CallFinished)]
+    assert [e.call_id for e in others] == [2]
+    engine.add_credit(1, taken)
+    assert engine.can_step
+
+
+def test_a_small_call_is_not_starved_by_a_large_one(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed, max_batch_tokens=128)
+    rng = np.random.default_rng(0)
+    large: list[Group] = [
+        (rng.integers(0, 2048, 64).tolist(), [rng.integers(0, 2048, 64).tolist()])
+        for _ in range(60)
+    ]
+    engine.submit(score_call(large))
+    for _ in range(3):
+        engine.step()
+    engine.submit(score_call([([5], [[6, 7]])], call_id=2))
+    events = [*engine.step(), *engine.step()]
+    assert [e.call_id for e in events if isinstance(e, CallFinished)] == [2]
+    engine.cancel(1)
+
+
+def test_a_deadline_that_passed_costs_nothing(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed)
+    engine.submit(score_call([([5], [[6, 7]])], deadline=0.0))
+    (failed,) = engine.step()
+    assert isinstance(failed, CallFailed)
+    assert failed.fault.reason == "DEADLINE_EXCEEDED"
+    assert not engine.can_step
+
+
+def test_rows_of_a_long_text_come_chunk_by_chunk(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed, max_batch_tokens=128)
+    text = np.random.default_rng(0).integers(0, 2048, 1001).tolist()
+    engine.submit(ScoreCall(1, tuple(groups([(text[:1], [text[1:]])])), RowWants()))
+    seen = []
+    steps = 0
+    while engine.can_step:
+        steps += 1
+        seen += [(s.start, s.block.rows) for s in engine.step() if isinstance(s, ScoreSlice)]
+    assert steps >= 8
+    assert len(seen) >= 8
+    assert [start for start, _ in seen] == np.cumsum([0, *(n for _, n in seen[:-1])]).tolist()
+    assert sum(n for _, n in seen) == 1000
+
+
+SABOTAGE = {
+    "scaling": ("llama", {"scaling": lambda value: value * 1.2}),
+    "window": ("gemma3", {"window": lambda _: None}),
+    "softcap": ("gemma2", {"softcap": lambda _: None}),
+    "sinks": ("gpt-oss", {"sinks": lambda _: None}),
+}
+
+
+@pytest.mark.parametrize("part", SABOTAGE)
+def test_the_probe_notices_what_is_dropped(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, changes = SABOTAGE[part]
+    assert load_small(name, tmp_path, "float32").info.packed
+    layer = attention._Layer
+
+    def sabotaged(**asked: Any) -> Any:
+        return layer(**{key: changes.get(key, lambda v: v)(value) for key, value in asked.items()})
+
+    monkeypatch.setattr(attention, "_Layer", sabotaged)
+    for dtype in ("float32", "bfloat16"):
+        info = load_small(name, tmp_path, dtype).info
+        assert not info.packed
+        assert "attention" in info.path_reason
+
+
+def test_the_probe_notices_lost_segmentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query that sees later tokens, and a segment that forgets what it continues."""
+    mask = Packing.mask
+
+    def open_mask(packing: Packing, *asked: Any) -> torch.Tensor:
+        return torch.zeros_like(mask(packing, *asked))
+
+    monkeypatch.setattr(Packing, "mask", open_mask)
+    assert not load_small("llama", tmp_path, "float32").info.packed
+
+
+def test_everything_at_once(tiny_packed: LoadedModel) -> None:
+    """Nothing is lost or doubled where scoring, sampling and cancelling meet."""
+    engine = engine_of(tiny_packed, pages=80, max_batch_tokens=96)
+    rng = np.random.default_rng(5)
+    expected: dict[int, int] = {}
+    rows: dict[int, int] = {}
+    for call_id in range(10, 30):
+        pairs: list[Group] = [
+            (rng.integers(0, 50, 40).tolist(), [rng.integers(0, 50, n).tolist() for n in (5, 70)])
+            for _ in range(2)
+        ]
+        engine.submit(score_call(pairs, call_id=call_id, priority=int(rng.integers(0, 2))))
+        expected[call_id] = 2 * (6 + 71)
+        if call_id % 3 == 0:
+            engine.submit(sample_call([[call_id]], n=3, call_id=100 + call_id, max_tokens=30))
+        if call_id % 5 == 0:
+            engine.cancel(call_id - 1)
+            expected.pop(call_id - 1, None)
+            rows.pop(call_id - 1, None)
+        for event in engine.step():
+            if isinstance(event, ScoreSlice):
+                engine.add_credit(event.call_id, event.size)
+                rows[event.call_id] = rows.get(event.call_id, 0) + event.block.rows
+    for event in finish(engine):
+        if isinstance(event, ScoreSlice):
+            rows[event.call_id] = rows.get(event.call_id, 0) + event.block.rows
+    assert {c: n for c, n in rows.items() if c in expected} == expected
+    assert engine.free_pages == 80
