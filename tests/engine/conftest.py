@@ -48,7 +48,7 @@ def tiny_plain() -> LoadedModel:
     return loaded
 
 
-@pytest.fixture(params=["tiny_packed", "tiny_plain"])
+@pytest.fixture(scope="session", params=["tiny_packed", "tiny_plain"])
 def tiny(request: pytest.FixtureRequest) -> LoadedModel:
     """The packaged model in float32, on either path."""
     loaded: LoadedModel = request.getfixturevalue(request.param)

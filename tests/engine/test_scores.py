@@ -24,47 +24,49 @@ class Comparison:
     pairs: list[Group]
     answer: Answer
     expected: dict[tuple[int, int], plain.Rows]
-    blurred: set[tuple[int, int]]
-    """Completions of which transformers itself is not sure in float32."""
+    within: dict[tuple[int, int], float]
+    """The bound of each completion's log-probs, one for a group."""
     packed: bool
 
     @property
-    def items(self) -> list[tuple[Scored, plain.Rows]]:
-        """Of every completion whose numbers float32 can tell."""
-        return [
-            (self.answer[key], rows)
-            for key, rows in self.expected.items()
-            if key not in self.blurred
-        ]
+    def items(self) -> list[tuple[Scored, plain.Rows, float]]:
+        return [(self.answer[k], rows, self.within[k]) for k, rows in self.expected.items()]
 
 
 def compare(loaded: LoadedModel, network: Any, pairs: list[Group], exact: Any = None) -> Comparison:
-    """Compares with transformers in float32.
+    """Compares with transformers.
 
     Args:
         loaded: the engine's model.
-        network: the same in float32.
+        network: the same in float32: the truth, unless `exact` is given.
         pairs: prompts and completions.
         exact: the same in float64. Some random texts blow up SmolLM2's activations: there the
-            float32 forward of transformers is itself off by up to 1e-3, and two float32 forwards
-            that add in another order cannot agree. Where it is off by more than a fifth of the
-            bound, the completion is set aside; the test below counts them.
+            float32 forward of transformers is itself off by up to 1e-3, and no other order of
+            addition can do better. So a group's bound is 2e-4, or three times the error of
+            transformers' float32, with either attention, where that is more; a test below says
+            how seldom 1e-4 is exceeded.
     """
     expected = {}
-    blurred = set()
+    within = {}
     for g, (prompt, completions) in enumerate(pairs):
-        for c, ids in enumerate(completions):
-            logits = plain.row_logits(network, prompt, ids)
-            expected[g, c] = plain.rows(logits, ids, K, WITHIN)
-            if exact is not None:
-                truth = plain.log_softmax(plain.row_logits(exact, prompt, ids))
-                error = np.abs(plain.log_softmax(logits) - truth)
-                listed = np.take_along_axis(error, expected[g, c].top_ids, axis=1).max()
-                realised = error[np.arange(len(ids)), ids].max()
-                if max(listed, realised) > WITHIN / 5:
-                    blurred.add((g, c))
+        truths = [plain.row_logits(exact or network, prompt, ids) for ids in completions]
+        bound = WITHIN if exact is None else 2 * WITHIN
+        for attention in ("eager", "sdpa") if exact is not None else ():
+            network.set_attn_implementation(attention)
+            for ids, truth in zip(completions, truths, strict=True):
+                logits = plain.row_logits(network, prompt, ids)
+                error = np.abs(plain.log_softmax(logits) - plain.log_softmax(truth))
+                listed = plain.rows(truth, ids, K, WITHIN).top_ids
+                bound = max(
+                    bound,
+                    3 * np.take_along_axis(error, listed, axis=1).max(),
+                    3 * error[np.arange(len(ids)), ids].max(),
+                )
+        for c, (ids, truth) in enumerate(zip(completions, truths, strict=True)):
+            within[g, c] = bound
+            expected[g, c] = plain.rows(truth, ids, K, bound)
     answer = score(loaded, groups(pairs), EVERYTHING, next_token=True)
-    return Comparison(pairs, answer, expected, blurred, loaded.info.packed)
+    return Comparison(pairs, answer, expected, within, loaded.info.packed)
 
 
 @pytest.fixture(
@@ -85,8 +87,14 @@ def compared(request: pytest.FixtureRequest) -> Comparison:
     return compare(loaded, network, pairs, exact)
 
 
-def test_nearly_every_completion_can_be_compared(compared: Comparison) -> None:
-    assert len(compared.blurred) <= 0.2 * len(compared.expected)
+def test_nearly_every_number_is_within_the_narrow_bound(compared: Comparison) -> None:
+    """And the wide one is rarely wider than twice that."""
+    close = [
+        np.abs(found.top_logprobs - expected.top_logprobs[:, :K]).ravel() <= WITHIN
+        for found, expected, _ in compared.items
+    ]
+    assert np.concatenate(close).mean() >= 0.98
+    assert np.mean([bound > 2 * WITHIN for bound in compared.within.values()]) <= 0.2
 
 
 def test_the_groups_are_as_awkward_as_they_should_be(compared: Comparison) -> None:
@@ -110,40 +118,41 @@ def test_every_completion_is_answered_whole(compared: Comparison) -> None:
 
 
 def test_logprobs(compared: Comparison) -> None:
-    for found, expected in compared.items:
-        assert np.abs(found.logprobs - expected.logprobs).max() <= WITHIN
+    for found, expected, within in compared.items:
+        assert np.abs(found.logprobs - expected.logprobs).max() <= within
 
 
 def test_top_k_ids_and_logprobs(compared: Comparison) -> None:
     """Ids are equal wherever the gaps before and after are above 1e-4; next_token row included."""
     clear = 0
-    for found, expected in compared.items:
+    for found, expected, within in compared.items:
         gaps = -np.diff(expected.top_logprobs, axis=1)
-        after = gaps > WITHIN
+        after = gaps > within
         before = np.concatenate([np.ones((len(gaps), 1), dtype=bool), after[:, :-1]], axis=1)
         told_apart = before & after
         assert found.top_token_ids.shape == told_apart.shape
         equal = found.top_token_ids == expected.top_ids[:, :K]
         assert equal[told_apart].all()
-        assert np.abs(found.top_logprobs - expected.top_logprobs[:, :K]).max() <= WITHIN
+        assert np.abs(found.top_logprobs - expected.top_logprobs[:, :K]).max() <= within
         clear += told_apart.mean()
     assert clear / len(compared.items) > 0.9
 
 
 def test_log_tail_masses(compared: Comparison) -> None:
-    for found, expected in compared.items:
-        assert np.abs(found.log_tail_masses - expected.log_tail_masses).max() <= 2 * WITHIN
+    for found, expected, within in compared.items:
+        assert np.abs(found.log_tail_masses - expected.log_tail_masses).max() <= 2 * within
 
 
 def test_entropy_and_logsumexp_of_every_row(compared: Comparison) -> None:
-    for found, expected in compared.items:
-        assert np.abs(found.entropies - expected.entropies).max() <= WITHIN
-        assert np.abs(found.logsumexps - expected.logsumexps).max() <= WITHIN
+    for found, expected, within in compared.items:
+        # The level of the logits and the spread of a row may be off by more than its log-probs.
+        assert np.abs(found.entropies - expected.entropies).max() <= 2 * within
+        assert np.abs(found.logsumexps - expected.logsumexps).max() <= 2 * within
 
 
 def test_ranks(compared: Comparison) -> None:
     """Exact save for tokens within 1e-4 of the realised one, which may fall on either side."""
-    for found, expected in compared.items:
+    for found, expected, _ in compared.items:
         assert (found.ranks > expected.larger).all()
         assert (found.ranks <= expected.as_large).all()
 
@@ -159,7 +168,7 @@ def test_rank_and_top_k_agree(compared: Comparison) -> None:
 
 
 def test_without_processing_the_processed_logprob_is_the_logprob(compared: Comparison) -> None:
-    for found, _ in compared.items:
+    for found, _, _ in compared.items:
         assert (found.processed_logprobs == found.logprobs).all()
         assert (found.log_kept_masses == 0).all()
         assert (found.support_sizes == compared.answer[0, 0].support_sizes[0]).all()
