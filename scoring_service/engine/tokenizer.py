@@ -71,13 +71,30 @@ class TextStream:
         """Text that this token completes."""
         self._pending.append(token_id)
         text = self._pending_text()
-        if text.endswith("\ufffd") and len(self._pending) < 2 * self._CONTEXT:
-            return ""
-        self._context.append(self._pending)
+        certain = len(self._pending)
+        if text.endswith("\ufffd"):
+            if certain < 2 * self._CONTEXT:
+                return ""
+            certain, text = self._before_last_character(text)
+        self._context.append(self._pending[:certain])
         while sum(map(len, self._context[1:])) >= self._CONTEXT:
             del self._context[0]
-        self._pending = []
+        self._pending = self._pending[certain:]
         return text
+
+    def _before_last_character(self, text: str) -> tuple[int, str]:
+        """Pending tokens before a last character that may still be completed, and their text.
+
+        Such a character has at most three tokens so far. Where there is none, all of them.
+        """
+        whole = self._pending
+        for tokens in range(len(whole) - 1, len(whole) - 4, -1):
+            self._pending = whole[:tokens]
+            before = self._pending_text()
+            self._pending = whole
+            if before + "\ufffd" == text:
+                return tokens, before
+        return len(whole), text
 
     def flush(self) -> str:
         """Text of the tokens that never completed a character."""

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -142,6 +142,7 @@ def streamed(codec: TextCodec, ids: list[int], context: list[int]) -> list[str]:
     return [*(stream.push(token_id) for token_id in ids), stream.flush()]
 
 
+@example(text="\ufffd\ufffd\ufffd😀", start=0)
 @given(text=st.text(alphabet="ab é中😀\u200d\n\ufffd", max_size=30), start=st.integers(0, 12))
 @settings(max_examples=200, deadline=None)
 def test_streamed_pieces_join_to_the_text(codec: TextCodec, text: str, start: int) -> None:
