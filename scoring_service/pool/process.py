@@ -70,9 +70,10 @@ def _how_it_ended(code: int) -> str:
 
 def _environment() -> dict[str, str]:
     """The server's own environment and, where it does not say otherwise, what suits a worker."""
-    # Threads of torch that wait for one another soon give up their core: where something else
-    # needs it too (this server, for one), spinning for it makes every step wait for the scheduler.
-    defaults = {"GOMP_SPINCOUNT": "1000"}
+    # Threads of torch that wait for one another give up their core after about a millisecond: long
+    # enough for the pause between two operations (giving up at once made decoding a third slower),
+    # and short where something else needs the core too, this server for one.
+    defaults = {"GOMP_SPINCOUNT": "100000"}
     if not sys.stderr.isatty():
         # Progress bars of libraries are for terminals; elsewhere they would fill the log.
         defaults["TQDM_DISABLE"] = "1"
