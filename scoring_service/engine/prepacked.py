@@ -23,6 +23,8 @@ def pack_weight(weight: Tensor) -> Tensor | None:
     """A copy of [N, K] in the kernel's layout; None where there is none or it does not pay."""
     if weight.is_cuda or weight.dtype != torch.bfloat16 or not _is_available():
         return None
+    if not _fits(weight.numel() * 2):
+        return None
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
     return packed
 
@@ -49,7 +51,7 @@ def pack_linears(network: Any) -> int:
         and not module.weight.is_cuda
     ]
     size = sum(layer.weight.numel() * 2 for layer in layers)
-    if not layers or not _is_available() or size > _SHARE * free_memory(torch.device("cpu")):
+    if not layers or not _is_available() or not _fits(size):
         return 0
     packed = 0
     for layer in layers:
@@ -58,6 +60,10 @@ def pack_linears(network: Any) -> int:
             layer.__dict__["forward"] = partial(_forward, weight, layer)
             packed += 1
     return packed
+
+
+def _fits(size: int) -> bool:
+    return size <= _SHARE * free_memory(torch.device("cpu"))
 
 
 def _forward(packed: Tensor, layer: torch.nn.Linear, inputs: Tensor) -> Tensor:

@@ -39,10 +39,8 @@ def finish(runner: CallRunner) -> Iterator[CallEvent]:
 def engine_of(loaded: LoadedModel, pages: int | None = None, **settings: Any) -> PackedEngine:
     """A packed engine with pages of its own, and settings of the test's choice."""
     assert loaded.packed is not None
-    pool = loaded.packed.pool
     shapes = loaded.packed.shapes
     own = PagePool(shapes, pages or 400, loaded.model.dtype, loaded.model.device)
-    assert pool is not own
     return PackedEngine(
         loaded.model,
         own,
