@@ -57,6 +57,10 @@ class ServeConfig:
     """auto = many sequences a forward pass where a probe finds the model fit for it; plain = one
     after another through transformers' own forward."""
 
+    cpu_kernels: Literal["auto", "off"] = "auto"
+    """On a CPU: auto = C++ kernels, compiled once a machine if it has a compiler; off = torch's
+    operators, slower and equal but for the order of sums."""
+
     max_request_bytes: int = 64 << 20
     """Largest request message."""
 

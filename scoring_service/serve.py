@@ -83,6 +83,7 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
         max_batch_tokens=config.max_batch_tokens,
         chunk_size=config.chunk_size,
         memory_utilization=config.memory_utilization,
+        cpu_kernels=config.cpu_kernels,
         path=config.path,
         trust_remote_code=config.trust_remote_code,
         weight_version=config.weight_version,

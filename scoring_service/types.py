@@ -232,6 +232,8 @@ class EngineConfig:
     """Share of what is left beside the weights that pages may take; None = by device."""
     path: str = "auto"
     """auto = packed where a probe allows it; plain = never packed."""
+    cpu_kernels: str = "auto"
+    """auto = C++ kernels on a CPU where a compiler is; off = torch's operators."""
     trust_remote_code: bool = False
     weight_version: int = 0
     threads: int | None = None

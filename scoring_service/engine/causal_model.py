@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoring_service.engine.fused import Rotary, fuse_layers
 from scoring_service.engine.head import RowHead, WholeLogits
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.packing import Packing
+from scoring_service.kernels.cpu.ops import CpuKernels
 
 
 class CausalModel:
@@ -21,11 +24,18 @@ class CausalModel:
     """
 
     def __init__(
-        self, model: Any, head: RowHead, device: torch.device, weight_version: int = 0
+        self,
+        model: Any,
+        head: RowHead,
+        device: torch.device,
+        weight_version: int = 0,
+        kernels: CpuKernels | None = None,
     ) -> None:
         self.head = head
         self.device = device
         self.weight_version = weight_version
+        self.kernels = kernels
+        self._rotary: Rotary | None = None
         self._model = model
         self._own_attention: str | None = model.config._attn_implementation
         self._attention = self._own_attention
@@ -81,6 +91,11 @@ class CausalModel:
         # A copy, because a view would keep the states of the whole prompt.
         return states[-1:].clone(), cache
 
+    def fuse_layers(self) -> None:
+        """Lets norms, activations and rotary positions use the kernels, where they agree."""
+        if self.kernels is not None:
+            self._rotary = fuse_layers(self._model, self.kernels)
+
     def use_attention(self, name: str) -> None:
         """Switches the model's attention to one registered with transformers.
 
@@ -104,7 +119,8 @@ class CausalModel:
             ValueError: the model does not take its attention from transformers' interface.
         """
         self.use_attention(attention)
-        with torch.inference_mode():
+        fused = nullcontext() if self._rotary is None else self._rotary.fused()
+        with torch.inference_mode(), fused:
             output = self._model(
                 input_ids=ids_T[None],
                 position_ids=positions_T[None],

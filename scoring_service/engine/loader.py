@@ -30,6 +30,8 @@ from scoring_service.engine.packed.setup import PackedSetup, set_up
 from scoring_service.engine.prepacked import pack_linears
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.errors import ConfigurationError
+from scoring_service.kernels.cpu.build import KernelsUnavailableError
+from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
 from scoring_service.types import EngineConfig, EngineInfo
 
 OnStage = Callable[[str], None]
@@ -74,7 +76,8 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     digest = weights_digest(network.state_dict())
     on_stage("probing the head")
     head, head_reason = _choose_head(network, text_config, config)
-    model = CausalModel(network, head, device, config.weight_version)
+    kernels, no_kernels = _cpu_kernels(config, device, on_stage)
+    model = CausalModel(network, head, device, config.weight_version, kernels)
     if not is_causal(model, limit):
         raise ConfigurationError(
             f"{config.model!r} is no causal LM: what it says of a token depends on later ones"
@@ -92,7 +95,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         limit = min(limit, config.max_batch_tokens)
     dtype = str(network.dtype).removeprefix("torch.")
     head_dtype = str(head.dtype).removeprefix("torch.")
-    backend = f"{'reference' if packed is None else 'eager'}-{device.type}"
+    backend = f"{_backend(packed, kernels)}-{device.type}"
     chunk_size = 0 if packed is None else packed.setup.settings.chunk_size
     generation = getattr(network, "generation_config", None)
     info = EngineInfo(
@@ -114,10 +117,11 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
             backend=backend,
             device=_device_name(device),
             chunk_size=chunk_size,
+            kernels="" if kernels is None or packed is None else kernels.name,
             attention=ATTENTION_NAME if packed else model.attention,
         ),
         packed=packed is not None,
-        path_reason=reason,
+        path_reason=f"{reason}{no_kernels if packed else ''}",
         chunk_size=chunk_size,
         eos_token_ids=eos_token_ids(generation, text_config, head.vocab_size),
         generation_config=explicit_settings(generation),
@@ -144,11 +148,33 @@ def _choose_path(
         if head_reason:
             raise CannotPackError(head_reason)
         shapes = layer_shapes(network, model, limit)
+        model.fuse_layers()
     except CannotPackError as refusal:
         return None, f"{PLAIN}: {refusal}"
     deterministic = bits_do_not_depend_on_company(model, shapes)
     setup = set_up(config, shapes, model.dtype, model.device)
     return _PackedPath(setup, deterministic), "a probe found packed and plain attention equal"
+
+
+def _cpu_kernels(
+    config: EngineConfig, device: torch.device, on_stage: OnStage
+) -> tuple[CpuKernels | None, str]:
+    """The C++ kernels, or None and why they are not used."""
+    if device.type != "cpu":
+        return None, ""
+    if config.cpu_kernels == "off":
+        return None, "; without C++ kernels, as asked for"
+    on_stage("compiling CPU kernels, once a machine")
+    try:
+        return load_cpu_kernels(), ""
+    except KernelsUnavailableError as error:
+        return None, f"; without C++ kernels: {error}"
+
+
+def _backend(packed: _PackedPath | None, kernels: CpuKernels | None) -> str:
+    if packed is None:
+        return "reference"
+    return "eager" if kernels is None else "compiled"
 
 
 def _device(name: str) -> torch.device:

@@ -24,10 +24,11 @@ IDS = np.random.default_rng(0).integers(0, VOCAB, size=30).tolist()
 
 
 CASES = [
-    *((architecture, "auto") for architecture in ARCHITECTURES),
-    *((architecture, "plain") for architecture in ARCHITECTURES if architecture.packs),
+    *((architecture, "auto", "auto") for architecture in ARCHITECTURES),
+    *((architecture, "auto", "off") for architecture in ARCHITECTURES if architecture.packs),
+    *((architecture, "plain", "auto") for architecture in ARCHITECTURES if architecture.packs),
 ]
-"""Each on its own path, and on the plain one too where it has the choice."""
+"""Each on its own path and, where it has the choice, without C++ kernels and on the plain path."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,16 @@ class Pair:
     network: Any
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    architecture, path = request.param
+    architecture, path, cpu_kernels = request.param
     folder = save_model(architecture, tmp_path_factory.mktemp(architecture.name))
     loaded = load_model(
         folder,
         dtype="float32",
         max_model_len=architecture.max_model_len,
         path=path,
+        cpu_kernels=cpu_kernels,
         chunk_size=16,
     )
     assert loaded.info.packed == (architecture.packs and path == "auto")

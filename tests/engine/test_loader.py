@@ -26,7 +26,7 @@ def test_the_packaged_model(tiny_bfloat16: LoadedModel, plain_tiny: Any) -> None
     assert info.parameter_count == sum(p.numel() for p in plain_tiny.parameters())
     assert info.max_sequence_tokens == 4096
     assert (info.dtype, info.head_dtype) == ("bfloat16", "float32")
-    assert (info.backend, info.device) == ("eager-cpu", "cpu")
+    assert (info.backend, info.device) == ("compiled-cpu", "cpu")
     assert info.deterministic
     assert info.packed
     assert info.chunk_size == 64

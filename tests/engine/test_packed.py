@@ -24,6 +24,7 @@ from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import attention
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.packing import Packing
+from scoring_service.engine.packed.runs import tables
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall, Usage
 from tests.engine.driving import engine_of, finish
@@ -37,20 +38,25 @@ HOT = Processing(temperature=0.9, top_k=40, top_p=0.95)
 CHUNK = 16
 
 
-def load_small(name: str, folder: Path, dtype: str) -> LoadedModel:
-    if name == "packaged":
-        return load_model(tiny_model_path(), dtype=dtype, chunk_size=CHUNK)
-    return load_model(save_model(BY_NAME[name], folder), dtype=dtype, chunk_size=CHUNK)
+def load_small(name: str, folder: Path, dtype: str, cpu_kernels: str = "auto") -> LoadedModel:
+    source = tiny_model_path() if name == "packaged" else save_model(BY_NAME[name], folder)
+    loaded = load_model(source, dtype=dtype, chunk_size=CHUNK, cpu_kernels=cpu_kernels)
+    assert (loaded.model.kernels is not None) == (cpu_kernels == "auto")
+    return loaded
 
 
 @pytest.fixture(
     scope="module",
-    params=[(m, d) for m in ("packaged", "llama", "gemma3") for d in ("float32", "bfloat16")],
-    ids=lambda p: f"{p[0]}-{p[1]}",
+    params=[
+        *((m, d, "auto") for m in ("packaged", "llama", "gemma3") for d in ("float32", "bfloat16")),
+        ("packaged", "bfloat16", "off"),
+        ("gemma3", "float32", "off"),
+    ],
+    ids=lambda p: f"{p[0]}-{p[1]}-{p[2]}",
 )
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    name, dtype = request.param
-    loaded = load_small(name, tmp_path_factory.mktemp(name), dtype)
+    name, dtype, cpu_kernels = request.param
+    loaded = load_small(name, tmp_path_factory.mktemp(name), dtype, cpu_kernels)
     assert loaded.info.packed
     assert loaded.info.deterministic
     return loaded
@@ -393,12 +399,13 @@ SABOTAGE = {
 }
 
 
+@pytest.mark.parametrize("cpu_kernels", ["auto", "off"])
 @pytest.mark.parametrize("part", SABOTAGE)
 def test_the_probe_notices_what_is_dropped(
-    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, cpu_kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, changes = SABOTAGE[part]
-    assert load_small(name, tmp_path, "float32").info.packed
+    assert load_small(name, tmp_path, "float32", cpu_kernels).info.packed
     layer = attention._Layer
 
     def sabotaged(**asked: Any) -> Any:
@@ -406,7 +413,7 @@ def test_the_probe_notices_what_is_dropped(
 
     monkeypatch.setattr(attention, "_Layer", sabotaged)
     for dtype in ("float32", "bfloat16"):
-        info = load_small(name, tmp_path, dtype).info
+        info = load_small(name, tmp_path, dtype, cpu_kernels).info
         assert not info.packed
         assert "attention" in info.path_reason
 
@@ -421,7 +428,21 @@ def test_the_probe_notices_lost_segmentation(
         return torch.zeros_like(mask(packing, *asked))
 
     monkeypatch.setattr(Packing, "mask", open_mask)
-    assert not load_small("llama", tmp_path, "float32").info.packed
+    assert not load_small("llama", tmp_path, "float32", cpu_kernels="off").info.packed
+
+
+def test_the_probe_notices_a_wrong_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that takes the keys of a chain's second segment from its first."""
+
+    def confused(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        nodes, runs = tables(*arguments)
+        runs[:, 1] = torch.where((runs[:, 0] == 0) & (runs[:, 2] == CHUNK), 0, runs[:, 1])
+        return nodes, runs
+
+    monkeypatch.setattr(attention, "tables", confused)
+    info = load_small("llama", tmp_path, "float32").info
+    assert not info.packed
+    assert "attention" in info.path_reason
 
 
 def test_everything_at_once(tiny_packed: LoadedModel) -> None:

@@ -3,10 +3,10 @@
 Every segment attends to its ancestors and, causally, to itself. Keys and values of a tree lie in
 one workspace by absolute position, so that nothing is copied for each of a prompt's completions.
 
-On a CPU attention is two plain batched products around a softmax: measured two to three times as
-fast as torch's fused CPU kernel at the sizes of segments, and the bits of a row depend on its own
-segment alone. On CUDA torch's fused kernels take the segments whose layer asks for nothing that
-they lack.
+On a CPU one C++ kernel does a layer, where it could be compiled. Elsewhere attention is two plain
+batched products around a softmax: measured two to three times as fast as torch's fused CPU kernel
+at the sizes of segments. The bits of a row depend on its own segment alone in both. On CUDA torch's
+fused kernels take the segments whose layer asks for nothing that they lack.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from scoring_service.engine.packed.packing import Bucket, Node, Packing, Walk
 from scoring_service.engine.packed.pages import LayerShape
+from scoring_service.engine.packed.runs import tables
+from scoring_service.kernels.cpu.ops import CpuKernels
 
 ATTENTION_NAME = "scoring_packed"
 
@@ -83,9 +85,6 @@ def packed_attention(
     packing.layer += 1
     if packing.pool is None:
         packing.shapes.append(LayerShape(kv_heads, keys.shape[2], values.shape[2]))
-    elif len(packing.kept_rows):
-        kept = packing.kept_rows
-        packing.pool.write(place, packing.kept_slots, keys[:, kept], values[:, kept])
     sinks = asked.get("s_aux")
     layer = _Layer(
         scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
@@ -93,6 +92,11 @@ def packed_attention(
         softcap=asked.get("softcap"),
         sinks=None if sinks is None else sinks.reshape(kv_heads, -1, 1, 1),
     )
+    if packing.kernels is not None and packing.kernels.can_attend(queries, values):
+        return _attend_compiled(packing, packing.kernels, place, layer, queries, keys, values), None
+    if packing.pool is not None and len(packing.kept_rows):
+        kept = packing.kept_rows
+        packing.pool.write(place, packing.kept_slots, keys[:, kept], values[:, kept])
     heads = queries.shape[0]
     output = queries.new_zeros(packing.rows, heads, values.shape[2])
     for walk in packing.walks:
@@ -100,6 +104,33 @@ def packed_attention(
     for bucket in packing.decode_buckets(layer.window):
         _attend_bucket(packing, place, layer, bucket, queries, output)
     return output[None], None
+
+
+def _attend_compiled(
+    packing: Packing,
+    kernels: CpuKernels,
+    place: int,
+    layer: _Layer,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """[1, T, heads, Dv]."""
+    if packing.tables is None:
+        packing.tables = tables(packing.walks, packing.decoding)
+    pool = (keys[:, :0], values[:, :0]) if packing.pool is None else packing.kept(place)
+    return kernels.attend(
+        queries,
+        keys,
+        values,
+        pool,
+        (packing.kept_rows, packing.kept_slots),
+        packing.tables,
+        layer.scaling,
+        layer.window,
+        layer.softcap,
+        None if layer.sinks is None else layer.sinks.float().reshape(-1),
+    )[None]
 
 
 def _attend_walk(

@@ -124,6 +124,7 @@ class PackedBody:
             kept_slots=_int64(kept_slots, device),
             pool=self._pool,
             device=device,
+            kernels=self._model.kernels,
         )
 
 

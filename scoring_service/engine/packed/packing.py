@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.packed.segments import Segment, SlotArray
+from scoring_service.kernels.cpu.ops import CpuKernels
 
 BUCKET_TOKENS = 64
 """Decoding attends to keys padded to a multiple of this, by a sample's own length alone."""
@@ -83,11 +84,15 @@ class Packing:
     pool: PagePool | None
     """None while the probe finds out the shapes of layers."""
     device: torch.device
+    kernels: CpuKernels | None = None
+    """None: torch's operators do it."""
     layer: int = 0
     shapes: list[LayerShape] = field(default_factory=list)
     """Filled while `pool` is None."""
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
     buckets: dict[int | None, tuple[Bucket, ...]] = field(default_factory=dict)
+    tables: tuple[Tensor, Tensor] | None = None
+    """The step as `runs.tables` puts it, once a kernel asked for it."""
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that a layer kept of earlier tokens.

@@ -1,0 +1,170 @@
+// Operators of the namespace `scoring_cpu`, for fp32 and bf16.
+#include <optional>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "attention.h"
+#include "pointwise.h"
+
+namespace scoring {
+namespace {
+
+constexpr int64_t kGrain = 32768; // Numbers that are worth another thread.
+
+template <typename Body>
+void with_type(const at::Tensor& tensor, Body body) {
+  if (tensor.scalar_type() == at::kFloat) {
+    body(float{});
+  } else {
+    TORCH_CHECK(tensor.scalar_type() == at::kBFloat16, "fp32 or bf16 expected");
+    body(c10::BFloat16{});
+  }
+}
+
+template <typename T>
+void keep(const Heads<T>& source, const at::Tensor& pool, const at::Tensor& rows,
+          const at::Tensor& slots) {
+  const int64_t count = rows.numel(), heads = pool.size(0), width = pool.size(2);
+  const auto* from = rows.const_data_ptr<int64_t>();
+  const auto* to = slots.const_data_ptr<int64_t>();
+  auto* data = pool.mutable_data_ptr<T>();
+  const int64_t head_stride = pool.stride(0), row_stride = pool.stride(1);
+  at::parallel_for(0, count, std::max<int64_t>(1, kGrain / (heads * width)), [&](int64_t a, int64_t b) {
+    for (int64_t head = 0; head < heads; ++head) {
+      for (int64_t i = a; i < b; ++i) {
+        std::memcpy(data + head * head_stride + to[i] * row_stride, source.row(head, from[i]),
+                    width * sizeof(T));
+      }
+    }
+  });
+}
+
+// queries [heads, T, D], keys [kv heads, T, D], values [kv heads, T, Dv], pools [kv heads, slots, .],
+// kept_rows and kept_slots int64 [n], nodes int64 [N, 5], runs int64 [R, 4], sinks fp32 [heads].
+// Returns [T, heads, Dv].
+at::Tensor attend(
+    const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
+    const at::Tensor& pool_keys, const at::Tensor& pool_values, const at::Tensor& kept_rows,
+    const at::Tensor& kept_slots, const at::Tensor& nodes, const at::Tensor& runs, double scaling,
+    std::optional<int64_t> window, std::optional<double> softcap,
+    const std::optional<at::Tensor>& sinks) {
+  const int64_t heads = queries.size(0), rows = queries.size(1);
+  const int64_t kv_heads = keys.size(0);
+  TORCH_CHECK(queries.size(2) % 2 == 0 && values.size(2) % 2 == 0, "widths must be even");
+  TORCH_CHECK(queries.size(2) <= 2048 && values.size(2) <= 2048, "widths of at most 2048");
+  TORCH_CHECK(heads % kv_heads == 0, "query heads must be a multiple of key heads");
+  TORCH_CHECK(nodes.is_contiguous() && runs.is_contiguous(), "tables must be dense");
+  static_assert(sizeof(Node) == 5 * sizeof(int64_t) && sizeof(Run) == 4 * sizeof(int64_t));
+  const Layer layer{
+      static_cast<float>(scaling), window.value_or(0), static_cast<float>(softcap.value_or(0.0)),
+      sinks.has_value() ? sinks->const_data_ptr<float>() : nullptr};
+  at::Tensor output = at::zeros({rows, heads, values.size(2)}, values.options());
+  with_type(queries, [&](auto kind) {
+    using T = decltype(kind);
+    Step<T> step;
+    step.queries = Heads<T>(queries);
+    step.keys = Heads<T>(keys);
+    step.values = Heads<T>(values);
+    step.pool_keys = Heads<T>(pool_keys);
+    step.pool_values = Heads<T>(pool_values);
+    step.group = heads / kv_heads;
+    step.width = queries.size(2);
+    step.value_width = values.size(2);
+    step.runs = reinterpret_cast<const Run*>(runs.const_data_ptr<int64_t>());
+    step.output = output.mutable_data_ptr<T>();
+    step.heads = heads;
+    keep(step.keys, pool_keys, kept_rows, kept_slots);
+    keep(step.values, pool_values, kept_rows, kept_slots);
+    attend_nodes(
+        step, layer, reinterpret_cast<const Node*>(nodes.const_data_ptr<int64_t>()), nodes.size(0),
+        kv_heads);
+  });
+  return output;
+}
+
+// [..., H] of dense rows.
+at::Tensor rms_norm(const at::Tensor& input, const at::Tensor& weight, double eps, bool offset) {
+  const at::Tensor source = input.contiguous();
+  at::Tensor output = at::empty_like(source);
+  const int64_t n = source.size(-1), rows = source.numel() / n;
+  with_type(source, [&](auto kind) {
+    using T = decltype(kind);
+    const T* from = source.const_data_ptr<T>();
+    const T* by = weight.const_data_ptr<T>();
+    T* to = output.mutable_data_ptr<T>();
+    at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / n), [&](int64_t a, int64_t b) {
+      for (int64_t row = a; row < b; ++row) {
+        rms_norm_row(from + row * n, by, n, static_cast<float>(eps), offset, to + row * n);
+      }
+    });
+  });
+  return output;
+}
+
+// silu(gate) * up of equal dense shapes.
+at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
+  const at::Tensor left = gate.contiguous(), right = up.contiguous();
+  at::Tensor output = at::empty_like(left);
+  constexpr int64_t kPiece = 512;
+  const int64_t n = left.numel();
+  with_type(left, [&](auto kind) {
+    using T = decltype(kind);
+    const T* g = left.const_data_ptr<T>();
+    const T* u = right.const_data_ptr<T>();
+    T* to = output.mutable_data_ptr<T>();
+    at::parallel_for(0, (n + kPiece - 1) / kPiece, kGrain / 4 / kPiece, [&](int64_t a, int64_t b) {
+      const int64_t begin = a * kPiece, end = std::min(n, b * kPiece);
+      silu_times(g + begin, u + begin, end - begin, to + begin);
+    });
+  });
+  return output;
+}
+
+// [heads, T, D] turned by cos and sin [T, D]; the result is dense as [T, heads, D].
+at::Tensor rotate(const at::Tensor& input, const at::Tensor& cos, const at::Tensor& sin) {
+  const int64_t heads = input.size(0), rows = input.size(1), width = input.size(2);
+  at::Tensor output = at::empty({rows, heads, width}, input.options());
+  const at::Tensor c = cos.contiguous(), s = sin.contiguous();
+  with_type(input, [&](auto kind) {
+    using T = decltype(kind);
+    const Heads<T> source(input);
+    const T* by_cos = c.const_data_ptr<T>();
+    const T* by_sin = s.const_data_ptr<T>();
+    T* to = output.mutable_data_ptr<T>();
+    const int64_t grain = std::max<int64_t>(1, kGrain / 2 / (heads * width));
+    at::parallel_for(0, rows, grain, [&](int64_t a, int64_t b) {
+      for (int64_t row = a; row < b; ++row) {
+        for (int64_t head = 0; head < heads; ++head) {
+          rotate_row(source.row(head, row), by_cos + row * width, by_sin + row * width, width,
+                     to + (row * heads + head) * width);
+        }
+      }
+    });
+  });
+  return output.transpose(0, 1);
+}
+
+TORCH_LIBRARY(scoring_cpu, library) {
+  library.def(
+      "attend(Tensor queries, Tensor keys, Tensor values, Tensor(a!) pool_keys, "
+      "Tensor(b!) pool_values, Tensor kept_rows, Tensor kept_slots, Tensor nodes, Tensor runs, "
+      "float scaling, int? window, float? softcap, Tensor? sinks) -> Tensor");
+  library.def("rms_norm(Tensor input, Tensor weight, float eps, bool offset) -> Tensor");
+  library.def("silu_mul(Tensor gate, Tensor up) -> Tensor");
+  library.def("rotate(Tensor input, Tensor cos, Tensor sin) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
+  library.impl("attend", attend);
+  library.impl("rms_norm", rms_norm);
+  library.impl("silu_mul", silu_mul);
+  library.impl("rotate", rotate);
+}
+
+} // namespace
+} // namespace scoring

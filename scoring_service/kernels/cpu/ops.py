@@ -1,0 +1,119 @@
+"""The C++ kernels as functions."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from scoring_service.kernels.cpu.build import KernelsUnavailableError, compiled_library
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_WIDEST = 2048
+
+
+class CpuKernels:
+    """Loads the library into this process; the functions work on dense rows of fp32 or bf16.
+
+    Attributes:
+        name: tells builds apart.
+    """
+
+    def __init__(self) -> None:
+        library = compiled_library()
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as error:
+            raise KernelsUnavailableError(f"{library} cannot be loaded: {error}") from error
+        self.name = library.stem
+        self._ops = torch.ops.scoring_cpu
+
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether the kernels work on such numbers."""
+        return dtype in _DTYPES
+
+    def can_attend(self, queries: Tensor, values: Tensor) -> bool:
+        """Whether `attend` takes such tensors."""
+        widths = (queries.shape[-1], values.shape[-1])
+        return (
+            queries.device.type == "cpu"
+            and self.takes(queries.dtype)
+            and values.dtype == queries.dtype
+            and all(width % 2 == 0 and width <= _WIDEST for width in widths)
+        )
+
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        pool: tuple[Tensor, Tensor],
+        kept: tuple[Tensor, Tensor],
+        tables: tuple[Tensor, Tensor],
+        scaling: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of one layer over a packed step; keys and values of kept rows go to the pool.
+
+        Args:
+            queries: [heads, T, D].
+            keys: [kv heads, T, D].
+            values: [kv heads, T, Dv].
+            pool: keys and values of earlier tokens, [kv heads, slots, D and Dv].
+            kept: int64 rows [n] of the step to keep, and their slots [n].
+            tables: nodes and runs, as `engine.packed.runs` makes them.
+            scaling: of scores.
+            window: positions that a query sees, its own included; None = all.
+            softcap: of scaled scores.
+            sinks: fp32 [heads], scores that take part in the sum and have no value.
+
+        Returns:
+            [T, heads, Dv]; rows of no node are zero.
+        """
+        found: Tensor = self._ops.attend(
+            *(_dense(tensor) for tensor in (queries, keys, values)),
+            *pool,
+            *kept,
+            *tables,
+            scaling,
+            window,
+            softcap,
+            sinks,
+        )
+        return found
+
+    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float, offset: bool) -> Tensor:
+        """rows [..., H] over their root mean square, times weight [H].
+
+        With `offset` times 1 + weight and rounded once, as Gemma does it; without, rounded before
+        the product too, as Llama does it.
+        """
+        found: Tensor = self._ops.rms_norm(rows, weight, eps, offset)
+        return found
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up, rounded after each."""
+        found: Tensor = self._ops.silu_mul(gate, up)
+        return found
+
+    def rotate(self, heads_T_D: Tensor, cos_T_D: Tensor, sin_T_D: Tensor) -> Tensor:
+        """Rotary positions: x * cos + rotate_half(x) * sin of [heads, T, D]."""
+        found: Tensor = self._ops.rotate(_dense(heads_T_D), cos_T_D, sin_T_D)
+        return found
+
+
+@lru_cache(maxsize=1)
+def load_cpu_kernels() -> CpuKernels:
+    """The kernels, compiled if need be.
+
+    Raises:
+        KernelsUnavailableError: with the reason.
+    """
+    return CpuKernels()
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

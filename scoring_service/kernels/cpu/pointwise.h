@@ -1,0 +1,94 @@
+// What stands between a layer's matrix products, each in one pass. Roundings to bf16 are where
+// transformers has them.
+#pragma once
+
+#include <cmath>
+
+#include <ATen/core/Tensor.h>
+
+#include "vectors.h"
+
+namespace scoring {
+
+inline Vec rounded(const Vec& a, const Vec& b, Vec& second) {
+  const auto [x, y] = at::vec::convert_bfloat16_float(at::vec::convert_float_bfloat16(a, b));
+  second = y;
+  return x;
+}
+
+// Rounds two vectors to T and back.
+template <typename T>
+inline void round_to(Vec& a, Vec& b) {
+  if constexpr (!std::is_same_v<T, float>) {
+    a = rounded(a, b, b);
+  }
+}
+
+// x / sqrt(mean(x^2) + eps), times weight; `offset`: times 1 + weight, with one rounding (Gemma).
+template <typename T>
+void rms_norm_row(const T* source, const T* weight, int64_t n, float eps, bool offset, T* target) {
+  Vec squares(0.0f);
+  over(source, n, [&](int64_t, int64_t, const Vec& a, const Vec& b) {
+    squares = at::vec::fmadd(a, a, squares);
+    squares = at::vec::fmadd(b, b, squares);
+  });
+  const Vec factor(1.0f / std::sqrt(reduce_sum(squares) / static_cast<float>(n) + eps));
+  over(source, n, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
+    Vec x = a * factor, y = b * factor;
+    Vec u, w;
+    over(weight + i, left, [&](int64_t, int64_t, const Vec& p, const Vec& q) {
+      u = p;
+      w = q;
+    });
+    if (offset) {
+      u = u + Vec(1.0f);
+      w = w + Vec(1.0f);
+    } else {
+      round_to<T>(x, y);
+    }
+    put(target + i, left, x * u, y * w);
+  });
+}
+
+// silu(gate) * up
+template <typename T>
+void silu_times(const T* gate, const T* up, int64_t n, T* target) {
+  over(gate, n, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
+    Vec x = a / (Vec(1.0f) + a.neg().exp()), y = b / (Vec(1.0f) + b.neg().exp());
+    round_to<T>(x, y);
+    over(up + i, left, [&](int64_t, int64_t, const Vec& p, const Vec& q) {
+      put(target + i, left, x * p, y * q);
+    });
+  });
+}
+
+// x * cos + rotate_half(x) * sin of one head of one token.
+template <typename T>
+void rotate_row(const T* source, const T* cos, const T* sin, int64_t width, T* target) {
+  const int64_t half = width / 2;
+  const auto part = [&](int64_t begin, int64_t other, float sign) {
+    over(source + begin, half, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
+      Vec x, y;
+      over(cos + begin + i, left, [&](int64_t, int64_t, const Vec& p, const Vec& q) {
+        x = a * p;
+        y = b * q;
+      });
+      round_to<T>(x, y);
+      Vec u, w;
+      over(source + other + i, left, [&](int64_t, int64_t, const Vec& p, const Vec& q) {
+        u = p * Vec(sign);
+        w = q * Vec(sign);
+      });
+      over(sin + begin + i, left, [&](int64_t, int64_t, const Vec& p, const Vec& q) {
+        u = u * p;
+        w = w * q;
+      });
+      round_to<T>(u, w);
+      put(target + begin + i, left, x + u, y + w);
+    });
+  };
+  part(0, half, -1.0f);
+  part(half, 0, 1.0f);
+}
+
+} // namespace scoring

@@ -1,0 +1,113 @@
+"""Which parts of a body the fused forms take over, and that the others are left alone."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.activations import SiLUActivation
+
+from scoring_service.engine.fused import fuse_layers
+from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+from tests.engine.small_models import ARCHITECTURES, save_model
+
+BY_NAME = {a.name: a for a in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    return load_cpu_kernels()
+
+
+def fused_names(network: Any) -> set[str]:
+    return {type(m).__name__ for m in network.modules() if "forward" in m.__dict__}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "rotary"),
+    [
+        ("llama", {"LlamaRMSNorm", "LlamaMLP"}, True),
+        ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP"}, True),
+        ("gemma3", {"Gemma3RMSNorm"}, True),  # its gate is a GELU
+        ("gpt2", set(), False),
+        ("cohere", {"CohereMLP"}, False),  # rotates neighbours; its norm subtracts the mean
+    ],
+)
+def test_what_is_fused(
+    kernels: CpuKernels, name: str, expected: set[str], rotary: bool, tmp_path: Path
+) -> None:
+    folder = save_model(BY_NAME[name], tmp_path)
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    assert (fuse_layers(network, kernels) is not None) == rotary
+    assert fused_names(network) == expected
+
+
+class OddRMSNorm(nn.Module):
+    """Named like a norm, and another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+        self.variance_epsilon = 1e-6
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.weight * rows / rows.abs().mean(-1, keepdim=True)
+
+
+class OddMLP(nn.Module):
+    """Gated the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(32, 48), nn.Linear(32, 48)
+        self.down_proj = nn.Linear(48, 32)
+        self.act_fn = SiLUActivation()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        found: Tensor = self.down_proj(self.gate_proj(rows) * self.act_fn(self.up_proj(rows)))
+        return found
+
+
+class Odd(nn.Module):
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = OddRMSNorm(), OddMLP()
+
+
+def test_what_only_looks_alike_is_left_alone(kernels: CpuKernels) -> None:
+    network = Odd()
+    assert fuse_layers(network, kernels) is None
+    assert fused_names(network) == set()
+
+
+def test_rows_of_another_type_go_the_models_own_way(kernels: CpuKernels, tmp_path: Path) -> None:
+    folder = save_model(BY_NAME["llama"], tmp_path)
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    norm = network.model.norm
+    rows = torch.randn(4, norm.weight.shape[0])
+    expected = norm(rows)
+    fuse_layers(network, kernels)
+    assert torch.equal(norm(rows), expected)
+
+
+def test_the_rotation_is_the_models_own_again_afterwards(
+    kernels: CpuKernels, tmp_path: Path
+) -> None:
+    from transformers.models.llama import modeling_llama
+
+    own = modeling_llama.apply_rotary_pos_emb
+    folder = save_model(BY_NAME["llama"], tmp_path)
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rotary = fuse_layers(network, kernels)
+    assert rotary is not None
+    with suppress(KeyError), rotary.fused():
+        assert modeling_llama.apply_rotary_pos_emb is not own
+        raise KeyError
+    assert modeling_llama.apply_rotary_pos_emb is own

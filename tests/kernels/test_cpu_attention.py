@@ -1,0 +1,248 @@
+"""The C++ attention against float64 mathematics, on random trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoring_service.engine.packed.packing import Node, Walk
+from scoring_service.engine.packed.runs import tables
+from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+
+SLOTS = 1024
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    return load_cpu_kernels()
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    width: int
+    value_width: int
+
+
+SHAPES = [
+    Shape(9, 3, 64, 64),
+    Shape(4, 1, 32, 32),
+    Shape(2, 2, 8, 8),
+    Shape(8, 1, 128, 128),
+    Shape(4, 4, 24, 16),  # keys wider than values, as in multi-head latent attention
+    Shape(5, 1, 256, 256),
+]
+ASKED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": {"window": 37},
+    "softcap": {"softcap": 3.0},
+    "sinks": {"sinks": True},
+    "all": {"window": 300, "softcap": 3.0, "sinks": True},
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A node by hand: rows of the step that continue slots of the pool and rows before them."""
+
+    slots: list[int]
+    ancestors: list[int]
+    rows: range
+
+
+def reference(
+    tensors: dict[str, torch.Tensor],
+    chains: list[Chain],
+    asked: dict[str, Any],
+    rounded: torch.dtype = torch.float64,
+) -> torch.Tensor:
+    """float64, one query at a time, from the definition.
+
+    With `rounded`, weights and the answer are rounded as an eager forward rounds them.
+    """
+    q, k, v = (tensors[name].double() for name in ("q", "k", "v"))
+    pool_k, pool_v = tensors["pool_k"].double(), tensors["pool_v"].double()
+    heads, rows, width = q.shape
+    group = heads // k.shape[0]
+    out = torch.zeros(rows, heads, v.shape[2], dtype=torch.float64)
+    for chain in chains:
+        for own, row in enumerate(chain.rows):
+            before = [*chain.ancestors, *chain.rows[: own + 1]]
+            keys = torch.cat([pool_k[:, chain.slots], k[:, before]], dim=1)
+            values = torch.cat([pool_v[:, chain.slots], v[:, before]], dim=1)
+            if "window" in asked:
+                keys, values = keys[:, -asked["window"] :], values[:, -asked["window"] :]
+            for head in range(heads):
+                scores = keys[head // group] @ q[head, row] / width**0.5
+                if "softcap" in asked:
+                    scores = torch.tanh(scores / asked["softcap"]) * asked["softcap"]
+                if "sinks" in asked:
+                    sink = tensors["sinks"][head : head + 1].double()
+                    weights = torch.softmax(torch.cat([scores, sink]), 0)[:-1]
+                else:
+                    weights = torch.softmax(scores, 0)
+                weights = weights.to(rounded).double()
+                out[row, head] = (weights @ values[head // group]).to(rounded)
+    return out
+
+
+def random_tensors(shape: Shape, rows: int, dtype: torch.dtype, seed: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=generator)
+
+    # Queries and keys as layers hand them over: token first, seen head first.
+    return {
+        "q": (2 * draw(rows, shape.heads, shape.width)).to(dtype).transpose(0, 1),
+        "k": draw(rows, shape.kv_heads, shape.width).to(dtype).transpose(0, 1),
+        "v": draw(rows, shape.kv_heads, shape.value_width).to(dtype).transpose(0, 1),
+        "pool_k": draw(shape.kv_heads, SLOTS, shape.width).to(dtype),
+        "pool_v": draw(shape.kv_heads, SLOTS, shape.value_width).to(dtype),
+        "sinks": draw(shape.heads),
+    }
+
+
+def attend(
+    kernels: CpuKernels,
+    tensors: dict[str, torch.Tensor],
+    walks: list[Walk],
+    decoding: list[tuple[int, np.ndarray]],
+    asked: dict[str, Any],
+    kept: tuple[list[int], list[int]] = ([], []),
+) -> torch.Tensor:
+    return kernels.attend(
+        tensors["q"],
+        tensors["k"],
+        tensors["v"],
+        (tensors["pool_k"], tensors["pool_v"]),
+        (torch.tensor(kept[0], dtype=torch.int64), torch.tensor(kept[1], dtype=torch.int64)),
+        tables(walks, decoding),
+        scaling=tensors["q"].shape[2] ** -0.5,
+        **{**asked, **({"sinks": tensors["sinks"]} if "sinks" in asked else {})},
+    )
+
+
+def check(
+    found: torch.Tensor,
+    tensors: dict[str, torch.Tensor],
+    chains: list[Chain],
+    asked: dict[str, Any],
+) -> None:
+    """No further from float64 than an eager forward is."""
+    exact = reference(tensors, chains, asked)
+    if found.dtype == torch.float32:
+        torch.testing.assert_close(found.double(), exact, atol=2e-5, rtol=0)
+        return
+    error = (found.double() - exact).abs()
+    eager = (reference(tensors, chains, asked, rounded=found.dtype) - exact).abs()
+    assert error.mean() <= 1.2 * eager.mean()
+    assert error.max() <= 2 * eager.max()
+
+
+def tree(prefix: list[int], root: int, branches: list[list[int]]) -> tuple[list[Walk], list[Chain]]:
+    """A root of so many tokens behind slots of the pool, and branches of nodes behind it."""
+    nodes = [Node(0, root, len(prefix))]
+    chains = [Chain(prefix, [], range(root))]
+    row = root
+    for branch in branches:
+        ancestors = list(range(root))
+        for tokens in branch:
+            nodes.append(Node(row, row + tokens, len(prefix) + len(ancestors)))
+            chains.append(Chain(prefix, list(ancestors), range(row, row + tokens)))
+            ancestors += range(row, row + tokens)
+            row += tokens
+    return [Walk(torch.tensor(prefix, dtype=torch.int64), tuple(nodes))], chains
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_trees_over_several_blocks_of_keys(
+    kernels: CpuKernels, shape: Shape, asked: dict[str, Any], dtype: torch.dtype
+) -> None:
+    prefix = [*range(96, 96 + 250), *range(32, 64), *range(700, 707)]
+    walks, chains = tree(prefix, 17, [[5, 1, 30], [1], [70]])
+    rows = 17 + 5 + 1 + 30 + 1 + 70
+    tensors = random_tensors(shape, rows + 4, dtype, seed=1)
+    found = attend(kernels, tensors, walks, [], asked)
+    check(found, tensors, chains, asked)
+    assert not found[rows:].any(), "rows of no node are zero"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sampled_tokens_over_their_pages(
+    kernels: CpuKernels, shape: Shape, asked: dict[str, Any], dtype: torch.dtype
+) -> None:
+    tensors = random_tensors(shape, 4, dtype, seed=2)
+    lengths = [1, 65, 333]
+    slots = [np.arange(3, 4), np.r_[64:80, 16:48, 500:517], np.arange(600, 933)]
+    assert [len(s) for s in slots] == lengths
+    kept = ([0, 1, 2], [int(s[-1]) for s in slots])
+    found = attend(kernels, tensors, [], list(enumerate(slots)), asked, kept)
+    for name in ("k", "v"):
+        stored = tensors[f"pool_{name}"][:, kept[1]]
+        assert torch.equal(stored, tensors[name][:, kept[0]]), "kept before anybody looks"
+    chains = [Chain(s[:-1].tolist(), [], range(row, row + 1)) for row, s in enumerate(slots)]
+    check(found, tensors, chains, asked)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    root=st.integers(1, 80),
+    branches=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=3), max_size=3),
+    prefix=st.integers(0, 270),
+    asked=st.sampled_from(list(ASKED.values())),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_random_trees(
+    kernels: CpuKernels,
+    root: int,
+    branches: list[list[int]],
+    prefix: int,
+    asked: dict[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    walks, chains = tree(list(range(40, 40 + prefix)), root, branches)
+    rows = root + sum(map(sum, branches))
+    tensors = random_tensors(Shape(3, 1, 32, 32), rows, dtype, seed=3)
+    check(attend(kernels, tensors, walks, [], asked), tensors, chains, asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_company_and_threads_change_no_bit(kernels: CpuKernels, dtype: torch.dtype) -> None:
+    walks, _ = tree(list(range(40, 340)), 20, [[64], [33], [64]])
+    tensors = random_tensors(SHAPES[0], 20 + 64 + 33 + 64, dtype, seed=4)
+    together = attend(kernels, tensors, walks, [(3, np.arange(100, 228))], {})
+    for node in walks[0].nodes[1:]:
+        alone = [Walk(walks[0].prefix_slots, (walks[0].nodes[0], node))]
+        rows = slice(node.start, node.stop)
+        assert torch.equal(attend(kernels, tensors, alone, [], {})[rows], together[rows])
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        again = attend(kernels, tensors, walks, [(3, np.arange(100, 228))], {})
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(again, together)
+
+
+def test_other_types_and_odd_widths_are_left_to_torch(kernels: CpuKernels) -> None:
+    def asked(dtype: torch.dtype, width: int) -> bool:
+        tensor = torch.zeros(1, 1, width, dtype=dtype)
+        return kernels.can_attend(tensor, tensor)
+
+    assert asked(torch.float32, 64)
+    assert not asked(torch.float16, 64)
+    assert not asked(torch.float64, 64)
+    assert not asked(torch.bfloat16, 63)
+    assert not asked(torch.bfloat16, 4096)

@@ -1,0 +1,75 @@
+"""Compiling the C++ kernels: once a machine, and never in a server's way."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from scoring_service.kernels.cpu import build
+from scoring_service.kernels.cpu.build import KernelsUnavailableError, compiled_library
+
+
+@pytest.fixture
+def fake_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that writes its output and counts its runs."""
+    script = tmp_path / "fake-c++"
+    script.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo fake 1.0; exit 0; fi\n'
+        f'echo run >> "{tmp_path}/runs"\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        'echo library > "$2"\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def runs(folder: Path) -> int:
+    return len((folder / "runs").read_text().splitlines())
+
+
+def test_compiled_once_and_found_again(fake_compiler: Path) -> None:
+    library = compiled_library()
+    assert library.read_text() == "library\n"
+    assert library.parent == fake_compiler / "cache" / "scoring-service"
+    assert compiled_library() == library
+    assert runs(fake_compiler) == 1
+    assert [path.name for path in library.parent.iterdir()] == [library.name], "nothing left over"
+
+
+def test_another_version_of_torch_is_another_library(
+    fake_compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = compiled_library()
+    monkeypatch.setattr(build.torch, "__version__", "2.99.0")
+    assert compiled_library() != library
+    assert runs(fake_compiler) == 2
+
+
+def test_a_cache_that_cannot_be_written(
+    fake_compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fake_compiler / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fake_compiler / "file"))
+    library = compiled_library()
+    assert library.is_file()
+    assert fake_compiler / "file" not in library.parents
+    library.unlink()
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
+    with pytest.raises(KernelsUnavailableError, match="no C"):
+        compiled_library()
+
+
+def test_a_compiler_that_fails(fake_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = fake_compiler / "fake-c++"
+    script.write_text('#!/bin/sh\necho "ops.cpp:1: fatal error: no such header" >&2\nexit 1\n')
+    with pytest.raises(KernelsUnavailableError, match="no such header"):
+        compiled_library()
+    assert not list((fake_compiler / "cache" / "scoring-service").iterdir())
