@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.fused import Rotary, fuse_layers
-from scoring_service.engine.head import RowHead, WholeLogits
+from scoring_service.engine.head import ROW_MULTIPLE, RowHead, WholeLogits
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.kernels.cpu.ops import CpuKernels
@@ -35,6 +35,7 @@ class CausalModel:
         self.device = device
         self.weight_version = weight_version
         self.kernels = kernels
+        self.row_multiple = ROW_MULTIPLE
         self._rotary: Rotary | None = None
         self._model = model
         self._own_attention: str | None = model.config._attn_implementation

@@ -12,8 +12,8 @@ from torch.nn import functional
 from scoring_service.engine.prepacked import pack_weight, packed_linear
 
 ROW_MULTIPLE = 16
-"""Tiles are padded to a multiple of this many rows: on a CPU the bits of a row depend on the
-number of rows in small or ragged matrix products."""
+"""Products are padded to a multiple of this many rows, unless a probe finds that they need not be:
+on a CPU the bits of a row may depend on the number of rows in small or ragged matrix products."""
 
 _TILE_BYTES = 24 << 20
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
@@ -58,6 +58,8 @@ class LinearHead:
     """Element type of the product; its sums are fp32 at least."""
     packed_weight: Tensor | None = None
     """`weight_V_H` in the layout of `prepacked`, where that is faster."""
+    row_multiple: int = ROW_MULTIPLE
+    """Rows are padded to a multiple of this."""
 
     @property
     def vocab_size(self) -> int:
@@ -67,8 +69,8 @@ class LinearHead:
     def product(self, states: Tensor) -> Tensor:
         """[T, V] of hidden states [T, H], neither scaled nor capped."""
         rows = states.shape[0]
-        padding = -rows % ROW_MULTIPLE
-        hidden_T_H = functional.pad(states, (0, 0, 0, padding))
+        padding = -rows % self.row_multiple
+        hidden_T_H = functional.pad(states, (0, 0, 0, padding)) if padding else states
         if self.dtype != self.weight_V_H.dtype:
             # CUDA multiplies half-precision factors into fp32: no fp32 copy of the weight.
             logits_T_V = torch.mm(hidden_T_H, self.weight_V_H.t(), out_dtype=self.dtype)

@@ -18,7 +18,12 @@ from scoring_service.engine.digest import weights_digest
 from scoring_service.engine.generation_config import eos_token_ids, explicit_settings
 from scoring_service.engine.head import LinearHead, RowHead, WholeLogits, linear_head
 from scoring_service.engine.head_probe import head_matches
-from scoring_service.engine.numerics import numerics_id, rows_are_invariant
+from scoring_service.engine.numerics import (
+    body_row_multiple,
+    least_padding,
+    numerics_id,
+    rows_are_invariant,
+)
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.probe import (
     PLAIN,
@@ -82,9 +87,11 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         raise ConfigurationError(
             f"{config.model!r} is no causal LM: what it says of a token depends on later ones"
         )
-    deterministic = isinstance(head, LinearHead) and rows_are_invariant(
-        head, model.states(_probe_ids(head.vocab_size, limit))
-    )
+    deterministic = False
+    if isinstance(head, LinearHead):
+        states = model.states(_probe_ids(head.vocab_size, limit))
+        model.head = head = least_padding(head, states)
+        deterministic = rows_are_invariant(head, states)
     on_stage("probing how it can be packed")
     packed, reason = _choose_path(network, model, config, limit, head_reason)
     if packed is not None:
@@ -149,6 +156,7 @@ def _choose_path(
             raise CannotPackError(head_reason)
         shapes = layer_shapes(network, model, limit)
         model.fuse_layers()
+        model.row_multiple = body_row_multiple(network)
     except CannotPackError as refusal:
         return None, f"{PLAIN}: {refusal}"
     deterministic = bits_do_not_depend_on_company(model, shapes)

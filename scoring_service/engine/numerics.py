@@ -5,11 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import transformers
+from torch import Tensor, nn
 
-from scoring_service.engine.head import ROW_MULTIPLE, RowHead, tile_rows
+from scoring_service.engine.head import ROW_MULTIPLE, LinearHead, RowHead, tile_rows
+
+_TALL = 64
+_HEIGHTS = (*range(1, 18), 31, 32, 33, 47, _TALL)
+"""Of products that a few samples or a short text make."""
 
 
 def numerics_id(**facts: object) -> str:
@@ -25,7 +33,7 @@ def numerics_id(**facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def rows_are_invariant(head: RowHead, states_T_H: torch.Tensor) -> bool:
+def rows_are_invariant(head: RowHead, states_T_H: Tensor) -> bool:
     """Whether a row's logits have the same bits in tiles of different height.
 
     The body sees one sequence at a time, so the head's tile is the only product whose height
@@ -35,10 +43,50 @@ def rows_are_invariant(head: RowHead, states_T_H: torch.Tensor) -> bool:
         return False
     full = tile_rows(head.vocab_size)
     states = states_T_H.repeat(-(-full // len(states_T_H)), 1)[:full]
-    whole = head.logits(states)
-    heights = {1, ROW_MULTIPLE, ROW_MULTIPLE + 1, 2 * ROW_MULTIPLE, full - ROW_MULTIPLE} - {0}
-    return all(
-        torch.equal(head.logits(states[-height:]), whole[-height:])
-        for height in heights
-        if height <= full
-    )
+    return _same_at_heights(head.logits, states, [*_HEIGHTS, full - ROW_MULTIPLE])
+
+
+def least_padding(head: LinearHead, states_T_H: Tensor) -> LinearHead:
+    """The head without padding of rows, if the bits of rows allow it."""
+    bare = replace(head, row_multiple=1)
+    return bare if rows_are_invariant(bare, states_T_H) else head
+
+
+def body_row_multiple(network: Any) -> int:
+    """What the rows of a step have to be a multiple of, so that its products keep a row's bits.
+
+    1 where every product of the body is a linear layer whose bits do not depend on its height: each
+    shape of them is tried at the heights of small steps.
+    """
+    network_dtype: torch.dtype = network.dtype
+    layers: dict[tuple[Any, ...], nn.Module] = {}
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            if module is not network.get_output_embeddings():
+                shape = (*module.weight.shape, module.bias is None, "forward" in module.__dict__)
+                layers.setdefault(shape, module)
+        elif not isinstance(module, nn.Embedding) and any(
+            weight.dim() > 1 for weight in module.parameters(recurse=False)
+        ):
+            return ROW_MULTIPLE  # a product of another kind
+    if network.device.type != "cpu" or not layers:
+        return ROW_MULTIPLE
+    generator = torch.Generator().manual_seed(0)
+    for (_, width, *_), layer in layers.items():
+        rows = torch.randn(3 * _TALL // 2, width, generator=generator).to(network_dtype)
+        if not _same_at_heights(layer, rows, _HEIGHTS):
+            return ROW_MULTIPLE
+    return 1
+
+
+def _same_at_heights(
+    product: Callable[[Tensor], Tensor], rows: Tensor, heights: Iterable[int]
+) -> bool:
+    """Whether the last rows of a product have the same bits without those before them."""
+    with torch.inference_mode():
+        whole = product(rows)
+        return all(
+            torch.equal(product(rows[-height:]), whole[-height:])
+            for height in heights
+            if 0 < height <= len(rows)
+        )

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from scoring_service.engine.head import ROW_MULTIPLE, WholeLogits, tile_rows
 from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.numerics import numerics_id, rows_are_invariant
+from scoring_service.engine.numerics import body_row_multiple, numerics_id, rows_are_invariant
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing
 from tests.engine.loading import load_model
@@ -141,6 +143,44 @@ def test_the_probe_covers_tiles_of_every_kind(height: int) -> None:
             return states + (1e-7 if len(states) == height else 0)
 
     assert not rows_are_invariant(OneHeight(True), torch.rand(24, 97) * 1e-3)
+
+
+class Body(nn.Module):
+    """Two linear layers; the second may depend on how many rows it gets."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, differs_at: int = 0, extra: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.extra = extra
+        product = self.second.forward
+
+        def uneven(rows: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = product(rows) + (1e-6 if len(rows) == differs_at else 0)
+            return found
+
+        self.second.__dict__["forward"] = uneven
+        # The smallest fp32 products do depend on their height; exact numbers hide it.
+        for layer in (self.first, self.second):
+            nn.init.constant_(layer.weight, 0.0)
+            nn.init.constant_(layer.bias, 0.5)
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("height", [1, 2, 7, 16, 17, 33, 64])
+def test_steps_are_padded_where_one_height_differs(height: int) -> None:
+    assert body_row_multiple(Body()) == 1
+    assert body_row_multiple(Body(differs_at=height)) == ROW_MULTIPLE
+
+
+def test_products_of_another_kind_are_padded() -> None:
+    assert body_row_multiple(Body(extra=Conv1D(8, 8))) == ROW_MULTIPLE
+    assert body_row_multiple(Body(extra=nn.Embedding(8, 8))) == 1
+    assert body_row_multiple(Body(extra=nn.LayerNorm(8))) == 1
 
 
 def test_whole_logits_promise_nothing(tmp_path: object) -> None:

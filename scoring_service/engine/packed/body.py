@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.causal_model import CausalModel
-from scoring_service.engine.head import ROW_MULTIPLE
 from scoring_service.engine.packed.packing import Node, Packing, Walk, depth_first
 from scoring_service.engine.packed.pages import PagePool
 from scoring_service.engine.packed.segments import Segment, SlotArray
@@ -117,7 +116,7 @@ class PackedBody:
             kept_slots.append(slots[-1:])
         row += len(feeds)
         return Packing(
-            rows=row + -row % ROW_MULTIPLE,
+            rows=row + -row % self._model.row_multiple,
             walks=tuple(walks),
             decoding=tuple(decoding),
             kept_rows=_int64(kept_rows, device),
