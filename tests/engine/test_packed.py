@@ -25,6 +25,7 @@ from scoring_service.engine.packed import attention
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
+from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall, Usage
 from tests.engine.driving import engine_of, finish
@@ -374,6 +375,44 @@ def test_a_deadline_that_passed_costs_nothing(tiny_packed: LoadedModel) -> None:
     assert isinstance(failed, CallFailed)
     assert failed.fault.reason == "DEADLINE_EXCEEDED"
     assert not engine.can_step
+
+
+def test_a_bug_while_planning_ends_one_call(
+    tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found as its second prompt is looked up, while another call is under way."""
+    engine = engine_of(tiny_packed, max_batch_tokens=32)
+    logged: list[int] = []
+    engine._log_bug = lambda call_id, _: logged.append(call_id)
+    begin = CompletionRun.begin
+
+    def broken(call: ScoreCall, *rest: Any) -> CompletionRun:
+        if call.call_id == 2:
+            raise ZeroDivisionError
+        return begin(call, *rest)
+
+    monkeypatch.setattr(CompletionRun, "begin", broken)
+    pairs: list[Group] = [([5, 6, 7] * 20, [[6, 7] * 20]) for _ in range(3)]
+    engine.submit(score_call(pairs))
+    engine.submit(score_call(pairs, call_id=2))
+    engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=5))
+    events = list(finish(engine))
+    (failed,) = (e for e in events if isinstance(e, CallFailed))
+    assert (failed.call_id, failed.fault.reason) == (2, "INTERNAL_ERROR")
+    assert logged == [2]
+    assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}
+    assert engine.free_pages == 400
+
+
+def test_a_high_priority_call_gets_the_pages_first(tiny_packed: LoadedModel) -> None:
+    """Submitted later, it begins before the others, which fill the pages."""
+    engine = engine_of(tiny_packed, pages=10)
+    rng = np.random.default_rng(0)
+    for call_id in (1, 2, 3):
+        pairs: list[Group] = [(rng.integers(0, 2048, 100).tolist(), [[6]])]
+        engine.submit(score_call(pairs, call_id=call_id, priority=call_id))
+    finished = [e.call_id for e in finish(engine) if isinstance(e, CallFinished)]
+    assert finished == [3, 2, 1]
 
 
 def test_rows_of_a_long_text_come_chunk_by_chunk(tiny_packed: LoadedModel) -> None:

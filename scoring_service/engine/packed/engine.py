@@ -141,7 +141,7 @@ class PackedEngine:
         began = time.monotonic()
         events: list[CallEvent] = []
         self._expire(began, events)
-        plan = self._plan()
+        plan = self._plan(events)
         if not plan.units and not plan.feeds:
             # Whatever could go on waits for a reader or for room that only a reader can make.
             before = len(events)
@@ -177,8 +177,12 @@ class PackedEngine:
                 message = "the deadline passed before the call was finished"
                 events.append(CallFailed(call_id, Fault(Reason.DEADLINE_EXCEEDED, message)))
 
-    def _plan(self) -> _Plan:
-        ready = [run for run in self._calls.values() if run.credit > 0]
+    def _plan(self, events: list[CallEvent]) -> _Plan:
+        # In the order of `scheduler.share`, because who is first asked gets the pages.
+        ready = sorted(
+            (run for run in self._calls.values() if run.credit > 0),
+            key=lambda run: (-run.call.priority, run.served),
+        )
         feeds = self._take_feeds(ready)
         budget = prefill_budget(
             self._settings.max_batch_tokens, len(feeds), self._settings.chunk_size
@@ -186,7 +190,12 @@ class PackedEngine:
         offers = []
         for run in ready:
             before = len(run.units)
-            run.fill(budget)
+            try:
+                run.fill(budget)
+            except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
+                events.append(self._abort_call(run, error))
+                feeds = [feed for feed in feeds if feed[0] is not run]
+                continue
             for unit in list(run.units)[before:]:
                 self._begin(run, unit)
             sizes = _leading_sizes(run, budget)
@@ -203,6 +212,13 @@ class PackedEngine:
                 run.served += unit.tokens
                 units.append((run, unit))
         return _Plan(units, feeds, _distinct([u.segment for _, u in units if u.segment]))
+
+    def _abort_call(self, run: CallRun, error: Exception) -> CallEvent:
+        """Ends a call that cannot be planned."""
+        self._log_bug(run.call.call_id, error)
+        self.cancel(run.call.call_id)
+        fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+        return CallFailed(run.call.call_id, fault)
 
     def _begin(self, run: CallRun, unit: Unit) -> None:
         """Notes what a new unit belongs to."""
