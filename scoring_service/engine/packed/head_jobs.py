@@ -20,8 +20,8 @@ from scoring_service.kernels import reference
 from scoring_service.kernels.tile import EagerTile
 from scoring_service.types import Int32Array, RowBlock
 
-_BLOCK_ROWS = 32
-"""Rows whose logits are made into numbers together: few enough to stay in a processor's cache."""
+_BLOCK_BYTES = 6 << 20
+"""Of logits that are made into numbers together: few enough to stay in a processor's cache."""
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
 """A completion, indices of its rows, and their numbers or why there are none."""
@@ -73,8 +73,9 @@ def _blocks(
 ) -> Iterator[Scored]:
     """Rows of one kind in blocks."""
     start, stop = pieces[0][1], pieces[-1][2]
-    for a in range(start, stop, _BLOCK_ROWS):
-        b = min(a + _BLOCK_ROWS, stop)
+    height = max(1, _BLOCK_BYTES // (4 * head.vocab_size))
+    for a in range(start, stop, height):
+        b = min(a + height, stop)
         cut = [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
         try:
             yield from _block(head.finish(product_T_V[a - first : b - first]), a, cut)
