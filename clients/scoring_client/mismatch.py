@@ -1,0 +1,121 @@
+"""How far a trainer's log-probs lie from its sampler's, and the ratios that correct for it.
+
+log r = trainer - sampler at tokens that the sampler drew. Needs torch; ``divergences`` has the
+same in numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RatioLevel = Literal["token", "sequence", "sequence_mean"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MismatchKL:
+    """Estimates of KL(sampler || trainer), nats a token, from the sampler's own draws.
+
+    The estimators are those of Schulman, "Approximating KL divergence" (2020): k1 = -log r
+    (unbiased, may be negative), k2 = (log r)² / 2 (biased, low variance), k3 = r - 1 - log r
+    (unbiased, never negative; what trainers log as "mismatch KL").
+    """
+
+    k1: Tensor
+    """Mean of -log r, 0-d."""
+    k2: Tensor
+    """Mean of (log r)² / 2, 0-d."""
+    k3: Tensor
+    """Mean of r - 1 - log r, 0-d."""
+    max_k1: Tensor
+    """Largest |log r| at each position: over all dimensions but the last, [T]; 0 where the mask
+    leaves nothing."""
+    max_k2: Tensor
+    """Largest (log r)² / 2 at each position, [T]."""
+    max_k3: Tensor
+    """Largest r - 1 - log r at each position, [T]."""
+    tokens: Tensor
+    """How many tokens were compared, 0-d."""
+
+
+def mismatch_kl(trainer: Tensor, sampler: Tensor, mask: Tensor | None = None) -> MismatchKL:
+    """Compare the trainer's log-probs of drawn tokens with the sampler's.
+
+    Args:
+        trainer: [..., T], such as ``processed_logprobs`` of the trainer's logits.
+        sampler: [..., T], the sampler's ``processed_logprobs``.
+        mask: bool or 0 and 1, [..., T]; what is masked may hold anything.
+
+    Raises:
+        ValueError: the shapes differ, or there is no token to compare.
+    """
+    log_ratio, wanted = _log_ratio(trainer, sampler, mask)
+    count = wanted.sum()
+    if count == 0:
+        raise ValueError("there is no token to compare: the mask is empty")
+    k1, k2 = -log_ratio, log_ratio.square() / 2
+    # r - 1 by expm1: near r = 1, where it matters, r - 1 - log r would be rounding alone.
+    k3 = torch.expm1(log_ratio) - log_ratio
+    columns = log_ratio.shape[-1] if log_ratio.ndim else 1
+
+    def worst(values: Tensor) -> Tensor:
+        return values.reshape(-1, columns).amax(dim=0)
+
+    return MismatchKL(
+        k1=k1.sum() / count,
+        k2=k2.sum() / count,
+        k3=k3.sum() / count,
+        max_k1=worst(k1.abs()),
+        max_k2=worst(k2),
+        max_k3=worst(k3),
+        tokens=count,
+    )
+
+
+def importance_ratios(
+    trainer: Tensor,
+    sampler: Tensor,
+    mask: Tensor | None = None,
+    *,
+    level: RatioLevel = "token",
+    cap: float | None = None,
+) -> Tensor:
+    """Return r = p_trainer / p_sampler of drawn tokens; differentiable in the trainer.
+
+    Args:
+        trainer: [..., T].
+        sampler: [..., T].
+        mask: bool or 0 and 1, [..., T]; masked tokens have ratio 1 and count for nothing.
+        level: ``token``: [..., T]. ``sequence``: the product over T, [...]. ``sequence_mean``: its
+            geometric mean over the tokens that count (GSPO), [...].
+        cap: Largest ratio (truncated importance sampling).
+
+    Raises:
+        ValueError: the shapes differ, the level is unknown, or cap <= 0.
+    """
+    if cap is not None and not cap > 0:
+        raise ValueError(f"cap must be above 0, got {cap}")
+    log_ratio, wanted = _log_ratio(trainer, sampler, mask)
+    if level == "sequence":
+        log_ratio = log_ratio.sum(dim=-1)
+    elif level == "sequence_mean":
+        log_ratio = log_ratio.sum(dim=-1) / wanted.sum(dim=-1).clamp(min=1)
+    elif level != "token":
+        raise ValueError(f'level must be "token", "sequence" or "sequence_mean", got {level!r}')
+    ratio = log_ratio.exp()
+    return ratio if cap is None else ratio.clamp(max=cap)
+
+
+def _log_ratio(trainer: Tensor, sampler: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The log-ratio, 0 where masked, and the mask."""
+    if trainer.shape != sampler.shape or (mask is not None and mask.shape != trainer.shape):
+        shapes = [list(t.shape) for t in (trainer, sampler, mask) if t is not None]
+        raise ValueError(f"trainer, sampler and mask differ in shape: {shapes}")
+    wanted = torch.ones_like(trainer, dtype=torch.bool) if mask is None else mask.bool()
+    # The operands are masked, not the difference: -inf - -inf there would send NaN backwards.
+    kept_trainer = trainer.masked_fill(~wanted, 0.0)
+    kept_sampler = sampler.to(trainer).masked_fill(~wanted, 0.0)
+    return kept_trainer - kept_sampler, wanted

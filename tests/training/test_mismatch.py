@@ -1,0 +1,99 @@
+"""Estimators of the mismatch and importance ratios."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scoring_client.replay import importance_ratios, mismatch_kl
+
+NAN = math.nan
+
+
+def test_the_estimators_estimate_the_divergence() -> None:
+    """On two known distributions: k1 and k3 without bias, k2 close to them for small distances."""
+    torch.manual_seed(0)
+    sampler_V = torch.randn(50, dtype=torch.float64).log_softmax(0)
+    trainer_V = (sampler_V + 0.1 * torch.randn(50, dtype=torch.float64)).log_softmax(0)
+    truth = (sampler_V.exp() * (sampler_V - trainer_V)).sum().item()
+    # The exact expectation: every token as often as the sampler draws it.
+    p = sampler_V.exp()
+    each = [mismatch_kl(trainer_V[v : v + 1], sampler_V[v : v + 1]) for v in range(50)]
+    k1, k2, k3 = (
+        sum(p[v].item() * getattr(each[v], k).item() for v in range(50)) for k in ("k1", "k2", "k3")
+    )
+    assert k1 == pytest.approx(truth, rel=1e-9)
+    assert k3 == pytest.approx(truth, rel=1e-9)
+    assert k2 == pytest.approx(truth, rel=0.05)
+    assert k2 != pytest.approx(truth, rel=1e-6)
+
+
+def test_means_and_maxima_by_position() -> None:
+    sampler = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, NAN]], dtype=torch.float64)
+    trainer = torch.tensor([[-1.5, -2.0, -2.0], [-0.7, -2.1, math.inf]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    found = mismatch_kl(trainer, sampler, mask)
+    ratios = torch.tensor([-0.5, 0.0, 1.0, 0.3, -0.1], dtype=torch.float64)
+    k3 = ratios.exp() - 1 - ratios
+    assert found.tokens == 5
+    torch.testing.assert_close(found.k1, -ratios.mean())
+    torch.testing.assert_close(found.k2, ratios.square().mean() / 2)
+    torch.testing.assert_close(found.k3, k3.mean())
+    torch.testing.assert_close(found.max_k1, torch.tensor([0.5, 0.1, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(found.max_k2, torch.tensor([0.125, 0.005, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(found.max_k3, torch.stack([k3[0], k3[4], k3[2]]))
+
+
+def test_equal_numbers_are_exactly_zero_apart() -> None:
+    same = torch.randn(4, 7)
+    found = mismatch_kl(same, same)
+    assert found.k1 == found.k2 == found.k3 == 0
+    assert (found.max_k3 == 0).all()
+
+
+def test_k3_keeps_its_digits_near_one() -> None:
+    """r - 1 - log r in float32 by exp would be rounding alone at log r = 1e-4."""
+    sampler = torch.full((1000,), -2.0)
+    found = mismatch_kl(sampler + 1e-4, sampler)
+    true_ratio = float((sampler + 1e-4)[0].double() + 2.0)
+    assert found.k3.item() == pytest.approx(true_ratio**2 / 2, rel=1e-2)
+
+
+def test_ratios_at_each_level() -> None:
+    sampler = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, -9.0]], dtype=torch.float64)
+    trainer = torch.tensor([[-1.5, -2.0, -2.0], [-0.7, -2.1, -1.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    token = importance_ratios(trainer, sampler, mask)
+    expected = torch.tensor([[-0.5, 0.0, 1.0], [0.3, -0.1, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(token, expected.exp())
+    sequence = importance_ratios(trainer, sampler, mask, level="sequence")
+    torch.testing.assert_close(sequence, expected.sum(1).exp())
+    mean = importance_ratios(trainer, sampler, mask, level="sequence_mean")
+    torch.testing.assert_close(mean, (expected.sum(1) / torch.tensor([3.0, 2.0])).exp())
+    assert importance_ratios(trainer, sampler, mask, cap=1.2).max() == 1.2
+
+
+def test_masked_infinities_send_no_nan_backwards() -> None:
+    sampler = torch.tensor([-1.0, -math.inf])
+    trainer = torch.tensor([-1.2, -math.inf], requires_grad=True)
+    ratio = importance_ratios(trainer, sampler, torch.tensor([True, False]))
+    ratio.sum().backward()
+    assert ratio[1] == 1
+    assert trainer.grad[1] == 0
+    assert trainer.grad[0] == pytest.approx(math.exp(-0.2))
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    a, b = torch.zeros(3), torch.zeros(4)
+    with pytest.raises(ValueError, match="differ in shape"):
+        mismatch_kl(a, b)
+    with pytest.raises(ValueError, match="differ in shape"):
+        importance_ratios(a, a, torch.ones(4))
+    with pytest.raises(ValueError, match="no token to compare"):
+        mismatch_kl(a, a, torch.zeros(3))
+    with pytest.raises(ValueError, match="level must be"):
+        importance_ratios(a, a, level="row")
+    with pytest.raises(ValueError, match="cap must be"):
+        importance_ratios(a, a, cap=0.0)

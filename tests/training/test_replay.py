@@ -1,0 +1,240 @@
+"""Processed log-probs and entropy of the trainer, against float64 row by row."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from scoring_client import replay
+from scoring_client.fused import FusedLinear
+from scoring_client.processing import ProcessingSources, ResolvedProcessing
+from scoring_client.replay import (
+    entropy,
+    linear_processed_logprobs,
+    processed_logprobs,
+    row_settings,
+)
+from tests.kernels import cases, oracle
+from tests.kernels.checks import EDGE
+
+SETTINGS = {
+    "temperature": torch.tensor([1.0, 0.7, 1.3, 2.0, 0.25, 1.0, 1.0]),
+    "top_k": torch.tensor([0, 5, -1, 60, 1, 20, 7]),
+    "top_p": torch.tensor([1.0, 0.9, 0.5, 1.0, 0.8, 0.95, 1.0]),
+    "min_p": torch.tensor([0.0, 0.0, 0.0, 0.05, 0.0, 0.02, 0.3]),
+}
+"""Seven rows, no two alike."""
+
+
+def tile(seed: int = 0, vocab: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(np.stack([cases.continuous(rng, vocab) for _ in range(7)]))
+    return logits, torch.from_numpy(rng.integers(vocab, size=7))
+
+
+def float64_truth(logits_V: np.ndarray, row: int) -> tuple[np.ndarray, bool]:
+    """Every token's processed log-prob, and whether one lies on the nucleus's edge."""
+    x_V = oracle.scaled(logits_V, float(SETTINGS["temperature"][row]))
+    k, p, m = (float(SETTINGS[name][row]) for name in ("top_k", "top_p", "min_p"))
+    keep = oracle.support(x_V, int(k), p, m)
+    edge = oracle.nucleus_edge(x_V, int(k), p, EDGE)
+    return oracle.processed_logprobs(x_V, keep), bool(edge.any())
+
+
+def test_mixed_settings_against_float64() -> None:
+    compared = outside = 0
+    for seed in range(60):
+        logits, labels = tile(seed)
+        ours = processed_logprobs(logits, labels, **SETTINGS, keep_labels=False)
+        for row in range(7):
+            truth, on_the_edge = float64_truth(logits[row].numpy(), row)
+            if on_the_edge:
+                continue
+            expected = truth[labels[row]]
+            compared += 1
+            outside += expected == -math.inf
+            assert ours[row].item() == pytest.approx(expected, abs=2e-5)
+    assert compared > 400
+    assert outside > 100
+
+
+def test_the_label_guard_gives_a_finite_number() -> None:
+    logits, _ = tile()
+    worst = logits.argmin(dim=1)
+    without = processed_logprobs(logits, worst, **SETTINGS, keep_labels=False)
+    guarded = processed_logprobs(logits, worst, **SETTINGS)
+    assert torch.isneginf(without[[1, 2, 4, 5, 6]]).all()
+    assert torch.isfinite(guarded).all()
+    # As with the server's keep_realised: the label joins the support and its mass.
+    x_V = oracle.scaled(logits[5].numpy(), 1.0)
+    keep = oracle.support(x_V, 20, 0.95, float(SETTINGS["min_p"][5]))
+    keep[worst[5]] = True
+    expected = oracle.processed_logprobs(x_V, keep)[worst[5]]
+    assert guarded[5].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    logits, labels = tile()
+    for call in (
+        lambda t: processed_logprobs(logits, labels, temperature=t),
+        lambda t: entropy(logits, temperature=t),
+        lambda t: linear_processed_logprobs(logits, torch.randn(9, 60), labels % 9, temperature=t),
+    ):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            call(temperature)
+        mixed = torch.ones(7)
+        mixed[3] = temperature
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            call(mixed)
+
+
+def test_ignored_labels_give_zero_and_no_gradient() -> None:
+    logits, labels = tile()
+    logits.requires_grad_(True)
+    labels[2] = replay.IGNORED
+    ours = processed_logprobs(logits, labels, **SETTINGS)
+    ours.sum().backward()
+    assert ours[2] == 0
+    assert (logits.grad[2] == 0).all()
+    assert (logits.grad[1] != 0).any()
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    logits, labels = tile()
+    with pytest.raises(ValueError, match=r"labels have shape \[6\] for rows \[7\]"):
+        processed_logprobs(logits, labels[:6])
+    with pytest.raises(ValueError, match="chunk_rows"):
+        processed_logprobs(logits, labels, chunk_rows=0)
+
+
+def test_gradients_of_the_processed_logprobs() -> None:
+    """By finite differences, with the support fixed: small steps do not move it."""
+    logits, labels = tile()
+    logits = logits.double().requires_grad_(True)
+    settings = {**SETTINGS, "temperature": SETTINGS["temperature"].double()}
+    assert torch.autograd.gradcheck(
+        lambda x: processed_logprobs(x, labels, **settings), logits, eps=1e-7, atol=1e-5
+    )
+    assert torch.autograd.gradcheck(
+        lambda x: entropy(x, temperature=settings["temperature"]), logits
+    )
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100])
+def test_chunks_change_nothing(chunk_rows: int) -> None:
+    logits, labels = tile()
+    logits = logits.double().requires_grad_(True)
+    whole = processed_logprobs(logits, labels, **SETTINGS)
+    chunked = processed_logprobs(logits, labels, **SETTINGS, chunk_rows=chunk_rows)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-13)
+    weights = torch.arange(1.0, 8.0, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((whole * weights).sum(), logits)
+    (got,) = torch.autograd.grad((chunked * weights).sum(), logits)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+    chunked = entropy(logits, temperature=0.7, chunk_rows=chunk_rows)
+    torch.testing.assert_close(chunked, entropy(logits, temperature=0.7), rtol=0, atol=1e-13)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.numel())
+        return out
+
+
+def test_the_linear_form_is_the_same_and_never_holds_the_logits() -> None:
+    torch.manual_seed(0)
+    rows, width, vocab, chunk = 96, 8, 500, 16
+    hidden = torch.randn(rows, width, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(vocab, width, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(vocab, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(vocab, (rows,))
+    labels[::7] = replay.IGNORED
+    settings: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.001}
+    logits = hidden @ weight.T + bias
+    expected = processed_logprobs(logits, labels, **settings)
+    wanted = torch.autograd.grad(expected.sum(), (hidden, weight, bias))
+    with Largest() as largest:
+        ours = linear_processed_logprobs(
+            hidden,
+            weight,
+            labels,
+            bias=bias,
+            head_dtype=torch.float64,
+            chunk_rows=chunk,
+            **settings,
+        )
+        got = torch.autograd.grad(ours.sum(), (hidden, weight, bias))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    assert largest.elements <= chunk * vocab < rows * vocab // 4
+    with Largest() as largest:
+        processed_logprobs(logits.detach(), labels, **settings)
+    assert largest.elements >= rows * vocab, "the measure itself sees whole logits"
+
+
+def test_the_fused_form_takes_over_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def fused(hidden: Any, weight: Any, labels: Any, **given: Any) -> torch.Tensor:
+        # What is passed is what the protocol promises a kernel.
+        inspect.signature(FusedLinear.__call__).bind(None, hidden, weight, labels, **given)
+        asked.update(given)
+        bias, keep = given.pop("bias"), given.pop("keep_labels")
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        return processed_logprobs(logits, labels, keep_labels=keep, **given)
+
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2, 5, 8), torch.randn(40, 8)
+    labels = torch.randint(40, (2, 5))
+    settings: dict[str, Any] = {"temperature": 0.8, "top_k": torch.full((2, 5), 9), "top_p": 0.9}
+    plain = linear_processed_logprobs(hidden, weight, labels, **settings)
+    assert not asked
+    monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda rows: fused)
+    taken = linear_processed_logprobs(hidden, weight, labels, **settings)
+    torch.testing.assert_close(taken, plain)
+    assert asked["top_k"].shape == asked["top_p"].shape == asked["temperature"].shape == (10,)
+    assert "min_p" not in asked
+
+
+def test_entropy_against_float64() -> None:
+    rng = np.random.default_rng(1)
+    rows = [cases.random_row(rng, 300) for _ in range(50)]
+    ours = entropy(torch.from_numpy(np.stack(rows)))
+    for x_V, value in zip(rows, ours, strict=True):
+        assert value.item() == pytest.approx(oracle.entropy(x_V), abs=1e-5)
+
+
+def resolved(temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Any:
+    sources = ProcessingSources(*["request"] * 5)
+    return ResolvedProcessing(temperature, top_k, top_p, min_p, False, sources)
+
+
+def test_settings_row_by_row() -> None:
+    settings = row_settings([resolved(0.5, 7), resolved(1.0, top_p=0.9)], [2, 3])
+    assert settings["temperature"].tolist() == [0.5, 0.5, 1, 1, 1]
+    assert settings["top_k"].tolist() == [7, 7, 0, 0, 0]
+    assert settings["top_p"].tolist() == [1, 1] + [float(np.float32(0.9))] * 3
+    assert "min_p" not in settings
+    with pytest.raises(ValueError, match="item 1 was drawn greedily"):
+        row_settings([resolved(1.0), resolved(0.0)], [1, 1])
+    with pytest.raises(ValueError, match="item 0 failed"):
+        row_settings([None], [1])
+    with pytest.raises(ValueError, match="1 processings for 2 lengths"):
+        row_settings([resolved(1.0)], [1, 2])
