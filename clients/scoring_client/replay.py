@@ -8,13 +8,13 @@ to apply the same. Legend: T rows, H hidden, V vocabulary. Needs torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from scoring_client.chunks import by_chunks
 from scoring_client.fused import fused_linear_processed_logprobs
 from scoring_client.mismatch import MismatchKL, importance_ratios, mismatch_kl
 from scoring_client.processing import ResolvedProcessing
@@ -81,8 +81,9 @@ def processed_logprobs(
     _check_labels(labels, logits.shape[:-1])
     settings = _settings_by_row(logits, temperature, top_k, top_p, min_p)
     x_T_V, labels_T = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-    rows = partial(_processed_rows, keep_labels=keep_labels)
-    return _by_chunks(rows, x_T_V, labels_T, settings, chunk_rows).reshape(labels.shape)
+    guarded_T = labels_T if keep_labels else None
+    others = {"labels_T": labels_T, "guarded_T": guarded_T, **settings}
+    return by_chunks(_processed_rows, x_T_V, others, chunk_rows).reshape(labels.shape)
 
 
 def linear_processed_logprobs(
@@ -136,11 +137,13 @@ def linear_processed_logprobs(
     weight_V_H = weight.to(head_dtype)
     bias_V = None if bias is None else bias.to(head_dtype)
 
-    def rows(hidden_T_H: Tensor, labels_T: Tensor, **settings: Tensor) -> Tensor:
+    def rows(hidden_T_H: Tensor, **others: Any) -> Tensor:
         logits_T_V = torch.nn.functional.linear(hidden_T_H.to(head_dtype), weight_V_H, bias_V)
-        return _processed_rows(logits_T_V, labels_T, keep_labels=keep_labels, **settings)
+        return _processed_rows(logits_T_V, **others)
 
-    return _by_chunks(rows, hidden_T_H, labels_T, settings, chunk_rows).reshape(labels.shape)
+    guarded_T = labels_T if keep_labels else None
+    others = {"labels_T": labels_T, "guarded_T": guarded_T, **settings}
+    return by_chunks(rows, hidden_T_H, others, chunk_rows).reshape(labels.shape)
 
 
 def entropy(
@@ -163,10 +166,7 @@ def entropy(
     """
     settings = _settings_by_row(logits, temperature, None, None, None)
     x_T_V = logits.reshape(-1, logits.shape[-1])
-    labels_T = torch.zeros(len(x_T_V), dtype=torch.int64, device=logits.device)
-    return _by_chunks(_entropy_rows, x_T_V, labels_T, settings, chunk_rows).reshape(
-        logits.shape[:-1]
-    )
+    return by_chunks(_entropy_rows, x_T_V, settings, chunk_rows).reshape(logits.shape[:-1])
 
 
 def row_settings(
@@ -247,45 +247,24 @@ def _scaled(logits_T_V: Tensor, temperature_T: Tensor) -> Tensor:
 
 def _processed_rows(
     logits_T_V: Tensor,
-    labels_T: Tensor,
     *,
+    labels_T: Tensor,
+    guarded_T: Tensor | None,
     temperature: Tensor,
-    keep_labels: bool,
     **truncation: Tensor,
 ) -> Tensor:
     x_T_V = _scaled(logits_T_V, temperature)
     labels_T_1 = labels_T.clamp(min=0)[:, None]
-    keep_T_V = support_of_rows(x_T_V, labels_T if keep_labels else None, **truncation)
+    keep_T_V = support_of_rows(x_T_V, guarded_T, **truncation)
     kept_T_V = x_T_V if keep_T_V is None else x_T_V.masked_fill(~keep_T_V, -math.inf)
     logprobs_T = kept_T_V.gather(1, labels_T_1)[:, 0] - kept_T_V.logsumexp(dim=1)
     return logprobs_T.masked_fill(labels_T < 0, 0.0)
 
 
-def _entropy_rows(logits_T_V: Tensor, _: Tensor, *, temperature: Tensor) -> Tensor:
+def _entropy_rows(logits_T_V: Tensor, *, temperature: Tensor) -> Tensor:
     x_T_V = _scaled(logits_T_V, temperature)
     below_T_V = x_T_V - x_T_V.amax(dim=1, keepdim=True).detach()
     total_T = below_T_V.exp().sum(dim=1)
     # A token at -inf has probability 0; its term is 0, and so is its gradient.
     finite_T_V = below_T_V.masked_fill(below_T_V == -math.inf, 0.0)
     return total_T.log() - (below_T_V.exp() * finite_T_V).sum(dim=1) / total_T
-
-
-def _by_chunks(
-    function: Callable[..., Tensor],
-    rows: Tensor,
-    labels_T: Tensor,
-    settings: dict[str, Tensor],
-    chunk_rows: int | None,
-) -> Tensor:
-    """function(rows, labels, **settings), a chunk at a time, each computed again backwards."""
-    if chunk_rows is None:
-        return function(rows, labels_T, **settings)
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
-    parts = []
-    for start in range(0, len(rows), chunk_rows):
-        part = slice(start, start + chunk_rows)
-        chunk_settings = {name: value[part] for name, value in settings.items()}
-        again = partial(function, **chunk_settings)
-        parts.append(checkpoint(again, rows[part], labels_T[part], use_reentrant=False))
-    return torch.cat(parts) if parts else function(rows, labels_T, **settings)

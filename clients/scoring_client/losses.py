@@ -1,0 +1,215 @@
+"""Distillation losses: differentiable in the student's logits, masked, with reductions.
+
+The teacher comes as TeacherRows, from one ``topk_logprobs`` request. P is the teacher, Q the
+student. Divergences are taken over the events that the teacher's answer tells apart: its top-K
+tokens, the candidates beside them, and one for everything else (``tail="bucket"``, whose mass is
+exact on both sides). That makes them at most the divergence over the whole vocabulary, and equal
+to it at K = V. ``divergences`` is the same in numpy. Legend: N rows, V vocabulary, K top-K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from scoring_client.buckets import Buckets, Tail, buckets, union_with_floor
+from scoring_client.cross_entropy import soft_cross_entropy
+from scoring_client.divergences import check_alpha
+from scoring_client.reductions import Reduction, kept_rows, matrix_shape, reduced
+from scoring_client.teacher import TeacherRows, teacher_rows
+from scoring_client.truncation import RowValue
+
+__all__ = [
+    "TeacherRows",
+    "forward_kl",
+    "generalized_js",
+    "reverse_kl",
+    "soft_cross_entropy",
+    "teacher_rows",
+]
+
+
+def forward_kl(
+    logits: Tensor,
+    teacher: TeacherRows,
+    *,
+    temperature: RowValue = 1.0,
+    tail: Tail = "bucket",
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Return KL(P || Q) = sum p (log p - log q).
+
+    In [0, ∞], 0 exactly when P and Q are equal, not symmetric. With ``tail="drop"`` the lists are
+    no distributions, and the number may be negative.
+
+    Args:
+        logits: The student's, [N, V].
+        teacher: What the teacher says of the same rows, at the same temperature.
+        temperature: Divides the student's logits; a number or [N].
+        tail: What becomes of the mass outside; see Tail.
+        mask: bool or 0 and 1, [N]; what is masked may hold anything.
+        reduction: See Reduction.
+        chunk_rows: Rows computed at a time, again in the backward pass.
+
+    Raises:
+        ValueError: other numbers of rows, ids outside the vocabulary (``token_id_limit`` keeps them
+            away), no ``log_tail_masses`` for the bucket, or temperature <= 0.
+    """
+    return _divergence(_forward_kl, logits, teacher, temperature, tail, mask, reduction, chunk_rows)
+
+
+def reverse_kl(
+    logits: Tensor,
+    teacher: TeacherRows,
+    *,
+    temperature: RowValue = 1.0,
+    tail: Tail = "bucket",
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Return KL(Q || P) = sum q (log q - log p), on the list and the candidates.
+
+    In [0, ∞], 0 exactly when P and Q are equal, not symmetric; infinite where the student puts mass
+    on what the teacher holds impossible. The events should hold what the student finds likely: give
+    its own top-C as candidates. For candidates alone, without a teacher's list, give them as
+    ``token_ids`` and choose ``tail="renormalize"``, or ``"drop"`` for the bare sum.
+
+    Arguments and errors as of ``forward_kl``.
+    """
+    return _divergence(_reverse_kl, logits, teacher, temperature, tail, mask, reduction, chunk_rows)
+
+
+def generalized_js(
+    logits: Tensor,
+    teacher: TeacherRows,
+    alpha: float = 0.5,
+    *,
+    temperature: RowValue = 1.0,
+    tail: Tail = "bucket",
+    normalize: bool = False,
+    floor: float | None = None,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Return α KL(P || M) + (1 - α) KL(Q || M), M = α P + (1 - α) Q: generalised Jensen-Shannon.
+
+    In [0, H(α)] with H the binary entropy, so at most log 2; 0 exactly when P and Q are equal. It
+    is the same when P and Q and α and 1 - α change places: symmetric at α = 1/2. As α → 0 it
+    vanishes like α KL(P || Q), as α → 1 like (1 - α) KL(Q || P).
+
+    Args:
+        logits: The student's, [N, V].
+        teacher: What the teacher says of the same rows: its top-K, and the student's top-C as
+            candidates, which makes the events the union of the two.
+        alpha: Weight of the teacher, in (0, 1); with ``normalize`` in [0, 1].
+        temperature: Divides the student's logits; a number or [N].
+        tail: What becomes of the mass outside; see Tail.
+        normalize: Divide by α (1 - α): the limits become forward KL (α = 0) and reverse KL (α = 1),
+            and α = 1/2 four times the divergence.
+        floor: The convention of trainers that have only two top-K lists: a token that one list
+            lacks counts with this log-prob there (such as -20), and there is no tail. Needs the
+            student's list as ``candidate_ids``; the teacher's numbers for them are not used. For
+            comparison with such trainers: it is neither a divergence of distributions nor bounded
+            by H(α).
+        mask: bool or 0 and 1, [N]; what is masked may hold anything.
+        reduction: See Reduction.
+        chunk_rows: Rows computed at a time, again in the backward pass.
+
+    Raises:
+        ValueError: alpha out of range, ``floor`` without candidates, and as of ``forward_kl``.
+    """
+    check_alpha(alpha, normalize)
+    if alpha in (0, 1):
+        function: Callable[[Buckets], Tensor] = _forward_kl if alpha == 0 else _reverse_kl
+    else:
+        function = partial(_generalized_js, alpha=alpha)
+    scale = 1 / (alpha * (1 - alpha)) if normalize and 0 < alpha < 1 else 1.0
+    value = _divergence(
+        function, logits, teacher, temperature, tail, mask, reduction, chunk_rows, floor
+    )
+    return value * scale
+
+
+def _forward_kl(both: Buckets) -> Tensor:
+    p, q = both
+    there = p > -math.inf
+    # Masked before the product: 0 · inf backwards would be NaN.
+    safe_p, safe_q = p.masked_fill(~there, 0.0), q.masked_fill(~there, 0.0)
+    return (p.exp() * (safe_p - safe_q)).sum(dim=1)
+
+
+def _reverse_kl(both: Buckets) -> Tensor:
+    return _forward_kl(Buckets(both.student, both.teacher))
+
+
+def _generalized_js(both: Buckets, *, alpha: float) -> Tensor:
+    """By the gap between log p and log q, so that equal ones give exactly 0 and none cancels.
+
+    log(m / larger) = log1p(w expm1(-gap)), w the weight of the smaller; the other has the gap more.
+    """
+    p, q = both
+    p_mass, q_mass = p.exp(), q.exp()
+    # Beside an event that one side does not have, e^-200 of the other's mass is nothing.
+    gone = (p == -math.inf) & (q == -math.inf)
+    p, q = p.masked_fill(gone, 0.0), q.masked_fill(gone, 0.0)
+    p = torch.where(p == -math.inf, q.detach() - 200.0, p)
+    q = torch.where(q == -math.inf, p.detach() - 200.0, q)
+    gap = (p - q).abs()
+    teacher_more = p > q
+    weight = torch.where(teacher_more, p.new_tensor(1.0 - alpha), p.new_tensor(alpha))
+    to_larger = torch.log1p(weight * torch.expm1(-gap))
+    m_over_p = torch.where(teacher_more, to_larger, to_larger + gap)
+    m_over_q = torch.where(teacher_more, to_larger + gap, to_larger)
+    return -(alpha * p_mass * m_over_p + (1.0 - alpha) * q_mass * m_over_q).sum(dim=1)
+
+
+def _divergence(
+    function: Callable[[Buckets], Tensor],
+    logits: Tensor,
+    teacher: TeacherRows,
+    temperature: RowValue,
+    tail: Tail,
+    mask: Tensor | None,
+    reduction: Reduction,
+    chunk_rows: int | None,
+    floor: float | None = None,
+) -> Tensor:
+    rows, vocab = matrix_shape(logits)
+    if len(teacher.token_ids) != rows:
+        raise ValueError(f"the teacher has {len(teacher.token_ids)} rows, the logits {rows}")
+    if tail not in ("bucket", "renormalize", "drop"):
+        raise ValueError(f'tail must be "bucket", "renormalize" or "drop", got {tail!r}')
+    if floor is not None and teacher.candidate_ids is None:
+        raise ValueError("floor needs the student's list as candidate_ids")
+    if floor is None and tail == "bucket" and teacher.log_tail_masses is None:
+        raise ValueError('tail="bucket" needs log_tail_masses; choose another tail without them')
+    for ids in (teacher.token_ids, teacher.candidate_ids):
+        if ids is not None and ids.numel() and int(ids.max()) >= vocab:
+            raise ValueError(
+                f"the teacher lists id {int(ids.max())}, the student has {vocab}: ask with "
+                f"token_id_limit={vocab}"
+            )
+    others = {
+        "token_ids": teacher.token_ids,
+        "logprobs": teacher.logprobs,
+        "log_tail_masses": teacher.log_tail_masses,
+        "candidate_ids": teacher.candidate_ids,
+        "candidate_logprobs": teacher.candidate_logprobs,
+    }
+    events = (
+        partial(buckets, tail=tail) if floor is None else partial(union_with_floor, floor=floor)
+    )
+
+    def by_rows(x_N_V: Tensor, **given: Tensor) -> Tensor:
+        return function(events(x_N_V, **given))
+
+    kept = kept_rows(mask, rows)
+    return reduced(by_rows, logits, others, temperature, kept, reduction, chunk_rows)

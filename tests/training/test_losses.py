@@ -1,0 +1,325 @@
+"""Distillation losses against float64 autograd on full distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from scoring_client import divergences
+from scoring_client.losses import TeacherRows, forward_kl, generalized_js, reverse_kl
+from tests.training.distillation import Divergence, js, kl, pair, reverse, teacher_of, truth
+
+Loss = Callable[..., Tensor]
+
+LOSSES: list[tuple[Loss, Divergence]] = [
+    (forward_kl, kl),
+    (reverse_kl, reverse),
+    (generalized_js, js(0.5)),
+    (lambda x, t, **o: generalized_js(x, t, 0.1, **o), js(0.1)),
+    (lambda x, t, **o: generalized_js(x, t, 0.9, **o), js(0.9)),
+]
+NAMES = ["forward", "reverse", "js half", "js 0.1", "js 0.9"]
+
+every_loss = pytest.mark.parametrize(("loss", "divergence"), LOSSES, ids=NAMES)
+
+
+def assert_same(ours: Tensor, expected: Tensor, logits: Tensor) -> None:
+    """The values of each row and the gradients of a weighted sum."""
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    weights = torch.arange(1.0, len(ours) + 1, dtype=torch.float64)
+    got = torch.autograd.grad((ours * weights).sum(), logits, retain_graph=True)
+    wanted = torch.autograd.grad((expected * weights).sum(), logits, retain_graph=True)
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@every_loss
+@pytest.mark.parametrize("k", [1, 5, 29, 30])
+def test_on_a_list_and_its_tail(loss: Loss, divergence: Divergence, k: int) -> None:
+    """At k = 30 this is the divergence over the whole vocabulary."""
+    teacher_N_V, logits = pair()
+    teacher = teacher_of(teacher_N_V, k)
+    expected = truth(divergence, teacher_N_V, logits, teacher.token_ids.tolist())
+    assert_same(loss(logits, teacher, reduction="none"), expected, logits)
+    full = truth(divergence, teacher_N_V, logits, [list(range(30))] * 6)
+    if k < 29:
+        assert (expected < full).all(), "merging events loses divergence"
+    else:
+        torch.testing.assert_close(expected, full)
+
+
+@every_loss
+def test_on_the_union_of_two_lists(loss: Loss, divergence: Divergence) -> None:
+    """The student's own top-C beside the teacher's top-K, overlaps, repetitions and -1 included."""
+    teacher_N_V, logits = pair(seed=1)
+    candidates = logits.detach().topk(6, dim=1).indices
+    candidates[0, 2] = -1
+    candidates[1, 3] = candidates[1, 0]
+    teacher = teacher_of(teacher_N_V, 7, candidates)
+    listed = [
+        list(dict.fromkeys(own + [c for c in other if c >= 0]))
+        for own, other in zip(teacher.token_ids.tolist(), candidates.tolist(), strict=True)
+    ]
+    assert len({len(ids) for ids in listed}) > 2
+    expected = truth(divergence, teacher_N_V, logits, listed)
+    assert_same(loss(logits, teacher, reduction="none"), expected, logits)
+
+
+@every_loss
+def test_without_the_tail(loss: Loss, divergence: Divergence) -> None:
+    teacher_N_V, logits = pair(seed=2)
+    teacher = replace(teacher_of(teacher_N_V, 8), log_tail_masses=None)
+    p = teacher.logprobs.exp()
+    q = logits.softmax(1).gather(1, teacher.token_ids)
+    scaled = zip(p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True), strict=True)
+    expected = torch.stack([divergence(*row) for row in scaled])
+    assert_same(loss(logits, teacher, tail="renormalize", reduction="none"), expected, logits)
+    bare = torch.stack([divergence(*row) for row in zip(p, q, strict=True)])
+    assert_same(loss(logits, teacher, tail="drop", reduction="none"), bare, logits)
+
+
+@every_loss
+def test_gradcheck(loss: Loss, divergence: Divergence) -> None:
+    teacher_N_V, logits = pair(rows=3, vocab=12, seed=3)
+    candidates = logits.detach().topk(4, dim=1).indices
+    teacher = teacher_of(teacher_N_V, 4, candidates)
+    for tail in ("bucket", "renormalize", "drop"):
+        assert torch.autograd.gradcheck(lambda x, t=tail: loss(x, teacher, tail=t), logits)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 7, 50])
+def test_equal_distributions_are_exactly_zero_apart(
+    loss: Loss, divergence: Divergence, dtype: torch.dtype, k: int
+) -> None:
+    """Exactly, where the log-masses are equal: and with the bits of log-softmax they are."""
+    logits = torch.randn(9, 50, dtype=dtype, generator=torch.Generator().manual_seed(k))
+    log_z = logits.logsumexp(1, keepdim=True)
+    top = logits.topk(k, dim=1)
+    rest = logits.scatter(1, top.indices, -math.inf).logsumexp(1) - log_z[:, 0]
+    teacher = TeacherRows(token_ids=top.indices, logprobs=top.values - log_z, log_tail_masses=rest)
+    logits.requires_grad_(True)
+    values = loss(logits, teacher, reduction="none")
+    assert torch.equal(values, torch.zeros_like(values))
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert gradient.abs().max() < 1e-6
+
+
+def entropy_of(alpha: float) -> float:
+    return -alpha * math.log(alpha) - (1 - alpha) * math.log1p(-alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.5, 0.8])
+def test_range_and_symmetry_of_js(alpha: float) -> None:
+    teacher_N_V, logits = pair(rows=40, seed=4)
+    values = generalized_js(logits, teacher_of(teacher_N_V, 30), alpha, reduction="none")
+    assert (values > 0).all()
+    assert (values < entropy_of(alpha)).all()
+    student = teacher_of(logits.detach().log_softmax(1), 30)
+    mirrored = generalized_js(teacher_N_V, student, 1 - alpha, reduction="none")
+    torch.testing.assert_close(mirrored, values)
+    # Disjoint supports reach the upper end, H(alpha).
+    apart = torch.tensor([[0.0, 0.0, -2000.0, -2000.0]], dtype=torch.float64)
+    listed = teacher_of(apart.log_softmax(1).flip(1), 4)
+    assert generalized_js(apart, listed, alpha).item() == pytest.approx(entropy_of(alpha))
+
+
+def test_the_divergences_are_not_symmetric_where_they_say_so() -> None:
+    teacher_N_V, logits = pair(rows=4, seed=5)
+    teacher = teacher_of(teacher_N_V, 30)
+    student = teacher_of(logits.detach().log_softmax(1), 30)
+    for loss in (forward_kl, reverse_kl, lambda x, t: generalized_js(x, t, 0.2)):
+        assert not torch.isclose(loss(logits, teacher), loss(teacher_N_V, student), rtol=1e-3)
+    torch.testing.assert_close(reverse_kl(logits, teacher), forward_kl(teacher_N_V, student))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_limits_of_js(dtype: torch.dtype) -> None:
+    """alpha to 0: alpha times forward KL. alpha to 1: (1 - alpha) times reverse KL."""
+    teacher_N_V, logits = pair(seed=6)
+    teacher = teacher_of(teacher_N_V, 10)
+    teacher = replace(teacher, logprobs=teacher.logprobs.to(dtype))
+    logits = logits.detach().to(dtype).requires_grad_(True)
+    small = 1e-6
+    for alpha, limit, share in ((small, forward_kl, small), (1 - small, reverse_kl, small)):
+        expected = limit(logits, teacher)
+        near = generalized_js(logits, teacher, alpha)
+        # In float32 the weight 1 - alpha itself is rounded, to 6e-8 of 1e-6.
+        rtol = 0.2 if dtype == torch.float32 else 1e-4
+        torch.testing.assert_close(
+            near / share, expected, rtol=0.2 if dtype == torch.float32 else 1e-4, atol=0
+        )
+        at_end = generalized_js(logits, teacher, round(alpha), normalize=True)
+        assert torch.equal(at_end, expected)
+    half = generalized_js(logits, teacher, 0.5)
+    torch.testing.assert_close(generalized_js(logits, teacher, 0.5, normalize=True), 4 * half)
+    for alpha in (0.0, 1.0, -0.1, 1.1):
+        with pytest.raises(ValueError, match="alpha must be in"):
+            generalized_js(logits, teacher, alpha)
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
+        generalized_js(logits, teacher, 1.5, normalize=True)
+
+
+def test_the_floor_of_other_trainers() -> None:
+    """Two lists, each with a floor where it lacks a token of the other, and no tail."""
+    teacher_N_V, logits = pair(seed=7)
+    own = logits.detach().topk(5, dim=1).indices
+    teacher = teacher_of(teacher_N_V, 5, own)
+    q_N_V = logits.log_softmax(1)
+    rows = []
+    for n in range(6):
+        theirs, mine = teacher.token_ids[n].tolist(), own[n].tolist()
+        ids = sorted({*theirs, *mine})
+        floor = torch.tensor(-20.0, dtype=torch.float64)
+        p = torch.stack([teacher_N_V[n, i] if i in theirs else floor for i in ids]).exp()
+        q = torch.stack([q_N_V[n, i] if i in mine else floor for i in ids]).exp()
+        rows.append(js(0.3)(p, q))
+    ours = generalized_js(logits, teacher, 0.3, floor=-20.0, reduction="none")
+    assert_same(ours, torch.stack(rows), logits)
+    with pytest.raises(ValueError, match="floor needs the student's list"):
+        generalized_js(logits, teacher_of(teacher_N_V, 5), floor=-20.0)
+
+
+def test_candidates_that_exhaust_the_tail_are_left_out() -> None:
+    """A difference below 1e-4 of the tail is rounding: coarser, and exact."""
+    teacher_N_V, logits = pair(rows=3, vocab=12, seed=8)
+    everything = torch.arange(12).expand(3, 12)
+    teacher = teacher_of(teacher_N_V, 4, everything)
+    # As a server answers: float32, the tail right to 1e-5.
+    noisy = replace(teacher, log_tail_masses=(teacher.log_tail_masses - 1e-5).float())
+    expected = reverse_kl(logits, teacher_of(teacher_N_V, 4))
+    assert torch.isfinite(reverse_kl(logits, noisy))
+    torch.testing.assert_close(reverse_kl(logits, noisy), expected, rtol=1e-4, atol=0)
+
+
+def test_impossible_tokens() -> None:
+    """No NaN, and infinite only where that is the truth."""
+    p = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64).log()
+    logits = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
+    teacher = TeacherRows(
+        token_ids=torch.tensor([[0, 1, 2]]), logprobs=p[:, :3], log_tail_masses=p[:, 3]
+    )
+    q = logits.softmax(1)
+    assert_same(
+        forward_kl(logits, teacher, reduction="none"),
+        (p.exp()[:, :2] * (p[:, :2] - q[:, :2].log())).sum(1),
+        logits,
+    )
+    m = 0.5 * (p.exp() + q)
+    listed = js(0.5)(p.exp()[0, :2], q[0, :2]) - 0  # the tokens both have
+    alone = 0.5 * (q[0, 2:] * (q[0, 2:] / m[0, 2:]).log()).sum()
+    # The two events that only the student has: token 2 and the tail, token 3.
+    assert_same(generalized_js(logits, teacher, reduction="none"), (listed + alone)[None], logits)
+    assert reverse_kl(logits, teacher) == math.inf
+
+
+@every_loss
+def test_mask_and_reductions(loss: Loss, divergence: Divergence) -> None:
+    teacher_N_V, logits = pair(seed=9)
+    teacher = teacher_of(teacher_N_V, 5)
+    each = loss(logits, teacher, reduction="none")
+    mask = torch.tensor([1, 0, 1, 1, 0, 0])
+    with torch.no_grad():
+        # What is masked may hold anything.
+        poisoned = logits.clone()
+        poisoned[1] = math.nan
+        poisoned[4] = -math.inf
+    poisoned.requires_grad_(True)
+    kept = each[[0, 2, 3]]
+    total = loss(poisoned, teacher, mask=mask, reduction="sum")
+    torch.testing.assert_close(total, kept.sum())
+    (gradient,) = torch.autograd.grad(total, poisoned)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[[1, 4, 5]] == 0).all()
+    torch.testing.assert_close(loss(poisoned, teacher, mask=mask.bool()), kept.mean())
+    rows = loss(poisoned, teacher, mask=mask, reduction="none")
+    torch.testing.assert_close(rows[[0, 2, 3]], kept)
+    assert (rows[[1, 4, 5]] == 0).all()
+    nothing = loss(logits, teacher, mask=torch.zeros(6))
+    assert nothing == 0
+    nothing.backward()
+
+
+@every_loss
+def test_chunks_temperature_and_half_precision(loss: Loss, divergence: Divergence) -> None:
+    teacher_N_V, logits = pair(seed=10)
+    candidates = logits.detach().topk(4, dim=1).indices
+    tempered = (teacher_N_V / 0.75).log_softmax(1)
+    teacher = teacher_of(tempered, 5, candidates)
+    by_hand = loss(logits / 0.75, teacher, reduction="none")
+    ours = loss(logits, teacher, temperature=0.75, chunk_rows=4, reduction="none")
+    assert_same(ours, by_hand, logits)
+    mixed = torch.full((6,), 0.75, dtype=torch.float64)
+    torch.testing.assert_close(loss(logits, teacher, temperature=mixed), by_hand.mean())
+    half = logits.detach().bfloat16()
+    value = loss(half, teacher, temperature=0.75)
+    assert value.dtype == torch.float32
+    expected = loss(half.double(), teacher, temperature=0.75)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_loss
+def test_the_numpy_twin_agrees(loss: Loss, divergence: Divergence) -> None:
+    index = [entry[0] for entry in LOSSES].index(loss)
+    twin = [
+        divergences.forward_kl,
+        divergences.reverse_kl,
+        divergences.generalized_js,
+        lambda p, q: divergences.generalized_js(p, q, 0.1),
+        lambda p, q: divergences.generalized_js(p, q, 0.9),
+    ][index]
+    teacher_N_V, logits = pair(rows=20, seed=11)
+    candidates = logits.detach().topk(6, dim=1).indices
+    candidates[0, 2] = -1
+    candidates[1, 3] = candidates[1, 0]
+    for asked in (None, candidates):
+        teacher = teacher_of(teacher_N_V, 7, asked)
+        both = divergences.top_k_buckets(
+            logits.detach().log_softmax(1).numpy(),
+            teacher.token_ids.numpy(),
+            teacher.logprobs.numpy(),
+            teacher.log_tail_masses.numpy(),
+            None if asked is None else asked.numpy(),
+            None if asked is None else teacher.candidate_logprobs.numpy(),
+        )
+        ours = loss(logits, teacher, reduction="none").detach().numpy()
+        np.testing.assert_allclose(twin(*both), ours, rtol=1e-10, atol=1e-14)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    teacher_N_V, logits = pair()
+    teacher = teacher_of(teacher_N_V, 5)
+    refused = [
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"tail": "none"}, "tail must be"),
+        ({"reduction": "batchmean"}, "reduction must be"),
+        ({"mask": torch.ones(5)}, r"the mask has shape \[5\], expected \[6\]"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            forward_kl(logits, teacher, **options)
+    with pytest.raises(ValueError, match="the teacher has 6 rows, the logits 5"):
+        forward_kl(logits[:5], teacher)
+    with pytest.raises(ValueError, match="ask with token_id_limit=20"):
+        forward_kl(logits[:, :20], teacher_of(teacher_N_V, 30))
+    with pytest.raises(ValueError, match="needs log_tail_masses"):
+        forward_kl(logits, replace(teacher, log_tail_masses=None))
+    with pytest.raises(ValueError, match=r"logits must be \[N, V\]"):
+        forward_kl(logits.reshape(2, 3, 30), teacher_of(teacher_N_V[:2], 5))
+    ids, logprobs = teacher.token_ids, teacher.logprobs
+    with pytest.raises(ValueError, match=r"must both be \[N, K\]"):
+        TeacherRows(token_ids=ids, logprobs=logprobs[:, :3])
+    with pytest.raises(ValueError, match="go together"):
+        TeacherRows(token_ids=ids, logprobs=logprobs, candidate_ids=ids)
+    with pytest.raises(ValueError, match=r"must both be \[6, C\]"):
+        TeacherRows(
+            token_ids=ids, logprobs=logprobs, candidate_ids=ids[:2], candidate_logprobs=logprobs[:2]
+        )
+    with pytest.raises(ValueError, match=r"log_tail_masses must be \[6\]"):
+        TeacherRows(token_ids=ids, logprobs=logprobs, log_tail_masses=logprobs[:2, 0])
