@@ -17,7 +17,8 @@ from typing import Any
 from tests.e2e.processes import children
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
+BIN = Path(os.environ.get("SCORING_SERVICE_BIN", Path(sys.executable).parent))
+"""Another environment's, for tests that run beside a framework's own pins."""
 PATIENCE = 120.0
 """Seconds that a start may take on a busy machine."""
 

@@ -1,0 +1,247 @@
+"""tinker's types and tinker-cookbook's own functions on our server."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+import tinker
+import torch
+from tinker import types
+from tinker_cookbook.completers import TinkerTokenCompleter
+from tinker_cookbook.distillation import sdft
+
+from scoring_client import ScoringClient
+from scoring_client.adapters.tinker import SamplingClient
+from tests.compat.conftest import Plain, texts
+from tests.compat.hooks import described, recorded
+
+ONE = types.SamplingParams(max_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def sampler(client: ScoringClient) -> SamplingClient:
+    return SamplingClient(client, base_model="tiny")
+
+
+def prompt_of(ids: list[int]) -> types.ModelInput:
+    return types.ModelInput.from_ints(ids)
+
+
+def test_the_hooks_are_those_recorded() -> None:
+    for name, parameters in recorded("tinker").items():
+        theirs = getattr(tinker.SamplingClient, name)
+        assert described(theirs) == parameters, name
+        ours = getattr(SamplingClient, name)
+        if name != "sample_async":  # passes on whatever `sample` takes
+            assert [p for p in described(ours) if p != "async"] == parameters, name
+        if name.endswith("_async"):
+            assert inspect.iscoroutinefunction(ours)
+
+
+def test_compute_logprobs(sampler: SamplingClient, plain: Plain) -> None:
+    (ids,) = texts(1, 40)
+    future = sampler.compute_logprobs(prompt_of(ids))
+    assert isinstance(future, tinker.APIFuture)
+    assert isinstance(future.future(), Future)
+    logprobs = future.result()
+    assert logprobs[0] is None
+    np.testing.assert_allclose(logprobs[1:], plain.realised(ids), atol=1e-4)
+    last = sampler.compute_logprobs(prompt_of(ids), prompt_logprobs_last_n=3).result()
+    assert last[:-3] == [None] * 37
+    np.testing.assert_allclose(last[-3:], logprobs[-3:], atol=1e-6)
+    assert sampler.compute_logprobs(prompt_of(ids[:1])).result() == [None]
+
+    async def awaited() -> list[Any]:
+        return await asyncio.gather(
+            sampler.compute_logprobs(prompt_of(ids)).coroutine(),
+            sampler.compute_logprobs_async(prompt_of(ids)),
+            sampler.compute_logprobs(prompt_of(ids)).result_async(),
+        )
+
+    assert asyncio.run(awaited()) == [logprobs] * 3
+
+
+def test_everything_of_one_sample_call(sampler: SamplingClient, plain: Plain) -> None:
+    (ids,) = texts(1, 20, seed=1)
+    targets = torch.full((19, 3), -1, dtype=torch.int64)
+    targets[4:, 0] = torch.arange(100, 115)
+    targets[9, 2] = 7
+    response = sampler.sample(
+        prompt=prompt_of(ids),
+        num_samples=3,
+        sampling_params=types.SamplingParams(max_tokens=6, seed=5, temperature=0.7, top_k=30),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=25,
+        topk_sample_logprobs=4,
+        target_prompt_logprobs=types.TensorData.from_torch(targets),
+        prompt_alt_tokens_k=5,
+        prompt_logprobs_last_n=8,
+    ).result()
+    assert isinstance(response, types.SampleResponse)
+    truth = plain.logprobs(ids)
+    prompt_logprobs = response.prompt_logprobs
+    assert prompt_logprobs[:12] == [None] * 12
+    np.testing.assert_allclose(prompt_logprobs[12:], plain.realised(ids)[11:], atol=1e-4)
+    lists = response.topk_prompt_logprobs
+    assert lists[:12] == [None] * 12
+    for position in range(12, 20):
+        expected = truth[position - 1].topk(25)
+        assert [token for token, _ in lists[position]] == expected.indices.tolist()
+        np.testing.assert_allclose(
+            [logprob for _, logprob in lists[position]], expected.values, atol=1e-4
+        )
+    answered = response.target_prompt_logprobs.to_torch()
+    assert answered.shape == targets.shape
+    wanted = truth[:-1].gather(1, targets.clamp(min=0)).masked_fill(targets < 0, 0.0)
+    np.testing.assert_allclose(answered, wanted, atol=1e-4)
+    draws = response.prompt_alt_tokens
+    drawn = draws.tokens.to_torch()
+    assert drawn.shape == (19, 5)
+    np.testing.assert_allclose(draws.logprobs.to_torch(), truth[:-1].gather(1, drawn), atol=1e-4)
+    assert len({s.sequence_id for s in response.sequences}) == 3
+    for sequence in response.sequences:
+        rows = plain.logprobs(ids + sequence.tokens, temperature=0.7)[19:-1]
+        kept = rows.masked_fill(rows < rows.topk(30).values[:, -1:], -math.inf).log_softmax(1)
+        expected = kept.gather(1, torch.tensor(sequence.tokens)[:, None])[:, 0]
+        np.testing.assert_allclose(sequence.logprobs, expected, atol=1e-4)
+        assert len(sequence.topk_logprobs) == len(sequence.tokens)
+        assert sequence.stop_reason in ("stop", "length")
+    again = sampler.sample(
+        prompt_of(ids), 3, types.SamplingParams(max_tokens=6, seed=5, temperature=0.7, top_k=30)
+    ).result()
+    assert [s.tokens for s in again.sequences] == [s.tokens for s in response.sequences]
+    assert again.prompt_logprobs is again.topk_prompt_logprobs is None
+
+
+def test_sparse_targets(sampler: SamplingClient, plain: Plain) -> None:
+    (ids,) = texts(1, 30, seed=2)
+    targets = torch.full((29, 200), -1, dtype=torch.int64)
+    targets[20, 150] = 11
+    targets[20, 3] = 12
+    targets[27, 199] = 13
+    asked = types.TensorData.from_torch_sparse(targets, pad_value=-1)
+    assert asked.sparse_crow_indices is not None
+    response = sampler.sample(prompt_of(ids), 1, ONE, target_prompt_logprobs=asked).result()
+    answered = response.target_prompt_logprobs
+    assert answered.sparse_crow_indices == asked.sparse_crow_indices
+    assert answered.sparse_col_indices == asked.sparse_col_indices
+    truth = plain.logprobs(ids)
+    dense = answered.to_torch()
+    for row, column, token in ((20, 150, 11), (20, 3, 12), (27, 199, 13)):
+        assert dense[row, column].item() == pytest.approx(truth[row, token].item(), abs=1e-4)
+    assert response.prompt_logprobs is None
+
+
+def test_the_draws_follow_the_temperature(sampler: SamplingClient, plain: Plain) -> None:
+    (ids,) = texts(1, 3, seed=3)
+    cold = types.SamplingParams(max_tokens=1, temperature=0.05, seed=1)
+    draws = sampler.sample(prompt_of(ids), 1, cold, prompt_alt_tokens_k=8).result()
+    best = plain.logprobs(ids)[:-1].argmax(1)
+    tokens = draws.prompt_alt_tokens.tokens.to_torch()
+    assert (tokens == best[:, None]).float().mean() > 0.6
+    hot = types.SamplingParams(max_tokens=1, temperature=3.0, seed=1)
+    draws = sampler.sample(prompt_of(ids), 1, hot, prompt_alt_tokens_k=8).result()
+    rows = draws.prompt_alt_tokens.tokens.to_torch().tolist()
+    assert all(len(set(row)) > 4 for row in rows)
+
+
+def test_stops(sampler: SamplingClient) -> None:
+    (ids,) = texts(1, 5, seed=4)
+    free = types.SamplingParams(max_tokens=30, seed=3, stop=[])
+    (whole,) = sampler.sample(prompt_of(ids), 1, free).result().sequences
+    assert len(whole.tokens) == 30
+    assert whole.stop_reason == "length"
+    at = types.SamplingParams(max_tokens=30, seed=3, stop=[whole.tokens[1]])
+    (stopped,) = sampler.sample(prompt_of(ids), 1, at).result().sequences
+    assert stopped.stop_reason == "stop"
+    assert stopped.tokens == whole.tokens[: whole.tokens.index(whole.tokens[1]) + 1]
+
+
+def test_what_makes_no_sense_is_refused(sampler: SamplingClient) -> None:
+    prompt = prompt_of([5, 6, 7])
+    for last_n in (0, 3):
+        with pytest.raises(ValueError, match="prompt_logprobs_last_n must be in"):
+            sampler.compute_logprobs(prompt, last_n)
+    with pytest.raises(ValueError, match="needs include_prompt_logprobs"):
+        sampler.sample(prompt, 1, ONE, prompt_logprobs_last_n=1)
+    with pytest.raises(ValueError, match="prompt_alt_tokens_k"):
+        sampler.sample(prompt, 1, ONE, prompt_alt_tokens_k=-1)
+    for bad in (
+        torch.zeros(3, 1, dtype=torch.int64),
+        torch.zeros(2, 1),
+        torch.full((2, 1), -1, dtype=torch.int64),
+    ):
+        with pytest.raises(ValueError, match="target_prompt_logprobs"):
+            sampler.sample(prompt, 1, ONE, target_prompt_logprobs=types.TensorData.from_torch(bad))
+    with pytest.raises(ValueError, match="vocabulary"):
+        sampler.compute_logprobs(prompt_of([5, 10**6])).result()
+
+
+def datum(prompt: list[int], completion: list[int], logprobs: list[float]) -> tinker.Datum:
+    """As the cookbook's rollouts leave it."""
+    ids = prompt + completion
+    mask = [0.0] * (len(prompt) - 1) + [1.0] * len(completion)
+    padded = [0.0] * (len(prompt) - 1) + logprobs
+    return tinker.Datum(
+        model_input=types.ModelInput.from_ints(ids[:-1]),
+        loss_fn_inputs={
+            "target_tokens": types.TensorData.from_torch(torch.tensor(ids[1:])),
+            "mask": types.TensorData.from_torch(torch.tensor(mask)),
+            "logprobs": types.TensorData.from_torch(torch.tensor(padded)),
+            "advantages": types.TensorData.from_torch(torch.zeros(len(mask))),
+        },
+    )
+
+
+def test_the_cookbooks_topk_distillation(sampler: SamplingClient, plain: Plain) -> None:
+    """Unmodified `build_topk_distillation_datums`: its targets are the teacher's own."""
+    student_prompt, teacher_prompt, completion = *texts(2, 9, seed=6), texts(1, 12, seed=7)[0]
+    (made,), metrics = asyncio.run(
+        sdft.build_topk_distillation_datums(
+            [datum(student_prompt, completion, [-1.0] * 12)],
+            [{"group_idx": 0}],
+            sampler,
+            [prompt_of(teacher_prompt)],
+            topk=20,
+        )
+    )
+    targets = made.loss_fn_inputs["target_tokens"].to_torch()
+    weights = made.loss_fn_inputs["weights"].to_torch()
+    assert targets.shape == weights.shape == (20, 20)
+    teacher = plain.logprobs(teacher_prompt + completion)[8:-1]
+    best = teacher.topk(20, dim=1)
+    # The first three completion tokens are left out, as the function says.
+    assert (weights[:11] == 0).all()
+    assert torch.equal(targets[11:], best.indices[3:])
+    torch.testing.assert_close(
+        weights[11:].double(), best.values[3:].softmax(1), rtol=1e-3, atol=1e-5
+    )
+    assert metrics["sdft/total_completion_tokens"] == 12
+
+
+def test_the_cookbooks_advantages(sampler: SamplingClient, plain: Plain) -> None:
+    """Unmodified `compute_sdft_advantages`: teacher minus student at each completion token."""
+    student_prompt, teacher_prompt, completion = *texts(2, 9, seed=8), texts(1, 12, seed=9)[0]
+    student = plain.realised(student_prompt + completion)[8:]
+    data = datum(student_prompt, completion, student.tolist())
+    asyncio.run(
+        sdft.compute_sdft_advantages(
+            [data], [{"group_idx": 0}], sampler, [prompt_of(teacher_prompt)]
+        )
+    )
+    teacher = plain.realised(teacher_prompt + completion)[8:]
+    advantages = data.loss_fn_inputs["advantages"].to_torch()
+    np.testing.assert_allclose(advantages[8:], teacher - student, atol=2e-4)
+
+
+def test_the_cookbooks_completer(sampler: SamplingClient) -> None:
+    completer = TinkerTokenCompleter(sampler, max_tokens=5)
+    found = asyncio.run(completer(prompt_of([5, 6, 7]), stop=[2]))
+    assert 1 <= len(found.tokens) <= 5
+    assert len(found.logprobs) == len(found.tokens)
