@@ -1,0 +1,188 @@
+"""lm-eval's command line with our model and with its own, on a task made of local files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.huggingface import HFLM
+
+from scoring_client.adapters.lm_eval import ScoringServiceLM
+from tests.compat.hooks import recorded
+from tests.compat.lm_eval.local_tasks import write_tasks
+from tests.e2e.served import ROOT, serving
+
+DOCUMENTS = 120
+
+MODEL = os.environ.get("ADAPTER_TEST_MODEL", "")
+"""A folder in place of the packaged model; `make test-adapters MODEL=smollm2` sets it."""
+
+
+@pytest.fixture(scope="module")
+def model_path(plain: Any) -> str:
+    return MODEL or plain.path
+
+
+@pytest.fixture(scope="module")
+def served(model_path: str) -> Any:
+    with serving(model_path, "--dtype", "float32") as running:
+        yield running.ready
+
+
+def run(command: list[str], folder: Path) -> dict[str, dict[int, Any]]:
+    """Task -> document -> what the model said of it."""
+    ended = subprocess.run(
+        [
+            *[sys.executable, "-m", *command, "--tasks", "local_continuations,local_choices"],
+            *["--include_path", str(folder / "tasks"), "--log_samples", "--batch_size", "1"],
+            *["--output_path", str(folder / command[0])],
+        ],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found: dict[str, dict[int, Any]] = {}
+    for file in (folder / command[0]).rglob("samples_*.jsonl"):
+        task = "choices" if "choices" in file.name else "continuations"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        found[task] = {row["doc_id"]: row for row in rows}
+    return found
+
+
+def answers(row: dict[str, Any]) -> list[tuple[float, bool]]:
+    """Log-likelihood and greediness of each request of a document."""
+    flat = [each[0] if isinstance(each[0], list) else each for each in row["resps"]]
+    return [(float(value), str(greedy) == "True") for value, greedy in flat]
+
+
+def test_the_command_line_agrees_with_lm_evals_own_model(
+    served: str, model_path: str, tmp_path: Path
+) -> None:
+    write_tasks(tmp_path / "tasks", DOCUMENTS)
+    ours = run(
+        [
+            *["scoring_client.adapters.lm_eval", "--model", "scoring-service"],
+            *["--model_args", f"target={served}"],
+        ],
+        tmp_path,
+    )
+    theirs = run(
+        [
+            *["lm_eval", "--model", "hf", "--device", "cpu"],
+            *["--model_args", f"pretrained={model_path},dtype=float32"],
+        ],
+        tmp_path,
+    )
+    for task in ("continuations", "choices"):
+        assert ours[task].keys() == theirs[task].keys()
+        assert len(ours[task]) >= 100
+        worst = 0.0
+        for document, row in ours[task].items():
+            expected = theirs[task][document]
+            assert row["doc"] == expected["doc"]
+            for (value, is_greedy), (wanted, wanted_greedy) in zip(
+                answers(row), answers(expected), strict=True
+            ):
+                worst = max(worst, abs(value - wanted))
+                assert is_greedy == wanted_greedy
+            assert row.get("acc") == expected.get("acc")
+        print(f"{task}: {len(ours[task])} documents, worst difference {worst:.2e}")
+        assert worst < 1e-3
+
+
+@pytest.fixture(scope="module")
+def both(served: str, model_path: str) -> tuple[ScoringServiceLM, HFLM]:
+    # Its cache for one-token continuations takes requests together that split one text at
+    # different places, and then scores them with each other's rows.
+    theirs = HFLM(model_path, dtype="float32", device="cpu", logits_cache=False)
+    return ScoringServiceLM(served), theirs
+
+
+def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [
+        Instance(request_type=kind, doc={}, arguments=given, idx=index)
+        for index, given in enumerate(arguments)
+    ]
+
+
+def test_edges_of_loglikelihood(both: tuple[ScoringServiceLM, HFLM]) -> None:
+    """No context, spaces that move, a continuation that joins the context's last token."""
+    asked = requests(
+        "loglikelihood",
+        ("", "import numpy as np"),
+        ("import numpy as ", "np"),
+        ("import num", "py as np"),
+        ("for i in range", "(10):\n    print(i)"),
+        ("for i in range", "("),
+        ("for i in range", "("),
+    )
+    for (ours, greedy), (theirs, their_greedy) in zip(
+        both[0].loglikelihood(asked), both[1].loglikelihood(asked), strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+        assert greedy == their_greedy
+
+
+def test_rolling(both: tuple[ScoringServiceLM, HFLM]) -> None:
+    text = (ROOT / "README.md").read_text()
+    asked = requests("loglikelihood_rolling", (text[:2500],), ("import numpy as np",))
+    ours, theirs = (model.loglikelihood_rolling(asked) for model in both)
+    assert ours == pytest.approx(theirs, abs=1e-3, rel=1e-5)
+
+
+def test_windows_of_a_text_that_is_too_long(served: str, model_path: str) -> None:
+    text = (ROOT / "README.md").read_text()[:800]
+    asked = requests("loglikelihood_rolling", (text,))
+    ours = ScoringServiceLM(served, max_length=64)
+    theirs = HFLM(model_path, dtype="float32", device="cpu", max_length=63)
+    assert ours.loglikelihood_rolling(asked) != pytest.approx(
+        ScoringServiceLM(served).loglikelihood_rolling(asked), rel=1e-3
+    )
+    # Theirs counts the tokens that go in; the last one that is scored does not.
+    assert ours.loglikelihood_rolling(asked) == pytest.approx(
+        theirs.loglikelihood_rolling(asked), abs=1e-3, rel=1e-5
+    )
+
+
+def test_generation_is_greedy_and_stops(both: tuple[ScoringServiceLM, HFLM]) -> None:
+    asked = requests(
+        "generate_until",
+        ("import numpy as", {"until": ["\n"], "max_gen_toks": 12}),
+        ("def __init__(self", {"until": ":", "max_gen_toks": 12}),
+    )
+    ours = both[0].generate_until(asked)
+    assert ours == both[1].generate_until(
+        requests(
+            "generate_until",
+            ("import numpy as", {"until": ["\n"], "max_gen_toks": 12}),
+            ("def __init__(self", {"until": [":"], "max_gen_toks": 12}),
+        )
+    )
+    assert all(":" not in text for text in ours[1:])
+
+
+def test_the_hooks_are_those_recorded() -> None:
+    hooks = recorded("lm_eval")
+    assert TemplateLM.__abstractmethods__ == hooks.keys() - {"loglikelihood"}
+    for name, parameters in hooks.items():
+        theirs = getattr(TemplateLM, name)
+        if parameters == "property":
+            assert isinstance(theirs, property)
+            continue
+        found = [
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+            for p in inspect.signature(theirs).parameters.values()
+        ]
+        assert found[1:] == parameters, name

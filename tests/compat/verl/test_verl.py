@@ -1,0 +1,83 @@
+"""verl's agent loop on our server as its teacher."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+from verl.experimental.teacher_loop.teacher_manager import (
+    AsyncTeacherLLMServerManager,
+    _pad_teacher_outputs,
+)
+
+from scoring_client import AsyncScoringClient
+from scoring_client.adapters.verl import TeacherManager
+from tests.compat.conftest import Plain, texts
+from tests.compat.hooks import described, recorded
+
+
+def test_the_hook_is_the_one_recorded() -> None:
+    theirs = AsyncTeacherLLMServerManager.compute_teacher_logprobs_single
+    assert described(theirs) == recorded("verl")["compute_teacher_logprobs_single"]
+    ours = inspect.signature(TeacherManager.compute_teacher_logprobs_single)
+    assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in inspect.signature(theirs).parameters.values()
+    ]
+
+
+def through_the_agent_loop(target: str, prompt: list[int], response: list[int], **options: Any):
+    """verl's unmodified `_compute_teacher_logprobs`: what it leaves in the output."""
+
+    async def main() -> dict[str, Any]:
+        async with AsyncScoringClient(target) as client:
+            worker = SimpleNamespace(
+                distillation_enabled=True,
+                teacher_key="data_source",
+                teacher_server_manager=TeacherManager(client, **options),
+            )
+            output = SimpleNamespace(
+                multi_modal_data={}, mm_processor_kwargs=None, extra_fields={}
+            )
+            await AgentLoopWorker._compute_teacher_logprobs(
+                worker,
+                output,
+                prompt,
+                response,
+                validate=False,
+                sample_kwargs={"data_source": np.array("math")},
+            )
+            return output.extra_fields
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_realised_token(target: str, plain: Plain, temperature: float) -> None:
+    prompt, response = texts(2, 11)
+    fields = through_the_agent_loop(target, prompt, response, temperature=temperature)
+    ids, logprobs = fields["teacher_ids"], fields["teacher_logprobs"]
+    assert ids.dtype == torch.int32
+    assert ids.shape == logprobs.shape == (22, 1)
+    assert ids[:, 0].tolist() == [*(prompt + response)[1:], 0]
+    expected = plain.realised(prompt + response, temperature)
+    np.testing.assert_allclose(logprobs[:-1, 0], expected, atol=1e-4)
+    assert logprobs[-1, 0] == 0
+
+
+def test_the_list(target: str, plain: Plain) -> None:
+    prompt, response = texts(2, 11, seed=1)
+    fields = through_the_agent_loop(target, prompt, response, topk=16)
+    best = plain.logprobs(prompt + response)[:-1].topk(16, dim=1)
+    assert torch.equal(fields["teacher_ids"][:-1].long(), best.indices)
+    np.testing.assert_allclose(fields["teacher_logprobs"][:-1], best.values, atol=1e-4)
+    # verl's own padding takes it.
+    ids, logprobs = _pad_teacher_outputs(
+        fields["teacher_ids"], fields["teacher_logprobs"], 20, 30, 11, 11, pad_token_id=0
+    )
+    assert ids.shape == logprobs.shape == (1, 50, 16)
