@@ -16,10 +16,10 @@ ARGS ?=
 SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format protos bench bench-peers clean always
+.PHONY: help install serve test test-adapters check format protos bench bench-peers clean always
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  make serve MODEL=smollm2                          a real 135M model, fetched first (93 MB)'
 	@echo '  make serve ARGS="MODEL --port 50100"              any arguments of `scoring-service serve`'
@@ -38,6 +38,22 @@ endif
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -q $(or $(ARGS),tests)
+
+FRAMEWORKS := tinker trl verl lm_eval
+
+test-adapters: $(FRAMEWORKS:%=test-adapter-%) ## run the adapters against the real frameworks, each in its environment
+
+# SmolLM2 for lm-eval's comparison, where it is asked for: make test-adapters MODEL=smollm2
+test-adapter-%: build/compat/%/.installed $(if $(filter smollm2,$(MODEL)),build/models/smollm2/config.json)
+	@printf '\n== %s\n' "$*"
+	@SCORING_SERVICE_BIN=$(abspath $(BIN)) TRL_EXPERIMENTAL_SILENCE=1 HF_HUB_OFFLINE=1 \
+		ADAPTER_TEST_MODEL=$(if $(filter smollm2,$(MODEL)),$(abspath build/models/smollm2)) \
+		build/compat/$*/bin/python -m pytest -q tests/compat/$* $(ARGS)
+
+.PRECIOUS: build/compat/%/.installed
+build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirements.txt $(INSTALLED)
+	@echo 'Installing $* beside .venv (up to 150 MB to download, 700 MB on disk)'
+	@tools/install_framework.sh $*
 
 check: $(INSTALLED) ## lint, types, import rules, and the contract: generated code fresh, no break
 	$(BIN)/ruff check .

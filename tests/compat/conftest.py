@@ -18,10 +18,16 @@ from scoring_client import ScoringClient
 from scoring_service.models import tiny_model_path
 from tests.e2e.served import serving
 
-PACKAGES = {"lm_eval": "lm_eval", "tinker": "tinker_cookbook", "trl": "trl", "verl": "verl"}
+PACKAGES = {
+    "lm_eval": "lm_eval",
+    "tinker": "tinker",
+    "tinker/test_cookbook.py": "tinker_cookbook",
+    "trl": "trl",
+    "verl": "verl",
+}
 
 collect_ignore = [
-    folder for folder, package in PACKAGES.items() if importlib.util.find_spec(package) is None
+    place for place, package in PACKAGES.items() if importlib.util.find_spec(package) is None
 ]
 
 

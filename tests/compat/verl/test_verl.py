@@ -41,9 +41,7 @@ def through_the_agent_loop(target: str, prompt: list[int], response: list[int], 
                 teacher_key="data_source",
                 teacher_server_manager=TeacherManager(client, **options),
             )
-            output = SimpleNamespace(
-                multi_modal_data={}, mm_processor_kwargs=None, extra_fields={}
-            )
+            output = SimpleNamespace(multi_modal_data={}, mm_processor_kwargs=None, extra_fields={})
             await AgentLoopWorker._compute_teacher_logprobs(
                 worker,
                 output,

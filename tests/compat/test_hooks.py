@@ -1,0 +1,154 @@
+"""The adapters as their frameworks call them, where the frameworks are not installed.
+
+Signatures against those recorded from the real packages; numbers against plain transformers. The
+tests in the folders beside this file hold the record to the real packages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import scoring_client.adapters
+from scoring_client import AsyncScoringClient, InvalidRequestError, ScoringClient
+from scoring_client.adapters.prime_rl import TeacherPool
+from scoring_client.adapters.trl import TeacherClient
+from scoring_client.adapters.verl import TeacherManager
+from tests.compat.conftest import Plain, texts
+from tests.compat.hooks import recorded, written
+
+ADAPTERS = Path(scoring_client.adapters.__file__).parent
+
+CLASSES = {
+    "trl": "TeacherClient",
+    "tinker": "SamplingClient",
+    "verl": "TeacherManager",
+    "prime_rl": "TeacherPool",
+    "lm_eval": "ScoringServiceLM",
+}
+
+
+@pytest.mark.parametrize("framework", CLASSES)
+def test_signatures_are_the_frameworks(framework: str) -> None:
+    for name, parameters in recorded(framework).items():
+        ours = written(ADAPTERS / f"{framework}.py", CLASSES[framework], name)
+        if parameters == "property":
+            assert ours == []
+        elif framework == "lm_eval":
+            # lm-eval calls by name or place what it defines; further ones go to **kwargs.
+            assert ours == [p for p in parameters if p != "kwargs"], name
+        elif name == "sample_async":
+            assert ours == ["async"]  # *args and **kwargs, as `sample` takes them
+        else:
+            # tinker's decorators hide that its *_async are coroutines.
+            plain = [p for p in ours if p != "async" or parameters[:1] == ["async"]]
+            assert plain == parameters, name
+
+
+def test_trl(client: ScoringClient, plain: Plain) -> None:
+    """As `ServerDistillationTrainer` calls it, and as chunks."""
+    sequences = [*texts(3, 14), texts(1, 9, seed=1)[0]]
+    prompt_lengths = [5, 13, 1, 3]
+    teacher = TeacherClient(client)
+    for chunk_size in (0, 3):
+        answer = teacher.get_sequence_logprobs(
+            sequences=sequences,
+            prompt_lengths=prompt_lengths,
+            top_logprobs=7,
+            temperature=0.7,
+            chunk_size=chunk_size,
+        )
+        outside = 0
+        for b, (ids, start) in enumerate(zip(sequences, prompt_lengths, strict=True)):
+            rows = plain.logprobs(ids, 0.7)[start - 1 : -1]
+            best = rows.topk(7, dim=1)
+            assert np.array_equal(answer["logprob_token_ids"][b], best.indices)
+            np.testing.assert_allclose(answer["logprobs"][b], best.values, atol=1e-4)
+            actual = plain.realised(ids, 0.7)[start - 1 :, None]
+            np.testing.assert_allclose(answer["actual_logprobs"][b], actual, atol=1e-4)
+            assert answer["actual_token_ids"][b] == [[token] for token in ids[start:]]
+            outside += int((actual < best.values[:, -1:]).sum())
+        assert outside > 20, "vLLM's answer would be -inf here"
+        assert all(math.isfinite(x) for b in answer["actual_logprobs"] for (x,) in b)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        teacher.get_sequence_logprobs(sequences, prompt_lengths, temperature=0.0)
+    limited = TeacherClient(client, token_id_limit=500).get_sequence_logprobs(
+        sequences, prompt_lengths, 7
+    )
+    assert max(max(row) for b in limited["logprob_token_ids"] for row in b) < 500
+
+
+def in_a_loop(target: str, ask: Any) -> Any:
+    async def main() -> Any:
+        async with AsyncScoringClient(target) as client:
+            return await ask(client)
+
+    return asyncio.run(main())
+
+
+def test_prime_rl(target: str, plain: Plain) -> None:
+    """As its opd algorithm calls it: one log-prob a token, 0.0 for the leading one."""
+    branches = [*texts(3, 12), [7]]
+
+    async def ask(client: AsyncScoringClient) -> list[list[float]]:
+        pool = TeacherPool(client)
+        scores = await asyncio.gather(*(pool.score(branch) for branch in branches))
+        await pool.stop()
+        return scores
+
+    for branch, logprobs in zip(branches, in_a_loop(target, ask), strict=True):
+        assert len(logprobs) == len(branch)
+        assert logprobs[0] == 0.0
+        assert all(type(value) is float for value in logprobs)
+        if len(branch) > 1:
+            np.testing.assert_allclose(logprobs[1:], plain.realised(branch), atol=1e-4)
+
+    async def tempered(client: AsyncScoringClient) -> list[float]:
+        return await TeacherPool(client, temperature=0.5).score(branches[0])
+
+    expected = plain.realised(branches[0], 0.5)
+    np.testing.assert_allclose(in_a_loop(target, tempered)[1:], expected, atol=1e-4)
+
+
+def test_verl(target: str, plain: Plain) -> None:
+    """Row i predicts token i + 1, and a last row of zeros follows."""
+    (ids,) = texts(1, 18)
+
+    async def ask(client: AsyncScoringClient) -> Any:
+        realised = TeacherManager(client, temperature=0.7)
+        listed = TeacherManager({"only": client}, topk=6, token_id_limit=600)
+        return (
+            await realised.compute_teacher_logprobs_single(sequence_ids=ids),
+            await listed.compute_teacher_logprobs_single(sequence_ids=ids, routing_key="any"),
+            await realised.compute_teacher_logprobs_single(sequence_ids=ids[:1]),
+        )
+
+    (one_ids, one), (top_ids, top), (_, alone) = in_a_loop(target, ask)
+    assert one_ids[:, 0].tolist() == [*ids[1:], 0]
+    np.testing.assert_allclose(one[:-1, 0], plain.realised(ids, 0.7), atol=1e-4)
+    best = plain.logprobs(ids)[:-1, :600].topk(6, dim=1)
+    assert np.array_equal(top_ids[:-1], best.indices)
+    np.testing.assert_allclose(top[:-1], best.values, atol=1e-4)
+    assert (top[-1] == 0).all()
+    assert (top_ids[-1] == 0).all()
+    assert alone.shape == (1, 1)
+
+
+def test_verl_refuses(target: str) -> None:
+    async def ask(client: AsyncScoringClient) -> None:
+        two = TeacherManager({"math": client, "code": client})
+        with pytest.raises(ValueError, match="no teacher for routing key 'law'"):
+            await two.compute_teacher_logprobs_single([1, 2], routing_key="law")
+        with pytest.raises(ValueError, match="tokens only"):
+            await two.compute_teacher_logprobs_single(
+                [1, 2], multi_modal_data={"images": [1]}, routing_key="math"
+            )
+        with pytest.raises(InvalidRequestError, match="vocabulary"):
+            await two.compute_teacher_logprobs_single([1, 10**6], routing_key="math")
+
+    in_a_loop(target, ask)
