@@ -16,7 +16,7 @@ ARGS ?=
 SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-adapters check format protos bench bench-peers clean always
+.PHONY: help install serve test test-adapters test-mismatch check format protos bench bench-peers clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ endif
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -q $(or $(ARGS),tests)
+
+test-mismatch: $(INSTALLED) ## mismatch KL between samples of SmolLM2 and a trainer's replay
+	SMOLLM2=1 $(BIN)/python -m pytest -q -s tests/training/test_sampler_and_trainer.py -k smollm2
 
 FRAMEWORKS := tinker trl verl lm_eval
 

@@ -1,0 +1,134 @@
+"""The server's samples replayed by a trainer: how far apart the two are, and what replay is worth.
+
+prime-rl reports a mismatch KL of 0.0025 without replay of truncation and 0.0007 with it. What is left
+with replay is the rounding of two bfloat16 bodies, and depends on the model.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from scoring_client import Sample, ScoringClient
+from scoring_client.replay import (
+    MismatchKL,
+    linear_processed_logprobs,
+    mismatch_kl,
+    row_settings,
+)
+from scoring_service.models import tiny_model_path
+from tests.e2e.served import ROOT, serving
+
+PROMPTS = [
+    "The capital of France is",
+    "import numpy as np\n\ndef",
+    "Once upon a time, in a village by the sea,",
+    "To install the package, run",
+    "The second law of thermodynamics says that",
+    "for i in range(10):",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def smollm2_file() -> Path:
+    tool = ROOT / "tools" / "fetch_smollm2.py"
+    done = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of a served model, and the same model as a trainer has it."""
+
+    samples: list[Sample]
+    prompts: list[list[int]]
+    trainer: Any
+
+
+def drawn_from(model: Path, dtype: str, n: int, trainer_dtype: str = "") -> Drawn:
+    with serving(str(model), "--dtype", dtype) as served, ScoringClient(served.ready) as client:
+        results = client.sample(
+            PROMPTS, n=n, max_tokens=40, seed=7, ignore_eos=True, top_k=20, top_p=0.95
+        )
+    samples = list(results.samples())
+    name = {"gguf_file": model.name} if model.suffix == ".gguf" else {}
+    folder = model.parent if name else model
+    # The weights that are served, also where the trainer computes in more digits with them.
+    trainer = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **name).eval()
+    trainer = trainer.to(DTYPES[trainer_dtype or dtype])
+    return Drawn(samples, [s.prompt_token_ids.tolist() for s in samples], trainer)
+
+
+@torch.inference_mode()
+def replayed(drawn: Drawn, *, truncate: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The trainer's log-probs of all samples end to end, and the sampler's.
+
+    The trainer's forward is its own: padded batches, whole sequences, no cache. Its head is in
+    float32, as the server's.
+    """
+    lengths = [len(sample.token_ids) for sample in drawn.samples]
+    sequences = [
+        torch.tensor([*prompt, *sample.token_ids])
+        for prompt, sample in zip(drawn.prompts, drawn.samples, strict=True)
+    ]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    hidden = drawn.trainer.model(input_ids=ids).last_hidden_state
+    rows = [
+        hidden[b, len(prompt) - 1 : len(prompt) - 1 + length]
+        for b, (prompt, length) in enumerate(zip(drawn.prompts, lengths, strict=True))
+    ]
+    settings = row_settings([sample.processing for sample in drawn.samples], lengths)
+    if not truncate:
+        settings = {"temperature": settings["temperature"]}
+    trainer = linear_processed_logprobs(
+        torch.cat(rows),
+        drawn.trainer.lm_head.weight,
+        torch.cat([torch.from_numpy(sample.token_ids).long() for sample in drawn.samples]),
+        **settings,
+    )
+    sampler = [torch.from_numpy(sample.processed_logprobs) for sample in drawn.samples]
+    return trainer, torch.cat(sampler)
+
+
+def mismatch(drawn: Drawn, *, truncate: bool) -> MismatchKL:
+    return mismatch_kl(*replayed(drawn, truncate=truncate))
+
+
+def assert_replay_helps(drawn: Drawn, bound: float) -> None:
+    on, off = mismatch(drawn, truncate=True), mismatch(drawn, truncate=False)
+    print(
+        f"\n{int(on.tokens)} tokens: mismatch KL (k3) {on.k3:.2e} with replay, "
+        f"{off.k3:.2e} without; largest {on.max_k3.max():.2e}"
+    )
+    assert on.tokens > 500
+    assert on.k3 < bound
+    assert off.k3 >= 2 * on.k3
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 7e-4)])
+def test_the_packaged_model(dtype: str, bound: float) -> None:
+    assert_replay_helps(drawn_from(tiny_model_path(), dtype, n=3), bound)
+
+
+@pytest.mark.skipif("SMOLLM2" not in os.environ, reason="minutes: make test-mismatch")
+@pytest.mark.parametrize(
+    ("dtype", "trainer_dtype", "bound"),
+    [
+        ("float32", "float32", 1e-6),
+        ("bfloat16", "float32", 7e-4),
+        # SmolLM2's activations lose many digits in bfloat16: against exact arithmetic each of the
+        # two bodies is 6.4e-4 away, and the two of them 7 to 8.5e-4 from each other.
+        ("bfloat16", "bfloat16", 1e-3),
+    ],
+)
+def test_smollm2(dtype: str, trainer_dtype: str, bound: float) -> None:
+    assert_replay_helps(drawn_from(smollm2_file(), dtype, 8, trainer_dtype), bound)
