@@ -56,7 +56,7 @@ GRPCURL = [b for b in blocks() if b.language == "bash" and "grpcurl -plaintext" 
 CLIENT = [b for b in blocks() if b.language == "sh" and "scoring-client" in b.text]
 SCRIPTS = {
     name: "\n".join(b.text for b in blocks() if b.document == name and b.language == "python")
-    for name in ("README.md", "docs/client.md")
+    for name in ("README.md", "docs/client.md", "docs/training.md")
 }
 
 

@@ -1,7 +1,7 @@
 """The server's samples replayed by a trainer: how far apart the two are, and what replay is worth.
 
-prime-rl reports a mismatch KL of 0.0025 without replay of truncation and 0.0007 with it. What is left
-with replay is the rounding of two bfloat16 bodies, and depends on the model.
+prime-rl reports a mismatch KL of 0.0025 without replay of truncation and 0.0007 with it. What is
+left with replay is the rounding of two bfloat16 bodies, and depends on the model.
 """
 
 from __future__ import annotations

@@ -1,0 +1,62 @@
+"""The examples run against a real server, shortened, and show what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.served import ROOT, serving
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    with serving("--dtype", "float32") as running:
+        yield running.ready
+
+
+def output_of(target: str, script: str, *options: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, ROOT / "examples" / script, "--target", target, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stdout
+
+
+def fall(text: str) -> tuple[float, float]:
+    found = re.search(r": ([\d.]+) at first, ([\d.]+) at last", text)
+    assert found, text
+    return float(found[1]), float(found[2])
+
+
+def test_grpo(target: str) -> None:
+    text = output_of(target, "grpo.py", "--group-size", "4", "--steps", "3")
+    on = float(re.search(r"with replay: (\S+)", text)[1])
+    off = float(re.search(r"without: (\S+)", text)[1])
+    assert on < 1e-6
+    assert off > 1e-4
+    steps = re.findall(r"ratios ([\d.]+) to ([\d.]+)", text)
+    assert len(steps) == 3
+    assert all(abs(float(ratio) - 1) < 1e-3 for ratio in steps[0])
+    assert float(steps[-1][1]) - float(steps[-1][0]) > 0.01, "training moves the ratios"
+
+
+@pytest.mark.parametrize(
+    ("script", "steps", "share"), [("distil.py", "30", 0.85), ("sdft.py", "15", 0.75)]
+)
+def test_the_loss_falls(target: str, script: str, steps: str, share: float, tmp_path: Path) -> None:
+    plot = tmp_path / "curve.png"
+    first, last = fall(output_of(target, script, "--steps", steps, "--plot", str(plot)))
+    assert last < share * first
+    assert plot.read_bytes().startswith(b"\x89PNG")
