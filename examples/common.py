@@ -76,10 +76,9 @@ def report(losses: Sequence[float], title: str, plot: Path | None) -> None:
         return
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(losses, color="tab:blue", linewidth=1, alpha=0.5, label="step")
-    means = [
-        sum(losses[max(i - fifth, 0) : i + 1]) / min(i + 1, fifth + 1) for i in range(len(losses))
-    ]
-    axes.plot(means, color="tab:blue", linewidth=2, label=f"mean of the last {fifth + 1}")
+    width = max(len(losses) // 12, 1)
+    windows = [losses[max(i - width, 0) : i + width + 1] for i in range(len(losses))]
+    axes.plot([sum(w) / len(w) for w in windows], color="tab:blue", linewidth=2, label="mean")
     axes.set(xlabel="step", ylabel=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -30,10 +30,17 @@ def student_of(vocab: int) -> LlamaForCausalLM:
 def main() -> None:
     """Write, ask, learn."""
     options = arguments(
-        __doc__, steps=120, max_tokens=12, k=32, student_k=16, alpha=0.5, learning_rate=3e-3
+        __doc__,
+        steps=120,
+        copies=4,
+        max_tokens=12,
+        k=32,
+        student_k=16,
+        alpha=0.5,
+        learning_rate=3e-3,
     )
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS] * options.copies
     losses = []
     with ScoringClient(options.target) as client:
         student = student_of(client.wait_ready().vocab_size)
