@@ -87,7 +87,8 @@ class SamplingClient:
 
     async def sample_async(self, *args: Any, **kwargs: Any) -> types.SampleResponse:
         """Await ``sample``; same arguments."""
-        return await self.sample(*args, **kwargs)
+        response: types.SampleResponse = await self.sample(*args, **kwargs)
+        return response
 
     def compute_logprobs(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
