@@ -79,7 +79,7 @@ def report(losses: Sequence[float], title: str, plot: Path | None) -> None:
     width = max(len(losses) // 12, 1)
     windows = [losses[max(i - width, 0) : i + width + 1] for i in range(len(losses))]
     axes.plot([sum(w) / len(w) for w in windows], color="tab:blue", linewidth=2, label="mean")
-    axes.set(xlabel="step", ylabel=title, ylim=(0, None))
+    axes.set(title=title, xlabel="step", ylabel="nats", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     plot.parent.mkdir(parents=True, exist_ok=True)

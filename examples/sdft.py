@@ -56,7 +56,7 @@ def main() -> None:
     # The teacher's entropy is as low as the cross-entropy can go.
     report(
         [loss - least for loss, least in zip(losses, entropies, strict=True)],
-        "soft cross-entropy above the teacher's entropy (nats)",
+        "soft cross-entropy above the teacher's entropy",
         options.plot,
     )
 

@@ -53,10 +53,16 @@ def test_grpo(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "steps", "share"), [("distil.py", "30", 0.85), ("sdft.py", "15", 0.75)]
+    ("script", "options", "share"),
+    [
+        ("distil.py", ["--steps", "30", "--copies", "1"], 0.85),
+        ("sdft.py", ["--steps", "15"], 0.75),
+    ],
 )
-def test_the_loss_falls(target: str, script: str, steps: str, share: float, tmp_path: Path) -> None:
+def test_the_loss_falls(
+    target: str, script: str, options: list[str], share: float, tmp_path: Path
+) -> None:
     plot = tmp_path / "curve.png"
-    first, last = fall(output_of(target, script, "--steps", steps, "--plot", str(plot)))
+    first, last = fall(output_of(target, script, *options, "--plot", str(plot)))
     assert last < share * first
     assert plot.read_bytes().startswith(b"\x89PNG")

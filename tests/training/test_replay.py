@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scoring_client import replay
-from scoring_client.fused import FusedLinear
+from scoring_client.fused import MODULE, FusedLinear
 from scoring_client.processing import ProcessingSources, ResolvedProcessing
 from scoring_client.replay import (
     entropy,
@@ -211,6 +211,30 @@ def test_the_fused_form_takes_over_where_there_is_one(monkeypatch: pytest.Monkey
     torch.testing.assert_close(taken, plain)
     assert asked["top_k"].shape == asked["top_p"].shape == asked["temperature"].shape == (10,)
     assert "min_p" not in asked
+
+
+def test_the_kernels_form_agrees() -> None:
+    """The service's own fused form, where this checkout has it, called as `fused.py` calls it."""
+    kernels = pytest.importorskip(MODULE)
+    torch.manual_seed(1)
+    hidden = torch.randn(30, 16, requires_grad=True)
+    weight = torch.randn(300, 16, requires_grad=True)
+    labels = torch.randint(300, (30,))
+    labels[::5] = replay.IGNORED
+    rows: dict[str, Any] = {
+        "temperature": torch.linspace(0.5, 2.0, 30),
+        "top_k": torch.arange(30) * 3,
+        "top_p": torch.linspace(0.2, 1.0, 30),
+        "min_p": torch.linspace(0.0, 0.1, 30),
+    }
+    ours = linear_processed_logprobs(hidden, weight, labels, **rows)
+    theirs = kernels.linear_processed_logprobs(
+        hidden, weight, labels, bias=None, keep_labels=True, **rows
+    )
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    got = torch.autograd.grad(theirs.sum(), (hidden, weight))
+    wanted = torch.autograd.grad(ours.sum(), (hidden, weight))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_entropy_against_float64() -> None:
