@@ -49,7 +49,7 @@ def run(command: list[str], folder: Path) -> dict[str, dict[int, Any]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=220,
+        timeout=120 if not MODEL else 900,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -67,6 +67,7 @@ def answers(row: dict[str, Any]) -> list[tuple[float, bool]]:
     return [(float(value), str(greedy) == "True") for value, greedy in flat]
 
 
+@pytest.mark.timeout(300 if not MODEL else 1900)
 def test_the_command_line_agrees_with_lm_evals_own_model(
     served: str, model_path: str, tmp_path: Path
 ) -> None:
