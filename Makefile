@@ -39,7 +39,7 @@ endif
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -q $(or $(ARGS),tests)
 
-check: $(INSTALLED) ## lint, types, import rules, and the contract: generated code fresh, no break
+check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break), GPU kernels compile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,6 +47,7 @@ check: $(INSTALLED) ## lint, types, import rules, and the contract: generated co
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/buf lint
 	tools/check_protos_breaking.sh
+	TRITON_CACHE_DIR=build/triton $(BIN)/python tools/compile_kernels.py
 
 format: $(INSTALLED) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,14 @@ import triton.language as tl
 from scoring_service.kernels.gpu.rows import ordered
 from scoring_service.kernels.gpu.search import keys_of, narrow, settle
 
+SIDE = 64
+"""Candidates that are compared with so many others at a time."""
+
+
+def list_room(k: int) -> int:
+    """Candidates that a list of the k best has room for: they are about 1.16 k + 10."""
+    return max(64, triton.next_power_of_2(k + k // 2 + 32))
+
 
 @triton.jit
 def sort_key(keys, ids):

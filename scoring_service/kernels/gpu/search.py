@@ -13,6 +13,9 @@ import triton.language as tl
 
 from scoring_service.kernels.gpu.rows import nucleus_mass, ordered, unordered
 
+BLOCK = 1024
+"""Columns of a row that are read at a time."""
+
 PIVOTS = 8
 """Keys an interval is split at in one pass."""
 

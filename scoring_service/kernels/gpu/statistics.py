@@ -42,6 +42,8 @@ def block_statistics(
     vocab,
     first_id,
     limit,
+    blocks,
+    first_block,
     group_count,
     multiplier,
     soft_cap,
@@ -52,8 +54,9 @@ def block_statistics(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Program (row, block): the block's max, sum of e = exp(x - max), sum of e * (x - max),
-    tokens before the target, and lowest id of the max.
+    """Program (row, block): partial results of a row's block, number `first_block` + block of all
+    `blocks`, whose ids begin at `first_id` + block * BLOCK: its max, sum of e = exp(x - max), sum
+    of e * (x - max), tokens before the target, and lowest id of the max.
 
     The targets' logits come by themselves: their shard may be another's, and where x replaces the
     logits another block may already have done so.
@@ -78,7 +81,7 @@ def block_statistics(
     # A block of banned tokens: anything finite will do, their exponentials are 0.
     safe = tl.where(top == -float("inf"), 0.0, top)
     e = tl.exp(x - safe)
-    place = row * tl.num_programs(1) + block
+    place = row * blocks + first_block + block
     tl.store(maxima_ptr + place, top)
     tl.store(sums_ptr + place, tl.sum(e, axis=0))
     # A token at -inf adds 0.
@@ -90,7 +93,8 @@ def block_statistics(
     target_logit = tl.load(target_logits_ptr + row)
     target_x = finished(target_logit, multiplier, soft_cap, temperature, SCALED, CAPPED)
     before = (x > target_x) | ((x == target_x) & (ids < target))
-    before = before & there & (ids < limit)
+    # The target's own x may come of another product, a rounding away from this one.
+    before = before & there & (ids < limit) & (ids != target)
     tl.store(above_ptr + place, tl.sum(before.to(tl.int32), axis=0))
 
 

@@ -12,24 +12,21 @@ from torch import Tensor
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
-from scoring_service.kernels.gpu.candidates import top_candidates
+from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidates
+from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
 from scoring_service.kernels.gpu.race import finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
-from scoring_service.kernels.gpu.search import LEAST_KEY, PIVOTS
+from scoring_service.kernels.gpu.search import BLOCK, LEAST_KEY, PIVOTS
 from scoring_service.kernels.gpu.statistics import (
     GROUP_COLUMNS,
     block_statistics,
     block_tail,
-    combine,
 )
 from scoring_service.kernels.gpu.truncation import LIST_KEYS, truncate
 from scoring_service.kernels.tile import Truncation
 
 MAX_K = 1024
 """Longest list of the top-K kernel; longer ones are torch's to sort."""
-
-_SEARCH_BLOCK = 1024
-_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +96,17 @@ class TritonTile:
         self._groups_T_G = torch.empty(
             (rows, triton.cdiv(vocab, GROUP_COLUMNS)), device=device, dtype=self.x_T_V.dtype
         )
-        floats = torch.empty((3, rows, blocks), device=device)
-        integers = torch.empty((2, rows, blocks), device=device, dtype=torch.int32)
+        partials = RowPartials.empty(rows, blocks, device)
         block_statistics[(rows, blocks)](
             logits_T_V,
             temperatures,
             targets_T,
             logits_T_V.gather(1, targets_T[:, None]),
-            *floats,
-            *integers,
+            partials.maxima,
+            partials.sums,
+            partials.weighted,
+            partials.above,
+            partials.best,
             self._groups_T_G,
             self.x_T_V,
             logits_T_V.stride(0),
@@ -115,6 +114,8 @@ class TritonTile:
             vocab,
             0,
             vocab if token_id_limit is None else token_id_limit,
+            blocks,
+            0,
             self._groups_T_G.shape[1],
             multiplier,
             soft_cap or 0.0,
@@ -126,32 +127,18 @@ class TritonTile:
             GROUP=GROUP_COLUMNS,
             num_warps=8,
         )
-        self.max_T = torch.empty(rows, device=device)
-        self.logsumexp_T = torch.empty(rows, device=device, dtype=torch.float64)
-        self._entropy_T = torch.empty(rows, device=device)
-        self._rank_T = torch.empty(rows, device=device, dtype=torch.int32)
-        self.best_T = torch.empty(rows, device=device, dtype=torch.int32)
-        combine[(rows,)](
-            *floats,
-            *integers,
-            self.max_T,
-            self.logsumexp_T,
-            self._entropy_T,
-            self._rank_T,
-            self.best_T,
-            blocks,
-            SUMS_ONLY=False,
-            BLOCKS=triton.next_power_of_2(blocks),
-            num_warps=1,
-        )
+        found = partials.combine()
+        self.max_T = found.max_T
+        self.logsumexp_T = found.logsumexp_T
+        self._found = found
 
     def entropy(self) -> Tensor:
         """Nats, float32 [T]."""
-        return self._entropy_T
+        return self._found.entropy_T
 
     def greedy(self) -> Tensor:
         """The id of the largest x of each row, the lowest among equals. int64 [T]."""
-        return self.best_T.long()
+        return self._found.best_T.long()
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
         """Of given tokens, int32 [T]: free for the targets the tile was made with."""
@@ -161,8 +148,8 @@ class TritonTile:
                 ids_T, token_id_limit
             )
         if token_id_limit is None:
-            return self._rank_T
-        return self._rank_T.masked_fill(ids_T >= token_id_limit, 0)
+            return self._found.rank_T
+        return self._found.rank_T.masked_fill(ids_T >= token_id_limit, 0)
 
     def logprobs_at(self, ids_T_C: Tensor) -> Tensor:
         """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""
@@ -179,7 +166,7 @@ class TritonTile:
 
     def _top_k_ids(self, k: int, limit: int) -> Tensor:
         rows, device = len(self.max_T), self.max_T.device
-        room = max(64, triton.next_power_of_2(k + k // 2 + 32))
+        room = list_room(k)
         ids_T_K = torch.empty((rows, k), device=device, dtype=torch.int64)
         top_candidates[(rows,)](
             self.x_T_V,
@@ -197,10 +184,10 @@ class TritonTile:
             LEAST=LEAST_KEY,
             LIST=room,
             KEYS=LIST_KEYS,
-            BLOCK=_SEARCH_BLOCK,
+            BLOCK=BLOCK,
             GROUP=GROUP_COLUMNS,
             PIVOTS=PIVOTS,
-            SIDE=_SIDE,
+            SIDE=SIDE,
             num_warps=8,
         )
         return ids_T_K
@@ -262,7 +249,7 @@ class TritonTile:
             vocab,
             LEAST=LEAST_KEY,
             LIST=LIST_KEYS,
-            BLOCK=_SEARCH_BLOCK,
+            BLOCK=BLOCK,
             PIVOTS=PIVOTS,
             num_warps=8,
         )
@@ -330,18 +317,6 @@ class TritonTile:
             keys, ids, winners_T, blocks, BLOCKS=triton.next_power_of_2(blocks), num_warps=1
         )
         return winners_T
-
-
-def logsumexp_of_blocks(maxima_T_S: Tensor, sums_T_S: Tensor) -> Tensor:
-    """float64 [T] of blocks' maxima and sums of exp(x - maximum), float32 [T, S]."""
-    rows, blocks = maxima_T_S.shape
-    result_T = torch.empty(rows, dtype=torch.float64, device=maxima_T_S.device)
-    unused = maxima_T_S
-    combine[(rows,)](
-        maxima_T_S, sums_T_S, unused, unused, unused, unused, result_T, unused, unused, unused,
-        blocks, SUMS_ONLY=True, BLOCKS=triton.next_power_of_2(blocks), num_warps=1,
-    )  # fmt: skip
-    return result_T
 
 
 def words_inputs(

@@ -9,13 +9,18 @@ from collections.abc import Iterator
 import pytest
 
 pytest.importorskip("triton", reason="Triton is published for Linux only")
+KERNELS = (
+    "scoring_service.kernels.gpu.linear_head",
+    "scoring_service.kernels.gpu.tile",
+    "tests.kernels.gpu.small_kernels",
+)
 INTERPRETED = shutil.which("nvidia-smi") is None
 
 if INTERPRETED:
     # Kernels are made for the interpreter, or not, when their modules are imported.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for module in ("scoring_service.kernels.gpu.tile", "tests.kernels.gpu.small_kernels"):
+        for module in KERNELS:
             importlib.import_module(module)
 
 
