@@ -1,8 +1,8 @@
 """Compiles every Triton kernel for the GPUs that are served and reports what each takes.
 
-`make check` runs it, no GPU needed: the interpreter, which tests kernels on a CPU, accepts what the compiler may
-refuse. Registers and spills are ptxas's, which comes with Triton, as it does with CUDA. A spill in
-a hot kernel on sm_90 fails.
+`make check` runs it, no GPU needed: the interpreter, which tests kernels on a CPU, accepts what the
+compiler may refuse. Registers and spills are said by ptxas, which comes with Triton. A spill in a
+hot kernel on sm_90 fails.
 """
 
 from __future__ import annotations

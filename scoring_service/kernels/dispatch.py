@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.tile import EagerTile, Tile
+from scoring_service.types import Int32Array
 
 _LEAST_CAPABILITY = (8, 0)
 """Ampere: what the kernels are compiled and checked for begins here."""
@@ -45,25 +47,26 @@ def _has_triton(index: int | None) -> bool:
 def make_tile(
     logits_T_V: Tensor,
     temperature: float,
-    realised_ids_T: Tensor | None = None,
-    token_id_limit: int | None = None,
+    realised_ids_T: Int32Array,
+    token_id_limit: int | None,
 ) -> Tile:
     """Rows at a temperature.
 
     Args:
         logits_T_V: finished, float32; they stay as they are.
         temperature: of all rows.
-        realised_ids_T: int64, tokens whose rank may be asked: they cost least when known now.
+        realised_ids_T: tokens whose rank may be asked, known now so that one read does; -1 = none.
         token_id_limit: of those ranks.
     """
     if backend(logits_T_V.device) == "eager":
         return EagerTile(reference.scale(logits_T_V, temperature))
     from scoring_service.kernels.gpu.tile import TritonTile
 
+    targets_T = torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0)
     return TritonTile(
         logits_T_V,
         temperature,
-        targets_T=realised_ids_T,
+        targets_T=targets_T.to(logits_T_V.device),
         token_id_limit=token_id_limit,
     )
 

@@ -23,7 +23,7 @@ SIDE = 64
 
 def list_room(k: int) -> int:
     """Candidates that a list of the k best has room for: they are about 1.16 k + 10."""
-    return max(64, triton.next_power_of_2(k + k // 2 + 32))
+    return max(64, 1 << (k + k // 2 + 31).bit_length())
 
 
 @triton.jit
