@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from scoring_service.kernels.gpu import (
     candidates,
+    gradient,
     linear,
     linear_head,
     race,
@@ -132,6 +133,12 @@ def builds() -> Iterator[Build]:
         race.race,
         "*fp32 *fp32 *i32 *i32 *i64 *i64 *i64 *fp32 *i32 i32 i32 i32",
         {"BLOCK": rows.BLOCK_COLUMNS},
+    )
+    yield Build(
+        "truncated_gradient",
+        gradient.truncated_gradient,
+        "*fp32 *fp32 *i64 *fp32 *i64 *fp64 *fp32 i32 i32 fp32 fp32",
+        {"CAPPED": True, "KEEP_LABELS": True, "BLOCK": rows.BLOCK_COLUMNS},
     )
     yield Build(
         "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1

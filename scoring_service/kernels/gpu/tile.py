@@ -49,6 +49,12 @@ def ordered_keys(x: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
+def least_x(found: Support) -> Tensor:
+    """The x of the pivots, float32 [T]."""
+    keys = found.pivots_T
+    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
 class TritonTile:
     """Rows x = finished logits / temperature, with one read of the logits for most numbers."""
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is published for Linux only")
 KERNELS = (
+    "scoring_service.kernels.gpu.gradient",
     "scoring_service.kernels.gpu.linear_head",
     "scoring_service.kernels.gpu.tile",
     "tests.kernels.gpu.small_kernels",
