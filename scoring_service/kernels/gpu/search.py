@@ -14,13 +14,18 @@ import triton.language as tl
 from scoring_service.kernels.gpu.rows import nucleus_mass, ordered, unordered
 
 BLOCK = 1024
-"""Columns of a row that are read at a time."""
+"""Columns of a row that are read at a time, at most."""
 
 PIVOTS = 8
 """Keys an interval is split at in one pass."""
 
 LEAST_KEY = -2139095041
 """`ordered(-inf)`: no token has a smaller key."""
+
+
+def search_block(vocab: int) -> int:
+    """Columns that are read at a time: by V alone, as everything that splits a row."""
+    return min(BLOCK, max(64, 1 << (vocab - 1).bit_length()))
 
 
 @triton.jit

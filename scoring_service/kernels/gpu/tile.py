@@ -16,7 +16,7 @@ from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidat
 from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
 from scoring_service.kernels.gpu.race import finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
-from scoring_service.kernels.gpu.search import BLOCK, LEAST_KEY, PIVOTS
+from scoring_service.kernels.gpu.search import LEAST_KEY, PIVOTS, search_block
 from scoring_service.kernels.gpu.statistics import (
     GROUP_COLUMNS,
     block_statistics,
@@ -171,7 +171,7 @@ class TritonTile:
         return ids_T_K
 
     def _top_k_ids(self, k: int, limit: int) -> Tensor:
-        rows, device = len(self.max_T), self.max_T.device
+        (rows, vocab), device = self.x_T_V.shape, self.max_T.device
         room = list_room(k)
         ids_T_K = torch.empty((rows, k), device=device, dtype=torch.int64)
         top_candidates[(rows,)](
@@ -190,7 +190,7 @@ class TritonTile:
             LEAST=LEAST_KEY,
             LIST=room,
             KEYS=LIST_KEYS,
-            BLOCK=BLOCK,
+            BLOCK=search_block(vocab),
             GROUP=GROUP_COLUMNS,
             PIVOTS=PIVOTS,
             SIDE=SIDE,
@@ -255,7 +255,7 @@ class TritonTile:
             vocab,
             LEAST=LEAST_KEY,
             LIST=LIST_KEYS,
-            BLOCK=BLOCK,
+            BLOCK=search_block(vocab),
             PIVOTS=PIVOTS,
             num_warps=8,
         )

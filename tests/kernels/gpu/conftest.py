@@ -14,6 +14,7 @@ KERNELS = (
     "scoring_service.kernels.gpu.linear_head",
     "scoring_service.kernels.gpu.tile",
     "tests.kernels.gpu.small_kernels",
+    "tests.kernels.gpu.wrong_kernels",
 )
 INTERPRETED = shutil.which("nvidia-smi") is None
 
