@@ -43,6 +43,10 @@ class Support:
     """int32."""
 
 
+Numbers = Sequence[int] | Tensor
+"""One for each row; a tensor is int64 and on the device already."""
+
+
 def ordered_keys(x: Tensor) -> Tensor:
     """int32 keys that order like float32 x, as `rows.ordered` makes them."""
     bits = (x + 0.0).view(torch.int32)
@@ -282,15 +286,15 @@ class TritonTile:
     def draw(
         self,
         found: Support | None,
-        seeds_T: Sequence[int],
-        sample_indices_T: Sequence[int],
-        positions_T: Sequence[int],
+        seeds_T: Numbers,
+        sample_indices_T: Numbers,
+        positions_T: Numbers,
     ) -> Tensor:
         """One token of each row, distributed exactly as softmax of x over the support. int64 [T].
 
         Args:
             found: the support; None = every token that is not at -inf.
-            seeds_T: uint64.
+            seeds_T: uint64; those of a tensor are the int64 of the same bits.
             sample_indices_T: of the prompt.
             positions_T: absolute, of the token to draw.
         """
@@ -326,16 +330,17 @@ class TritonTile:
 
 
 def words_inputs(
-    seeds_T: Sequence[int],
-    sample_indices_T: Sequence[int],
-    positions_T: Sequence[int],
-    device: torch.device,
+    seeds_T: Numbers, sample_indices_T: Numbers, positions_T: Numbers, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers that words depend on, as int64 [T]; seeds keep their 64 bits."""
-    signed = [seed - (1 << 64) if seed >> 63 else seed for seed in seeds_T]
-    columns = (signed, list(sample_indices_T), list(positions_T))
-    found = torch.tensor(columns, dtype=torch.int64, device=device)
-    return found[0], found[1], found[2]
+
+    def column(numbers: Numbers) -> Tensor:
+        if isinstance(numbers, Tensor):
+            return numbers
+        signed = [number - (1 << 64) if number >> 63 else number for number in numbers]
+        return torch.tensor(signed, dtype=torch.int64, device=device)
+
+    return column(seeds_T), column(sample_indices_T), column(positions_T)
 
 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameters of rows and supports in the form that tests compare."""
+"""Supports in the form that tests compare, and how they compare them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from scoring_service.kernels import reference
 from scoring_service.kernels.gpu.tile import Support, TritonTile, ordered_keys
 from tests.kernels.cases import Setting
 from tests.kernels.gpu.device import DEVICE
@@ -27,3 +28,17 @@ def support_mask(tile: TritonTile, found: Support) -> Tensor:
     ids_V = torch.arange(keys_T_V.shape[1], device=DEVICE)[None]
     at_pivot = (keys_T_V == found.pivots_T[:, None]) & (ids_V >= found.least_ids_T[:, None])
     return (keys_T_V > found.pivots_T[:, None]) | at_pivot
+
+
+def assert_like_reference(x_T_V: Tensor, row_settings: Sequence[Setting]) -> None:
+    """Supports to the token, their sizes, and masses within 2e-6, each row with its own setting."""
+    tile = TritonTile(x_T_V)
+    found = tile.support(*row_parameters(row_settings))
+    keep_T_V = support_mask(tile, found)
+    for row, setting in enumerate(row_settings):
+        x_1_V = x_T_V[row : row + 1]
+        want_1_V = reference.support(x_1_V, **setting.truncation)
+        assert torch.equal(keep_T_V[row : row + 1], want_1_V), f"row {row}: {setting}"
+        assert found.sizes_T[row] == want_1_V.sum()
+        want_1 = reference.log_kept_mass(x_1_V, reference.logsumexp(x_1_V), want_1_V)
+        assert abs(found.log_kept_mass_T[row] - want_1[0]) <= 2e-6

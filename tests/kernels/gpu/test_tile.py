@@ -11,15 +11,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.gpu.tile import TritonTile
 from tests.kernels import cases, oracle
 from tests.kernels.gpu.device import DEVICE
-from tests.kernels.gpu.support import row_parameters, support_mask
+from tests.kernels.gpu.support import assert_like_reference
 
 SLACK = 1e-5
 SHAPES = [(1, 17), (3, 1000), (127, 17), (255, 1000), (3, 49_152), (1, 151_936)]
@@ -157,20 +155,6 @@ def test_top_k_below_a_limit(limit: int) -> None:
         assert torch.allclose(tile.log_tail_mass(ids_T_K), tail_T, atol=SLACK)
 
 
-def assert_like_reference(x_T_V: Tensor, row_settings: list[cases.Setting]) -> None:
-    """Supports to the token, their sizes, and masses within 2e-6, each row with its own setting."""
-    tile = TritonTile(x_T_V)
-    found = tile.support(*row_parameters(row_settings))
-    keep_T_V = support_mask(tile, found)
-    for row, setting in enumerate(row_settings):
-        x_1_V = x_T_V[row : row + 1]
-        want_1_V = reference.support(x_1_V, **setting.truncation)
-        assert torch.equal(keep_T_V[row : row + 1], want_1_V), f"row {row}: {setting}"
-        assert found.sizes_T[row] == want_1_V.sum()
-        want_1 = reference.log_kept_mass(x_1_V, reference.logsumexp(x_1_V), want_1_V)
-        assert abs(found.log_kept_mass_T[row] - want_1[0]) <= 2e-6
-
-
 @pytest.mark.parametrize("block", range(4))
 def test_mixed_rows_of_any_kind(block: int) -> None:
     """Every row of a launch has parameters of its own, and ties, bans and knife edges abound."""
@@ -179,18 +163,6 @@ def test_mixed_rows_of_any_kind(block: int) -> None:
         rows = [cases.random_row(rng, vocab) for _ in range(6)]
         x_T_V = torch.from_numpy(np.stack(rows)).to(DEVICE)
         assert_like_reference(x_T_V, [cases.random_setting(rng, vocab) for _ in rows])
-
-
-@given(data=st.data(), top_k=st.integers(-1, 40), seed=st.integers(0, 2**16))
-@settings(max_examples=12, deadline=None, derandomize=True)
-def test_row_parameters(data: st.DataObject, top_k: int, seed: int) -> None:
-    """Parameters that hypothesis finds, on rows full of ties."""
-    floats = st.floats(2**-10, 1.0, width=32)
-    top_p, min_p = data.draw(floats), data.draw(st.sampled_from([0.0, 1.0]) | floats)
-    rng = np.random.default_rng(seed)
-    x_T_V = torch.from_numpy(np.stack([cases.quantised(rng, 33), cases.continuous(rng, 33)]))
-    alone = cases.Setting(1.0, 0, 1.0, min_p)
-    assert_like_reference(x_T_V.to(DEVICE), [cases.Setting(1.0, top_k, top_p, min_p), alone])
 
 
 @pytest.mark.parametrize(
