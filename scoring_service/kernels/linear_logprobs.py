@@ -77,7 +77,9 @@ def linear_logprobs(
         ValueError: there is no such route.
     """
     if isinstance(temperatures, float | int):
-        temperatures_T = torch.full((len(targets_T),), float(temperatures)).to(hidden_T_H.device)
+        temperatures_T = torch.full(
+            (len(targets_T),), float(temperatures), device=hidden_T_H.device
+        )
     else:
         temperatures_T = temperatures
     route = route or dispatch.linear_route(hidden_T_H.device, len(targets_T))

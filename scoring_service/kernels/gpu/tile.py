@@ -157,9 +157,13 @@ class TritonTile:
             return TritonTile(self.x_T_V, targets_T=ids_T, token_id_limit=token_id_limit).rank(
                 ids_T, token_id_limit
             )
-        if token_id_limit is None:
+        return self.rank_of_targets()
+
+    def rank_of_targets(self) -> Tensor:
+        """Of the targets the tile was made with, int32 [T]; 0 at or past the limit."""
+        if self._target_limit is None or self._targets_T is None:
             return self._found.rank_T
-        return self._found.rank_T.masked_fill(ids_T >= token_id_limit, 0)
+        return self._found.rank_T.masked_fill(self._targets_T >= self._target_limit, 0)
 
     def logprobs_at(self, ids_T_C: Tensor) -> Tensor:
         """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""
