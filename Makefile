@@ -47,7 +47,9 @@ check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break)
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/buf lint
 	tools/check_protos_breaking.sh
+ifeq ($(shell uname -s),Linux)
 	TRITON_CACHE_DIR=build/triton $(BIN)/python tools/compile_kernels.py
+endif
 
 format: $(INSTALLED) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -87,7 +87,7 @@ class TritonTile:
         """
         rows, vocab = logits_T_V.shape
         device = logits_T_V.device
-        neutral = isinstance(temperatures, float) and temperatures == 1.0
+        neutral = not isinstance(temperatures, Tensor) and temperatures == 1.0
         neutral = neutral and multiplier == 1.0 and soft_cap is None
         self.x_T_V: Tensor
         """float32, or of the logits' own type where x is the logits."""
@@ -95,8 +95,8 @@ class TritonTile:
             self.x_T_V = logits_T_V
         else:
             self.x_T_V = torch.empty((rows, vocab), device=device)
-        if isinstance(temperatures, float):
-            temperatures = torch.full((rows,), temperatures, device=device)
+        if not isinstance(temperatures, Tensor):
+            temperatures = torch.full((rows,), float(temperatures), device=device)
         self._targets_T = targets_T
         if targets_T is None:
             targets_T = torch.zeros(rows, dtype=torch.int64, device=device)
