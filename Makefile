@@ -58,7 +58,7 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 	@echo 'Installing $* beside .venv (up to 150 MB to download, 700 MB on disk)'
 	@tools/install_framework.sh $*
 
-check: $(INSTALLED) ## lint, types, import rules, and the contract: generated code fresh, no break
+check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break), GPU kernels compile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -66,6 +66,9 @@ check: $(INSTALLED) ## lint, types, import rules, and the contract: generated co
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/buf lint
 	tools/check_protos_breaking.sh
+ifeq ($(shell uname -s),Linux)
+	TRITON_CACHE_DIR=build/triton $(BIN)/python tools/compile_kernels.py
+endif
 
 format: $(INSTALLED) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -35,6 +35,7 @@ from scoring_service.engine.packed.setup import PackedSetup, set_up
 from scoring_service.engine.prepacked import pack_linears
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.errors import ConfigurationError
+from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.build import KernelsUnavailableError
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
 from scoring_service.types import EngineConfig, EngineInfo
@@ -102,7 +103,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         limit = min(limit, config.max_batch_tokens)
     dtype = str(network.dtype).removeprefix("torch.")
     head_dtype = str(head.dtype).removeprefix("torch.")
-    backend = f"{_backend(packed, kernels)}-{device.type}"
+    backend = f"{_backend(packed, kernels, device)}-{device.type}"
     chunk_size = 0 if packed is None else packed.setup.settings.chunk_size
     generation = getattr(network, "generation_config", None)
     info = EngineInfo(
@@ -126,6 +127,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
             chunk_size=chunk_size,
             kernels="" if kernels is None or packed is None else kernels.name,
             attention=ATTENTION_NAME if packed else model.attention,
+            triton=None if packed is None else dispatch.version(device),
         ),
         packed=packed is not None,
         path_reason=f"{reason}{no_kernels if packed else ''}",
@@ -179,10 +181,10 @@ def _cpu_kernels(
         return None, f"; without C++ kernels: {error}"
 
 
-def _backend(packed: _PackedPath | None, kernels: CpuKernels | None) -> str:
+def _backend(packed: _PackedPath | None, kernels: CpuKernels | None, device: torch.device) -> str:
     if packed is None:
         return "reference"
-    return "eager" if kernels is None else "compiled"
+    return dispatch.backend(device) if kernels is None else "compiled"
 
 
 def _device(name: str) -> torch.device:

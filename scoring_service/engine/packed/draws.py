@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.errors import Fault, Reason
-from scoring_service.kernels import candidates, eager, reference
+from scoring_service.kernels import candidates, dispatch, eager, reference
 from scoring_service.types import Processing, SamplingTask
 
 
@@ -37,30 +37,52 @@ def draw_rows(
         processing: of all of them.
         top_logprobs: tokens to list beside each.
     """
+    if dispatch.backend(logits_T_V.device) == "triton":
+        return draw_rows_on_gpu(logits_T_V, rows, processing, top_logprobs)
     greedy = processing.temperature == 0.0
     x_T_V = reference.scale(logits_T_V, 1.0 if greedy else processing.temperature)
     masses = eager.row_masses(x_T_V)
-    finite = torch.isfinite(masses.logsumexp_T).tolist()
     allowed_T_V, allowed = x_T_V, masses
-    banned = [row.banned for row in rows]
-    if any(banned):
-        allowed_T_V = x_T_V.clone()
-        for place, ids in enumerate(banned):
-            allowed_T_V[place, list(ids)] = -torch.inf
+    if any(row.banned for row in rows):
+        allowed_T_V = without_banned(x_T_V, rows)
         allowed = eager.row_masses(allowed_T_V)
-    drawable = torch.isfinite(allowed.logsumexp_T).tolist()
     if greedy:
         ids_T = reference.greedy(allowed_T_V)
         processed_T = torch.zeros_like(masses.max_T)
     else:
         ids_T, processed_T = _draw(allowed_T_V, allowed, rows, processing)
-    logprobs = reference.logprobs_at(x_T_V, masses.logsumexp_T, ids_T[:, None])[:, 0].tolist()
+    top_T_K = candidates.top_ids(x_T_V, top_logprobs) if top_logprobs else None
+    return drawn_tokens(
+        rows, x_T_V, masses.logsumexp_T, allowed.logsumexp_T, ids_T, processed_T, top_T_K
+    )
+
+
+def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
+    """A copy of x with each row's banned ids at -inf."""
+    allowed_T_V = x_T_V.clone()
+    for place, row in enumerate(rows):
+        allowed_T_V[place, list(row.banned)] = -torch.inf
+    return allowed_T_V
+
+
+def drawn_tokens(
+    rows: Sequence[DrawRow],
+    x_T_V: Tensor,
+    logsumexp_T: Tensor,
+    allowed_logsumexp_T: Tensor,
+    ids_T: Tensor,
+    processed_T: Tensor,
+    top_ids_T_K: Tensor | None,
+) -> list[DrawnToken | Fault]:
+    """What is said of drawn tokens, or of rows that nothing can be drawn from."""
+    finite = torch.isfinite(logsumexp_T).tolist()
+    drawable = torch.isfinite(allowed_logsumexp_T).tolist()
+    logprobs = reference.logprobs_at(x_T_V, logsumexp_T, ids_T[:, None])[:, 0].tolist()
     top_ids: list[list[int]] = [[] for _ in rows]
     top_values: list[list[float]] = [[] for _ in rows]
-    if top_logprobs:
-        top_T_K = candidates.top_ids(x_T_V, top_logprobs)
-        top_ids = top_T_K.tolist()
-        top_values = reference.logprobs_at(x_T_V, masses.logsumexp_T, top_T_K).tolist()
+    if top_ids_T_K is not None:
+        top_ids = top_ids_T_K.tolist()
+        top_values = reference.logprobs_at(x_T_V, logsumexp_T, top_ids_T_K).tolist()
     drawn: list[DrawnToken | Fault] = []
     for place, (token, processed) in enumerate(
         zip(ids_T.tolist(), processed_T.tolist(), strict=True)
@@ -77,6 +99,43 @@ def draw_rows(
                 DrawnToken(token, logprobs[place], processed, top_ids[place], top_values[place])
             )
     return drawn
+
+
+def draw_rows_on_gpu(
+    logits_T_V: Tensor, rows: Sequence[DrawRow], processing: Processing, top_logprobs: int
+) -> list[DrawnToken | Fault]:
+    """`draw_rows` by Triton kernels."""
+    # Imported where a CUDA device is, and nowhere else.
+    from scoring_service.kernels.gpu.tile import TritonTile
+
+    greedy = processing.temperature == 0.0
+    tile = TritonTile(logits_T_V, 1.0 if greedy else processing.temperature)
+    allowed = tile
+    if any(row.banned for row in rows):
+        allowed = TritonTile(without_banned(tile.x_T_V, rows))
+    if greedy:
+        ids_T = allowed.greedy()
+        processed_T = torch.zeros_like(tile.max_T)
+    else:
+        support = None
+        if processing.truncates:
+            support = allowed.support(processing.top_k, processing.top_p, processing.min_p)
+        ids_T = allowed.draw(
+            support,
+            [row.task.seed for row in rows],
+            [row.sample_index for row in rows],
+            [row.position for row in rows],
+        )
+        ids_T = ids_T.clamp(max=logits_T_V.shape[1] - 1)  # of a row that is not a distribution
+        x_T = allowed.x_T_V.gather(1, ids_T[:, None])[:, 0].double()
+        processed_T = x_T - allowed.logsumexp_T
+        if support is not None:
+            processed_T = processed_T - support.log_kept_mass_T
+        processed_T = processed_T.float()
+    top_T_K = tile.top_k_ids(top_logprobs, logits_T_V.shape[1]) if top_logprobs else None
+    return drawn_tokens(
+        rows, tile.x_T_V, tile.logsumexp_T, allowed.logsumexp_T, ids_T, processed_T, top_T_K
+    )
 
 
 def _draw(

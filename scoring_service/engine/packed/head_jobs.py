@@ -16,12 +16,11 @@ from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
 from scoring_service.engine.rows import compute_rows, cut_rows
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.errors import Fault, ServiceError
-from scoring_service.kernels import reference
-from scoring_service.kernels.tile import EagerTile
+from scoring_service.kernels.dispatch import make_tile
 from scoring_service.types import Int32Array, RowBlock
 
 _BLOCK_BYTES = 6 << 20
-"""Of logits that are made into numbers together: few enough to stay in a processor's cache."""
+"""Of logits that a CPU makes into numbers together: few enough to stay in its cache."""
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
 """A completion, indices of its rows, and their numbers or why there are none."""
@@ -35,7 +34,7 @@ def score_rows(head: RowHead, states: Tensor, wanted: Sequence[ScoreRows]) -> It
         states: the step's table of states, [S, H].
         wanted: rows, those of one call and one processing side by side.
     """
-    tile = tile_rows(head.vocab_size)
+    tile = tile_rows(head.vocab_size, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
     spans = _spans(wanted)
     index = torch.from_numpy(places).to(states.device)
@@ -74,6 +73,8 @@ def _blocks(
     """Rows of one kind in blocks."""
     start, stop = pieces[0][1], pieces[-1][2]
     height = max(1, _BLOCK_BYTES // (4 * head.vocab_size))
+    if product_T_V.device.type != "cpu":
+        height = stop - start
     for a in range(start, stop, height):
         b = min(a + height, stop)
         cut = [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
@@ -97,9 +98,10 @@ def _block(logits_T_V: Tensor, first: int, pieces: list[_Piece]) -> list[Scored]
         found = [(r.candidate_ids, x - o, y - o) for r, x, y, o in pieces]
         candidates = np.concatenate([ids[x:y] for ids, x, y in found if ids is not None])
     processing = run.group.processing
+    realised_ids = np.concatenate(realised)
     block = compute_rows(
-        EagerTile(reference.scale(logits_T_V, processing.temperature)),
-        np.concatenate(realised),
+        make_tile(logits_T_V, processing.temperature, realised_ids, run.call.wants.token_id_limit),
+        realised_ids,
         processing,
         run.call.wants,
         candidates,
@@ -125,7 +127,7 @@ def draw_samples(
         wanted: samples with the place of their state; those of one call and one processing side
             by side.
     """
-    tile = tile_rows(head.vocab_size)
+    tile = tile_rows(head.vocab_size, states.device.type)
     index = torch.tensor([place for _, place in wanted], device=states.device)
     for first in range(0, len(wanted), tile):
         logits_T_V = head.logits(states[index[first : first + tile]])

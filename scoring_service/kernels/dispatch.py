@@ -1,0 +1,78 @@
+"""Which back-end computes on a device: Triton kernels on CUDA, plain torch elsewhere.
+
+Triton is imported only when a tile of a CUDA device asks for it, so that machines without a GPU
+need not have it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoring_service.kernels import reference
+from scoring_service.kernels.tile import EagerTile, Tile
+from scoring_service.types import Int32Array
+
+_LEAST_CAPABILITY = (8, 0)
+"""Ampere: what the kernels are compiled and checked for begins here."""
+
+_FUSED_ROWS = 64
+"""Up to so many rows the weight's bytes decide, and the fused kernel reads them once."""
+
+
+def backend(device: torch.device) -> str:
+    """What makes numbers of tiles of logits on a device: "triton" or "eager"."""
+    return "triton" if device.type == "cuda" and _has_triton(device.index) else "eager"
+
+
+def version(device: torch.device) -> str | None:
+    """Of the library that decides bits beside torch, None where there is none."""
+    if backend(device) == "eager":
+        return None
+    import triton
+
+    return str(triton.__version__)
+
+
+@functools.cache
+def _has_triton(index: int | None) -> bool:
+    capable = torch.cuda.get_device_capability(index) >= _LEAST_CAPABILITY
+    return capable and importlib.util.find_spec("triton") is not None
+
+
+def make_tile(
+    logits_T_V: Tensor,
+    temperature: float,
+    realised_ids_T: Int32Array,
+    token_id_limit: int | None,
+) -> Tile:
+    """Rows at a temperature.
+
+    Args:
+        logits_T_V: finished, float32; they stay as they are.
+        temperature: of all rows.
+        realised_ids_T: tokens whose rank may be asked, known now so that one read does; -1 = none.
+        token_id_limit: of those ranks.
+    """
+    if backend(logits_T_V.device) == "eager":
+        return EagerTile(reference.scale(logits_T_V, temperature))
+    from scoring_service.kernels.gpu.tile import TritonTile
+
+    targets_T = torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0)
+    return TritonTile(
+        logits_T_V,
+        temperature,
+        targets_T=targets_T.to(logits_T_V.device),
+        token_id_limit=token_id_limit,
+    )
+
+
+def linear_route(device: torch.device, rows: int) -> str:
+    """How `linear_logprobs` goes from hidden states to log-probs: fused, tiled or eager."""
+    if backend(device) == "eager":
+        return "eager"
+    return "fused" if rows <= _FUSED_ROWS else "tiled"

@@ -1,0 +1,1 @@
+"""Triton kernels, one a file. Imported by `dispatch` where a CUDA device is, and by their tests."""

@@ -1,0 +1,215 @@
+"""A head's weight, or a shard of it, and the partial results of rows under it.
+
+Two routes to the same partial results: the fused kernel, and a library's matrix product into a tile
+that `block_statistics` reads while it is still in the cache. Ranks of a tensor-parallel group:
+
+    x_T = all_reduce_max(logits_at(shard, ...)[1])      # only one rank owns each target
+    mine = fused_partials(shard, ..., x_T)
+    statistics = join_shards(all_gather(mine)).combine()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS, linear_at, linear_statistics
+from scoring_service.kernels.gpu.partials import RowPartials
+from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
+from scoring_service.kernels.gpu.statistics import GROUP_COLUMNS, block_statistics
+
+BT = 64
+"""Rows of a tile of the fused kernel: the same for one row as for thousands, so that a row's bits
+do not depend on how many there are. Few rows wait for the weight, not for arithmetic."""
+
+_TILE_ROWS = 2048
+"""Rows of a tile of the other route, 32 MiB with its columns: under 1 % of the full logits at 8,192
+rows of 151,936, and small enough for the second-level cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadShard:
+    """Rows of a head's weight and what the model does to the logits."""
+
+    weight_V_H: Tensor
+    bias_V: Tensor | None = None
+    multiplier: float = 1.0
+    soft_cap: float | None = None
+    first_id: int = 0
+    """Token id of the weight's first row."""
+
+
+def logits_at(
+    shard: HeadShard, hidden_T_H: Tensor, temperatures_T: Tensor, ids_T_C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits and x at given ids, float32 [T, C]; -inf where the id is another shard's.
+
+    Args:
+        shard: the weight.
+        hidden_T_H: of the weight's type.
+        temperatures_T: float32.
+        ids_T_C: int64.
+    """
+    rows, candidates = ids_T_C.shape
+    logits_T_C, x_T_C = torch.empty((2, rows, candidates), device=hidden_T_H.device)
+    linear_at[(triton.cdiv(rows, BT), candidates)](
+        hidden_T_H,
+        shard.weight_V_H,
+        shard.weight_V_H if shard.bias_V is None else shard.bias_V,
+        temperatures_T,
+        ids_T_C.contiguous(),
+        logits_T_C,
+        x_T_C,
+        rows,
+        hidden_T_H.shape[1],
+        hidden_T_H.stride(0),
+        shard.weight_V_H.stride(0),
+        shard.first_id,
+        shard.weight_V_H.shape[0],
+        candidates,
+        shard.multiplier,
+        shard.soft_cap or 0.0,
+        BT=BT,
+        **_flags(shard),
+        **_pipeline(shard),
+    )
+    return logits_T_C, x_T_C
+
+
+def fused_partials(
+    shard: HeadShard,
+    hidden_T_H: Tensor,
+    temperatures_T: Tensor,
+    targets_T: Tensor,
+    target_x_T: Tensor,
+    token_id_limit: int,
+) -> RowPartials:
+    """Partial results of rows under a shard; no logits are stored.
+
+    Args:
+        shard: the weight.
+        hidden_T_H: of the weight's type, rows of H side by side.
+        temperatures_T: float32.
+        targets_T: int64, of the whole vocabulary.
+        target_x_T: their x, as `logits_at` has it.
+        token_id_limit: ids that ranks count.
+    """
+    rows, hidden_size = hidden_T_H.shape
+    columns = shard.weight_V_H.shape[0]
+    chunks = triton.cdiv(columns, CHUNK_COLUMNS)
+    partials = RowPartials.empty(rows, chunks, hidden_T_H.device)
+    linear_statistics[(triton.cdiv(rows, BT), chunks)](
+        hidden_T_H,
+        shard.weight_V_H,
+        shard.weight_V_H if shard.bias_V is None else shard.bias_V,
+        temperatures_T,
+        targets_T,
+        target_x_T,
+        partials.maxima,
+        partials.sums,
+        partials.weighted,
+        partials.above,
+        partials.best,
+        rows,
+        hidden_size,
+        hidden_T_H.stride(0),
+        shard.weight_V_H.stride(0),
+        shard.first_id,
+        columns,
+        token_id_limit,
+        shard.multiplier,
+        shard.soft_cap or 0.0,
+        CHUNK=CHUNK_COLUMNS,
+        BT=BT,
+        BV=tile_columns(shard.weight_V_H.element_size()),
+        **_flags(shard),
+        **_pipeline(shard),
+    )
+    return partials
+
+
+def tiled_partials(
+    shard: HeadShard,
+    hidden_T_H: Tensor,
+    temperatures_T: Tensor,
+    targets_T: Tensor,
+    target_logits_T: Tensor,
+    token_id_limit: int,
+) -> RowPartials:
+    """The same from tiles of BLOCK_COLUMNS columns that the library's matrix product makes.
+
+    Ranks compare with a target's logit from `logits_at`, whose sums may be a rounding away from the
+    library's: of tokens that close to the target, any may count as before it.
+    """
+    rows = hidden_T_H.shape[0]
+    columns = shard.weight_V_H.shape[0]
+    blocks = triton.cdiv(columns, BLOCK_COLUMNS)
+    partials = RowPartials.empty(rows, blocks, hidden_T_H.device)
+    for start in range(0, rows, _TILE_ROWS):
+        part = slice(start, min(start + _TILE_ROWS, rows))
+        for block in range(blocks):
+            ids = slice(block * BLOCK_COLUMNS, (block + 1) * BLOCK_COLUMNS)
+            logits_T_V = _product(hidden_T_H[part], shard.weight_V_H[ids])
+            if shard.bias_V is not None:
+                logits_T_V += shard.bias_V[ids]
+            block_statistics[(part.stop - part.start, 1)](
+                logits_T_V,
+                temperatures_T[part],
+                targets_T[part],
+                target_logits_T[part],
+                partials.maxima[part],
+                partials.sums[part],
+                partials.weighted[part],
+                partials.above[part],
+                partials.best[part],
+                logits_T_V,
+                logits_T_V,
+                logits_T_V.stride(0),
+                0,
+                logits_T_V.shape[1],
+                shard.first_id + ids.start,
+                token_id_limit,
+                blocks,
+                block,
+                0,
+                shard.multiplier,
+                shard.soft_cap or 0.0,
+                SCALED=shard.multiplier != 1.0,
+                CAPPED=shard.soft_cap is not None,
+                STORED=False,
+                GROUPED=False,
+                BLOCK=BLOCK_COLUMNS,
+                GROUP=GROUP_COLUMNS,
+                num_warps=8,
+            )
+    return partials
+
+
+def _product(hidden_T_H: Tensor, weight_V_H: Tensor) -> Tensor:
+    """float32 [T, V]; half-precision factors are multiplied into fp32 without copies of them."""
+    if hidden_T_H.is_cuda and hidden_T_H.dtype != torch.float32:
+        return torch.mm(hidden_T_H, weight_V_H.t(), out_dtype=torch.float32)
+    return torch.mm(hidden_T_H.float(), weight_V_H.float().t())
+
+
+def _flags(shard: HeadShard) -> dict[str, bool]:
+    return {
+        "BIASED": shard.bias_V is not None,
+        "SCALED": shard.multiplier != 1.0,
+        "CAPPED": shard.soft_cap is not None,
+        "UPCAST": not shard.weight_V_H.is_cuda,
+    }
+
+
+def _pipeline(shard: HeadShard) -> dict[str, int]:
+    """Inner columns of a tile, 128 bytes of them, and how many tiles are on their way at a time."""
+    inner = 128 // shard.weight_V_H.element_size()
+    return {"BH": inner, "num_warps": 8, "num_stages": 3}
+
+
+def tile_columns(element_size: int) -> int:
+    """Columns of a tile of the fused kernel: more of them spill registers."""
+    return 64 if element_size == 4 else 128

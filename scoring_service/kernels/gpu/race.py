@@ -1,0 +1,147 @@
+"""Exact sampling: the exponential race over each row's support.
+
+Every token of the support gets E / p with E = -log1p(-u), u = (word + 1/2) * 2**-32 of its own
+Philox word; the smallest wins. Words depend on (seed, sample, position, token id) alone and are
+the reference's bit for bit. There is one stream and one kernel for every mix of filters: a row's
+support comes as a pivot and a least id (`truncation`), which without filters is all of the row.
+
+Numerics: keys E * exp(max - x) in fp32, whose logarithms are within KEY_BOUND of the reference's
+float64 ones, so the drawn token is the reference's save where the two best keys are closer than
+twice that. Equal keys go to the lower id. The best token of a row always belongs to its support and
+has E <= 23, the smallest E is 2**-33: nothing more than 26 nats below the best can win, so that the
+exponential may stop growing at 80.
+
+Twin: `reference.draw`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from scoring_service.kernels.gpu.rows import ordered
+
+KEY_BOUND = 4e-6
+"""Largest error of the logarithm of a key that can win."""
+
+NO_ID = 0x7FFFFFFF
+
+
+@triton.jit
+def token_words(first_column, seed, sample_index, position, BLOCK: tl.constexpr):
+    """The uint32 words of BLOCK consecutive token ids from a multiple of 4 on."""
+    # A counter is shared by four consecutive ids.
+    counters = first_column // 4 + tl.arange(0, BLOCK // 4)
+    counters = counters.to(tl.uint32)
+    none = tl.zeros_like(counters)
+    w0, w1, w2, w3 = tl.philox_impl(
+        counters,
+        none + position,
+        none + sample_index,
+        none,
+        (seed & 0xFFFFFFFF).to(tl.uint32),
+        ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32),
+        10,
+    )
+    return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BLOCK,))
+
+
+@triton.jit
+def exponential(words):
+    """E = -log1p(-(word + 1/2) * 2**-32) in fp32, to a relative 1e-6.
+
+    Below one half it is 2 atanh(u / (2 - u)) as a series, which keeps the relative precision of the
+    smallest u; above, -log(1 - u) with 1 - u made from the complement's bits.
+    """
+    half = 0.00000000011641532182693481  # 2**-33
+    u = words.to(tl.float32) * (2.0 * half) + half
+    rest = (words ^ 0xFFFFFFFF).to(tl.float32) * (2.0 * half) + half
+    s = u / (2.0 - u)
+    z = s * s
+    series = 1.0 / 15.0
+    series = series * z + 1.0 / 13.0
+    series = series * z + 1.0 / 11.0
+    series = series * z + 1.0 / 9.0
+    series = series * z + 1.0 / 7.0
+    series = series * z + 1.0 / 5.0
+    series = series * z + 1.0 / 3.0
+    return tl.where(u < 0.5, 2.0 * (series * z * s + s), -tl.log(rest))
+
+
+@triton.jit
+def kept(x, columns, there, pivot, least_id):
+    """Whether tokens belong to a support given as a pivot key and the least id at the pivot."""
+    keys = ordered(x)
+    return there & ((keys > pivot) | ((keys == pivot) & (columns >= least_id)))
+
+
+@triton.jit
+def race(
+    x_ptr,
+    max_ptr,
+    pivot_ptr,
+    least_id_ptr,
+    seed_ptr,
+    sample_index_ptr,
+    position_ptr,
+    keys_ptr,
+    ids_ptr,
+    row_stride,
+    vocab,
+    first_id,
+    BLOCK: tl.constexpr,
+):
+    """Program (row, block): the best key of the block's part of the support, and its lowest id."""
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    there = columns < vocab
+    x = tl.load(x_ptr + row * row_stride + columns, mask=there, other=-float("inf"))
+    x = x.to(tl.float32)
+    ids = columns + first_id
+    inside = kept(x, ids, there, tl.load(pivot_ptr + row), tl.load(least_id_ptr + row))
+    words = token_words(
+        block * BLOCK + first_id,
+        tl.load(seed_ptr + row),
+        tl.load(sample_index_ptr + row).to(tl.uint32),
+        tl.load(position_ptr + row).to(tl.uint32),
+        BLOCK,
+    )
+    keys = exponential(words) * tl.exp(tl.minimum(tl.load(max_ptr + row) - x, 80.0))
+    keys = tl.where(inside, keys, float("inf"))
+    least = tl.min(keys, axis=0)
+    place = row * tl.num_programs(1) + block
+    tl.store(keys_ptr + place, least)
+    # In a block without a token of the support, no key tells anything of an id.
+    winners = inside & (keys == least)
+    tl.store(ids_ptr + place, tl.min(tl.where(winners, ids, 0x7FFFFFFF), axis=0))
+
+
+@triton.jit
+def finish_race(keys_ptr, ids_ptr, winner_ptr, blocks, BLOCKS: tl.constexpr):
+    """Program row: the id of the least key over the blocks, the lowest among equals."""
+    row = tl.program_id(0).to(tl.int64)
+    index = tl.arange(0, BLOCKS)
+    there = index < blocks
+    keys = tl.load(keys_ptr + row * blocks + index, mask=there, other=float("inf"))
+    ids = tl.load(ids_ptr + row * blocks + index, mask=there, other=0x7FFFFFFF)
+    least = tl.min(keys, axis=0)
+    tl.store(winner_ptr + row, tl.min(tl.where(keys == least, ids, 0x7FFFFFFF), axis=0))
+
+
+@triton.jit
+def write_words(
+    words_ptr, seed_ptr, sample_index_ptr, position_ptr, vocab, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Program (row, block): the words themselves, int64, to be compared with the reference's."""
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    words = token_words(
+        block * BLOCK,
+        tl.load(seed_ptr + row),
+        tl.load(sample_index_ptr + row).to(tl.uint32),
+        tl.load(position_ptr + row).to(tl.uint32),
+        BLOCK,
+    )
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    tl.store(words_ptr + row * vocab + columns, words.to(tl.int64), mask=columns < vocab)

@@ -1,0 +1,353 @@
+"""A tile of logits on a CUDA device and what can be asked of its rows, by Triton kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from scoring_service.kernels import reference
+from scoring_service.kernels.candidates import top_ids
+from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidates
+from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
+from scoring_service.kernels.gpu.race import finish_race, race
+from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
+from scoring_service.kernels.gpu.search import LEAST_KEY, PIVOTS, search_block
+from scoring_service.kernels.gpu.statistics import (
+    GROUP_COLUMNS,
+    block_statistics,
+    block_tail,
+)
+from scoring_service.kernels.gpu.truncation import LIST_KEYS, truncate
+from scoring_service.kernels.tile import Truncation
+
+MAX_K = 1024
+"""Longest list of the top-K kernel; longer ones are torch's to sort."""
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What truncation keeps of each row: keys above its pivot, and at the pivot its highest ids."""
+
+    pivots_T: Tensor
+    """int32: `rows.ordered` keys."""
+    least_ids_T: Tensor
+    """int32: the least id kept at the pivot."""
+    log_kept_mass_T: Tensor
+    """float64."""
+    sizes_T: Tensor
+    """int32."""
+
+
+Numbers = Sequence[int] | Tensor
+"""One for each row; a tensor is int64 and on the device already."""
+
+
+def ordered_keys(x: Tensor) -> Tensor:
+    """int32 keys that order like float32 x, as `rows.ordered` makes them."""
+    bits = (x + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def least_x(found: Support) -> Tensor:
+    """The x of the pivots, float32 [T]."""
+    keys = found.pivots_T
+    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+class TritonTile:
+    """Rows x = finished logits / temperature, with one read of the logits for most numbers."""
+
+    def __init__(
+        self,
+        logits_T_V: Tensor,
+        temperatures: float | Tensor = 1.0,
+        *,
+        multiplier: float = 1.0,
+        soft_cap: float | None = None,
+        targets_T: Tensor | None = None,
+        token_id_limit: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Reads the logits once.
+
+        Args:
+            logits_T_V: float32, bfloat16 or float16; rows of one stride, columns side by side.
+            temperatures: of all rows, or float32 [T].
+            multiplier: of the logits, before everything else.
+            soft_cap: x = cap * tanh(logits / cap), before the temperature.
+            targets_T: int64, tokens whose rank comes out of the same read.
+            token_id_limit: of those ranks.
+            overwrite: whether float32 logits may become x where they stand. Else a second tile
+                holds x, unless x is the logits themselves.
+        """
+        rows, vocab = logits_T_V.shape
+        device = logits_T_V.device
+        neutral = not isinstance(temperatures, Tensor) and temperatures == 1.0
+        neutral = neutral and multiplier == 1.0 and soft_cap is None
+        self.x_T_V: Tensor
+        """float32, or of the logits' own type where x is the logits."""
+        if neutral or (overwrite and logits_T_V.dtype == torch.float32):
+            self.x_T_V = logits_T_V
+        else:
+            self.x_T_V = torch.empty((rows, vocab), device=device)
+        if not isinstance(temperatures, Tensor):
+            temperatures = torch.full((rows,), float(temperatures), device=device)
+        self._targets_T = targets_T
+        if targets_T is None:
+            targets_T = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._target_limit = token_id_limit
+        self._listed: tuple[Tensor, int] | None = None
+        blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
+        self._groups_T_G = torch.empty(
+            (rows, triton.cdiv(vocab, GROUP_COLUMNS)), device=device, dtype=self.x_T_V.dtype
+        )
+        partials = RowPartials.empty(rows, blocks, device)
+        block_statistics[(rows, blocks)](
+            logits_T_V,
+            temperatures,
+            targets_T,
+            logits_T_V.gather(1, targets_T[:, None]),
+            partials.maxima,
+            partials.sums,
+            partials.weighted,
+            partials.above,
+            partials.best,
+            self._groups_T_G,
+            self.x_T_V,
+            logits_T_V.stride(0),
+            self.x_T_V.stride(0),
+            vocab,
+            0,
+            vocab if token_id_limit is None else token_id_limit,
+            blocks,
+            0,
+            self._groups_T_G.shape[1],
+            multiplier,
+            soft_cap or 0.0,
+            SCALED=multiplier != 1.0,
+            CAPPED=soft_cap is not None,
+            STORED=not neutral,
+            GROUPED=True,
+            BLOCK=BLOCK_COLUMNS,
+            GROUP=GROUP_COLUMNS,
+            num_warps=8,
+        )
+        found = partials.combine()
+        self.max_T = found.max_T
+        self.logsumexp_T = found.logsumexp_T
+        self._found = found
+
+    def entropy(self) -> Tensor:
+        """Nats, float32 [T]."""
+        return self._found.entropy_T
+
+    def greedy(self) -> Tensor:
+        """The id of the largest x of each row, the lowest among equals. int64 [T]."""
+        return self._found.best_T.long()
+
+    def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
+        """Of given tokens, int32 [T]: free for the targets the tile was made with."""
+        known = self._targets_T is not None and self._target_limit == token_id_limit
+        if not (known and torch.equal(ids_T, self._targets_T)):  # type: ignore[arg-type]
+            return TritonTile(self.x_T_V, targets_T=ids_T, token_id_limit=token_id_limit).rank(
+                ids_T, token_id_limit
+            )
+        return self.rank_of_targets()
+
+    def rank_of_targets(self) -> Tensor:
+        """Of the targets the tile was made with, int32 [T]; 0 at or past the limit."""
+        if self._target_limit is None or self._targets_T is None:
+            return self._found.rank_T
+        return self._found.rank_T.masked_fill(self._targets_T >= self._target_limit, 0)
+
+    def logprobs_at(self, ids_T_C: Tensor) -> Tensor:
+        """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""
+        return reference.logprobs_at(self.x_T_V, self.logsumexp_T, ids_T_C)
+
+    def top_k_ids(self, k: int, token_id_limit: int) -> Tensor:
+        """int64 [T, K], of ids below the limit."""
+        if k > MAX_K:
+            ids_T_K = top_ids(self.x_T_V[:, :token_id_limit].float(), k)
+        else:
+            ids_T_K = self._top_k_ids(k, token_id_limit)
+        self._listed = ids_T_K, token_id_limit
+        return ids_T_K
+
+    def _top_k_ids(self, k: int, limit: int) -> Tensor:
+        (rows, vocab), device = self.x_T_V.shape, self.max_T.device
+        room = list_room(k)
+        ids_T_K = torch.empty((rows, k), device=device, dtype=torch.int64)
+        top_candidates[(rows,)](
+            self.x_T_V,
+            self._groups_T_G,
+            self.max_T,
+            torch.empty((rows, room), device=device, dtype=torch.int32),
+            torch.empty((rows, LIST_KEYS), device=device, dtype=torch.int32),
+            torch.empty((rows, room), device=device, dtype=torch.int64),
+            ids_T_K,
+            self.x_T_V.stride(0),
+            self._groups_T_G.shape[1],
+            limit,
+            triton.cdiv(limit, GROUP_COLUMNS),
+            k,
+            LEAST=LEAST_KEY,
+            LIST=room,
+            KEYS=LIST_KEYS,
+            BLOCK=search_block(vocab),
+            GROUP=GROUP_COLUMNS,
+            PIVOTS=PIVOTS,
+            SIDE=SIDE,
+            num_warps=8,
+        )
+        return ids_T_K
+
+    def log_tail_mass(self, top_ids_T_K: Tensor) -> Tensor:
+        """Log of the probability outside the listed ids, float32 [T]; -inf when none is outside."""
+        if self._listed is None or self._listed[0] is not top_ids_T_K:
+            return reference.log_tail_mass(self.x_T_V.float(), self.logsumexp_T, top_ids_T_K)
+        rows, vocab = self.x_T_V.shape
+        device = self.max_T.device
+        blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
+        partial = torch.empty((2, rows, blocks), device=device)
+        block_tail[(rows, blocks)](
+            self.x_T_V,
+            top_ids_T_K[:, -1].contiguous(),
+            *partial,
+            self.x_T_V.stride(0),
+            vocab,
+            self._listed[1],
+            BLOCK=BLOCK_COLUMNS,
+            num_warps=8,
+        )
+        return (logsumexp_of_blocks(*partial) - self.logsumexp_T).float()
+
+    def support(self, top_k: int | Tensor, top_p: float | Tensor, min_p: float | Tensor) -> Support:
+        """What truncation keeps.
+
+        Args:
+            top_k: of all rows or int32 [T]; 0 = off.
+            top_p: of all rows or float64 [T]; 1 = off.
+            min_p: of all rows or float64 [T]; 0 = off.
+        """
+        rows, vocab = self.x_T_V.shape
+        device = self.max_T.device
+        if isinstance(min_p, Tensor):
+            log_min_p_T = min_p.double().log()
+        else:
+            log_min_p = math.log(min_p) if min_p > 0 else -math.inf
+            log_min_p_T = torch.full((rows,), log_min_p, dtype=torch.float64, device=device)
+        found = Support(
+            pivots_T=torch.empty(rows, dtype=torch.int32, device=device),
+            least_ids_T=torch.empty(rows, dtype=torch.int32, device=device),
+            log_kept_mass_T=torch.empty(rows, dtype=torch.float64, device=device),
+            sizes_T=torch.empty(rows, dtype=torch.int32, device=device),
+        )
+        truncate[(rows,)](
+            self.x_T_V,
+            self.max_T,
+            self.logsumexp_T,
+            _per_row(top_k, rows, torch.int32, device),
+            1.0 - _per_row(top_p, rows, torch.float64, device),
+            log_min_p_T,
+            torch.empty((rows, LIST_KEYS), dtype=torch.int32, device=device),
+            found.pivots_T,
+            found.least_ids_T,
+            found.log_kept_mass_T,
+            found.sizes_T,
+            self.x_T_V.stride(0),
+            vocab,
+            LEAST=LEAST_KEY,
+            LIST=LIST_KEYS,
+            BLOCK=search_block(vocab),
+            PIVOTS=PIVOTS,
+            num_warps=8,
+        )
+        return found
+
+    def truncate(
+        self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
+    ) -> Truncation:
+        """Truncated log-probs of given tokens."""
+        found = self.support(top_k, top_p, min_p)
+        x_T = self.x_T_V.gather(1, ids_T[:, None])[:, 0].float()
+        keys_T = ordered_keys(x_T)
+        inside_T = (keys_T > found.pivots_T) | (
+            (keys_T == found.pivots_T) & (ids_T >= found.least_ids_T)
+        )
+        logprob_T = x_T.double() - self.logsumexp_T
+        joins_T = ~inside_T & guarded_T
+        joined_T = torch.logaddexp(found.log_kept_mass_T, logprob_T).clamp(max=0.0)
+        log_kept_T = torch.where(joins_T, joined_T, found.log_kept_mass_T)
+        processed_T = (logprob_T - log_kept_T).float()
+        processed_T = processed_T.masked_fill(~(inside_T | joins_T), -math.inf)
+        return Truncation(log_kept_T, processed_T, found.sizes_T + joins_T.int())
+
+    def draw(
+        self,
+        found: Support | None,
+        seeds_T: Numbers,
+        sample_indices_T: Numbers,
+        positions_T: Numbers,
+    ) -> Tensor:
+        """One token of each row, distributed exactly as softmax of x over the support. int64 [T].
+
+        Args:
+            found: the support; None = every token that is not at -inf.
+            seeds_T: uint64; those of a tensor are the int64 of the same bits.
+            sample_indices_T: of the prompt.
+            positions_T: absolute, of the token to draw.
+        """
+        rows, vocab = self.x_T_V.shape
+        device = self.max_T.device
+        if found is None:
+            pivots_T = torch.full((rows,), LEAST_KEY + 1, dtype=torch.int32, device=device)
+            least_ids_T = torch.zeros_like(pivots_T)
+        else:
+            pivots_T, least_ids_T = found.pivots_T, found.least_ids_T
+        blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
+        keys = torch.empty((rows, blocks), device=device)
+        ids = torch.empty((rows, blocks), device=device, dtype=torch.int32)
+        race[(rows, blocks)](
+            self.x_T_V,
+            self.max_T,
+            pivots_T,
+            least_ids_T,
+            *words_inputs(seeds_T, sample_indices_T, positions_T, device),
+            keys,
+            ids,
+            self.x_T_V.stride(0),
+            vocab,
+            0,
+            BLOCK=BLOCK_COLUMNS,
+            num_warps=8,
+        )
+        winners_T = torch.empty(rows, device=device, dtype=torch.int64)
+        finish_race[(rows,)](
+            keys, ids, winners_T, blocks, BLOCKS=triton.next_power_of_2(blocks), num_warps=1
+        )
+        return winners_T
+
+
+def words_inputs(
+    seeds_T: Numbers, sample_indices_T: Numbers, positions_T: Numbers, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers that words depend on, as int64 [T]; seeds keep their 64 bits."""
+
+    def column(numbers: Numbers) -> Tensor:
+        if isinstance(numbers, Tensor):
+            return numbers
+        signed = [number - (1 << 64) if number >> 63 else number for number in numbers]
+        return torch.tensor(signed, dtype=torch.int64, device=device)
+
+    return column(seeds_T), column(sample_indices_T), column(positions_T)
+
+
+def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return torch.full((rows,), value, dtype=dtype, device=device)

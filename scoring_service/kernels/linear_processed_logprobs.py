@@ -1,0 +1,223 @@
+"""The trainer's half: truncated log-probs of a linear head, differentiable, never all its logits.
+
+Rows are computed a tile at a time: logits, support, log-prob; a row leaves two numbers that say
+its support and one that says its mass. The backward pass makes each tile of logits again. Needs
+torch alone; on CUDA the support comes from the Triton kernels, and so does the gradient of a tile.
+
+Numerics: x in fp32 from fp32 sums, the support in exact arithmetic as the server decides it. The
+support is a constant to the gradient, as it is to autograd on masked logits. Gradients of a tile of
+logits are rounded to the weight's type before they are multiplied.
+
+Legend: T rows, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring_service.kernels import dispatch
+from scoring_service.kernels.linear_logprobs import LinearHead, x_of
+from scoring_service.kernels.prefix import Prefix, RowTruncation, kept, prefixes
+
+_TILE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+
+
+def linear_processed_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    keep_labels: bool = True,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
+    multiplier: float = 1.0,
+    soft_cap: float | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Log-prob of each label after temperature and truncation; differentiable in the tensors.
+
+    Args:
+        hidden: [T, H].
+        weight: [V, H], of the same type.
+        labels: int64 [T]; a negative one gives 0 and no gradient.
+        bias: [V].
+        keep_labels: the label joins the support; else one outside has -inf.
+        temperature: above 0; of all rows, or float32 [T].
+        top_k: of all rows or int64 [T]; None, 0, -1 and V or more = off.
+        top_p: of all rows or [T]; None and 1 = off.
+        min_p: of all rows or [T]; None and 0 = off.
+        multiplier: of the logits.
+        soft_cap: logits become cap * tanh(logits / cap).
+        chunk_rows: rows of logits held at a time; None = what suits the device.
+
+    Returns:
+        float32 [T].
+
+    Raises:
+        ValueError: shapes that do not fit, or a temperature that is not above 0.
+    """
+    rows, vocab = len(hidden), len(weight)
+    if labels.shape != (rows,) or weight.shape[1:] != hidden.shape[1:]:
+        shapes = [list(tensor.shape) for tensor in (hidden, weight, labels)]
+        raise ValueError(f"hidden, weight and labels have shapes {shapes}: not [T, H], [V, H], [T]")
+    temperature_T = _per_row(temperature, rows, torch.float32, hidden.device)
+    if rows and not bool((temperature_T > 0).all()):
+        raise ValueError(f"temperature must be above 0, got {float(temperature_T.min()):g}")
+    top_k_T = _per_row(0 if top_k is None else top_k, rows, torch.int64, hidden.device)
+    truncation = RowTruncation(
+        top_k_T.masked_fill((top_k_T < 0) | (top_k_T >= vocab), 0),
+        _per_row(1.0 if top_p is None else top_p, rows, torch.float64, hidden.device),
+        _per_row(0.0 if min_p is None else min_p, rows, torch.float64, hidden.device),
+    )
+    if chunk_rows is None:
+        chunk_rows = max(1, _TILE_BYTES.get(hidden.device.type, 32 << 20) // (4 * vocab))
+    plan = _Plan(labels, temperature_T, truncation, keep_labels, multiplier, soft_cap, chunk_rows)
+    result: Tensor = _LinearProcessedLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, plan
+    )
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is no tensor to differentiate."""
+
+    labels_T: Tensor
+    temperature_T: Tensor
+    truncation: RowTruncation
+    keep_labels: bool
+    multiplier: float
+    soft_cap: float | None
+    chunk_rows: int
+
+
+class _LinearProcessedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_T_H: Tensor, weight_V_H: Tensor, bias_V: Tensor | None, plan: _Plan
+    ) -> Tensor:
+        head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
+        rows, device = len(hidden_T_H), hidden_T_H.device
+        logprobs_T = torch.empty(rows, device=device)
+        least_x_T, least_id_T = torch.empty(rows, device=device), torch.empty_like(plan.labels_T)
+        log_total_T = torch.empty(rows, dtype=torch.float64, device=device)
+        for part in _parts(rows, plan.chunk_rows):
+            x_T_V = x_of(hidden_T_H[part], head).div_(plan.temperature_T[part, None])
+            found = prefixes(x_T_V, _rows_of(plan.truncation, part))
+            label_T = plan.labels_T[part].clamp(min=0)
+            label_x_T = x_T_V.gather(1, label_T[:, None])[:, 0]
+            inside_T = (label_x_T > found.least_x_T) | (
+                (label_x_T == found.least_x_T) & (label_T >= found.least_id_T)
+            )
+            total_T = found.log_total_T
+            if plan.keep_labels:
+                joined_T = torch.logaddexp(total_T, label_x_T.double())
+                total_T = torch.where(inside_T, total_T, joined_T)
+                inside_T = torch.ones_like(inside_T)
+            value_T = (label_x_T.double() - total_T).clamp(max=0.0).float()
+            value_T = value_T.masked_fill(~inside_T, -math.inf)
+            logprobs_T[part] = value_T.masked_fill(plan.labels_T[part] < 0, 0.0)
+            least_x_T[part], least_id_T[part] = found.least_x_T, found.least_id_T
+            log_total_T[part] = total_T
+        ctx.plan = plan
+        ctx.save_for_backward(hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T)
+        return logprobs_T
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient_T: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        hidden_gradient = torch.empty_like(hidden_T_H) if wants_hidden else None
+        weight_gradient = _zeros_like(weight_V_H) if wants_weight else None
+        bias_gradient = _zeros_like(bias_V) if wants_bias else None
+        gradient_T = gradient_T.float().masked_fill(plan.labels_T < 0, 0.0)
+        for part in _parts(len(hidden_T_H), plan.chunk_rows):
+            found = Prefix(least_x_T[part], least_id_T[part], log_total_T[part])
+            tile_T_V = _gradient_of_logits(hidden_T_H[part], head, plan, part, found, gradient_T)
+            if bias_gradient is not None:
+                bias_gradient += tile_T_V.sum(dim=0)
+            tile_T_V = tile_T_V.to(weight_V_H.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[part] = tile_T_V @ weight_V_H
+            if weight_gradient is not None:
+                weight_gradient += tile_T_V.t() @ hidden_T_H[part]
+        return (
+            hidden_gradient,
+            None if weight_gradient is None else weight_gradient.to(weight_V_H.dtype),
+            None if bias_gradient is None else bias_gradient.to(bias_V.dtype),
+            None,
+        )
+
+
+def _gradient_of_logits(
+    hidden_T_H: Tensor,
+    head: LinearHead,
+    plan: _Plan,
+    part: slice,
+    found: Prefix,
+    gradient_T: Tensor,
+) -> Tensor:
+    """Of the tile's logits before scale and soft-cap, float32 [T, V].
+
+    d log p(label) / d x = [label] - p over the support, divided by the temperature, times the
+    derivative of cap * tanh(z / cap), which is 1 - (x / cap)**2, times the multiplier.
+    """
+    temperature_T, labels_T = plan.temperature_T[part], plan.labels_T[part]
+    if dispatch.backend(hidden_T_H.device) == "triton":
+        # Imported where a CUDA device is, and nowhere else.
+        from scoring_service.kernels.gpu.gradient import gradient_of_logits
+
+        return gradient_of_logits(
+            x_of(hidden_T_H, head), head, temperature_T, labels_T, found, gradient_T[part],
+            plan.keep_labels,
+        )  # fmt: skip
+    finished_T_V = x_of(hidden_T_H, head)
+    x_T_V = finished_T_V / temperature_T[:, None]
+    keep_T_V = kept(x_T_V, found)
+    label_T_1 = labels_T.clamp(min=0)[:, None]
+    if plan.keep_labels:
+        keep_T_V.scatter_(1, label_T_1, True)
+    p_T_V = x_T_V.sub_(found.log_total_T[:, None].float()).exp_().mul_(keep_T_V)
+    tile_T_V = p_T_V.neg_()
+    # A label outside the support has -inf, whose own x takes no part.
+    tile_T_V.scatter_add_(1, label_T_1, keep_T_V.gather(1, label_T_1).float())
+    tile_T_V.mul_((gradient_T[part] / temperature_T)[:, None])
+    if head.soft_cap is not None:
+        tile_T_V.mul_(finished_T_V.div_(head.soft_cap).square_().neg_().add_(1.0))
+    return tile_T_V.mul_(head.multiplier)
+
+
+def _parts(rows: int, chunk_rows: int) -> list[slice]:
+    return [slice(start, start + chunk_rows) for start in range(0, rows, chunk_rows)]
+
+
+def _rows_of(truncation: RowTruncation, part: slice) -> RowTruncation:
+    return RowTruncation(
+        truncation.top_k_T[part], truncation.top_p_T[part], truncation.min_p_T[part]
+    )
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """Sums of many tiles are fp32 at least."""
+    dtype = torch.float32 if tensor.element_size() < 4 else tensor.dtype
+    return torch.zeros_like(tensor, dtype=dtype)
+
+
+def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype).expand(rows)
+    # As on the wire: a number is rounded to fp32, and promoted from there.
+    number = torch.tensor(value, dtype=torch.int64 if dtype == torch.int64 else torch.float32)
+    return number.to(device=device, dtype=dtype).expand(rows)

@@ -1,0 +1,113 @@
+"""Supports as prefixes of one order: the least x kept, and the least id kept at that x.
+
+Truncation keeps a prefix of the tokens by descending x, and among equal x by descending id, so two
+numbers a row say what a mask of V says. Legend: T rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoring_service.kernels import dispatch, eager, reference
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What truncation keeps of each row."""
+
+    least_x_T: Tensor
+    """float32."""
+    least_id_T: Tensor
+    """int64: at the least x, ids from this one on."""
+    log_total_T: Tensor
+    """float64: log of the sum of exp(x) over what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTruncation:
+    """Parameters of each row."""
+
+    top_k_T: Tensor
+    """int64; 0 = off."""
+    top_p_T: Tensor
+    """float64; 1 = off."""
+    min_p_T: Tensor
+    """float64; 0 = off."""
+
+
+def kept(x_T_V: Tensor, prefix: Prefix) -> Tensor:
+    """The support as bool [T, V]."""
+    ids_V = torch.arange(x_T_V.shape[1], device=x_T_V.device)
+    at_least_x_T_V = x_T_V == prefix.least_x_T[:, None]
+    at_least_x_T_V &= ids_V >= prefix.least_id_T[:, None]
+    return at_least_x_T_V.logical_or_(x_T_V > prefix.least_x_T[:, None])
+
+
+def prefixes(x_T_V: Tensor, truncation: RowTruncation) -> Prefix:
+    """The support of each row, in exact arithmetic: what the server's own truncation keeps.
+
+    Args:
+        x_T_V: float32, divided by the temperature.
+        truncation: of each row.
+    """
+    if dispatch.backend(x_T_V.device) == "triton":
+        # Imported where a CUDA device is, and nowhere else.
+        from scoring_service.kernels.gpu.tile import TritonTile, least_x
+
+        tile = TritonTile(x_T_V)
+        found = tile.support(truncation.top_k_T, truncation.top_p_T, truncation.min_p_T)
+        log_total_T = tile.logsumexp_T + found.log_kept_mass_T
+        return Prefix(least_x(found), found.least_ids_T.long(), log_total_T)
+    rows, device = len(x_T_V), x_T_V.device
+    result = Prefix(
+        torch.empty(rows, device=device),
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, dtype=torch.float64, device=device),
+    )
+    settings_T_3 = torch.stack(
+        [truncation.top_k_T.double(), truncation.top_p_T, truncation.min_p_T], dim=1
+    )
+    # Rows of one setting are computed together: few settings share a batch.
+    settings, which_T = settings_T_3.unique(dim=0, return_inverse=True)
+    for number, (top_k, top_p, min_p) in enumerate(settings.tolist()):
+        rows_R = torch.nonzero(which_T == number)[:, 0]
+        found_R = _prefixes_of_one_setting(x_T_V[rows_R], int(top_k), top_p, min_p)
+        result.least_x_T[rows_R] = found_R.least_x_T
+        result.least_id_T[rows_R] = found_R.least_id_T
+        result.log_total_T[rows_R] = found_R.log_total_T
+    return result
+
+
+def _prefixes_of_one_setting(x_T_V: Tensor, top_k: int, top_p: float, min_p: float) -> Prefix:
+    vocab = x_T_V.shape[1]
+    if not (0 < top_k < vocab or top_p < 1.0 or min_p > 0.0):
+        least_x_T = torch.full((len(x_T_V),), -math.inf, device=x_T_V.device)
+        # Tokens at -inf are not kept: no id of theirs is high enough.
+        least_id_T = torch.full_like(least_x_T, vocab, dtype=torch.int64)
+        return Prefix(least_x_T, least_id_T, reference.logsumexp(x_T_V))
+    found, decided_T = eager.support(x_T_V, top_k, top_p, min_p)
+    x_T_M = x_T_V.gather(1, found.ids_T_M)
+    prefix = _from_mask(x_T_M, found.ids_T_M, found.keep_T_M)
+    left = torch.nonzero(~decided_T)[:, 0]
+    if len(left):
+        # What the candidates do not decide is the reference's.
+        x_L_V = x_T_V[left]
+        ids_L_V = torch.arange(vocab, device=x_T_V.device).expand(len(left), -1)
+        whole = _from_mask(x_L_V, ids_L_V, reference.support(x_L_V, top_k, top_p, min_p))
+        prefix.least_x_T[left] = whole.least_x_T
+        prefix.least_id_T[left] = whole.least_id_T
+        prefix.log_total_T[left] = whole.log_total_T
+    return prefix
+
+
+def _from_mask(x_T_M: Tensor, ids_T_M: Tensor, keep_T_M: Tensor) -> Prefix:
+    least_x_T = x_T_M.masked_fill(~keep_T_M, math.inf).amin(dim=1)
+    at_least_x_T_M = keep_T_M & (x_T_M == least_x_T[:, None])
+    no_id = torch.iinfo(torch.int64).max
+    least_id_T = ids_T_M.masked_fill(~at_least_x_T_M, no_id).amin(dim=1)
+    total_T = reference.logsumexp(x_T_M.masked_fill(~keep_T_M, -math.inf))
+    return Prefix(least_x_T, least_id_T, total_T)

@@ -1,0 +1,17 @@
+"""Without a GPU, Triton is imported here, before the libraries that would import it themselves.
+
+Triton decides when it is imported whether kernels are compiled or interpreted. The variable that
+tells it so is taken back at once: processes that tests start must not inherit it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import pytest
+
+if importlib.util.find_spec("triton") is not None and shutil.which("nvidia-smi") is None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton  # noqa: F401

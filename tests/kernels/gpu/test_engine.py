@@ -1,0 +1,99 @@
+"""What the engine answers with Triton tiles, beside what it answers with plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from scoring_service.engine.packed.draws import DrawRow, draw_rows
+from scoring_service.engine.rows import compute_rows
+from scoring_service.engine.sampling import DrawnToken
+from scoring_service.kernels import dispatch
+from scoring_service.types import Processing, RowWants, SamplingTask
+from tests.kernels import cases
+from tests.kernels.gpu.device import DEVICE
+
+WANTS = RowWants(
+    processed_logprobs=True,
+    entropy=True,
+    rank=True,
+    logsumexp=True,
+    log_kept_mass=True,
+    support_size=True,
+    top_k=20,
+    token_id_limit=900,
+)
+PROCESSINGS = [
+    Processing(),
+    Processing(0.7, top_k=50, top_p=cases.promoted(0.9), min_p=cases.promoted(0.01)),
+    Processing(1.3, top_p=cases.promoted(0.5), keep_realised=True),
+]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(dispatch, "backend", lambda _device: backend)
+
+
+def random_logits(rows: int) -> torch.Tensor:
+    rng = np.random.default_rng(4)
+    return torch.from_numpy(np.stack([cases.random_row(rng, 1000) for _ in range(rows)])).to(DEVICE)
+
+
+@pytest.mark.parametrize("processing", PROCESSINGS)
+def test_rows_are_answered_alike(processing: Processing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every output of a row; a row of a next_token (no realised token) among them."""
+    logits_T_V = random_logits(6)
+    realised = np.array([3, 17, 999, 0, 500, -1], dtype=np.int32)
+    candidates = np.array([[1, 2, -1]] * 6, dtype=np.int32)
+    blocks = []
+    for backend in ("eager", "triton"):
+        use(monkeypatch, backend)
+        tile = dispatch.make_tile(logits_T_V, processing.temperature, realised, 900)
+        assert type(tile).__name__ == f"{backend.capitalize()}Tile"
+        blocks.append(compute_rows(tile, realised, processing, WANTS, candidates))
+    for field in fields(blocks[0]):
+        eager, triton = (getattr(block, field.name) for block in blocks)
+        if field.name in ("rows", "ranks", "support_sizes", "top_token_ids"):
+            np.testing.assert_array_equal(triton, eager)
+        else:
+            np.testing.assert_allclose(triton, eager, atol=1e-5, rtol=0)
+
+
+def draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:
+    task = SamplingTask(
+        index=0,
+        prompt_ids=np.array([1], dtype=np.int32),
+        n=1,
+        seed=2**63 + place,
+        first_sample_index=0,
+        processing=Processing(),
+        processing_index=0,
+        max_tokens=1,
+    )
+    return DrawRow(task, sample_index=place, position=100 + place, banned=banned)
+
+
+@pytest.mark.parametrize("processing", [Processing(0.0), *PROCESSINGS])
+@pytest.mark.parametrize("banned", [(), (5, 700)])
+def test_tokens_are_drawn_alike(
+    processing: Processing, banned: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens with the same numbers, greedy and under bans too; a broken row is a fault."""
+    logits_T_V = random_logits(8)
+    logits_T_V[2, 4] = torch.nan
+    rows = [draw_row(place, banned if place % 2 else ()) for place in range(8)]
+    answers = []
+    for backend in ("eager", "triton"):
+        use(monkeypatch, backend)
+        answers.append(draw_rows(logits_T_V, rows, processing, top_logprobs=5))
+    for eager, triton in zip(*answers, strict=True):
+        if not isinstance(eager, DrawnToken) or not isinstance(triton, DrawnToken):
+            assert eager == triton
+            continue
+        assert (triton.token_id, triton.top_ids) == (eager.token_id, eager.top_ids)
+        for name in ("logprob", "processed_logprob", "top_logprobs"):
+            assert getattr(triton, name) == pytest.approx(getattr(eager, name), abs=1e-5)
+    assert sum(not isinstance(answer, DrawnToken) for answer in answers[1]) == 1

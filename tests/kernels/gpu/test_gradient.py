@@ -1,0 +1,29 @@
+"""The trainer's truncated log-probs with supports and gradients from the kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scoring_service.kernels import dispatch
+from tests.kernels.gpu.device import DEVICE
+from tests.kernels.test_linear_processed_logprobs import Case, check
+
+
+@pytest.fixture(autouse=True)
+def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "backend", lambda _device: "triton")
+
+
+@pytest.mark.parametrize("keep_labels", [True, False])
+def test_values_and_gradients(keep_labels: bool) -> None:
+    check(Case(11, 48, 300, torch.float32), keep_labels, 2e-5, DEVICE)
+
+
+def test_scale_and_soft_cap() -> None:
+    case = Case(6, 32, 200, torch.float32)
+    check(case, True, 2e-5, DEVICE, multiplier=1.5, soft_cap=8.0)
+
+
+def test_bfloat16_leaves() -> None:
+    check(Case(6, 32, 200, torch.bfloat16), True, 1e-2, DEVICE)

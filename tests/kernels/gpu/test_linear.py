@@ -1,0 +1,173 @@
+"""Linear log-probs, fused and tiled, against float64; fp32 torch's own error is the bound."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoring_service.kernels import reference
+from scoring_service.kernels.gpu import linear_head
+from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS
+from scoring_service.kernels.gpu.partials import join_shards
+from scoring_service.kernels.linear_logprobs import LinearHead, LinearLogprobs, linear_logprobs
+from tests.kernels.gpu.device import DEVICE
+from tests.kernels.gpu.test_tile import assert_as_good_as_eager, eager_entropy, random_ids
+
+ROUTES = ["fused", "tiled"]
+
+
+def random_head(
+    rows: int, hidden: int, vocab: int, dtype: torch.dtype, biased: bool = False
+) -> tuple[Tensor, LinearHead]:
+    """Hidden states of unit size and a head that makes logits of about 2 of them."""
+    generator = torch.Generator().manual_seed(rows * hidden + vocab)
+    hidden_T_H = torch.randn(rows, hidden, generator=generator)
+    weight_V_H = torch.randn(vocab, hidden, generator=generator) * 2 / hidden**0.5
+    bias_V = torch.randn(vocab, generator=generator).to(DEVICE, dtype) if biased else None
+    return hidden_T_H.to(DEVICE, dtype), LinearHead(weight_V_H.to(DEVICE, dtype), bias_V)
+
+
+def x_of(hidden_T_H: Tensor, head: LinearHead, temperatures_T: Tensor, kind: torch.dtype) -> Tensor:
+    """x in the given arithmetic."""
+    x_T_V = hidden_T_H.to(kind) @ head.weight_V_H.to(kind).t()
+    if head.bias_V is not None:
+        x_T_V = x_T_V + head.bias_V.to(kind)
+    x_T_V = x_T_V * head.multiplier
+    if head.soft_cap is not None:
+        x_T_V = torch.tanh(x_T_V / head.soft_cap) * head.soft_cap
+    return x_T_V / temperatures_T.to(kind)[:, None]
+
+
+def assert_numbers(
+    got: LinearLogprobs, eager_T_V: Tensor, truth_T_V: Tensor, ids_T: Tensor
+) -> None:
+    lse_T = torch.logsumexp(truth_T_V, dim=1)
+    assert_as_good_as_eager(got.logsumexp_T, torch.logsumexp(eager_T_V, dim=1), lse_T)
+    eager_T = torch.log_softmax(eager_T_V, dim=1).gather(1, ids_T[:, None])[:, 0]
+    truth_T = truth_T_V.gather(1, ids_T[:, None])[:, 0] - lse_T
+    assert_as_good_as_eager(got.logprobs_T, eager_T, truth_T)
+    p_T_V = torch.softmax(truth_T_V, dim=1)
+    entropy_T = (p_T_V * (lse_T[:, None] - truth_T_V)).sum(dim=1)
+    assert_as_good_as_eager(got.entropies_T, eager_entropy(eager_T_V), entropy_T)
+    # Where two logits are a rounding apart, the products may order them either way.
+    assert (got.ranks_T - reference.rank(truth_T_V, ids_T)).abs().max() <= 1
+    assert torch.equal(got.best_ids_T, reference.greedy(truth_T_V))
+
+
+@pytest.mark.parametrize(
+    ("rows", "hidden", "vocab"),
+    [
+        (1, 64, 17),
+        (3, 64, 1000),
+        (127, 64, 1000),
+        (255, 64, 17),
+        (3, 576, 5000),
+        (1, 64, 49_152),
+        (1, 64, 151_936),
+    ],
+)
+@pytest.mark.parametrize("route", ROUTES)
+def test_shapes(rows: int, hidden: int, vocab: int, route: str) -> None:
+    hidden_T_H, head = random_head(rows, hidden, vocab, torch.float32)
+    ids_T = random_ids(rows, vocab)
+    got = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    ones_T = torch.ones(rows, device=DEVICE)
+    eager_T_V = x_of(hidden_T_H, head, ones_T, torch.float32)
+    assert_numbers(got, eager_T_V, x_of(hidden_T_H, head, ones_T, torch.float64), ids_T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_everything_a_head_can_have(route: str, dtype: torch.dtype) -> None:
+    """Bias, scale, soft-cap, temperatures per row, candidates and a limit of ranks."""
+    rows, vocab = 5, 1500
+    hidden_T_H, plain = random_head(rows, 64, vocab, dtype, biased=True)
+    head = LinearHead(plain.weight_V_H, plain.bias_V, multiplier=1.5, soft_cap=20.0)
+    temperatures_T = torch.tensor([1.0, 0.5, 0.7, 1.3, 2.0], device=DEVICE)
+    ids_T = random_ids(rows, vocab)
+    candidates_T_C = torch.stack([random_ids(rows, vocab - c) for c in range(3)], dim=1)
+    candidates_T_C[2, 1] = -1
+    got = linear_logprobs(
+        hidden_T_H,
+        head,
+        ids_T,
+        temperatures=temperatures_T,
+        candidate_ids_T_C=candidates_T_C,
+        token_id_limit=1000,
+        route=route,
+    )
+    eager_T_V = x_of(hidden_T_H, head, temperatures_T, torch.float32)
+    truth_T_V = x_of(hidden_T_H, head, temperatures_T, torch.float64)
+    lse_T = torch.logsumexp(truth_T_V, dim=1)
+    assert_as_good_as_eager(got.logsumexp_T, torch.logsumexp(eager_T_V, dim=1), lse_T)
+    assert (got.ranks_T - reference.rank(truth_T_V, ids_T, 1000)).abs().max() <= 1
+    asked_T_C = candidates_T_C >= 0
+    assert got.candidate_logprobs_T_C is not None
+    assert torch.equal(got.candidate_logprobs_T_C.isnan(), ~asked_T_C)
+    truth_T_C = truth_T_V.gather(1, candidates_T_C.clamp(min=0)) - lse_T[:, None]
+    eager_T_C = torch.log_softmax(eager_T_V, dim=1).gather(1, candidates_T_C.clamp(min=0))
+    assert_as_good_as_eager(
+        got.candidate_logprobs_T_C[asked_T_C], eager_T_C[asked_T_C], truth_T_C[asked_T_C]
+    )
+
+
+def test_ranks_are_exact_among_equal_weights() -> None:
+    """Copies of one token's weight row tie to the bit, and the lower ids come first."""
+    hidden_T_H, head = random_head(4, 64, 2500, torch.bfloat16)
+    weight_V_H = head.weight_V_H.clone()
+    weight_V_H[[5, 700, 1300, 2400]] = weight_V_H[5].clone()
+    ids_T = torch.tensor([5, 700, 1300, 2400], device=DEVICE)
+    hidden_T_H[:] = hidden_T_H[0]
+    ranks = linear_logprobs(hidden_T_H, LinearHead(weight_V_H), ids_T, route="fused").ranks_T
+    assert (ranks - ranks[0]).tolist() == [0, 1, 2, 3]
+
+
+def partials_of_shards(edges: list[int]) -> linear_head.RowPartials:
+    hidden_T_H, head = random_head(3, 64, 4000, torch.float32)
+    ids_T = torch.tensor([10, 2048, 3999], device=DEVICE)
+    ones_T = torch.ones(3, device=DEVICE)
+    shards = [
+        linear_head.HeadShard(head.weight_V_H[first:last], first_id=first)
+        for first, last in pairwise(edges)
+    ]
+    found = [linear_head.logits_at(s, hidden_T_H, ones_T, ids_T[:, None])[1] for s in shards]
+    # What an all-reduce does: every target is one shard's, and -inf on the others.
+    target_x_T = torch.stack(found).amax(dim=0)[:, 0]
+    parts = [
+        linear_head.fused_partials(s, hidden_T_H, ones_T, ids_T, target_x_T, 4000) for s in shards
+    ]
+    return join_shards(parts)
+
+
+def test_shards_of_a_tensor_parallel_head_combine_exactly() -> None:
+    """Shards that begin at whole chunks give the bits of the unsplit head, in every number."""
+    whole = partials_of_shards([0, 4000]).combine()
+    split = partials_of_shards([0, CHUNK_COLUMNS, 3 * CHUNK_COLUMNS, 4000]).combine()
+    for name in type(whole).__slots__:
+        assert torch.equal(getattr(whole, name), getattr(split, name)), name
+
+
+def test_shards_of_any_size_combine() -> None:
+    """Others give the same ids and ranks, and sums to within fp32's rounding."""
+    whole, split = (partials_of_shards(e).combine() for e in ([0, 4000], [0, 1333, 4000]))
+    assert torch.equal(whole.rank_T, split.rank_T)
+    assert torch.equal(whole.best_T, split.best_T)
+    assert torch.allclose(whole.logsumexp_T, split.logsumexp_T, atol=1e-6)
+    assert torch.allclose(whole.entropy_T, split.entropy_T, atol=1e-5)
+
+
+def test_a_broken_row_shows() -> None:
+    """Also when only the fused kernel has seen its logits."""
+    hidden_T_H, head = random_head(3, 64, 1000, torch.float32)
+    hidden_T_H[1, 3] = torch.nan
+    found = linear_logprobs(hidden_T_H, head, random_ids(3, 1000), route="fused")
+    assert torch.isfinite(found.logsumexp_T).tolist() == [True, False, True]
+
+
+def test_a_route_that_is_none() -> None:
+    hidden_T_H, head = random_head(1, 64, 17, torch.float32)
+    with pytest.raises(ValueError, match="sideways"):
+        linear_logprobs(hidden_T_H, head, random_ids(1, 17), route="sideways")

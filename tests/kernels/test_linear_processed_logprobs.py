@@ -1,0 +1,191 @@
+"""The trainer's truncated log-probs and their gradients against autograd on full logits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoring_service.kernels import dispatch, reference
+from scoring_service.kernels.linear_processed_logprobs import linear_processed_logprobs
+from tests.kernels.cases import Setting, promoted
+
+SETTINGS = [
+    Setting(),
+    Setting(0.7, top_k=5),
+    Setting(1.3, top_p=promoted(0.8)),
+    Setting(1.0, top_k=40, top_p=promoted(0.9), min_p=promoted(0.02)),
+    Setting(2.0, min_p=promoted(0.1)),
+]
+
+
+class Case:
+    """Random rows; labels inside and outside of supports, one of them ignored."""
+
+    def __init__(self, rows: int, hidden: int, vocab: int, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(vocab)
+        self.hidden = torch.randn(rows, hidden, generator=generator).to(dtype)
+        self.weight = (torch.randn(vocab, hidden, generator=generator) * 3 / hidden**0.5).to(dtype)
+        self.bias = torch.randn(vocab, generator=generator).to(dtype)
+        self.labels = torch.randint(vocab, (rows,), generator=generator)
+        best = (self.hidden.double() @ self.weight.double().t()).argmax(dim=1)
+        self.labels[::2] = best[::2]
+        self.labels[rows // 2] = -100
+        self.upstream = torch.rand(rows, generator=generator) + 0.5
+        chosen = [SETTINGS[row % len(SETTINGS)] for row in range(rows)]
+        self.parameters = {
+            "temperature": torch.tensor([s.temperature for s in chosen]),
+            "top_k": torch.tensor([s.top_k for s in chosen]),
+            "top_p": torch.tensor([s.top_p for s in chosen], dtype=torch.float64),
+            "min_p": torch.tensor([s.min_p for s in chosen], dtype=torch.float64),
+        }
+        self.settings = chosen
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """hidden, weight and bias as leaves of a graph of their own."""
+        leaves = (self.hidden, self.weight, self.bias)
+        return tuple(leaf.detach().clone().to(device).requires_grad_() for leaf in leaves)  # type: ignore[return-value]
+
+    def truth(
+        self, keep_labels: bool, multiplier: float = 1.0, soft_cap: float | None = None
+    ) -> tuple[Tensor, ...]:
+        """Log-probs and gradients by autograd on full logits in float64, supports from fp32 x."""
+        leaves = [leaf.detach().double().requires_grad_() for leaf in self.tensors()]
+        hidden, weight, bias = leaves
+
+        def x_of(kind: torch.dtype) -> Tensor:
+            logits = hidden.to(kind) @ weight.to(kind).t() + bias.to(kind)
+            logits = logits * multiplier
+            if soft_cap is not None:
+                logits = torch.tanh(logits / soft_cap) * soft_cap
+            return logits / self.parameters["temperature"].to(kind)[:, None]
+
+        labels_1 = self.labels.clamp(min=0)[:, None]
+        fp32 = x_of(torch.float32).detach()
+        keep = torch.cat(
+            [
+                reference.support(fp32[row : row + 1], **setting.truncation)
+                for row, setting in enumerate(self.settings)
+            ]
+        )
+        if keep_labels:
+            keep = keep.scatter(1, labels_1, True)
+        logprobs = torch.log_softmax(x_of(torch.float64).masked_fill(~keep, -math.inf), dim=1)
+        values = logprobs.gather(1, labels_1)[:, 0].masked_fill(self.labels < 0, 0.0)
+        finite = values.masked_fill(values == -math.inf, 0.0)
+        return (values.detach(), *torch.autograd.grad((finite * self.upstream).sum(), leaves))
+
+
+def check(
+    case: Case,
+    keep_labels: bool,
+    tolerance: float,
+    device: torch.device | str = "cpu",
+    chunk_rows: int | None = 7,
+    **head: float,
+) -> None:
+    want, *gradients = case.truth(keep_labels, **head)
+    leaves = case.tensors(device)
+    hidden, weight, bias = leaves
+    got = linear_processed_logprobs(
+        hidden,
+        weight,
+        case.labels.to(device),
+        bias=bias,
+        keep_labels=keep_labels,
+        chunk_rows=chunk_rows,
+        **{name: value.to(device) for name, value in case.parameters.items()},
+        **head,
+    )
+    assert got.dtype == torch.float32
+    assert torch.equal(got.cpu() == -math.inf, want == -math.inf)
+    finite = want > -math.inf
+    assert (got.cpu()[finite].double() - want[finite]).abs().max() <= tolerance
+    upstream = torch.where(finite, case.upstream, 0.0).to(device)
+    for mine, truth in zip(torch.autograd.grad(got, leaves, upstream), gradients, strict=True):
+        assert mine.dtype == leaves[0].dtype
+        assert (mine.cpu().double() - truth).abs().max() <= tolerance * max(1.0, truth.abs().max())
+
+
+@pytest.mark.parametrize("keep_labels", [True, False])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 17), (23, 100), (31, 1000)])
+def test_values_and_gradients(rows: int, vocab: int, keep_labels: bool) -> None:
+    """Rows of five settings in one batch, in chunks that do not divide them."""
+    check(Case(rows, 48, vocab, torch.float32), keep_labels, 2e-5)
+
+
+def test_one_chunk_gives_what_many_give() -> None:
+    check(Case(23, 48, 300, torch.float32), True, 2e-5, chunk_rows=None)
+
+
+def test_scale_and_soft_cap() -> None:
+    check(Case(11, 32, 200, torch.float32), True, 2e-5, multiplier=1.5, soft_cap=8.0)
+
+
+def test_bfloat16_leaves() -> None:
+    """The product's sums are fp32; gradients err by the rounding of tiles and results to bf16."""
+    check(Case(11, 32, 200, torch.bfloat16), True, 1e-2)
+
+
+def test_numbers_for_all_rows() -> None:
+    case = Case(9, 16, 50, torch.float32)
+    arguments = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.01}
+    per_row = {name: torch.tensor([value] * 9) for name, value in arguments.items()}
+    alike = [
+        linear_processed_logprobs(case.hidden, case.weight, case.labels, **parameters)
+        for parameters in (arguments, per_row)
+    ]
+    assert torch.equal(*alike)
+
+
+@pytest.mark.parametrize("top_k", [None, 0, -1, 50, 51])
+def test_neutral_is_log_softmax(top_k: int | None) -> None:
+    case = Case(9, 16, 50, torch.float32)
+    got = linear_processed_logprobs(case.hidden, case.weight, case.labels.clamp(min=0), top_k=top_k)
+    want = torch.log_softmax(case.hidden.double() @ case.weight.double().t(), dim=1)
+    want_T = want.gather(1, case.labels.clamp(min=0)[:, None])[:, 0]
+    assert (got.double() - want_T).abs().max() <= 1e-5
+
+
+def test_only_what_is_asked_has_a_gradient() -> None:
+    case = Case(5, 16, 50, torch.float32)
+    hidden, weight, _ = case.tensors()
+    linear_processed_logprobs(hidden, weight.detach(), case.labels, top_k=3).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_no_tile_but_the_chunks_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are of chunk_rows rows, forward and backward, and nothing of V a row is saved."""
+    case = Case(20, 16, 400, torch.float32)
+    seen: list[tuple[int, ...]] = []
+    product = torch.mm
+
+    def spy(*arguments: Tensor, **options: Tensor) -> Tensor:
+        found = product(*arguments, **options)
+        seen.append(tuple(found.shape))
+        return found
+
+    monkeypatch.setattr(torch, "mm", spy)
+    hidden, weight, _ = case.tensors()
+    got = linear_processed_logprobs(hidden, weight, case.labels, top_p=0.5, chunk_rows=8)
+    saved = got.grad_fn.saved_tensors  # type: ignore[union-attr]
+    assert all(t is None or t.numel() <= 400 * 16 for t in saved)
+    got.sum().backward()
+    assert seen == [(8, 400), (8, 400), (4, 400)] * 2
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    case = Case(5, 16, 50, torch.float32)
+    with pytest.raises(ValueError, match="shapes"):
+        linear_processed_logprobs(case.hidden, case.weight, case.labels[:4])
+    with pytest.raises(ValueError, match="temperature"):
+        linear_processed_logprobs(case.hidden, case.weight, case.labels, temperature=0.0)
+
+
+def test_no_rows() -> None:
+    got = linear_processed_logprobs(torch.empty(0, 4), torch.ones(9, 4), torch.empty(0).long())
+    assert got.shape == (0,)
+    assert dispatch.backend(torch.device("cpu")) == "eager"

@@ -1,0 +1,213 @@
+"""Compiles every Triton kernel for the GPUs that are served and reports what each takes.
+
+`make check` runs it, no GPU needed: the interpreter, which tests kernels on a CPU, accepts what the
+compiler may refuse. Registers and spills are said by ptxas, which comes with Triton. A spill in a
+hot kernel on sm_90 fails.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from scoring_service.kernels.gpu import (
+    candidates,
+    gradient,
+    linear,
+    linear_head,
+    race,
+    rows,
+    search,
+    statistics,
+    truncation,
+)
+
+ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
+STRICT = 90
+"""Where a spill in a hot kernel is an error."""
+
+_LIBRARY = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_PARTIALS = "*fp32 *fp32 *fp32 *i32 *i32"
+_BLOCKS = 64  # of a row of 151,936 columns, rounded up
+_MULTIPLES_OF_16 = ("vocab", "shard", "hidden_size")
+_HEAD = {"BIASED": True, "SCALED": False, "CAPPED": False, "UPCAST": False}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel with the types and constants that it is launched with."""
+
+    name: str
+    kernel: Any
+    types: str
+    """Of its arguments in order, constants left out."""
+    constants: dict[str, Any] = field(default_factory=dict)
+    warps: int = 8
+    stages: int = 3
+    hot: bool = True
+
+
+def builds() -> Iterator[Build]:
+    """The launches of `kernels.gpu` at a vocabulary of 151,936."""
+    for element in ("fp32", "bf16"):
+        for finish in ("", " / temperature", " capped / temperature"):
+            yield Build(
+                f"block_statistics {element}{finish}",
+                statistics.block_statistics,
+                f"*{element} *fp32 *i64 *{element} {_PARTIALS} *{element} *fp32 "
+                "i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+                {
+                    "SCALED": "capped" in finish,
+                    "CAPPED": "capped" in finish,
+                    "STORED": bool(finish),
+                    "GROUPED": True,
+                    "BLOCK": rows.BLOCK_COLUMNS,
+                    "GROUP": statistics.GROUP_COLUMNS,
+                },
+            )
+        yield Build(
+            f"linear_statistics {element}",
+            linear.linear_statistics,
+            f"*{element} *{element} *{element} *fp32 *i64 *fp32 {_PARTIALS} "
+            "i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+            {
+                **_HEAD,
+                "CHUNK": linear.CHUNK_COLUMNS,
+                "BT": linear_head.BT,
+                "BV": linear_head.tile_columns(4 if element == "fp32" else 2),
+                "BH": 32 if element == "fp32" else 64,
+            },
+        )
+        yield Build(
+            f"linear_at {element}",
+            linear.linear_at,
+            f"*{element} *{element} *{element} *fp32 *i64 *fp32 *fp32 "
+            "i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+            {**_HEAD, "BT": linear_head.BT, "BH": 32 if element == "fp32" else 64},
+        )
+    yield Build(
+        "combine",
+        statistics.combine,
+        f"{_PARTIALS} *fp32 *fp64 *fp32 *i32 *i32 i32",
+        {"SUMS_ONLY": False, "BLOCKS": _BLOCKS},
+        warps=1,
+    )
+    yield Build(
+        "block_tail",
+        statistics.block_tail,
+        "*fp32 *i64 *fp32 *fp32 i32 i32 i32",
+        {"BLOCK": rows.BLOCK_COLUMNS},
+    )
+    searching = {"LEAST": search.LEAST_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
+    for k in (128, 1024):
+        yield Build(
+            f"top_candidates k={k}",
+            candidates.top_candidates,
+            "*fp32 *fp32 *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32",
+            {
+                **searching,
+                "LIST": candidates.list_room(k),
+                "KEYS": truncation.LIST_KEYS,
+                "GROUP": statistics.GROUP_COLUMNS,
+                "SIDE": candidates.SIDE,
+            },
+        )
+    yield Build(
+        "truncate",
+        truncation.truncate,
+        "*fp32 *fp32 *fp64 *i32 *fp64 *fp64 *i32 *i32 *i32 *fp64 *i32 i32 i32",
+        {**searching, "LIST": truncation.LIST_KEYS},
+    )
+    yield Build(
+        "race",
+        race.race,
+        "*fp32 *fp32 *i32 *i32 *i64 *i64 *i64 *fp32 *i32 i32 i32 i32",
+        {"BLOCK": rows.BLOCK_COLUMNS},
+    )
+    yield Build(
+        "truncated_gradient",
+        gradient.truncated_gradient,
+        "*fp32 *fp32 *i64 *fp32 *i64 *fp64 *fp32 i32 i32 fp32 fp32",
+        {"CAPPED": True, "KEEP_LABELS": True, "BLOCK": rows.BLOCK_COLUMNS},
+    )
+    yield Build(
+        "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1
+    )
+    yield Build(
+        "write_words",
+        race.write_words,
+        "*i64 *i64 *i64 *i64 i32",
+        {"BLOCK": rows.BLOCK_COLUMNS},
+        hot=False,
+    )
+
+
+def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
+    """Registers a thread, bytes of spills, and bytes of shared memory."""
+    names = list(build.kernel.arg_names)
+    variables = [name for name in names if name not in build.constants]
+    types = dict(zip(variables, build.types.split(), strict=True))
+    signature = {name: types.get(name, "constexpr") for name in names}
+    # As launches have it: tensors and rows begin at multiples of 16, and sizes are multiples.
+    aligned = [
+        name
+        for name, kind in types.items()
+        if kind.startswith("*") or name.endswith("stride") or name in _MULTIPLES_OF_16
+    ]
+    source = ASTSource(
+        build.kernel,
+        signature,
+        {(names.index(name),): value for name, value in build.constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": build.warps, "num_stages": build.stages},
+    )
+    assembler = "ptxas-blackwell" if architecture >= 100 else "ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
+        ptx.write(compiled.asm["ptx"])
+        ptx.flush()
+        options = ["-o", "/dev/null", ptx.name]
+        said = subprocess.run(
+            [_LIBRARY / assembler, "-v", f"-arch={ARCHITECTURES[architecture]}", *options],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+    (registers,) = re.findall(r"Used (\d+) registers", said)
+    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said))
+    return int(registers), spills, compiled.metadata.shared
+
+
+def main() -> int:
+    """Prints the report; 1 when a hot kernel spills."""
+    print(f"Triton {triton.__version__}: registers / bytes spilled / bytes of shared memory")
+    print(f"{'':44}" + "".join(f"{name:>20}" for name in ARCHITECTURES.values()))
+    bad = []
+    for build in builds():
+        line = f"{build.name:44}"
+        for architecture in ARCHITECTURES:
+            registers, spills, shared = compile_for(build, architecture)
+            line += f"{f'{registers} / {spills} / {shared}':>20}"
+            if spills and build.hot and architecture == STRICT:
+                bad.append(build.name)
+        print(line)
+    if bad:
+        print(f"Hot kernels that spill on sm_{STRICT}: {', '.join(bad)}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
