@@ -67,6 +67,12 @@ class ServeConfig:
     max_queue_tokens: int = 4 << 20
     """Tokens of admitted calls that may wait; beyond, calls are refused with a time to retry."""
 
+    max_queue_reply_bytes: int = 16 << 30
+    """Bytes of the answers of admitted calls, as predicted; beyond, the same."""
+
+    reader_timeout: float = 300.0
+    """Seconds for which a caller may leave results unread before its call is ended."""
+
     preferred_tokens_per_call: int = 65_536
     """What GetModelInfo advises clients to put into one call."""
 
@@ -80,7 +86,16 @@ class ServeConfig:
     """Run the model's own Python code from the Hub or its folder."""
 
     threads: int | None = None
-    """CPU threads of the worker. Default: torch's choice."""
+    """CPU threads of a worker. Default: torch's choice, divided among the workers."""
+
+    num_workers: int | None = None
+    """Worker processes, each with the whole model. Default: one a GPU; one on a CPU."""
+
+    heartbeat_timeout: float = 30.0
+    """Seconds of silence after which a worker hangs: it is killed and started again."""
+
+    step_timeout: float = 600.0
+    """Seconds in one forward pass after which it does so, too."""
 
     drain_seconds: float = 30.0
     """Longest wait for running calls after SIGTERM."""
@@ -108,6 +123,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "weight_version": (-_INT64_MAX, _INT64_MAX),
     "threads": (1, _INT32_MAX),
     "drain_seconds": (0, math.inf),
+    "num_workers": (1, 1024),
+    "heartbeat_timeout": (3, math.inf),
+    "step_timeout": (1, math.inf),
+    "reader_timeout": (1, math.inf),
+    "max_queue_reply_bytes": (1, _INT64_MAX),
 }
 """Least and largest value of the settings that have bounds; unset is always allowed."""
 

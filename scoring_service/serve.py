@@ -14,8 +14,10 @@ from scoring_service import __version__
 from scoring_service.banner import banner
 from scoring_service.config import ServeConfig
 from scoring_service.models import tiny_model_path
+from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.process import ProcessExecutor
+from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.telemetry.logs import configure_logs
@@ -36,7 +38,12 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     source = model or str(tiny_model_path())
     name = config.served_model_name or _default_name(model)
     engine = _engine_config(source, config)
-    pool = WorkerPool(lambda: ProcessExecutor(engine), config.max_queue_tokens, name)
+    workers = config.num_workers or default_workers(config.device)
+    pool = WorkerPool(
+        lambda index: ProcessExecutor(placed(engine, index, workers)),
+        _pool_settings(config, workers),
+        name,
+    )
     limits = RequestLimits(
         max_request_bytes=config.max_request_bytes,
         max_queue_tokens=config.max_queue_tokens,
@@ -88,6 +95,17 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
         trust_remote_code=config.trust_remote_code,
         weight_version=config.weight_version,
         threads=config.threads,
+    )
+
+
+def _pool_settings(config: ServeConfig, workers: int) -> PoolSettings:
+    return PoolSettings(
+        max_queue_tokens=config.max_queue_tokens,
+        max_queue_reply_bytes=config.max_queue_reply_bytes,
+        workers=workers,
+        heartbeat_timeout=config.heartbeat_timeout,
+        step_timeout=config.step_timeout,
+        reader_timeout=config.reader_timeout,
     )
 
 

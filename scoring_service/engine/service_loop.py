@@ -10,6 +10,7 @@ from typing import Protocol
 
 from scoring_service.engine.events import (
     CallEvent,
+    CallFailed,
     Cancel,
     Command,
     Credit,
@@ -20,17 +21,31 @@ from scoring_service.engine.events import (
     Submit,
 )
 from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.monitor import Monitor
 from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.plain import PlainEngine
-from scoring_service.engine.runner import Runner
-from scoring_service.errors import ConfigurationError
+from scoring_service.engine.runner import INITIAL_CREDIT, Runner
+from scoring_service.errors import ConfigurationError, Fault, Reason
 from scoring_service.types import Call, EngineConfig
 
 Send = Callable[[Event], None]
 
 
-def run_worker(config: EngineConfig, commands: queue.SimpleQueue[Command], send: Send) -> None:
-    """Loads the model and answers calls until told to shut down."""
+def run_worker(
+    config: EngineConfig,
+    commands: queue.SimpleQueue[Command],
+    send: Send,
+    monitor: Monitor | None = None,
+) -> None:
+    """Loads the model and answers calls until told to shut down.
+
+    Args:
+        config: what to load.
+        commands: what to do.
+        send: takes events.
+        monitor: is told what the loop is doing.
+    """
+    monitor = monitor or Monitor()
     try:
         loaded = load(config, on_stage=lambda stage: send(LoadProgress(stage)))
     except ConfigurationError as error:
@@ -38,9 +53,13 @@ def run_worker(config: EngineConfig, commands: queue.SimpleQueue[Command], send:
         return
     send(Ready(loaded.info))
     runner = make_runner(loaded, _log_bug)
-    while _obey(runner, commands):
+    monitor.watch(runner.gauges)
+    while _obey(runner, commands, send):
         if runner.can_step:
-            for event in runner.step():
+            monitor.begin_step()
+            events = runner.step()
+            monitor.end_step(events)
+            for event in events:
                 send(event)
 
 
@@ -68,6 +87,10 @@ class CallRunner(Protocol):
         """Computes something; returns what there is to send."""
         ...
 
+    def gauges(self) -> dict[str, int]:
+        """Fields of `WorkerStats` that only an engine knows."""
+        ...
+
 
 def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
     """The engine that the model's path calls for."""
@@ -84,7 +107,7 @@ def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
     )
 
 
-def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command]) -> bool:
+def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command], send: Send) -> bool:
     """Carries out every waiting command, and waits for one when there is no work."""
     while True:
         try:
@@ -92,14 +115,28 @@ def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command]) -> bool:
         except queue.Empty:
             return True
         match command:
-            case Submit(call):
-                runner.submit(call)
+            case Submit():
+                _submit(runner, command, send)
             case Cancel(call_id):
                 runner.cancel(call_id)
             case Credit(call_id, size):
                 runner.add_credit(call_id, size)
             case _:
                 return False
+
+
+def _submit(runner: CallRunner, command: Submit, send: Send) -> None:
+    call_id = command.call.call_id
+    try:
+        runner.submit(command.call)
+    except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
+        _log_bug(call_id, error)
+        runner.cancel(call_id)
+        fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+        send(CallFailed(call_id, fault))
+        return
+    if command.credit is not None:
+        runner.add_credit(call_id, command.credit - INITIAL_CREDIT)
 
 
 def _log_bug(call_id: int, error: BaseException) -> None:

@@ -18,7 +18,7 @@ from scoring_service.engine.events import (
     ScoreSlice,
 )
 from scoring_service.errors import Fault, ServiceError
-from scoring_service.pool.pool import CallStream
+from scoring_service.pool.stream import CallStream
 from scoring_service.rpc.parse_score import ItemFault
 from scoring_service.types import Usage
 

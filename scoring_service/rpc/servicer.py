@@ -24,6 +24,7 @@ from scoring_client.proto import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.rpc.answers import Answer
+from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import (
     check_context,
     check_expectations,
@@ -115,7 +116,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         return model_info(self._models.find(request.model).view)
 
     async def _score(
-        self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, request_id: str
+        self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, caller: Caller
     ) -> AsyncIterator[score_pb2.ScoreResponse]:
         # In a thread: a large request takes its time, and the event loop serves others.
         parsed = await asyncio.to_thread(parse_score, request, view)
@@ -124,12 +125,12 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         )
 
         def render_fault(group: int, completion: int | None, fault: Fault) -> score_pb2.ScoreResult:
-            return failed_score(group, completion, to_status(fault, request_id))
+            return failed_score(group, completion, to_status(fault, caller.request_id))
 
         answer = Answer(
             score_pb2.ScoreResponse, render, render_fault, parsed.items, self._progress_seconds
         )
-        async for response in _answer(answer, request, parsed, served, view, request_id):
+        async for response in _answer(answer, request, parsed, served, view, caller):
             yield response
 
     async def _top_k(
@@ -137,7 +138,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         request: topk_pb2.TopKLogprobsRequest,
         served: ServedModel,
         view: ModelView,
-        request_id: str,
+        caller: Caller,
     ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
         parsed = await asyncio.to_thread(parse_score, request, view)
         render = partial(
@@ -145,7 +146,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         )
 
         def render_fault(group: int, completion: int | None, fault: Fault) -> topk_pb2.TopKResult:
-            failed = failed_score(group, completion, to_status(fault, request_id))
+            failed = failed_score(group, completion, to_status(fault, caller.request_id))
             return topk_pb2.TopKResult(score=failed)
 
         answer = Answer(
@@ -155,7 +156,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             parsed.items,
             self._progress_seconds,
         )
-        async for response in _answer(answer, request, parsed, served, view, request_id):
+        async for response in _answer(answer, request, parsed, served, view, caller):
             yield response
 
     async def _sample(
@@ -163,7 +164,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         request: sample_pb2.SampleRequest,
         served: ServedModel,
         view: ModelView,
-        request_id: str,
+        caller: Caller,
     ) -> AsyncIterator[sample_pb2.SampleResponse]:
         parsed = await asyncio.to_thread(parse_sample, request, view)
         render = partial(
@@ -174,22 +175,23 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         )
 
         def render_fault(prompt: int, sample: int | None, fault: Fault) -> sample_pb2.SampleResult:
-            return failed_sample(prompt, sample, to_status(fault, request_id))
+            return failed_sample(prompt, sample, to_status(fault, caller.request_id))
 
         answer = Answer(
             sample_pb2.SampleResponse, render, render_fault, parsed.items, self._progress_seconds
         )
-        async for response in _answer(answer, request, parsed, served, view, request_id):
+        async for response in _answer(answer, request, parsed, served, view, caller):
             yield response
 
     async def _guarded(
         self,
         request: Any,
         context: Context,
-        handler: Callable[[Any, ServedModel, ModelView, str], AsyncIterator[Response]],
+        handler: Callable[[Any, ServedModel, ModelView, Caller], AsyncIterator[Response]],
     ) -> AsyncIterator[Response]:
         """What the streaming RPCs share: request id, expectations, faults to statuses."""
         request_id = request.context.request_id or new_request_id()
+        caller = Caller(request_id, "", peer_host(context.peer()), deadline_of(context))
         # A call is a task with a context of its own: these labels end with it.
         structlog.contextvars.bind_contextvars(
             request_id=bounded(request_id), rpc=_rpc_name(request)
@@ -205,8 +207,9 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
                 async for response in self._wait_for_version(served, version, request):
                     yield response
             view = served.view
+            served.pool.check_room(caller.client)
             check_expectations(request.expect, view)
-            async for response in handler(request, served, view, request_id):
+            async for response in handler(request, served, view, caller):
                 yield response
         except ServiceError as error:
             log.info("refused", reason=error.fault.reason, message=bounded(error.fault.message))
@@ -246,16 +249,16 @@ async def _answer(
     parsed: ParsedScore | ParsedSample,
     served: ServedModel,
     view: ModelView,
-    request_id: str,
+    caller: Caller,
 ) -> AsyncIterator[Response]:
     """Opening, the engine's results, summary."""
-    call = parsed.call(served.pool.new_call_id(), request)
+    call = parsed.call(served.pool.new_call_id(), request, caller)
     preamble = {
-        "provenance": provenance(view, request_id),
+        "provenance": provenance(view, caller.request_id),
         "processing": parsed.table.messages(),
     }
     if call.tokens:
-        async with served.pool.run(call) as stream:
+        async with served.pool.run(call, caller.client) as stream:
             for response in answer.opening(parsed.faults, **preamble):
                 yield response
             async for response in answer.results(stream):

@@ -97,6 +97,16 @@ class PackedEngine:
         """Pages that no call holds."""
         return self._store.available
 
+    def gauges(self) -> dict[str, int]:
+        """What a heartbeat tells of this engine."""
+        return {
+            "running": len(self._calls),
+            "pages": self._store.pages,
+            "free_pages": self._store.available,
+            "looked_up_tokens": self.cache.looked_up_tokens,
+            "hit_tokens": self.cache.hit_tokens,
+        }
+
     def flush_cache(self) -> None:
         """Forgets prompts that no call holds."""
         self._store.flush()
@@ -209,6 +219,8 @@ class PackedEngine:
             run = self._calls[call_id]
             for _ in range(count):
                 unit = run.units.popleft()
+                if unit.sample is not None:
+                    unit.sample.begun = True
                 run.served += unit.tokens
                 units.append((run, unit))
         return _Plan(units, feeds, _distinct([u.segment for _, u in units if u.segment]))
@@ -231,7 +243,12 @@ class PackedEngine:
 
     def _take_feeds(self, ready: Sequence[CallRun]) -> list[tuple[CallRun, SampleRun, Feed]]:
         """The next tokens of samples, oldest first; samples give way where pages run out."""
-        waiting = [(run, sample) for run in ready for sample in run.samples if sample.token_ids]
+        waiting = [
+            (run, sample)
+            for run in ready
+            for sample in run.samples
+            if sample.begun and sample.token_ids
+        ]
         waiting.sort(key=lambda pair: pair[1].order)
         feeds: list[tuple[CallRun, SampleRun, Feed]] = []
         left = self._settings.max_batch_tokens
@@ -316,7 +333,7 @@ class PackedEngine:
     ) -> list[tuple[SampleRun, int]]:
         places = {}
         for _, unit in plan.units:
-            if unit.sample is not None:
+            if unit.sample is not None and unit.sample.can_draw:
                 places[unit.sample] = table.end_of(unit.sample.prompt_end)
         for place, (_, sample, _) in enumerate(plan.feeds, first_feed):
             if sample.can_draw:
