@@ -207,6 +207,7 @@ class WorkerPool:
                 return
             self._info = info
         self.observer.worker_ready(worker.index, worker.restart_seconds)
+        log.info("worker_ready", worker=worker.index, seconds=round(worker.restart_seconds, 2))
         self._update_state()
         self._dispatch()
 
