@@ -16,7 +16,7 @@ ARGS ?=
 SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format protos bench bench-peers clean always
+.PHONY: help install serve test soak check audit format protos bench bench-peers clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ endif
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -q $(or $(ARGS),tests)
 
+soak: $(INSTALLED) ## the faults of tests/chaos at full length (about an hour)
+	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos)
+
 check: $(INSTALLED) ## lint, types, import rules, and the contract: generated code fresh, no break
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +50,17 @@ check: $(INSTALLED) ## lint, types, import rules, and the contract: generated co
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/buf lint
 	tools/check_protos_breaking.sh
+	$(BIN)/python -m pip check --disable-pip-version-check
+	$(BIN)/python tools/check_pins.py
+
+audit: build/audit/.installed ## ask the public database (needs the network) for known holes in constraints.txt
+	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict || { echo \
+		'The audit found something, or its database could not be asked: nothing was vouched for.' >&2; exit 1; }
+
+build/audit/.installed: | $(INSTALLED)
+	@$(BIN)/python -m venv build/audit
+	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	@touch $@
 
 format: $(INSTALLED) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .

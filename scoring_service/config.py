@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 ENV_PREFIX = "SCORING_"
@@ -21,6 +22,33 @@ class ServeConfig:
 
     port: int = 50051
     """Port to listen on; 0 = a free one."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate chain; followed when it is rotated."""
+
+    tls_key: Path | None = None
+    """PEM file with its key."""
+
+    tls_client_ca: Path | None = None
+    """PEM file of the authorities whose certificates clients must show (mutual TLS)."""
+
+    auth_tokens: Path | None = None
+    """File with a line `NAME SCOPE[,SCOPE] TOKEN` a client; scopes are score and admin."""
+
+    allow_insecure: bool = False
+    """Listen on an address that others reach without TLS and without asking who calls."""
+
+    health_port: int | None = None
+    """Another port, plain, that answers health alone: for probes that know no TLS; 0 = free."""
+
+    max_concurrent_streams: int = 256
+    """Calls at once on one connection."""
+
+    max_concurrent_calls: int = 4096
+    """Calls at once on all connections."""
+
+    max_connection_age: float | None = None
+    """Seconds after which a connection is asked to go, once its calls have ended. Default: none."""
 
     served_model_name: str | None = None
     """Name that requests use for the model. Default: the folder's, file's or Hub name."""
@@ -112,6 +140,10 @@ _INT64_MAX = (1 << 63) - 1
 
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
+    "health_port": (0, 65_535),
+    "max_concurrent_streams": (1, _INT32_MAX),
+    "max_concurrent_calls": (1, _INT32_MAX),
+    "max_connection_age": (1, math.inf),
     "max_model_len": (1, _INT32_MAX),
     "max_batch_tokens": (1, _INT32_MAX),
     "chunk_size": (16, _INT32_MAX),

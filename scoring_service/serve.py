@@ -13,6 +13,7 @@ import structlog
 from scoring_service import __version__
 from scoring_service.banner import banner
 from scoring_service.config import ServeConfig
+from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
@@ -20,6 +21,7 @@ from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
+from scoring_service.rpc.tls import TlsFiles, is_public
 from scoring_service.telemetry.logs import configure_logs
 from scoring_service.types import EngineConfig
 
@@ -50,7 +52,11 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         preferred_tokens_per_call=config.preferred_tokens_per_call,
         max_k=config.max_k,
     )
-    server = Server(ServerConfig(config.host, config.port, limits, config.drain_seconds), pool)
+    try:
+        server = Server(_server_config(config, limits), pool)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     stop = _stop_event()
     try:
         await server.start()
@@ -95,6 +101,48 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
         trust_remote_code=config.trust_remote_code,
         weight_version=config.weight_version,
         threads=config.threads,
+    )
+
+
+def _server_config(config: ServeConfig, limits: RequestLimits) -> ServerConfig:
+    """Where and for whom to listen.
+
+    Raises:
+        ConfigurationError: the settings contradict one another, or would expose the server.
+    """
+    if (config.tls_certificate is None) != (config.tls_key is None):
+        raise ConfigurationError("tls_certificate and tls_key go together")
+    if config.tls_client_ca is not None and config.tls_certificate is None:
+        raise ConfigurationError("tls_client_ca needs tls_certificate and tls_key")
+    asks = config.auth_tokens is not None or config.tls_client_ca is not None
+    if is_public(config.host) and not config.allow_insecure:
+        missing = [
+            what
+            for what, there in (
+                ("TLS (--tls-certificate, --tls-key)", config.tls_certificate is not None),
+                ("authentication (--auth-tokens or --tls-client-ca)", asks),
+            )
+            if not there
+        ]
+        if missing:
+            raise ConfigurationError(
+                f"{config.host} can be reached by others, and there is no "
+                f"{' and no '.join(missing)}; --allow-insecure listens all the same"
+            )
+    tls = None
+    if config.tls_certificate is not None and config.tls_key is not None:
+        tls = TlsFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
+    return ServerConfig(
+        host=config.host,
+        port=config.port,
+        limits=limits,
+        drain_seconds=config.drain_seconds,
+        tls=tls,
+        tokens=config.auth_tokens,
+        health_port=config.health_port,
+        max_concurrent_streams=config.max_concurrent_streams,
+        max_concurrent_calls=config.max_concurrent_calls,
+        max_connection_age=config.max_connection_age,
     )
 
 

@@ -55,6 +55,8 @@ class AsyncScoringClient:
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
         channel: grpc.aio.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
@@ -70,7 +72,9 @@ class AsyncScoringClient:
         self._owns_channel = channel is None
         self._channel = channel
         self._target = target
-        self._credentials = channel_credentials(credentials, root_certificates)
+        self._credentials = channel_credentials(
+            credentials, root_certificates, client_certificate, client_key
+        )
         self._channel_options = channel_options
 
     async def __aenter__(self) -> "AsyncScoringClient":

@@ -80,22 +80,32 @@ def service_config() -> str:
 
 
 def channel_credentials(
-    credentials: grpc.ChannelCredentials | None, root_certificates: Pem | None
+    credentials: grpc.ChannelCredentials | None,
+    root_certificates: Pem | None,
+    client_certificate: Pem | None = None,
+    client_key: Pem | None = None,
 ) -> grpc.ChannelCredentials | None:
     """Return credentials for TLS, or None for a plain channel.
 
     Raises:
-        ValueError: both were given.
-        OSError: the file of certificates cannot be read.
+        ValueError: they contradict one another.
+        OSError: a file cannot be read.
     """
-    if root_certificates is None:
+    pems = (root_certificates, client_certificate, client_key)
+    if all(pem is None for pem in pems):
         return credentials
     if credentials is not None:
-        raise ValueError("give credentials or root_certificates, not both")
-    pem = root_certificates
-    if not isinstance(pem, bytes):
-        pem = Path(pem).read_bytes()
-    return grpc.ssl_channel_credentials(root_certificates=pem)
+        raise ValueError("give credentials or certificates, not both")
+    if (client_certificate is None) != (client_key is None):
+        raise ValueError("client_certificate and client_key go together")
+    roots, certificate, key = map(_read_pem, pems)
+    return grpc.ssl_channel_credentials(
+        root_certificates=roots, private_key=key, certificate_chain=certificate
+    )
+
+
+def _read_pem(pem: Pem | None) -> bytes | None:
+    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
 
 
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:

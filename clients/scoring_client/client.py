@@ -50,6 +50,8 @@ class ScoringClient:
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
         channel: grpc.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
@@ -65,6 +67,9 @@ class ScoringClient:
                 can be read on the way.
             credentials: TLS with these; see ``grpc.ssl_channel_credentials``.
             root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
+            client_certificate: Shown to a server that asks for one (PEM, or a path), with
+                ``client_key``. Without ``root_certificates``, gRPC's own roots judge the server.
+            client_key: Its key.
             channel: Use this one, and leave it open; the arguments about channels are ignored.
             channel_options: gRPC's options; they win over this package's.
             max_attempts: Attempts in a row that finish no item before a call fails; 1 = no retry.
@@ -81,7 +86,9 @@ class ScoringClient:
         self._retry = RetryPolicy(max_attempts=max_attempts)
         self._owns_channel = channel is None
         self._channel = channel or _open_channel(
-            target, channel_credentials(credentials, root_certificates), channel_options
+            target,
+            channel_credentials(credentials, root_certificates, client_certificate, client_key),
+            channel_options,
         )
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
 

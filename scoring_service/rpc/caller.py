@@ -30,6 +30,15 @@ class Caller:
         """Whose share of the queue the call takes: the identity's, else the host's."""
         return self.identity or self.peer
 
+    def cache_salt(self, given: str) -> str:
+        """What separates this caller's cached prefixes: what the request gave, else the identity.
+
+        The two never meet: nobody reaches another's prefixes by giving the other's name.
+        """
+        if given:
+            return f"salt {given}"
+        return f"identity {self.identity}" if self.identity else ""
+
 
 def peer_host(peer: str) -> str:
     """gRPC's name of a peer without its port: one client may open many connections."""

@@ -44,7 +44,7 @@ class ParsedSample:
             return_text=request.return_text,
             slice_bytes=SLICE_BYTES,
             priority=request.context.priority,
-            cache_salt=request.context.cache_salt,
+            cache_salt=caller.cache_salt(request.context.cache_salt),
             deadline=caller.deadline,
         )
 

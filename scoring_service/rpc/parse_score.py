@@ -70,7 +70,7 @@ class ParsedScore:
             next_token=request.next_token,
             slice_bytes=_SLICE_BYTES_WITH_STRINGS if request.outputs.tokens else SLICE_BYTES,
             priority=request.context.priority,
-            cache_salt=request.context.cache_salt,
+            cache_salt=caller.cache_salt(request.context.cache_salt),
             deadline=caller.deadline,
         )
 

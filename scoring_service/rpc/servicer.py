@@ -24,6 +24,7 @@ from scoring_client.proto import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.rpc.answers import Answer
+from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import (
     check_context,
@@ -191,11 +192,15 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     ) -> AsyncIterator[Response]:
         """What the streaming RPCs share: request id, expectations, faults to statuses."""
         request_id = request.context.request_id or new_request_id()
-        caller = Caller(request_id, "", peer_host(context.peer()), deadline_of(context))
+        caller = Caller(
+            request_id, identity_of(context), peer_host(context.peer()), deadline_of(context)
+        )
         # A call is a task with a context of its own: these labels end with it.
         structlog.contextvars.bind_contextvars(
             request_id=bounded(request_id), rpc=_rpc_name(request)
         )
+        if caller.identity:
+            structlog.contextvars.bind_contextvars(identity=caller.identity)
         try:
             await asyncio.to_thread(refuse_unknown_fields, request)
             check_context(request.context)

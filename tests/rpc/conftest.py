@@ -36,6 +36,7 @@ class RunningServer:
     pool: WorkerPool
     stub: Any
     """Async stub over a channel with gRPC's own default options."""
+    health_port: int | None = None
 
 
 @asynccontextmanager
@@ -53,7 +54,8 @@ async def run_server(
         assert await running.wait_ready(), pool.failure
         target = f"127.0.0.1:{running.port}"
         async with grpc.aio.insecure_channel(target) as channel:
-            yield RunningServer(target, pool, service_pb2_grpc.ScoringServiceStub(channel))
+            stub = service_pb2_grpc.ScoringServiceStub(channel)
+            yield RunningServer(target, pool, stub, running.health_port)
     finally:
         await running.drain()
 
