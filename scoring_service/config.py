@@ -128,6 +128,16 @@ class ServeConfig:
     drain_seconds: float = 30.0
     """Longest wait for running calls after SIGTERM."""
 
+    metrics_port: int | None = None
+    """Port that answers GET /metrics for Prometheus; 0 = a free one. Default: none."""
+
+    usage_tag: str | None = None
+    """Tag of requests by whose values (the first 64) usage is counted, beside identities."""
+
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go over gRPC, such as http://localhost:4317; needs
+    scoring-service[otel]. Default: none are made."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe message that is logged."""
 
@@ -141,6 +151,7 @@ _INT64_MAX = (1 << 63) - 1
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "health_port": (0, 65_535),
+    "metrics_port": (0, 65_535),
     "max_concurrent_streams": (1, _INT32_MAX),
     "max_concurrent_calls": (1, _INT32_MAX),
     "max_connection_age": (1, math.inf),

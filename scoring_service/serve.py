@@ -23,6 +23,9 @@ from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.rpc.tls import TlsFiles, is_public
 from scoring_service.telemetry.logs import configure_logs
+from scoring_service.telemetry.metrics import Metrics
+from scoring_service.telemetry.telemetry import Telemetry
+from scoring_service.telemetry.traces import traces_to
 from scoring_service.types import EngineConfig
 
 log = structlog.get_logger(__name__)
@@ -41,10 +44,17 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     name = config.served_model_name or _default_name(model)
     engine = _engine_config(source, config)
     workers = config.num_workers or default_workers(config.device)
+    try:
+        traces = traces_to(config.otlp_endpoint, __version__)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    telemetry = Telemetry(Metrics(config.usage_tag), traces)
     pool = WorkerPool(
         lambda index: ProcessExecutor(placed(engine, index, workers)),
         _pool_settings(config, workers),
         name,
+        telemetry.metrics,
     )
     limits = RequestLimits(
         max_request_bytes=config.max_request_bytes,
@@ -53,7 +63,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         max_k=config.max_k,
     )
     try:
-        server = Server(_server_config(config, limits), pool)
+        server = Server(_server_config(config, limits), pool, telemetry)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,9 +74,23 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         reason = _why_not_bound(config.host, config.port) or str(error)
         print(f"cannot listen on {config.host}:{config.port}: {reason}", file=sys.stderr)
         return 1
+    metrics_port = None
+    if config.metrics_port is not None:
+        telemetry.metrics.watch(pool)
+        try:
+            metrics_port = telemetry.metrics.serve(config.host, config.metrics_port)
+        except OSError as error:
+            print(
+                f"cannot listen on {config.host}:{config.metrics_port}: {error.strerror}",
+                file=sys.stderr,
+            )
+            await server.drain()
+            return 1
     log.info(
         "listening",
         address=f"{config.host}:{server.port}",
+        metrics_port=metrics_port,
+        health_port=server.health_port,
         model=name,
         source=source,
         version=__version__,
@@ -81,6 +105,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     else:
         log.info("draining", seconds=config.drain_seconds)
     await server.drain()
+    telemetry.traces.shutdown()
     log.info("stopped")
     return 1 if failed.done() else 0
 

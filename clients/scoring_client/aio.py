@@ -19,6 +19,7 @@ from scoring_client.channel import (
     channel_credentials,
     channel_options,
     full_target,
+    with_trace,
 )
 from scoring_client.errors import DeadlineError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
@@ -280,7 +281,9 @@ class AsyncScoringClient:
         attempts = Attempts(self._retry, job.settings.timeout)
         while not job.done:
             request = job.begin_attempt()
-            call = method(request, timeout=attempts.remaining(), metadata=self._metadata)
+            call = method(
+                request, timeout=attempts.remaining(), metadata=with_trace(self._metadata)
+            )
             try:
                 async for message in call:
                     for part in job.feed(message):
@@ -300,7 +303,9 @@ class AsyncScoringClient:
 
     async def _unary(self, rpc: str, request: Any, timeout: float | None) -> Any:
         try:
-            return await self._method(rpc)(request, timeout=timeout, metadata=self._metadata)
+            return await self._method(rpc)(
+                request, timeout=timeout, metadata=with_trace(self._metadata)
+            )
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
 

@@ -3,13 +3,16 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 ChannelOptions = Sequence[tuple[str, Any]]
+
+Metadata = tuple[tuple[str, str], ...]
 
 Pem = bytes | str | os.PathLike[str]
 """PEM data as bytes, or the path of a file that holds it."""
@@ -108,7 +111,26 @@ def _read_pem(pem: Pem | None) -> bytes | None:
     return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
 
 
-def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+def with_trace(metadata: Metadata) -> Metadata:
+    """Return the metadata with the caller's trace (W3C), where OpenTelemetry knows of one."""
+    inject = _injector()
+    if inject is None:
+        return metadata
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return (*metadata, *carrier.items())
+
+
+@cache
+def _injector() -> Callable[[dict[str, str]], None] | None:
+    try:
+        from opentelemetry.propagate import inject
+    except ImportError:
+        return None
+    return inject
+
+
+def call_metadata(token: str | None) -> Metadata:
     """Return the metadata of every call: the token, if there is one.
 
     It travels as it is: on a plain channel whoever sees the connection sees the token.

@@ -15,6 +15,7 @@ from scoring_client.channel import (
     channel_credentials,
     channel_options,
     full_target,
+    with_trace,
 )
 from scoring_client.errors import DeadlineError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
@@ -288,7 +289,9 @@ class ScoringClient:
         attempts = Attempts(self._retry, job.settings.timeout)
         while not job.done:
             request = job.begin_attempt()
-            call = method(request, timeout=attempts.remaining(), metadata=self._metadata)
+            call = method(
+                request, timeout=attempts.remaining(), metadata=with_trace(self._metadata)
+            )
             try:
                 for message in call:
                     yield from job.feed(message)
@@ -307,7 +310,7 @@ class ScoringClient:
 
     def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            return method(request, timeout=timeout, metadata=self._metadata)
+            return method(request, timeout=timeout, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
 

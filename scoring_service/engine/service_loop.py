@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import traceback
@@ -140,5 +141,6 @@ def _submit(runner: CallRunner, command: Submit, send: Send) -> None:
 
 
 def _log_bug(call_id: int, error: BaseException) -> None:
-    print(f"call {call_id} failed by a bug in the engine:", file=sys.stderr)
-    traceback.print_exception(error, file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk behind standard error
+        print(f"call {call_id} failed by a bug in the engine:", file=sys.stderr)
+        traceback.print_exception(error, file=sys.stderr)

@@ -77,6 +77,10 @@ class WorkerPool:
         self.state = PoolState.LOADING
         self.stage = "starting the worker"
         self.failure: str | None = None
+        self.waiting_calls = 0
+        """Calls of which nothing was begun."""
+        self.unread_bytes = 0
+        """Results that wait for readers."""
         self.workers = [
             Worker(index, make_executor, settings, self) for index in range(settings.workers)
         ]
@@ -124,19 +128,9 @@ class WorkerPool:
         return self._admission.tokens
 
     @property
-    def waiting_calls(self) -> int:
-        """Calls of which nothing was begun."""
-        return sum(stream.queue_seconds is None for stream in self._streams.values())
-
-    @property
     def running_calls(self) -> int:
         """Calls of which something was begun."""
         return len(self._streams) - self.waiting_calls
-
-    @property
-    def unread_bytes(self) -> int:
-        """Results that wait for readers."""
-        return sum(stream.unread for stream in self._streams.values())
 
     def new_call_id(self) -> int:
         """An id for the next call."""
@@ -167,6 +161,7 @@ class WorkerPool:
             yield stream
         finally:
             self._end(stream)
+            self.unread_bytes -= stream.discard()
             self._readers -= 1
             if not self._readers:
                 self._idle.set()
@@ -263,6 +258,7 @@ class WorkerPool:
             case CallStarted():
                 if stream.queue_seconds is None:
                     stream.queue_seconds = time.monotonic() - stream.began
+                    self.waiting_calls -= 1
                     stream.push(event)
             case CallFinished(_, usage):
                 worker.drop(part)
@@ -277,7 +273,9 @@ class WorkerPool:
                 self._dispatch()
             case _:
                 part.delivered.note(event)
+                before = stream.unread
                 stream.push(event, part)
+                self.unread_bytes += stream.unread - before
 
     # What readers tell.
 
@@ -287,8 +285,9 @@ class WorkerPool:
             if part.part_id in worker.parts:
                 worker.send(Credit(part.part_id, size))
 
-    def stream_read(self, stream: CallStream) -> None:
+    def stream_read(self, stream: CallStream, size: int) -> None:
         """A call that its reader had held back may go on."""
+        self.unread_bytes -= size
         if stream.can_begin and not stream.ended:
             self._queue.add(stream)
             self._dispatch()
@@ -307,6 +306,7 @@ class WorkerPool:
         most = 4 * info.max_batch_tokens
         stream.waiting.extend(self._part(piece, stream) for piece in split(call, most))
         self._streams[call.call_id] = stream
+        self.waiting_calls += 1
         self._readers += 1
         self._idle.clear()
         self._queue.add(stream)
@@ -357,6 +357,8 @@ class WorkerPool:
                     worker.drop(part)
                     worker.send(Cancel(part_id))
         self._streams.pop(stream.call.call_id, None)
+        if stream.queue_seconds is None:
+            self.waiting_calls -= 1
         self._admission.release(stream.call.call_id)
         self._dispatch()
 
@@ -412,7 +414,7 @@ class WorkerPool:
         seconds = self._settings.reader_timeout
         message = f"the reader took nothing for {seconds:g} s while {stream.unread} bytes waited"
         log.warning("reader_stalled", call=stream.call.call_id, unread=stream.unread)
-        stream.discard()
+        self.unread_bytes -= stream.discard()
         self._fail(stream, Fault(Reason.READER_STALLED, message))
 
     # The pool as a whole.

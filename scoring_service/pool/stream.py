@@ -48,8 +48,8 @@ class Flow(Protocol):
         """The reader took results of a part."""
         ...
 
-    def stream_read(self, stream: CallStream) -> None:
-        """The reader took something."""
+    def stream_read(self, stream: CallStream, size: int) -> None:
+        """The reader took so many bytes."""
         ...
 
     def tokens_ahead(self, call_id: int) -> int:
@@ -110,25 +110,26 @@ class CallStream:
             self._untaken.append((part, event.size))
         self._events.put_nowait(event)
 
-    def discard(self) -> None:
-        """Forgets what the reader did not take."""
+    def discard(self) -> int:
+        """Forgets what the reader did not take; how many bytes."""
         self._events = asyncio.Queue()
         self._untaken.clear()
-        self.unread = 0
+        forgotten, self.unread = self.unread, 0
+        return forgotten
 
     def taken(self, size: int) -> None:
         """The reader took this many bytes: as many more may be computed."""
         self.last_read = time.monotonic()
-        size = min(size, self.unread)
+        left = size = min(size, self.unread)
         self.unread -= size
-        while size:
+        while left:
             part, held = self._untaken.popleft()
-            part_size = min(size, held)
+            part_size = min(left, held)
             if part_size < held:
                 self._untaken.appendleft((part, held - part_size))
             self.pool.part_taken(part, part_size)
-            size -= part_size
-        self.pool.stream_read(self)
+            left -= part_size
+        self.pool.stream_read(self, size)
 
     @property
     def tokens_ahead(self) -> int:

@@ -139,6 +139,11 @@ class Worker:
             await asyncio.to_thread(executor.stop, 0.0 if loading else patience)
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.state is WorkerState.READY
+
+    @property
     def pid(self) -> int | None:
         """Process id, where it has one."""
         return getattr(self._executor, "pid", None)

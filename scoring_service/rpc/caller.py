@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 
+from scoring_service.telemetry.traces import Span
+
 _PORT = re.compile(r":\d+$")
 
 
@@ -24,6 +26,8 @@ class Caller:
     """Host at the other end of the connection, as gRPC names it."""
     deadline: float
     """When the caller stops waiting, as `time.monotonic()` counts on this machine."""
+    span: Span
+    """The call in its trace."""
 
     @property
     def client(self) -> str:

@@ -15,9 +15,11 @@ from scoring_client.proto import service_pb2, service_pb2_grpc
 from scoring_service.pool.pool import PoolState, WorkerPool
 from scoring_service.rpc.authentication import TokenInterceptor
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
+from scoring_service.rpc.observed import MetricsInterceptor
 from scoring_service.rpc.servicer import ScoringServicer
 from scoring_service.rpc.tls import TlsFiles, server_credentials
 from scoring_service.rpc.tokens import TokenFile
+from scoring_service.telemetry.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -56,14 +58,19 @@ class ServerConfig:
 class Server:
     """Serves one model. Health: "" is alive, the service's full name is ready."""
 
-    def __init__(self, config: ServerConfig, pool: WorkerPool) -> None:
+    def __init__(
+        self, config: ServerConfig, pool: WorkerPool, telemetry: Telemetry | None = None
+    ) -> None:
+        telemetry = telemetry or Telemetry()
         self.port = 0
         self.health_port: int | None = None
         self._config = config
         self._pool = pool
         self._health = health.aio.HealthServicer()
         self._watch: asyncio.Task[None] | None = None
-        interceptors = [] if config.tokens is None else [TokenInterceptor(TokenFile(config.tokens))]
+        interceptors: list[grpc.aio.ServerInterceptor] = [MetricsInterceptor(telemetry.metrics)]
+        if config.tokens is not None:
+            interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
         # Kept, because gRPC asks it for certificates as long as it listens.
         self._credentials = None if config.tls is None else server_credentials(config.tls)
         self._server = grpc.aio.server(
@@ -74,7 +81,7 @@ class Server:
         self._health_server: grpc.aio.Server | None = None
         models = Models([ServedModel(pool, config.limits)])
         service_pb2_grpc.add_ScoringServiceServicer_to_server(
-            ScoringServicer(models, config.progress_seconds), self._server
+            ScoringServicer(models, config.progress_seconds, telemetry), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)

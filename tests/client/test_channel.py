@@ -78,6 +78,19 @@ def test_tokens(ask):
         ]
 
 
+def test_the_callers_trace_goes_along(ask):
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracer = TracerProvider().get_tracer("test")
+    with ToyServer() as server:
+        ask(server.target, "score", ONE)
+        with tracer.start_as_current_span("training step") as span:
+            ask(server.target, "score", ONE)
+        without, within = (m.get("traceparent") for m in server.metadata)
+        assert without is None
+        assert f"{span.get_span_context().trace_id:032x}" in within
+
+
 def test_a_channel_that_was_handed_in_stays_open(runner):
     with ToyServer() as server:
         with grpc.insecure_channel(server.target) as channel:

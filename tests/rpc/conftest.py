@@ -21,6 +21,7 @@ from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
+from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineConfig
 
 LIMITS = RequestLimits(
@@ -43,12 +44,15 @@ class RunningServer:
 async def run_server(
     make_executor: Callable[[int], Executor],
     settings: PoolSettings | None = None,
+    telemetry: Telemetry | None = None,
     **options: Any,
 ) -> AsyncIterator[RunningServer]:
     """A server of its own, called "tiny", on loopback."""
     settings = settings or PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens)
-    pool = WorkerPool(make_executor, settings, "tiny")
-    running = Server(ServerConfig("127.0.0.1", 0, LIMITS, drain_seconds=5.0, **options), pool)
+    telemetry = telemetry or Telemetry()
+    pool = WorkerPool(make_executor, settings, "tiny", telemetry.metrics)
+    config = ServerConfig("127.0.0.1", 0, LIMITS, drain_seconds=5.0, **options)
+    running = Server(config, pool, telemetry)
     await running.start()
     try:
         assert await running.wait_ready(), pool.failure
