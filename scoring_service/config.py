@@ -128,6 +128,12 @@ class ServeConfig:
     drain_seconds: float = 30.0
     """Longest wait for running calls after SIGTERM."""
 
+    self_audit_rate: float = 0.0
+    """Share of scored calls of which one completion is computed again, alone, and compared."""
+
+    self_audit_threshold: float = 1e-3
+    """Difference of a log-prob in nats from which on the self-audit logs an error."""
+
     metrics_port: int | None = None
     """Port that answers GET /metrics for Prometheus; 0 = a free one. Default: none."""
 
@@ -151,6 +157,8 @@ _INT64_MAX = (1 << 63) - 1
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "health_port": (0, 65_535),
+    "self_audit_rate": (0, 1),
+    "self_audit_threshold": (0, math.inf),
     "metrics_port": (0, 65_535),
     "max_concurrent_streams": (1, _INT32_MAX),
     "max_concurrent_calls": (1, _INT32_MAX),

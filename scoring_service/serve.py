@@ -18,6 +18,7 @@ from scoring_service.models import tiny_model_path
 from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.process import ProcessExecutor
+from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
@@ -179,6 +180,7 @@ def _pool_settings(config: ServeConfig, workers: int) -> PoolSettings:
         heartbeat_timeout=config.heartbeat_timeout,
         step_timeout=config.step_timeout,
         reader_timeout=config.reader_timeout,
+        audit=AuditSettings(config.self_audit_rate, config.self_audit_threshold),
     )
 
 

@@ -17,3 +17,6 @@ class PoolObserver:
 
     def worker_ready(self, index: int, seconds: float) -> None:
         """A worker answers, so many seconds after it was started."""
+
+    def audited(self, outcome: str, difference: float | None = None) -> None:
+        """A completion was computed a second time ("same", "different"), or could not be."""

@@ -23,14 +23,16 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admission import Admission, Ticket
+from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.executor import Executor
 from scoring_service.pool.fair_queue import FairQueue
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.parts import size_of, split
 from scoring_service.pool.routing import prompt_keys
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.stages import describe_loading, describe_loop
 from scoring_service.pool.stream import CallStream, Part
-from scoring_service.pool.window import fits
+from scoring_service.pool.window import cost, fits
 from scoring_service.pool.worker import Worker, WorkerState
 from scoring_service.types import Call, EngineInfo
 
@@ -94,6 +96,7 @@ class WorkerPool:
         self._part_ids = itertools.count(1)
         self._changed = asyncio.Event()
         self._housekeeping: asyncio.Task[None] | None = None
+        self._auditor = Auditor(self, settings.audit)
         self._readers = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -145,18 +148,21 @@ class WorkerPool:
         self._admission.check_room(client)
 
     @asynccontextmanager
-    async def run(self, call: Call, client: str = "") -> AsyncIterator[CallStream]:
+    async def run(
+        self, call: Call, client: str = "", avoid: int | None = None
+    ) -> AsyncIterator[CallStream]:
         """Admits a call and gives its events; leaving the context early cancels it.
 
         Args:
             call: with an id from `new_call_id`.
             client: whose share of the queue it takes.
+            avoid: index of a worker that computes it only if no other one may.
 
         Raises:
             ServiceError: QUEUE_FULL, LOADING, CRASH_LOOP, DRAINING.
         """
         info = self.info
-        stream = self._admit(call, client, info)
+        stream = self._admit(call, client, info, avoid)
         try:
             yield stream
         finally:
@@ -274,6 +280,8 @@ class WorkerPool:
             case _:
                 part.delivered.note(event)
                 before = stream.unread
+                if stream.watch is not None:
+                    stream.watch.note(event, worker.index)
                 stream.push(event, part)
                 self.unread_bytes += stream.unread - before
 
@@ -294,7 +302,7 @@ class WorkerPool:
 
     # Calls.
 
-    def _admit(self, call: Call, client: str, info: EngineInfo) -> CallStream:
+    def _admit(self, call: Call, client: str, info: EngineInfo, avoid: int | None) -> CallStream:
         size = size_of(call)
         ticket = Ticket(call.call_id, client, call.priority, call.tokens, size.reply_bytes)
         try:
@@ -302,7 +310,8 @@ class WorkerPool:
         except ServiceError as error:
             self.observer.refused(error.fault.reason)
             raise
-        stream = CallStream(call, client, self)
+        stream = CallStream(call, client, self, avoid=avoid)
+        stream.watch = self._auditor.choose(call, client)
         most = 4 * info.max_batch_tokens
         stream.waiting.extend(self._part(piece, stream) for piece in split(call, most))
         self._streams[call.call_id] = stream
@@ -336,6 +345,8 @@ class WorkerPool:
     def _finish(self, stream: CallStream) -> None:
         usage = stream.final_usage()
         self._end(stream)
+        if stream.watch is not None and self.state is PoolState.READY:
+            self._auditor.compare(stream.watch)
         stream.push(CallFinished(stream.call.call_id, usage))
 
     def _fail(self, stream: CallStream, fault: Fault) -> None:
@@ -377,11 +388,7 @@ class WorkerPool:
             if not open_workers:
                 return
             chunk = 0 if self._info is None else self._info.chunk_size
-            # Least to do before it is done: what waits there, less what need not be computed there.
-            worker = min(
-                open_workers,
-                key=lambda w: (w.load - chunk * w.prefixes.held(part.keys), len(w.parts), w.index),
-            )
+            worker = min(open_workers, key=lambda w: cost(part, w, chunk))
             stream.waiting.popleft()
             stream.running[part.part_id] = part
             worker.take(part)
@@ -440,9 +447,9 @@ class WorkerPool:
         alive = [w for w in self.workers if w.state is not WorkerState.GONE]
         looping = [w for w in alive if w.policy.looping]
         if alive and len(looping) == len(alive):
-            self._set(PoolState.CRASH_LOOP, _describe_loop(looping))
+            self._set(PoolState.CRASH_LOOP, describe_loop(looping))
         else:
-            self._set(PoolState.LOADING, _describe_loading(alive))
+            self._set(PoolState.LOADING, describe_loading(alive))
 
     def _set(self, state: PoolState, stage: str) -> None:
         self.state, self.stage = state, stage
@@ -457,16 +464,3 @@ def _same_model(left: EngineInfo, right: EngineInfo) -> bool:
         right.weight_version,
         right.numerics_id,
     )
-
-
-def _describe_loop(workers: list[Worker]) -> str:
-    worst = max(workers, key=lambda w: w.policy.crashes)
-    return (
-        f"a crash loop: worker {worst.index} died {worst.policy.crashes} times in a row, "
-        f"last by {worst.last_death}"
-    )
-
-
-def _describe_loading(workers: list[Worker]) -> str:
-    stages = list(dict.fromkeys(worker.stage for worker in workers))
-    return "; ".join(stages) or "no worker is left"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from scoring_service.pool.self_audit import AuditSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,7 @@ class PoolSettings:
     """So does one that has been in one step for longer."""
     reader_timeout: float = 300.0
     """A call whose reader took nothing for so long, with results waiting for it, is ended."""
+    audit: AuditSettings = field(default_factory=AuditSettings)
     first_backoff: float = 0.5
     """Pause before a dead worker is started again; doubled by every crash."""
     longest_backoff: float = 30.0

@@ -11,6 +11,7 @@ from typing import Protocol
 from scoring_service.engine.events import CallEvent, SampleSlice, ScoreSlice
 from scoring_service.pool.delivered import Delivered
 from scoring_service.pool.parts import Size
+from scoring_service.pool.self_audit import Watch
 from scoring_service.types import Call, ScoreCall, Usage
 
 PART_CREDIT = 4 << 20
@@ -75,6 +76,10 @@ class CallStream:
     """Bytes of results that wait for the reader."""
     last_read: float = field(default_factory=time.monotonic)
     ended: bool = False
+    watch: Watch | None = None
+    """What the self-audit compares."""
+    avoid: int | None = None
+    """Worker that others are preferred to."""
     _events: asyncio.Queue[CallEvent] = field(default_factory=asyncio.Queue)
     _untaken: deque[tuple[Part, int]] = field(default_factory=deque)
     """Whose the unread bytes are, in order."""

@@ -1,4 +1,4 @@
-"""How much a worker is given at once: enough to keep its steps full, and no more."""
+"""Which worker is given a part: how much one takes at once, and who is done with it first."""
 
 from __future__ import annotations
 
@@ -36,3 +36,10 @@ def fits(part: Part, worker: Worker, priority: int, batch_tokens: int) -> bool:
         and worker.samples + part.size.samples <= MOST_SAMPLES
         and worker.reply_bytes + part.credit <= MOST_REPLY_BYTES
     )
+
+
+def cost(part: Part, worker: Worker, chunk_size: int) -> tuple[bool, int, int, int]:
+    """What a worker has to do before a part is done: what waits there, less what it has already."""
+    held = chunk_size * worker.prefixes.held(part.keys)
+    avoided = worker.index == part.stream.avoid
+    return avoided, worker.load - held, len(worker.parts), worker.index

@@ -160,7 +160,7 @@ class Metrics(PoolObserver):
         self._reply_bytes.labels(*labels).inc(sent)
 
     def audited(self, outcome: str, difference: float | None = None) -> None:
-        """The self-audit computed a call a second time, or could not."""
+        """See PoolObserver."""
         self._audits.labels(outcome).inc()
         if difference is not None:
             self._largest_difference = max(self._largest_difference, difference)

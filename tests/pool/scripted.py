@@ -20,6 +20,7 @@ from scoring_service.engine.events import (
 )
 from scoring_service.engine.scoring import wanted_rows
 from scoring_service.pool.executor import OnEvent, WorkerExited
+from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.types import (
@@ -66,6 +67,7 @@ class ScriptedExecutor:
         self.cancelled: list[int] = []
         self.killed = False
         self.ready_at_once = True
+        self.offset = 0.0
 
     def start(self, on_event: OnEvent) -> None:
         self.on_event = on_event
@@ -102,7 +104,7 @@ class ScriptedExecutor:
                 for place, row in enumerate(rows):
                     if sent == most_rows:
                         return sent
-                    block = RowBlock(1, np.array([row], dtype=np.float32))
+                    block = RowBlock(1, np.array([row + self.offset], dtype=np.float32))
                     last = place + 1 == len(rows)
                     self.on_event(
                         ScoreSlice(
@@ -145,11 +147,13 @@ class ScriptedExecutor:
 class Scripted:
     """A pool of scripted workers; `workers[i]` is the one that runs now in slot i."""
 
-    def __init__(self, count: int, **settings: Any) -> None:
+    def __init__(self, count: int, observer: PoolObserver | None = None, **settings: Any) -> None:
         self.starts: list[list[ScriptedExecutor]] = [[] for _ in range(count)]
         self.prepare: Callable[[ScriptedExecutor], None] = lambda _executor: None
         fields = {"max_queue_tokens": 10_000, "first_backoff": 0.01, **settings}
-        self.pool = WorkerPool(self._make, PoolSettings(workers=count, **fields), "scripted")
+        self.pool = WorkerPool(
+            self._make, PoolSettings(workers=count, **fields), "scripted", observer
+        )
 
     def _make(self, index: int) -> ScriptedExecutor:
         executor = ScriptedExecutor()
