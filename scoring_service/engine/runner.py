@@ -47,6 +47,8 @@ class Runner:
     turn is longest ago.
     """
 
+    is_sound = True
+
     def __init__(self, work: Work, log_bug: Callable[[int, BaseException], None]) -> None:
         self._work = work
         self._log_bug = log_bug

@@ -62,10 +62,15 @@ def run_worker(
             monitor.end_step(events)
             for event in events:
                 send(event)
+            if not runner.is_sound:
+                raise SystemExit("the worker ran out of memory, and makes room for a new one")
 
 
 class CallRunner(Protocol):
     """What a worker drives: calls in, steps, events out."""
+
+    is_sound: bool
+    """Whether it can be relied on; if not, its worker ends and is started again."""
 
     def submit(self, call: Call) -> None:
         """Adds a call."""

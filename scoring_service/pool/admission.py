@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.throughput import Throughput
 
-SHARE = 4
-"""A client may take so many times what is left free: alone four fifths of the queue, two of them
-four ninths each, so that there is always room for one more. This is the dynamic threshold of
-Choudhury and Hahne ("Dynamic queue length thresholds for shared-memory packet switches", 1998)."""
+SHARE = 16
+"""A client may take so many times what is left free: alone 16/17 of the queue, two of them 16/33
+each, so that there is always room for one more. This is the dynamic threshold of Choudhury and
+Hahne ("Dynamic queue length thresholds for shared-memory packet switches", 1998)."""
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 300.0

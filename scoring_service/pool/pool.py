@@ -28,6 +28,7 @@ from scoring_service.pool.executor import Executor
 from scoring_service.pool.fair_queue import FairQueue
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.parts import size_of, split
+from scoring_service.pool.reply_memory import ReplyMemory
 from scoring_service.pool.routing import prompt_keys
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stages import describe_loading, describe_loop
@@ -81,8 +82,6 @@ class WorkerPool:
         self.failure: str | None = None
         self.waiting_calls = 0
         """Calls of which nothing was begun."""
-        self.unread_bytes = 0
-        """Results that wait for readers."""
         self.workers = [
             Worker(index, make_executor, settings, self) for index in range(settings.workers)
         ]
@@ -91,6 +90,9 @@ class WorkerPool:
         self._info: EngineInfo | None = None
         self._admission = Admission(settings.max_queue_tokens, settings.max_queue_reply_bytes)
         self._queue: FairQueue[CallStream] = FairQueue()
+        self._replies = ReplyMemory()
+        self._held_back: dict[str, set[CallStream]] = {}
+        """Calls with parts that wait for their client to read, by client."""
         self._streams: dict[int, CallStream] = {}
         self._call_ids = itertools.count(1)
         self._part_ids = itertools.count(1)
@@ -131,6 +133,11 @@ class WorkerPool:
         return self._admission.tokens
 
     @property
+    def unread_bytes(self) -> int:
+        """Results that wait for readers."""
+        return self._replies.unread
+
+    @property
     def running_calls(self) -> int:
         """Calls of which something was begun."""
         return len(self._streams) - self.waiting_calls
@@ -167,7 +174,7 @@ class WorkerPool:
             yield stream
         finally:
             self._end(stream)
-            self.unread_bytes -= stream.discard()
+            self._forget_unread(stream)
             self._readers -= 1
             if not self._readers:
                 self._idle.set()
@@ -279,11 +286,14 @@ class WorkerPool:
                 self._dispatch()
             case _:
                 part.delivered.note(event)
-                before = stream.unread
                 if stream.watch is not None:
                     stream.watch.note(event, worker.index)
+                before = stream.unread
                 stream.push(event, part)
-                self.unread_bytes += stream.unread - before
+                self._replies.add(stream.client, stream.unread - before)
+                if part.is_held_back:
+                    worker.weigh(part)
+                    self._dispatch()
 
     # What readers tell.
 
@@ -291,14 +301,13 @@ class WorkerPool:
         """The reader took results: the worker may compute as many more."""
         for worker in self.workers:
             if part.part_id in worker.parts:
+                worker.weigh(part)
                 worker.send(Credit(part.part_id, size))
 
     def stream_read(self, stream: CallStream, size: int) -> None:
         """A call that its reader had held back may go on."""
-        self.unread_bytes -= size
-        if stream.can_begin and not stream.ended:
-            self._queue.add(stream)
-            self._dispatch()
+        self._replies.add(stream.client, -size)
+        self._let_go(stream.client)
 
     # Calls.
 
@@ -342,6 +351,17 @@ class WorkerPool:
         stream.waiting.appendleft(self._part(left, stream, retried=True))
         self._queue.add(stream)
 
+    def _let_go(self, client: str) -> None:
+        """What was held back for want of reading may go on."""
+        for stream in self._held_back.pop(client, ()):
+            if stream.waiting and not stream.ended:
+                self._queue.add(stream)
+        self._dispatch()
+
+    def _forget_unread(self, stream: CallStream) -> None:
+        self._replies.add(stream.client, -stream.discard())
+        self._let_go(stream.client)
+
     def _finish(self, stream: CallStream) -> None:
         usage = stream.final_usage()
         self._end(stream)
@@ -360,6 +380,10 @@ class WorkerPool:
             return
         stream.ended = True
         self._queue.remove(stream)
+        held_back = self._held_back.get(stream.client, set())
+        held_back.discard(stream)
+        if not held_back:
+            self._held_back.pop(stream.client, None)
         stream.waiting.clear()
         for part_id in list(stream.running):
             part = stream.running.pop(part_id)
@@ -379,8 +403,9 @@ class WorkerPool:
             if stream.call.deadline <= time.monotonic():
                 self._expire(stream)
                 continue
-            if not stream.can_begin:
+            if not stream.can_begin or not self._replies.may_begin(stream.client):
                 self._queue.remove(stream)
+                self._held_back.setdefault(stream.client, set()).add(stream)
                 continue
             part = stream.waiting[0]
             urgency = stream.call.priority
@@ -393,7 +418,7 @@ class WorkerPool:
             stream.running[part.part_id] = part
             worker.take(part)
             worker.prefixes.note(part.keys)
-            self._queue.charge(stream.client, part.size.load)
+            self._queue.charge(stream, part.size.load)
             if not stream.waiting:
                 self._queue.remove(stream)
             worker.send(Submit(part.call, part.credit))
@@ -421,7 +446,7 @@ class WorkerPool:
         seconds = self._settings.reader_timeout
         message = f"the reader took nothing for {seconds:g} s while {stream.unread} bytes waited"
         log.warning("reader_stalled", call=stream.call.call_id, unread=stream.unread)
-        self.unread_bytes -= stream.discard()
+        self._forget_unread(stream)
         self._fail(stream, Fault(Reason.READER_STALLED, message))
 
     # The pool as a whole.

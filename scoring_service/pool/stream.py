@@ -35,11 +35,18 @@ class Part:
     delivered: Delivered = field(default_factory=Delivered)
     retried: bool = False
     """Whether a worker died over it already."""
+    unread: int = 0
+    """Bytes of its results that wait for the reader."""
 
     @property
     def credit(self) -> int:
         """Bytes of results that it may have on their way."""
         return min(self.size.reply_bytes, PART_CREDIT) + 1
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether nothing of it is computed until its reader takes something."""
+        return self.unread >= self.credit
 
 
 class Flow(Protocol):
@@ -112,6 +119,7 @@ class CallStream:
             if not self.unread:
                 self.last_read = time.monotonic()
             self.unread += event.size
+            part.unread += event.size
             self._untaken.append((part, event.size))
         self._events.put_nowait(event)
 
@@ -132,6 +140,7 @@ class CallStream:
             part_size = min(left, held)
             if part_size < held:
                 self._untaken.appendleft((part, held - part_size))
+            part.unread -= part_size
             self.pool.part_taken(part, part_size)
             left -= part_size
         self.pool.stream_read(self, size)

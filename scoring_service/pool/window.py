@@ -27,7 +27,7 @@ def fits(part: Part, worker: Worker, priority: int, batch_tokens: int) -> bool:
         priority: of the part's call.
         batch_tokens: of one step.
     """
-    if not worker.parts:
+    if not worker.load:
         return True
     if all(other.call.priority < priority for other in worker.parts.values()):
         return True

@@ -91,6 +91,8 @@ class Worker:
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
     stats: WorkerStats = field(default_factory=WorkerStats)
     policy: RestartPolicy = field(init=False)
+    _weighed: set[int] = field(default_factory=set)
+    """Parts that `load` and the like count."""
     _executor: Executor | None = None
     _started: float = 0.0
     _ready_since: float | None = None
@@ -158,13 +160,25 @@ class Worker:
     def take(self, part: Part) -> None:
         """Counts a part in."""
         self.parts[part.part_id] = part
-        self.load += part.size.load
-        self.samples += part.size.samples
-        self.reply_bytes += part.credit
+        self.weigh(part)
 
     def drop(self, part: Part) -> None:
         """Counts a part out."""
         if self.parts.pop(part.part_id, None) is not None:
+            self._unweigh(part)
+
+    def weigh(self, part: Part) -> None:
+        """Counts what a part takes; nothing while its reader holds it back."""
+        self._unweigh(part)
+        if not part.is_held_back:
+            self._weighed.add(part.part_id)
+            self.load += part.size.load
+            self.samples += part.size.samples
+            self.reply_bytes += part.credit
+
+    def _unweigh(self, part: Part) -> None:
+        if part.part_id in self._weighed:
+            self._weighed.remove(part.part_id)
             self.load -= part.size.load
             self.samples -= part.size.samples
             self.reply_bytes -= part.credit

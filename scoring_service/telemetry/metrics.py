@@ -35,7 +35,11 @@ class Pool(Protocol):
 
     name: str
     waiting_calls: int
-    unread_bytes: int
+
+    @property
+    def unread_bytes(self) -> int:
+        """Results that wait for readers."""
+        ...
 
     @property
     def workers(self) -> Sequence[Worker]:

@@ -96,6 +96,22 @@ def _rows(result: Any) -> list[tuple[Any, ...]]:
     ]
 
 
+class _Counted:
+    """An iterator that knows how far it got."""
+
+    def __init__(self, messages: Iterator[Any]) -> None:
+        self.count = 0
+        self._messages = messages
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        message = next(self._messages)
+        self.count += 1
+        return message
+
+
 @dataclass
 class Load:
     """Threads that call one after another, and what came of it."""
@@ -108,6 +124,8 @@ class Load:
     outcomes: list[tuple[float, str]] = field(default_factory=list)
     """(when it ended, "ok" or the reason of the error)."""
     wrong: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Reasons of calls that ended after their first message."""
     options: tuple[tuple[str, Any], ...] = ()
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -157,13 +175,17 @@ class Load:
                 self._stop.wait(self.pause if outcome == "ok" else max(0.1, self.pause))
 
     def _call(self, rpc: Callable[..., Any], request: Any, place: int) -> str:
+        messages = _Counted(rpc(request, timeout=self.timeout))
         try:
-            answer = read(rpc(request, timeout=self.timeout))
+            answer = read(messages)
         except AssertionError as error:
             self.wrong.append(str(error))
             return "wrong"
         except grpc.RpcError as error:
-            return reason_of(error) or error.code().name
+            reason = reason_of(error) or error.code().name
+            if messages.count:
+                self.broken.append(reason)
+            return reason
         if answer != self.expected[place]:
             self.wrong.append(f"another answer to case {place}")
             return "wrong"

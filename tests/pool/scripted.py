@@ -68,6 +68,7 @@ class ScriptedExecutor:
         self.killed = False
         self.ready_at_once = True
         self.offset = 0.0
+        self.row_bytes = 4
 
     def start(self, on_event: OnEvent) -> None:
         self.on_event = on_event
@@ -109,7 +110,7 @@ class ScriptedExecutor:
                     self.on_event(
                         ScoreSlice(
                             call_id, group.index, completion.index, 0, len(group.prompt_ids), row,
-                            block, last, 1, 4,
+                            block, last, 1, self.row_bytes,
                         )
                     )  # fmt: skip
                     sent += 1

@@ -67,7 +67,7 @@ def test_the_bound_holds_whatever_comes_and_goes() -> None:
             admit(admission, call_id, tokens, client=rng.choice("abc"))
             held[call_id] = tokens
         except ServiceError:
-            assert sum(held.values()) + tokens > 1000 * 1 / 5, "refused with room for everybody"
+            assert sum(held.values()) + tokens > 1000 * 0.48, "refused with room for everybody"
         assert admission.tokens == sum(held.values()) <= 1000
         while held and rng.random() < 0.4:
             done = rng.choice(list(held))
@@ -96,8 +96,8 @@ def flood(admission: Admission) -> None:
 def test_a_client_that_floods_leaves_room_for_others() -> None:
     admission, _ = queue(1000)
     flood(admission)
-    assert 790 <= admission.tokens <= 820, "four fifths"
-    for call_id in range(10_000, 10_008):
+    assert 930 <= admission.tokens <= 950, "16/17"
+    for call_id in range(10_000, 10_002):
         admit(admission, call_id, 10, client="light")
     admission.check_room("third")
     with pytest.raises(ServiceError):

@@ -25,7 +25,7 @@ def served(queue: FairQueue[Waiting], turns: int, tokens: int = 10) -> list[str]
         item = queue.first()
         assert item is not None
         order.append(item.client)
-        queue.charge(item.client, tokens)
+        queue.charge(item, tokens)
         queue.remove(item)
     return order
 
@@ -50,7 +50,7 @@ def test_clients_get_the_same_number_of_tokens_however_they_cut_them() -> None:
         assert item is not None
         cost = 10 if item.client == "small" else 90
         tokens[item.client] += cost
-        queue.charge(item.client, cost)
+        queue.charge(item, cost)
         queue.remove(item)
     assert abs(tokens["small"] - tokens["large"]) <= 90
 
@@ -62,7 +62,7 @@ def test_priority_goes_before_turns_and_arrival_decides_among_equals() -> None:
     order = []
     while (item := queue.first()) is not None:
         order.append(item.arrival)
-        queue.charge(item.client, 100)
+        queue.charge(item, 100)
         queue.remove(item)
     assert order == [3, 4, 2, 1]
 
@@ -78,3 +78,20 @@ def test_who_leaves_and_comes_back_gains_nothing_and_loses_nothing() -> None:
     queue.add(Waiting("steady", 1))
     queue.add(Waiting("steady", 1))
     assert len({id(queue.first())}) == 1
+
+
+def test_a_clients_own_calls_take_turns_too() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    long, short = Waiting("a", 1), Waiting("a", 2)
+    queue.add(long)
+    for _ in range(5):
+        assert queue.first() is long
+        queue.charge(long, 100)
+    queue.add(short)
+    order = []
+    for _ in range(4):
+        item = queue.first()
+        assert item is not None
+        order.append(item.arrival)
+        queue.charge(item, 100)
+    assert sorted(order) == [1, 1, 2, 2]

@@ -19,7 +19,8 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool.pool import PoolState
-from scoring_service.pool.stream import UNREAD_LIMIT, CallStream
+from scoring_service.pool.stream import PART_CREDIT, UNREAD_LIMIT, CallStream
+from scoring_service.types import RowWants
 from tests.pool.scripted import INFO, Scripted, sample_call, score_call, settled
 
 
@@ -255,7 +256,8 @@ async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
         made.pool.run(score_call(1, [1], *[60] * 8)) as slow,
         made.pool.run(score_call(2, [1], 60)) as quick,
     ):
-        slow.unread = made.pool.unread_bytes = UNREAD_LIMIT
+        slow.unread = UNREAD_LIMIT
+        made.pool._replies.add("", UNREAD_LIMIT)
         for _ in range(10):
             for part in list(made.workers[0].calls):
                 made.workers[0].score(part)
@@ -265,6 +267,31 @@ async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
         await asyncio.sleep(1.5)
         assert fault(drain(slow)) is Reason.READER_STALLED
         assert slow.unread == 0
+
+
+async def test_a_part_whose_reader_holds_it_back_leaves_its_place_to_others() -> None:
+    made = await Scripted(1).start()
+    worker = made.workers[0]
+    worker.row_bytes = PART_CREDIT
+    large = replace(score_call(1, [1], 120), wants=RowWants(top_k=10_000))
+    async with made.pool.run(large) as stalled, made.pool.run(score_call(2, [1], 60)) as other:
+        (first,) = worker.calls
+        worker.score(first, most_rows=1)
+        await settled()
+        assert len(worker.calls) == 1, "its credit is not used up yet"
+        worker.score(first, most_rows=1)
+        await settled()
+        assert len(worker.calls) == 2
+        (_, second) = worker.calls
+        worker.row_bytes = 4
+        worker.score(second)
+        await settled()
+        assert isinstance(drain(other)[-1], CallFinished)
+        assert made.pool.unread_bytes == 2 * PART_CREDIT + 240
+        stalled.taken(2 * PART_CREDIT)
+        assert made.pool.unread_bytes == 240
+        assert made.pool.workers[0].load == 121
+    assert made.pool.workers[0].load == 0
 
 
 async def test_urgent_calls_do_not_wait_for_the_window() -> None:
