@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.throughput = Throughput(clock)
+        self.turn_tokens = 4096
+        """Tokens that a call takes in one turn, at most."""
         self.tokens = 0
         self.reply_bytes = 0
         self._max_tokens = max_tokens
@@ -65,7 +68,7 @@ class Admission:
         if self.tokens:
             self._check_tokens(ticket.client, ticket.tokens)
             self._check_reply(ticket.reply_bytes)
-            self._check_deadline(ticket.client, deadline)
+            self._check_deadline(ticket, deadline)
         self._tickets[ticket.call_id] = ticket
         self._add(ticket.client, ticket.tokens)
         self.reply_bytes += ticket.reply_bytes
@@ -141,19 +144,31 @@ class Admission:
             part = min(1.0, over / self.reply_bytes)
             raise self._full(message, part * self.tokens)
 
-    def _check_deadline(self, client: str, deadline: float) -> None:
+    def _check_deadline(self, ticket: Ticket, deadline: float) -> None:
         """Refuses what could not even start in time, before it costs anything."""
-        if not self.throughput.measured:
-            return
-        # Clients take turns: a light one does not wait for all that a heavy one has queued.
-        ahead = min(self.tokens, self._by_client.get(client, 0) * len(self._by_client))
-        wait = ahead / self.throughput.rate
         left = deadline - self._clock()
+        if left == math.inf or not self.throughput.measured:
+            return
+        wait = self._tokens_before_start(ticket) / self.throughput.rate
         if wait > left:
             message = (
                 f"the call would start in about {wait:.1f} s, after its deadline in {left:.1f} s"
             )
             raise self._full(message, (wait - left) * self.throughput.rate)
+
+    def _tokens_before_start(self, ticket: Ticket) -> int:
+        """Tokens that are computed before a newcomer's turn.
+
+        Clients take turns, and so do a client's calls: a newcomer waits for a turn of each call of
+        its client, and meanwhile for as much of every other client, if that has as much.
+        """
+        turns: dict[str, int] = {}
+        for other in self._tickets.values():
+            if other.priority >= ticket.priority:
+                turn = min(other.tokens, self.turn_tokens)
+                turns[other.client] = turns.get(other.client, 0) + turn
+        own = turns.pop(ticket.client, 0)
+        return own + sum(min(own, theirs) for theirs in turns.values())
 
     def _full(self, message: str, tokens: float) -> ServiceError:
         wait = tokens / self.throughput.rate

@@ -39,6 +39,9 @@ from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)
 
+TURN_BATCHES = 4
+"""Steps' worth of tokens in a part of a call."""
+
 _STOP_SECONDS = 5.0
 _HOUSEKEEPING_SECONDS = 1.0
 
@@ -214,6 +217,7 @@ class WorkerPool:
                 worker.kill()
                 return
             self._info = info
+            self._admission.turn_tokens = TURN_BATCHES * info.max_batch_tokens
         self.observer.worker_ready(worker.index, worker.restart_seconds)
         log.info("worker_ready", worker=worker.index, seconds=round(worker.restart_seconds, 2))
         self._update_state()
@@ -321,7 +325,7 @@ class WorkerPool:
             raise
         stream = CallStream(call, client, self, avoid=avoid)
         stream.watch = self._auditor.choose(call, client)
-        most = 4 * info.max_batch_tokens
+        most = TURN_BATCHES * info.max_batch_tokens
         stream.waiting.extend(self._part(piece, stream) for piece in split(call, most))
         self._streams[call.call_id] = stream
         self.waiting_calls += 1

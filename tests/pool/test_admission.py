@@ -129,13 +129,27 @@ def test_idle_time_does_not_slow_the_rate() -> None:
 
 
 def test_a_call_that_would_start_after_its_deadline_is_refused_at_once() -> None:
-    admission, clock = queue(1000)
-    admit(admission, 1, 700)
+    admission, clock = queue(10_000)
+    admission.turn_tokens = 100
+    for call_id in range(10):
+        admit(admission, call_id, 300)
     clock.now += 10.0
-    admission.finished(1, 100)  # 10 a second
-    assert refusal(admission, 2, 10, deadline=clock.now + 30) > 20
-    admit(admission, 3, 10, deadline=clock.now + 90)
-    admit(admission, 4, 10, client="light", deadline=clock.now + 30)  # takes turns with the other
+    admission.finished(0, 100)  # 10 a second, and each of ten calls takes a turn of 100
+    assert refusal(admission, 20, 10, deadline=clock.now + 60) == pytest.approx(40.0, rel=0.01)
+    admit(admission, 21, 10, deadline=clock.now + 110)
+    admit(admission, 22, 10, client="light", deadline=clock.now + 1)
+    # Of the other client it waits for as much as of its own.
+    refusal(admission, 23, 10, client="light", deadline=clock.now + 1)
+    admit(admission, 24, 10, client="light", deadline=clock.now + 3)
+    admit(admission, 25, 10, deadline=clock.now + 1, priority=1)
+
+
+def test_one_long_call_does_not_make_a_short_one_late() -> None:
+    admission, clock = queue(10**7)
+    admit(admission, 1, 10**6)
+    clock.now += 1.0
+    admission.finished(1, 4096)
+    admit(admission, 2, 10, deadline=clock.now + 2.0)
 
 
 def test_reply_bytes_are_bounded_too() -> None:
