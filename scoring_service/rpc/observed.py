@@ -1,4 +1,4 @@
-"""Counts every RPC, whoever answers it: an interceptor around all others."""
+"""Counts every RPC, and reads its bytes with care: an interceptor around all others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from scoring_service.rpc.malformed import Malformed, tolerant
+from scoring_service.rpc.status import abort
 from scoring_service.telemetry.metrics import Metrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -57,7 +59,7 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
 
         return _MAKERS[streams](  # type: ignore[no-any-return]
             _around(_behaviour(handler), begin),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -83,6 +85,8 @@ def _around(behaviour: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             end = begin()
             try:
+                if isinstance(request, Malformed):
+                    await abort(context, request.fault)
                 async for response in behaviour(request, context):
                     yield response
             except BaseException:
@@ -95,6 +99,8 @@ def _around(behaviour: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
         end = begin()
         try:
+            if isinstance(request, Malformed):
+                await abort(context, request.fault)
             response = await behaviour(request, context)
         except BaseException:
             end(_code_of(context))
