@@ -130,6 +130,8 @@ class Server:
     async def _start_health(self, port: int) -> None:
         self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        names = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._health_server)
         self.health_port = self._health_server.add_insecure_port(f"{self._config.host}:{port}")
         await self._health_server.start()
 
