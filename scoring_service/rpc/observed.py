@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     # Generic in the published types alone.
     Handler = grpc.RpcMethodHandler[Any, Any] | None
 
+_CLOCK_SLACK = 0.1
+"""Seconds by which a caller may see its deadline pass before this server does."""
+
 _KINDS = {
     (False, False): "unary",
     (False, True): "server_stream",
@@ -117,8 +120,10 @@ def _code_of(context: Any) -> str:
     if code:
         # As abort() got it, or its number.
         return str(code.name) if isinstance(code, grpc.StatusCode) else _NAMES[code]
-    # gRPC cancels the handler when the caller hangs up, and when the deadline passes.
-    return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+    # gRPC cancels the handler when the caller hangs up, as callers do too when their deadline
+    # passes: by their clock, a little before ours.
+    left = context.time_remaining()
+    return "CANCELLED" if left is None or left > _CLOCK_SLACK else "DEADLINE_EXCEEDED"
 
 
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
