@@ -16,7 +16,8 @@ ARGS ?=
 SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-adapters test-mismatch check format protos bench bench-peers clean always
+.PHONY: help install serve test test-adapters test-mismatch soak check audit format protos bench bench-peers clean \
+	always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +59,10 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 	@echo 'Installing $* beside .venv (up to 150 MB to download, 700 MB on disk)'
 	@tools/install_framework.sh $*
 
-check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break), GPU kernels compile
+soak: $(INSTALLED) ## the faults of tests/chaos at full length (about an hour)
+	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos)
+
+check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break), GPU kernels compile, pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -69,6 +73,17 @@ check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break)
 ifeq ($(shell uname -s),Linux)
 	TRITON_CACHE_DIR=build/triton $(BIN)/python tools/compile_kernels.py
 endif
+	$(BIN)/python -m pip check --disable-pip-version-check
+	$(BIN)/python tools/check_pins.py
+
+audit: build/audit/.installed ## ask the public database (needs the network) for known holes in constraints.txt
+	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict || { echo \
+		'The audit found something, or its database could not be asked: nothing was vouched for.' >&2; exit 1; }
+
+build/audit/.installed: | $(INSTALLED)
+	@$(BIN)/python -m venv build/audit
+	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	@touch $@
 
 format: $(INSTALLED) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .

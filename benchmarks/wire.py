@@ -79,11 +79,13 @@ def _serve(pipe: Connection) -> None:
 
 async def _run_server(pipe: Connection) -> None:
     from scoring_service.pool.pool import WorkerPool
+    from scoring_service.pool.settings import PoolSettings
     from scoring_service.rpc.models import RequestLimits
     from scoring_service.rpc.server import Server, ServerConfig
 
     limits = RequestLimits(64 << 20, 1 << 20, 65_536)
-    pool = WorkerPool(ReadyExecutor, limits.max_queue_tokens, "ready")
+    settings = PoolSettings(max_queue_tokens=limits.max_queue_tokens)
+    pool = WorkerPool(lambda _index: ReadyExecutor(), settings, "ready")
     server = Server(ServerConfig("127.0.0.1", 0, limits, drain_seconds=1.0), pool)
     await server.start()
     await server.wait_ready()
@@ -146,6 +148,9 @@ class ReadyExecutor:
                 ScoreSlice(call.call_id, 0, 0, 0, 1, start, block, last, 0, 8 * rows * k)
             )
         self._on_event(CallFinished(call.call_id, Usage()))
+
+    def kill(self) -> None:
+        """Nothing to end."""
 
     def stop(self, timeout: float) -> None:
         """Nothing to end."""

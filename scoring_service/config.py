@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 ENV_PREFIX = "SCORING_"
@@ -21,6 +22,33 @@ class ServeConfig:
 
     port: int = 50051
     """Port to listen on; 0 = a free one."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate chain; followed when it is rotated."""
+
+    tls_key: Path | None = None
+    """PEM file with its key."""
+
+    tls_client_ca: Path | None = None
+    """PEM file of the authorities whose certificates clients must show (mutual TLS)."""
+
+    auth_tokens: Path | None = None
+    """File with a line `NAME SCOPE[,SCOPE] TOKEN` a client; scopes are score and admin."""
+
+    allow_insecure: bool = False
+    """Listen on an address that others reach without TLS and without asking who calls."""
+
+    health_port: int | None = None
+    """Another port, plain, that answers health alone: for probes that know no TLS; 0 = free."""
+
+    max_concurrent_streams: int = 256
+    """Calls at once on one connection."""
+
+    max_concurrent_calls: int = 4096
+    """Calls at once on all connections."""
+
+    max_connection_age: float | None = None
+    """Seconds after which a connection is asked to go, once its calls have ended. Default: none."""
 
     served_model_name: str | None = None
     """Name that requests use for the model. Default: the folder's, file's or Hub name."""
@@ -67,6 +95,12 @@ class ServeConfig:
     max_queue_tokens: int = 4 << 20
     """Tokens of admitted calls that may wait; beyond, calls are refused with a time to retry."""
 
+    max_queue_reply_bytes: int = 16 << 30
+    """Bytes of the answers of admitted calls, as predicted; beyond, the same."""
+
+    reader_timeout: float = 300.0
+    """Seconds for which a caller may leave results unread before its call is ended."""
+
     preferred_tokens_per_call: int = 65_536
     """What GetModelInfo advises clients to put into one call."""
 
@@ -80,10 +114,35 @@ class ServeConfig:
     """Run the model's own Python code from the Hub or its folder."""
 
     threads: int | None = None
-    """CPU threads of the worker. Default: torch's choice."""
+    """CPU threads of a worker. Default: torch's choice, divided among the workers."""
+
+    num_workers: int | None = None
+    """Worker processes, each with the whole model. Default: one a GPU; one on a CPU."""
+
+    heartbeat_timeout: float = 30.0
+    """Seconds of silence after which a worker hangs: it is killed and started again."""
+
+    step_timeout: float = 600.0
+    """Seconds in one forward pass after which it does so, too."""
 
     drain_seconds: float = 30.0
     """Longest wait for running calls after SIGTERM."""
+
+    self_audit_rate: float = 0.0
+    """Share of scored calls of which one completion is computed again, alone, and compared."""
+
+    self_audit_threshold: float = 1e-3
+    """Difference of a log-prob in nats from which on the self-audit logs an error."""
+
+    metrics_port: int | None = None
+    """Port that answers GET /metrics for Prometheus; 0 = a free one. Default: none."""
+
+    usage_tag: str | None = None
+    """Tag of requests by whose values (the first 64) usage is counted, beside identities."""
+
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go over gRPC, such as http://localhost:4317; needs
+    scoring-service[otel]. Default: none are made."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe message that is logged."""
@@ -97,6 +156,13 @@ _INT64_MAX = (1 << 63) - 1
 
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
+    "health_port": (0, 65_535),
+    "self_audit_rate": (0, 1),
+    "self_audit_threshold": (0, math.inf),
+    "metrics_port": (0, 65_535),
+    "max_concurrent_streams": (1, _INT32_MAX),
+    "max_concurrent_calls": (1, _INT32_MAX),
+    "max_connection_age": (1, math.inf),
     "max_model_len": (1, _INT32_MAX),
     "max_batch_tokens": (1, _INT32_MAX),
     "chunk_size": (16, _INT32_MAX),
@@ -108,6 +174,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "weight_version": (-_INT64_MAX, _INT64_MAX),
     "threads": (1, _INT32_MAX),
     "drain_seconds": (0, math.inf),
+    "num_workers": (1, 1024),
+    "heartbeat_timeout": (3, math.inf),
+    "step_timeout": (1, math.inf),
+    "reader_timeout": (1, math.inf),
+    "max_queue_reply_bytes": (1, _INT64_MAX),
 }
 """Least and largest value of the settings that have bounds; unset is always allowed."""
 

@@ -13,12 +13,20 @@ import structlog
 from scoring_service import __version__
 from scoring_service.banner import banner
 from scoring_service.config import ServeConfig
+from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
+from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.process import ProcessExecutor
+from scoring_service.pool.self_audit import AuditSettings
+from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
+from scoring_service.rpc.tls import TlsFiles, is_public
 from scoring_service.telemetry.logs import configure_logs
+from scoring_service.telemetry.metrics import Metrics
+from scoring_service.telemetry.telemetry import Telemetry
+from scoring_service.telemetry.traces import traces_to
 from scoring_service.types import EngineConfig
 
 log = structlog.get_logger(__name__)
@@ -36,14 +44,30 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     source = model or str(tiny_model_path())
     name = config.served_model_name or _default_name(model)
     engine = _engine_config(source, config)
-    pool = WorkerPool(lambda: ProcessExecutor(engine), config.max_queue_tokens, name)
+    workers = config.num_workers or default_workers(config.device)
+    try:
+        traces = traces_to(config.otlp_endpoint, __version__)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    telemetry = Telemetry(Metrics(config.usage_tag), traces)
+    pool = WorkerPool(
+        lambda index: ProcessExecutor(placed(engine, index, workers)),
+        _pool_settings(config, workers),
+        name,
+        telemetry.metrics,
+    )
     limits = RequestLimits(
         max_request_bytes=config.max_request_bytes,
         max_queue_tokens=config.max_queue_tokens,
         preferred_tokens_per_call=config.preferred_tokens_per_call,
         max_k=config.max_k,
     )
-    server = Server(ServerConfig(config.host, config.port, limits, config.drain_seconds), pool)
+    try:
+        server = Server(_server_config(config, limits), pool, telemetry)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     stop = _stop_event()
     try:
         await server.start()
@@ -51,9 +75,23 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         reason = _why_not_bound(config.host, config.port) or str(error)
         print(f"cannot listen on {config.host}:{config.port}: {reason}", file=sys.stderr)
         return 1
+    metrics_port = None
+    if config.metrics_port is not None:
+        telemetry.metrics.watch(pool)
+        try:
+            metrics_port = telemetry.metrics.serve(config.host, config.metrics_port)
+        except OSError as error:
+            print(
+                f"cannot listen on {config.host}:{config.metrics_port}: {error.strerror}",
+                file=sys.stderr,
+            )
+            await server.drain()
+            return 1
     log.info(
         "listening",
         address=f"{config.host}:{server.port}",
+        metrics_port=metrics_port,
+        health_port=server.health_port,
         model=name,
         source=source,
         version=__version__,
@@ -68,6 +106,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     else:
         log.info("draining", seconds=config.drain_seconds)
     await server.drain()
+    telemetry.traces.shutdown()
     log.info("stopped")
     return 1 if failed.done() else 0
 
@@ -88,6 +127,60 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
         trust_remote_code=config.trust_remote_code,
         weight_version=config.weight_version,
         threads=config.threads,
+    )
+
+
+def _server_config(config: ServeConfig, limits: RequestLimits) -> ServerConfig:
+    """Where and for whom to listen.
+
+    Raises:
+        ConfigurationError: the settings contradict one another, or would expose the server.
+    """
+    if (config.tls_certificate is None) != (config.tls_key is None):
+        raise ConfigurationError("tls_certificate and tls_key go together")
+    if config.tls_client_ca is not None and config.tls_certificate is None:
+        raise ConfigurationError("tls_client_ca needs tls_certificate and tls_key")
+    asks = config.auth_tokens is not None or config.tls_client_ca is not None
+    if is_public(config.host) and not config.allow_insecure:
+        missing = [
+            what
+            for what, there in (
+                ("TLS (--tls-certificate, --tls-key)", config.tls_certificate is not None),
+                ("authentication (--auth-tokens or --tls-client-ca)", asks),
+            )
+            if not there
+        ]
+        if missing:
+            raise ConfigurationError(
+                f"{config.host} can be reached by others, and there is no "
+                f"{' and no '.join(missing)}; --allow-insecure listens all the same"
+            )
+    tls = None
+    if config.tls_certificate is not None and config.tls_key is not None:
+        tls = TlsFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
+    return ServerConfig(
+        host=config.host,
+        port=config.port,
+        limits=limits,
+        drain_seconds=config.drain_seconds,
+        tls=tls,
+        tokens=config.auth_tokens,
+        health_port=config.health_port,
+        max_concurrent_streams=config.max_concurrent_streams,
+        max_concurrent_calls=config.max_concurrent_calls,
+        max_connection_age=config.max_connection_age,
+    )
+
+
+def _pool_settings(config: ServeConfig, workers: int) -> PoolSettings:
+    return PoolSettings(
+        max_queue_tokens=config.max_queue_tokens,
+        max_queue_reply_bytes=config.max_queue_reply_bytes,
+        workers=workers,
+        heartbeat_timeout=config.heartbeat_timeout,
+        step_timeout=config.step_timeout,
+        reader_timeout=config.reader_timeout,
+        audit=AuditSettings(config.self_audit_rate, config.self_audit_threshold),
     )
 
 

@@ -7,7 +7,7 @@ float32 in nats.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -140,6 +140,18 @@ class SamplingTask:
     stop_token_ids: frozenset[int] = frozenset()
     """Ids given by the caller."""
     ignore_eos: bool = False
+    drawn: tuple[tuple[int, Int32Array], ...] = ()
+    """(sample index, tokens) of samples that another worker began: they are run through the model
+    first, but neither drawn nor sent again."""
+
+    @property
+    def sample_indices(self) -> range:
+        """Indices of the samples to draw."""
+        return range(self.first_sample_index, self.first_sample_index + self.n)
+
+    def drawn_before(self, sample_index: int) -> list[int]:
+        """Tokens of a sample that another worker drew."""
+        return next((ids.tolist() for index, ids in self.drawn if index == sample_index), [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +213,12 @@ class Usage:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
 
+    def __add__(self, other: Usage) -> Usage:
+        """Both together; times add up too, though parts of a call may run side by side."""
+        return Usage(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -260,6 +278,8 @@ class EngineInfo:
     path_reason: str
     chunk_size: int
     eos_token_ids: tuple[int, ...]
+    max_batch_tokens: int = 1024
+    """Tokens of a step."""
     generation_config: dict[str, Any] = field(default_factory=dict)
     """Settings that the model's own generation_config makes, as they stand there."""
     tokenizer_json: str | None = None

@@ -19,6 +19,7 @@ from scoring_client.channel import (
     channel_credentials,
     channel_options,
     full_target,
+    with_trace,
 )
 from scoring_client.errors import DeadlineError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
@@ -55,6 +56,8 @@ class AsyncScoringClient:
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
         channel: grpc.aio.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
@@ -70,7 +73,9 @@ class AsyncScoringClient:
         self._owns_channel = channel is None
         self._channel = channel
         self._target = target
-        self._credentials = channel_credentials(credentials, root_certificates)
+        self._credentials = channel_credentials(
+            credentials, root_certificates, client_certificate, client_key
+        )
         self._channel_options = channel_options
 
     async def __aenter__(self) -> "AsyncScoringClient":
@@ -276,7 +281,9 @@ class AsyncScoringClient:
         attempts = Attempts(self._retry, job.settings.timeout)
         while not job.done:
             request = job.begin_attempt()
-            call = method(request, timeout=attempts.remaining(), metadata=self._metadata)
+            call = method(
+                request, timeout=attempts.remaining(), metadata=with_trace(self._metadata)
+            )
             try:
                 async for message in call:
                     for part in job.feed(message):
@@ -296,7 +303,9 @@ class AsyncScoringClient:
 
     async def _unary(self, rpc: str, request: Any, timeout: float | None) -> Any:
         try:
-            return await self._method(rpc)(request, timeout=timeout, metadata=self._metadata)
+            return await self._method(rpc)(
+                request, timeout=timeout, metadata=with_trace(self._metadata)
+            )
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
 

@@ -3,13 +3,16 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 ChannelOptions = Sequence[tuple[str, Any]]
+
+Metadata = tuple[tuple[str, str], ...]
 
 Pem = bytes | str | os.PathLike[str]
 """PEM data as bytes, or the path of a file that holds it."""
@@ -80,25 +83,54 @@ def service_config() -> str:
 
 
 def channel_credentials(
-    credentials: grpc.ChannelCredentials | None, root_certificates: Pem | None
+    credentials: grpc.ChannelCredentials | None,
+    root_certificates: Pem | None,
+    client_certificate: Pem | None = None,
+    client_key: Pem | None = None,
 ) -> grpc.ChannelCredentials | None:
     """Return credentials for TLS, or None for a plain channel.
 
     Raises:
-        ValueError: both were given.
-        OSError: the file of certificates cannot be read.
+        ValueError: they contradict one another.
+        OSError: a file cannot be read.
     """
-    if root_certificates is None:
+    pems = (root_certificates, client_certificate, client_key)
+    if all(pem is None for pem in pems):
         return credentials
     if credentials is not None:
-        raise ValueError("give credentials or root_certificates, not both")
-    pem = root_certificates
-    if not isinstance(pem, bytes):
-        pem = Path(pem).read_bytes()
-    return grpc.ssl_channel_credentials(root_certificates=pem)
+        raise ValueError("give credentials or certificates, not both")
+    if (client_certificate is None) != (client_key is None):
+        raise ValueError("client_certificate and client_key go together")
+    roots, certificate, key = map(_read_pem, pems)
+    return grpc.ssl_channel_credentials(
+        root_certificates=roots, private_key=key, certificate_chain=certificate
+    )
 
 
-def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+def _read_pem(pem: Pem | None) -> bytes | None:
+    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
+
+
+def with_trace(metadata: Metadata) -> Metadata:
+    """Return the metadata with the caller's trace (W3C), where OpenTelemetry knows of one."""
+    inject = _injector()
+    if inject is None:
+        return metadata
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return (*metadata, *carrier.items())
+
+
+@cache
+def _injector() -> Callable[[dict[str, str]], None] | None:
+    try:
+        from opentelemetry.propagate import inject
+    except ImportError:
+        return None
+    return inject
+
+
+def call_metadata(token: str | None) -> Metadata:
     """Return the metadata of every call: the token, if there is one.
 
     It travels as it is: on a plain channel whoever sees the connection sees the token.

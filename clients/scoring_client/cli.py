@@ -72,6 +72,10 @@ class Common:
     """Sent as `authorization: Bearer …`."""
     root_certificates: Path | None = None
     """Use TLS, with a server whose certificate those in this PEM file sign."""
+    client_certificate: Path | None = None
+    """Show this certificate (PEM) to a server that asks for one; with --client-key."""
+    client_key: Path | None = None
+    """Its key."""
     timeout: float = 600.0
     """Seconds for the whole call."""
     json: Annotated[bool, Parameter(negative="")] = False
@@ -85,6 +89,8 @@ class Common:
             timeout=self.timeout,
             token=self.token,
             root_certificates=self.root_certificates,
+            client_certificate=self.client_certificate,
+            client_key=self.client_key,
             max_attempts=CONNECT_ATTEMPTS,
         )
 

@@ -15,6 +15,7 @@ from scoring_client.channel import (
     channel_credentials,
     channel_options,
     full_target,
+    with_trace,
 )
 from scoring_client.errors import DeadlineError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
@@ -50,6 +51,8 @@ class ScoringClient:
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
         channel: grpc.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
@@ -65,6 +68,9 @@ class ScoringClient:
                 can be read on the way.
             credentials: TLS with these; see ``grpc.ssl_channel_credentials``.
             root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
+            client_certificate: Shown to a server that asks for one (PEM, or a path), with
+                ``client_key``. Without ``root_certificates``, gRPC's own roots judge the server.
+            client_key: Its key.
             channel: Use this one, and leave it open; the arguments about channels are ignored.
             channel_options: gRPC's options; they win over this package's.
             max_attempts: Attempts in a row that finish no item before a call fails; 1 = no retry.
@@ -81,7 +87,9 @@ class ScoringClient:
         self._retry = RetryPolicy(max_attempts=max_attempts)
         self._owns_channel = channel is None
         self._channel = channel or _open_channel(
-            target, channel_credentials(credentials, root_certificates), channel_options
+            target,
+            channel_credentials(credentials, root_certificates, client_certificate, client_key),
+            channel_options,
         )
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
 
@@ -281,7 +289,9 @@ class ScoringClient:
         attempts = Attempts(self._retry, job.settings.timeout)
         while not job.done:
             request = job.begin_attempt()
-            call = method(request, timeout=attempts.remaining(), metadata=self._metadata)
+            call = method(
+                request, timeout=attempts.remaining(), metadata=with_trace(self._metadata)
+            )
             try:
                 for message in call:
                     yield from job.feed(message)
@@ -300,7 +310,7 @@ class ScoringClient:
 
     def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            return method(request, timeout=timeout, metadata=self._metadata)
+            return method(request, timeout=timeout, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
 

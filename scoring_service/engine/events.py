@@ -20,6 +20,8 @@ class Submit:
     """Compute this call."""
 
     call: Call
+    credit: int | None = None
+    """Bytes of results that may be under way; None = what the engine gives every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,5 +146,39 @@ class CallFailed:
     fault: Fault
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """What a worker did since it started, and how it stands."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    """Seconds in steps."""
+    rows_per_step: tuple[int, ...] = ()
+    """Steps by the number of rows that they answered, in `ROWS_BUCKETS` and beyond them."""
+    rows: int = 0
+    """Rows answered, those of sampled tokens among them."""
+    running: int = 0
+    """Calls that the engine holds."""
+    pages: int = 0
+    free_pages: int = 0
+    looked_up_tokens: int = 0
+    """Prompt tokens looked for in the prefix cache."""
+    hit_tokens: int = 0
+    """Those of them that were found."""
+
+
+ROWS_BUCKETS = (1, 4, 16, 64, 256, 1024, 4096)
+"""Upper bounds of `rows_per_step`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The process is alive; a thread of its own sends one every second."""
+
+    in_step_seconds: float
+    """For how long the current step runs; 0 between steps."""
+    stats: WorkerStats
+
+
 CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
-Event = LoadProgress | Ready | LoadFailed | CallEvent
+Event = LoadProgress | Ready | LoadFailed | Heartbeat | CallEvent

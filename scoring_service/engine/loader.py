@@ -133,6 +133,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         path_reason=f"{reason}{no_kernels if packed else ''}",
         chunk_size=chunk_size,
         eos_token_ids=eos_token_ids(generation, text_config, head.vocab_size),
+        max_batch_tokens=1024 if packed is None else packed.setup.settings.max_batch_tokens,
         generation_config=explicit_settings(generation),
         tokenizer_json=tokenizer_json,
         bos_token_id=_bos_token_id(codec),

@@ -47,6 +47,8 @@ class Runner:
     turn is longest ago.
     """
 
+    is_sound = True
+
     def __init__(self, work: Work, log_bug: Callable[[int, BaseException], None]) -> None:
         self._work = work
         self._log_bug = log_bug
@@ -76,8 +78,14 @@ class Runner:
         """Whether a call could be advanced now."""
         return any(running.credit > 0 for running in self._calls.values())
 
+    def gauges(self) -> dict[str, int]:
+        """What a heartbeat tells of this engine."""
+        return {"running": len(self._calls)}
+
     def step(self) -> list[CallEvent]:
         """Advances one call by one unit of work; returns what there is to send."""
+        if expired := self._expire():
+            return expired
         ready = [running for running in self._calls.values() if running.credit > 0]
         running = min(ready, key=lambda r: (-r.call.priority, r.turn))
         self._turn += 1
@@ -103,28 +111,24 @@ class Runner:
             compute_seconds=running.usage.compute_seconds + time.monotonic() - began,
         )
         if isinstance(progress, Usage):
-            running.usage = _add(running.usage, progress)
+            running.usage += progress
         elif progress is not None:
             if isinstance(progress, ScoreSlice | SampleSlice):
                 running.credit -= progress.size
             events.append(progress)
         return events
 
+    def _expire(self) -> list[CallEvent]:
+        """Drops calls whose callers no longer wait, before they cost anything more."""
+        now = time.monotonic()
+        late = [call_id for call_id, r in self._calls.items() if r.call.deadline < now]
+        for call_id in late:
+            self.cancel(call_id)
+        message = "the deadline passed before the call was finished"
+        return [CallFailed(i, Fault(Reason.DEADLINE_EXCEEDED, message)) for i in late]
+
     def _finish(self, running: _Running) -> CallFinished:
         del self._calls[running.call.call_id]
         started = running.submitted if running.started is None else running.started
         usage = replace(running.usage, queue_seconds=started - running.submitted)
         return CallFinished(running.call.call_id, usage)
-
-
-def _add(left: Usage, right: Usage) -> Usage:
-    return Usage(
-        prompt_tokens=left.prompt_tokens + right.prompt_tokens,
-        completion_tokens=left.completion_tokens + right.completion_tokens,
-        cached_tokens=left.cached_tokens + right.cached_tokens,
-        computed_tokens=left.computed_tokens + right.computed_tokens,
-        sampled_tokens=left.sampled_tokens + right.sampled_tokens,
-        head_rows=left.head_rows + right.head_rows,
-        queue_seconds=left.queue_seconds + right.queue_seconds,
-        compute_seconds=left.compute_seconds + right.compute_seconds,
-    )

@@ -72,7 +72,13 @@ def _sample(
     watch: StopWatch,
 ) -> Iterator[SampleSlice | None]:
     ids = task.prompt_ids.tolist()
-    pending = PendingTokens()
+    # Of a sample that another worker began: one by one, as they were computed there.
+    for token_id in task.drawn_before(sample_index):
+        ids.append(token_id)
+        watch.push(token_id)  # the text up to here was sent
+        state, cache = model.last_state(ids if cache is None else ids[-1:], cache)
+        yield None
+    pending = PendingTokens(start=len(ids) - len(task.prompt_ids))
     while True:
         logits_1_V = model.head.logits(state)
         token = draw_token(logits_1_V, task, call.top_logprobs, sample_index, len(ids), watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import traceback
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from scoring_service.engine.events import (
     CallEvent,
+    CallFailed,
     Cancel,
     Command,
     Credit,
@@ -20,17 +22,31 @@ from scoring_service.engine.events import (
     Submit,
 )
 from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.monitor import Monitor
 from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.plain import PlainEngine
-from scoring_service.engine.runner import Runner
-from scoring_service.errors import ConfigurationError
+from scoring_service.engine.runner import INITIAL_CREDIT, Runner
+from scoring_service.errors import ConfigurationError, Fault, Reason
 from scoring_service.types import Call, EngineConfig
 
 Send = Callable[[Event], None]
 
 
-def run_worker(config: EngineConfig, commands: queue.SimpleQueue[Command], send: Send) -> None:
-    """Loads the model and answers calls until told to shut down."""
+def run_worker(
+    config: EngineConfig,
+    commands: queue.SimpleQueue[Command],
+    send: Send,
+    monitor: Monitor | None = None,
+) -> None:
+    """Loads the model and answers calls until told to shut down.
+
+    Args:
+        config: what to load.
+        commands: what to do.
+        send: takes events.
+        monitor: is told what the loop is doing.
+    """
+    monitor = monitor or Monitor()
     try:
         loaded = load(config, on_stage=lambda stage: send(LoadProgress(stage)))
     except ConfigurationError as error:
@@ -38,14 +54,23 @@ def run_worker(config: EngineConfig, commands: queue.SimpleQueue[Command], send:
         return
     send(Ready(loaded.info))
     runner = make_runner(loaded, _log_bug)
-    while _obey(runner, commands):
+    monitor.watch(runner.gauges)
+    while _obey(runner, commands, send):
         if runner.can_step:
-            for event in runner.step():
+            monitor.begin_step()
+            events = runner.step()
+            monitor.end_step(events)
+            for event in events:
                 send(event)
+            if not runner.is_sound:
+                raise SystemExit("the worker ran out of memory, and makes room for a new one")
 
 
 class CallRunner(Protocol):
     """What a worker drives: calls in, steps, events out."""
+
+    is_sound: bool
+    """Whether it can be relied on; if not, its worker ends and is started again."""
 
     def submit(self, call: Call) -> None:
         """Adds a call."""
@@ -68,6 +93,10 @@ class CallRunner(Protocol):
         """Computes something; returns what there is to send."""
         ...
 
+    def gauges(self) -> dict[str, int]:
+        """Fields of `WorkerStats` that only an engine knows."""
+        ...
+
 
 def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
     """The engine that the model's path calls for."""
@@ -84,7 +113,7 @@ def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
     )
 
 
-def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command]) -> bool:
+def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command], send: Send) -> bool:
     """Carries out every waiting command, and waits for one when there is no work."""
     while True:
         try:
@@ -92,8 +121,8 @@ def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command]) -> bool:
         except queue.Empty:
             return True
         match command:
-            case Submit(call):
-                runner.submit(call)
+            case Submit():
+                _submit(runner, command, send)
             case Cancel(call_id):
                 runner.cancel(call_id)
             case Credit(call_id, size):
@@ -102,6 +131,21 @@ def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command]) -> bool:
                 return False
 
 
+def _submit(runner: CallRunner, command: Submit, send: Send) -> None:
+    call_id = command.call.call_id
+    try:
+        runner.submit(command.call)
+    except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
+        _log_bug(call_id, error)
+        runner.cancel(call_id)
+        fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+        send(CallFailed(call_id, fault))
+        return
+    if command.credit is not None:
+        runner.add_credit(call_id, command.credit - INITIAL_CREDIT)
+
+
 def _log_bug(call_id: int, error: BaseException) -> None:
-    print(f"call {call_id} failed by a bug in the engine:", file=sys.stderr)
-    traceback.print_exception(error, file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk behind standard error
+        print(f"call {call_id} failed by a bug in the engine:", file=sys.stderr)
+        traceback.print_exception(error, file=sys.stderr)

@@ -1,7 +1,8 @@
 """A worker process: `python -m scoring_service.engine.worker --fd N`.
 
-Its parent sends an EngineConfig and then commands over the connection N; it answers with events.
-It ends when told to, and at once when the connection ends: a worker never outlives its server.
+Its parent sends an EngineConfig and then commands over the socket N; it answers with events, and
+with a heartbeat every second. It ends when told to, and at once when the connection ends: a worker
+never outlives its server.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import argparse
 import os
 import queue
 import signal
+import socket
 import threading
-from multiprocessing.connection import Connection
+import time
 
+from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Shutdown
+from scoring_service.engine.monitor import HEARTBEAT_SECONDS, Monitor
 from scoring_service.engine.service_loop import run_worker
 
 
@@ -24,22 +28,33 @@ def main() -> None:
     # Signals are for the server, which ends its workers itself once calls are done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection = Connection(parser.parse_args().fd)
-    config = connection.recv()
+    channel = Channel(socket.socket(fileno=parser.parse_args().fd))
+    config = channel.receive()
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, commands), daemon=True).start()
-    run_worker(config, commands, connection.send)
+    monitor = Monitor()
+    threading.Thread(target=_receive, args=(channel, commands), daemon=True).start()
+    threading.Thread(target=_beat, args=(channel, monitor), daemon=True).start()
+    run_worker(config, commands, channel.send, monitor)
 
 
-def _receive(connection: Connection, commands: queue.SimpleQueue[Command]) -> None:
+def _receive(channel: Channel, commands: queue.SimpleQueue[Command]) -> None:
     while True:
         try:
-            command = connection.recv()
+            command = channel.receive()
         except (EOFError, OSError):
             os._exit(0)
         commands.put(command)
         if isinstance(command, Shutdown):
             return
+
+
+def _beat(channel: Channel, monitor: Monitor) -> None:
+    while True:
+        try:
+            channel.send(monitor.heartbeat())
+        except OSError:
+            return  # the thread that receives ends the process
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 if __name__ == "__main__":

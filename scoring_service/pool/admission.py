@@ -1,25 +1,62 @@
-"""How much may wait: a queue bounded in tokens, and when to come back if it is full."""
+"""How much may wait: a queue bounded in tokens and reply bytes, shared among clients."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool.throughput import Throughput
 
-_FIRST_GUESS = 1000.0
-"""Tokens per second assumed until some were measured."""
+SHARE = 16
+"""A client may take so many times what is left free: alone 16/17 of the queue, two of them 16/33
+each, so that there is always room for one more. This is the dynamic threshold of Choudhury and
+Hahne ("Dynamic queue length thresholds for shared-memory packet switches", 1998)."""
 
-_SMOOTHING = 0.2
-"""Weight of a new measurement of the rate."""
+_SHORTEST_RETRY = 0.1
+_LONGEST_RETRY = 300.0
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What an admitted call takes of the queue."""
+
+    call_id: int
+    client: str
+    priority: int
+    tokens: int
+    """Not answered yet."""
+    reply_bytes: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Order of calls, whoever sent them."""
+        return -self.priority, self.call_id
 
 
 class Admission:
-    """Counts the tokens of admitted calls that are not answered yet."""
+    """Counts what admitted calls have not been answered yet."""
 
-    def __init__(self, max_queue_tokens: int) -> None:
-        self._max = max_queue_tokens
-        self._waiting: dict[int, int] = {}
-        self._rate = _FIRST_GUESS
+    def __init__(
+        self,
+        max_tokens: int,
+        max_reply_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.throughput = Throughput(clock)
+        self.turn_tokens = 4096
+        """Tokens that a call takes in one turn, at most."""
+        self.tokens = 0
+        self.reply_bytes = 0
+        self._max_tokens = max_tokens
+        self._max_reply_bytes = max_reply_bytes
+        self._clock = clock
+        self._tickets: dict[int, Ticket] = {}
+        self._by_client: dict[str, int] = {}
 
-    def admit(self, call_id: int, tokens: int) -> None:
+    def admit(self, ticket: Ticket, deadline: float) -> None:
         """Lets a call in.
 
         A call larger than the whole queue is let in when nothing else waits: refusing it would
@@ -28,26 +65,112 @@ class Admission:
         Raises:
             ServiceError: QUEUE_FULL, with the time after which there should be room.
         """
-        queued = sum(self._waiting.values())
-        if queued and queued + tokens > self._max:
-            excess = min(queued, queued + tokens - self._max)
-            retry_after = max(0.1, excess / self._rate)
-            message = (
-                f"{queued} tokens wait already and this call has {tokens}; "
-                f"at most {self._max} may wait"
-            )
-            raise ServiceError(Fault(Reason.QUEUE_FULL, message, retry_after=retry_after))
-        self._waiting[call_id] = tokens
+        if self.tokens:
+            self._check_tokens(ticket.client, ticket.tokens)
+            self._check_reply(ticket.reply_bytes)
+            self._check_deadline(ticket, deadline)
+        self._tickets[ticket.call_id] = ticket
+        self._add(ticket.client, ticket.tokens)
+        self.reply_bytes += ticket.reply_bytes
+        self.throughput.busy(True)
+
+    def check_room(self, client: str) -> None:
+        """Refuses a client that has no room even for a token, before its request is read.
+
+        Raises:
+            ServiceError: QUEUE_FULL.
+        """
+        if self.tokens:
+            self._check_tokens(client, 1)
+
+    def finished(self, call_id: int, tokens: int) -> None:
+        """So many tokens of a call were computed."""
+        ticket = self._tickets.get(call_id)
+        if ticket is not None:
+            done = min(tokens, ticket.tokens)
+            ticket.tokens -= done
+            self._add(ticket.client, -done)
+            self.throughput.finished(tokens)
 
     def release(self, call_id: int) -> None:
         """The call is over."""
-        self._waiting.pop(call_id, None)
+        ticket = self._tickets.pop(call_id, None)
+        if ticket is not None:
+            self._add(ticket.client, -ticket.tokens)
+            self.reply_bytes -= ticket.reply_bytes
+            if not self._tickets:
+                self.throughput.busy(False)
 
     def tokens_ahead(self, call_id: int) -> int:
-        """Tokens of the calls admitted before this one that are not over."""
-        return sum(tokens for other, tokens in self._waiting.items() if other < call_id)
+        """Tokens of the calls that go before this one and are not computed yet."""
+        own = self._tickets.get(call_id)
+        place = (0, call_id) if own is None else own.place
+        return sum(t.tokens for t in self._tickets.values() if t.place < place)
 
-    def measured(self, tokens: int, seconds: float) -> None:
-        """A call of so many tokens took so many seconds of computation."""
-        if seconds > 0:
-            self._rate += _SMOOTHING * (tokens / seconds - self._rate)
+    @property
+    def calls(self) -> int:
+        """Admitted and not over."""
+        return len(self._tickets)
+
+    def _add(self, client: str, tokens: int) -> None:
+        self.tokens += tokens
+        held = self._by_client.get(client, 0) + tokens
+        if held:
+            self._by_client[client] = held
+        else:
+            self._by_client.pop(client, None)
+
+    def _check_tokens(self, client: str, tokens: int) -> None:
+        own = self._by_client.get(client, 0)
+        over_all = self.tokens + tokens - self._max_tokens
+        # What has to be computed until the share, which grows meanwhile, covers what is left of it.
+        over_share = (own + tokens - SHARE * (self._max_tokens - self.tokens)) / (SHARE + 1)
+        if over_all <= 0 and over_share <= 0:
+            return
+        whose = "" if over_all > 0 else f", {own} of them this client's"
+        message = (
+            f"{self.tokens} tokens wait already{whose}, and this call has {tokens} or more; at "
+            f"most {self._max_tokens} may wait"
+        )
+        raise self._full(message, min(self.tokens, max(over_all, over_share)))
+
+    def _check_reply(self, reply_bytes: int) -> None:
+        over = self.reply_bytes + reply_bytes - self._max_reply_bytes
+        if self.reply_bytes and over > 0:
+            message = (
+                f"answers of {self.reply_bytes} bytes are under way, and this one has about "
+                f"{reply_bytes}; at most {self._max_reply_bytes} may be"
+            )
+            part = min(1.0, over / self.reply_bytes)
+            raise self._full(message, part * self.tokens)
+
+    def _check_deadline(self, ticket: Ticket, deadline: float) -> None:
+        """Refuses what could not even start in time, before it costs anything."""
+        left = deadline - self._clock()
+        if left == math.inf or not self.throughput.measured:
+            return
+        wait = self._tokens_before_start(ticket) / self.throughput.rate
+        if wait > left:
+            message = (
+                f"the call would start in about {wait:.1f} s, after its deadline in {left:.1f} s"
+            )
+            raise self._full(message, (wait - left) * self.throughput.rate)
+
+    def _tokens_before_start(self, ticket: Ticket) -> int:
+        """Tokens that are computed before a newcomer's turn.
+
+        Clients take turns, and so do a client's calls: a newcomer waits for a turn of each call of
+        its client, and meanwhile for as much of every other client, if that has as much.
+        """
+        turns: dict[str, int] = {}
+        for other in self._tickets.values():
+            if other.priority >= ticket.priority:
+                turn = min(other.tokens, self.turn_tokens)
+                turns[other.client] = turns.get(other.client, 0) + turn
+        own = turns.pop(ticket.client, 0)
+        return own + sum(min(own, theirs) for theirs in turns.values())
+
+    def _full(self, message: str, tokens: float) -> ServiceError:
+        wait = tokens / self.throughput.rate
+        retry_after = min(max(wait, _SHORTEST_RETRY), _LONGEST_RETRY)
+        return ServiceError(Fault(Reason.QUEUE_FULL, message, retry_after=retry_after))

@@ -15,6 +15,8 @@ class WorkerExited:
 
     description: str
     """How it ended, such as "SIGKILL" or "exit code 1"."""
+    from_outside: bool = False
+    """Whether somebody ended it, rather than a fault of its own."""
 
 
 OnEvent = Callable[[Event | WorkerExited], None]
@@ -29,6 +31,10 @@ class Executor(Protocol):
 
     def send(self, command: Command) -> None:
         """Hands the worker a command; does nothing when it is gone."""
+        ...
+
+    def kill(self) -> None:
+        """Ends the worker at once, where that is possible; WorkerExited follows."""
         ...
 
     def stop(self, timeout: float) -> None:

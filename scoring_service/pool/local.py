@@ -35,6 +35,9 @@ class LocalExecutor:
         """Hands over a command."""
         self._commands.put(command)
 
+    def kill(self) -> None:
+        """Does nothing: a thread cannot be ended."""
+
     def stop(self, timeout: float) -> None:
         """Asks the thread to end and waits for it."""
         self.send(Shutdown())

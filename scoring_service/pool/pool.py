@@ -1,12 +1,13 @@
-"""The pool: a model's worker, its life, and the calls it holds. Lives in the event loop."""
+"""The pool: a model's workers and the calls they share. Lives in the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from enum import StrEnum
 
 import structlog
@@ -15,24 +16,34 @@ from scoring_service.engine.events import (
     CallEvent,
     CallFailed,
     CallFinished,
+    CallStarted,
     Cancel,
     Credit,
-    Event,
-    LoadFailed,
-    LoadProgress,
-    Ready,
     Submit,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.admission import Admission
-from scoring_service.pool.executor import Executor, WorkerExited
+from scoring_service.pool.admission import Admission, Ticket
+from scoring_service.pool.auditor import Auditor
+from scoring_service.pool.executor import Executor
+from scoring_service.pool.fair_queue import FairQueue
+from scoring_service.pool.observer import PoolObserver
+from scoring_service.pool.parts import size_of, split
+from scoring_service.pool.reply_memory import ReplyMemory
+from scoring_service.pool.routing import prompt_keys
+from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.stages import describe_loading, describe_loop
+from scoring_service.pool.stream import CallStream, Part
+from scoring_service.pool.window import cost, fits
+from scoring_service.pool.worker import Worker, WorkerState
 from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)
 
-_FIRST_BACKOFF = 0.5
-_LONGEST_BACKOFF = 30.0
+TURN_BATCHES = 4
+"""Steps' worth of tokens in a part of a call."""
+
 _STOP_SECONDS = 5.0
+_HOUSEKEEPING_SECONDS = 1.0
 
 
 class PoolState(StrEnum):
@@ -42,131 +53,137 @@ class PoolState(StrEnum):
     READY = "ready"
     FAILED = "failed"
     DRAINING = "draining"
-
-
-@dataclass(slots=True)
-class CallStream:
-    """Events of one call, in order; ends after CallFinished or CallFailed."""
-
-    call: Call
-    pool: WorkerPool
-    _events: asyncio.Queue[CallEvent] = field(default_factory=asyncio.Queue)
-
-    async def next(self, patience: float) -> CallEvent | None:
-        """The next event; None when none came within `patience` seconds."""
-        try:
-            async with asyncio.timeout(patience):
-                return await self._events.get()
-        except TimeoutError:
-            return None
-
-    def next_nowait(self) -> CallEvent | None:
-        """The next event if it is there."""
-        return None if self._events.empty() else self._events.get_nowait()
-
-    def push(self, event: CallEvent) -> None:
-        """Called by the pool."""
-        self._events.put_nowait(event)
-
-    def taken(self, size: int) -> None:
-        """The reader took this many bytes: as many more may be computed."""
-        self.pool.credit(self.call.call_id, size)
-
-    @property
-    def tokens_ahead(self) -> int:
-        """Tokens to be computed before this call's own."""
-        return self.pool.tokens_ahead(self.call.call_id)
+    CRASH_LOOP = "crash_loop"
 
 
 class WorkerPool:
-    """One model and the worker that runs it.
+    """One model and the workers that run it.
 
-    A worker that dies takes its calls with it (UNAVAILABLE) and is started again, each time after
-    a longer pause until one comes up. The first one is not: what killed it before it ever answered
-    would most likely kill the next.
+    Calls are cut into parts. Parts wait here and go out a few at a time, so that clients share the
+    workers by turns, and a part that waits costs nothing when its caller gives up. A worker that
+    dies is started again, and what it had not answered goes to another one, once; with no other
+    one that answers, its calls end with UNAVAILABLE. A worker that dies before any ever answered is
+    not tried again: what killed it would most likely kill the next.
+
+    Args:
+        make_executor: an executor for the worker of that index; called again for each start.
+        settings: see there.
+        name: of the model.
+        observer: is told what happens, for metrics.
     """
 
     def __init__(
-        self, make_executor: Callable[[], Executor], max_queue_tokens: int, name: str
+        self,
+        make_executor: Callable[[int], Executor],
+        settings: PoolSettings,
+        name: str,
+        observer: PoolObserver | None = None,
     ) -> None:
         self.name = name
         self.state = PoolState.LOADING
         self.stage = "starting the worker"
         self.failure: str | None = None
-        self._make_executor = make_executor
-        self._executor: Executor | None = None
+        self.waiting_calls = 0
+        """Calls of which nothing was begun."""
+        self.workers = [
+            Worker(index, make_executor, settings, self) for index in range(settings.workers)
+        ]
+        self.observer = observer or PoolObserver()
+        self._settings = settings
         self._info: EngineInfo | None = None
-        self._admission = Admission(max_queue_tokens)
+        self._admission = Admission(settings.max_queue_tokens, settings.max_queue_reply_bytes)
+        self._queue: FairQueue[CallStream] = FairQueue()
+        self._replies = ReplyMemory()
+        self._held_back: dict[str, set[CallStream]] = {}
+        """Calls with parts that wait for their client to read, by client."""
         self._streams: dict[int, CallStream] = {}
         self._call_ids = itertools.count(1)
-        self._backoff = _FIRST_BACKOFF
+        self._part_ids = itertools.count(1)
         self._changed = asyncio.Event()
-        self._restart: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._auditor = Auditor(self, settings.audit)
         self._readers = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     def start(self) -> None:
-        """Starts the worker; the model loads in the background."""
-        loop = asyncio.get_running_loop()
-        executor = self._make_executor()
-        self._executor = executor
-
-        def on_event(event: Event | WorkerExited) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._handle, executor, event)
-
-        executor.start(on_event)
+        """Starts the workers; their models load in the background, side by side."""
+        for worker in self.workers:
+            worker.start()
+        self._housekeeping = asyncio.create_task(self._keep_house())
 
     @property
     def info(self) -> EngineInfo:
         """The model that answers.
 
         Raises:
-            ServiceError: LOADING or DRAINING.
+            ServiceError: LOADING, CRASH_LOOP or DRAINING.
         """
         if self.state is PoolState.DRAINING:
             raise ServiceError(Fault(Reason.DRAINING, "the server is shutting down"))
+        if self.state is PoolState.CRASH_LOOP:
+            retry_after = self._seconds_to_ready()
+            raise ServiceError(Fault(Reason.CRASH_LOOP, self.stage, retry_after=retry_after))
         if self._info is None or self.state is not PoolState.READY:
-            raise ServiceError(
-                Fault(Reason.LOADING, f"the model is not ready: {self.stage}", retry_after=1.0)
-            )
+            retry_after = 1.0 if self._info is None else self._seconds_to_ready()
+            message = f"the model is not ready: {self.stage}"
+            raise ServiceError(Fault(Reason.LOADING, message, retry_after=retry_after))
         return self._info
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of admitted calls that are not answered yet."""
+        return self._admission.tokens
+
+    @property
+    def unread_bytes(self) -> int:
+        """Results that wait for readers."""
+        return self._replies.unread
+
+    @property
+    def running_calls(self) -> int:
+        """Calls of which something was begun."""
+        return len(self._streams) - self.waiting_calls
 
     def new_call_id(self) -> int:
         """An id for the next call."""
         return next(self._call_ids)
 
-    @asynccontextmanager
-    async def run(self, call: Call) -> AsyncIterator[CallStream]:
-        """Admits a call and gives its events; leaving the context early cancels it.
+    def check_room(self, client: str) -> None:
+        """Refuses a client that would have no room for any call, before anything is spent on it.
 
         Raises:
-            ServiceError: QUEUE_FULL, LOADING, DRAINING.
+            ServiceError: QUEUE_FULL.
         """
-        _ = self.info
-        self._admission.admit(call.call_id, call.tokens)
-        stream = CallStream(call, self)
-        self._streams[call.call_id] = stream
-        self._readers += 1
-        self._idle.clear()
-        self._send(Submit(call))
+        self._admission.check_room(client)
+
+    @asynccontextmanager
+    async def run(
+        self, call: Call, client: str = "", avoid: int | None = None
+    ) -> AsyncIterator[CallStream]:
+        """Admits a call and gives its events; leaving the context early cancels it.
+
+        Args:
+            call: with an id from `new_call_id`.
+            client: whose share of the queue it takes.
+            avoid: index of a worker that computes it only if no other one may.
+
+        Raises:
+            ServiceError: QUEUE_FULL, LOADING, CRASH_LOOP, DRAINING.
+        """
+        info = self.info
+        stream = self._admit(call, client, info, avoid)
         try:
             yield stream
         finally:
-            if self._forget(call.call_id):
-                self._send(Cancel(call.call_id))
+            self._end(stream)
+            self._forget_unread(stream)
             self._readers -= 1
             if not self._readers:
                 self._idle.set()
 
-    def credit(self, call_id: int, size: int) -> None:
-        """The call's reader took this many bytes."""
-        if size:
-            self._send(Credit(call_id, size))
-
     def tokens_ahead(self, call_id: int) -> int:
-        """Tokens of calls admitted earlier that are not answered yet."""
+        """Tokens of calls that go before this one and are not answered yet."""
         return self._admission.tokens_ahead(call_id)
 
     async def wait_changed(self) -> None:
@@ -174,88 +191,305 @@ class WorkerPool:
         await self._changed.wait()
 
     async def drain(self, patience: float) -> None:
-        """Refuses new calls, waits for those admitted, ends the worker."""
-        # A worker that loads does not listen, and has nothing to finish.
-        stop_seconds = _STOP_SECONDS if self.state is PoolState.READY else 0.0
+        """Refuses new calls, waits for those admitted, ends the workers."""
         self._set(PoolState.DRAINING, "draining")
-        if self._restart is not None:
-            self._restart.cancel()
         try:
             async with asyncio.timeout(patience):
                 await self._idle.wait()
         except TimeoutError:
             log.warning("drain_timeout", model=self.name, calls=len(self._streams))
-            self._fail_calls(Fault(Reason.DRAINING, "the server shut down before this call ended"))
-        if self._executor is not None:
-            await asyncio.to_thread(self._executor.stop, stop_seconds)
+            fault = Fault(Reason.DRAINING, "the server shut down before this call ended")
+            for stream in list(self._streams.values()):
+                self._fail(stream, fault)
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        await asyncio.gather(*(worker.stop(_STOP_SECONDS) for worker in self.workers))
 
-    def _send(self, command: Submit | Cancel | Credit) -> None:
-        if self._executor is not None:
-            self._executor.send(command)
+    # What workers tell.
+
+    def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
+        """It takes parts, if it computes what the others compute."""
+        others = [w for w in self._ready_workers() if w is not worker]
+        if self._info is None or not _same_model(self._info, info):
+            if others:
+                log.error("other_model", worker=worker.index, weights_digest=info.weights_digest)
+                worker.state = WorkerState.LOADING
+                worker.kill()
+                return
+            self._info = info
+            self._admission.turn_tokens = TURN_BATCHES * info.max_batch_tokens
+        self.observer.worker_ready(worker.index, worker.restart_seconds)
+        log.info("worker_ready", worker=worker.index, seconds=round(worker.restart_seconds, 2))
+        self._update_state()
+        self._dispatch()
+
+    def worker_lost(self, worker: Worker, description: str) -> None:
+        """What it had goes to others, where there are any."""
+        self.observer.worker_died(worker.index, description)
+        parts = list(worker.parts.values())
+        for part in parts:
+            worker.drop(part)
+            part.stream.running.pop(part.part_id, None)
+        if self._info is None:
+            worker.state = WorkerState.GONE
+            self._give_up(f"the worker died while it loaded the model ({description})")
+            return
+        can_move = bool(self._ready_workers())
+        fault = Fault(
+            Reason.WORKER_DIED,
+            f"the worker died ({description})",
+            retry_after=worker.settings.first_backoff + worker.restart_seconds,
+        )
+        # Backwards, because each goes to the front of its call's parts.
+        for part in reversed(parts):
+            if part.stream.ended:
+                continue
+            if part.retried or not can_move:
+                self._fail(part.stream, fault)
+            else:
+                self._retry(part)
+        self._update_state()
+        self._dispatch()
+
+    def worker_refused(self, worker: Worker, message: str) -> None:
+        """Trying again would not help: it is given up, and the pool with the last of them."""
+        worker.state = WorkerState.GONE
+        log.error("load_failed", worker=worker.index, message=message)
+        if self._info is None or all(w.state is WorkerState.GONE for w in self.workers):
+            self._give_up(message)
+        else:
+            self._update_state()
+
+    def worker_changed(self, worker: Worker) -> None:
+        """Passes a change of a worker on as one of the pool."""
+        if self.state is not PoolState.FAILED:
+            self._update_state()
+
+    def part_event(self, worker: Worker, event: CallEvent) -> None:
+        """Something of a part to its call."""
+        part = worker.parts.get(event.call_id)
+        if part is None:
+            return
+        stream = part.stream
+        match event:
+            case CallStarted():
+                if stream.queue_seconds is None:
+                    stream.queue_seconds = time.monotonic() - stream.began
+                    self.waiting_calls -= 1
+                    stream.push(event)
+            case CallFinished(_, usage):
+                worker.drop(part)
+                stream.running.pop(part.part_id, None)
+                stream.usage += usage
+                self._admission.finished(stream.call.call_id, part.call.tokens)
+                if not stream.waiting and not stream.running:
+                    self._finish(stream)
+                self._dispatch()
+            case CallFailed(_, fault):
+                self._fail(stream, fault)
+                self._dispatch()
+            case _:
+                part.delivered.note(event)
+                if stream.watch is not None:
+                    stream.watch.note(event, worker.index)
+                before = stream.unread
+                stream.push(event, part)
+                self._replies.add(stream.client, stream.unread - before)
+                if part.is_held_back:
+                    worker.weigh(part)
+                    self._dispatch()
+
+    # What readers tell.
+
+    def part_taken(self, part: Part, size: int) -> None:
+        """The reader took results: the worker may compute as many more."""
+        for worker in self.workers:
+            if part.part_id in worker.parts:
+                worker.weigh(part)
+                worker.send(Credit(part.part_id, size))
+
+    def stream_read(self, stream: CallStream, size: int) -> None:
+        """A call that its reader had held back may go on."""
+        self._replies.add(stream.client, -size)
+        self._let_go(stream.client)
+
+    # Calls.
+
+    def _admit(self, call: Call, client: str, info: EngineInfo, avoid: int | None) -> CallStream:
+        size = size_of(call)
+        ticket = Ticket(call.call_id, client, call.priority, call.tokens, size.reply_bytes)
+        try:
+            self._admission.admit(ticket, call.deadline)
+        except ServiceError as error:
+            self.observer.refused(error.fault.reason)
+            raise
+        stream = CallStream(call, client, self, avoid=avoid)
+        stream.watch = self._auditor.choose(call, client)
+        most = TURN_BATCHES * info.max_batch_tokens
+        stream.waiting.extend(self._part(piece, stream) for piece in split(call, most))
+        self._streams[call.call_id] = stream
+        self.waiting_calls += 1
+        self._readers += 1
+        self._idle.clear()
+        self._queue.add(stream)
+        self._dispatch()
+        return stream
+
+    def _part(self, call: Call, stream: CallStream, retried: bool = False) -> Part:
+        part_id = next(self._part_ids)
+        own = replace(call, call_id=part_id)
+        chunk_size = 0 if self._info is None else self._info.chunk_size
+        keys = prompt_keys(own, chunk_size) if len(self.workers) > 1 else []
+        return Part(part_id, own, stream, size_of(own), keys, retried=retried)
+
+    def _retry(self, part: Part) -> None:
+        stream = part.stream
+        stream.usage += part.delivered.usage
+        left = part.delivered.remainder(part.call)
+        if left is None:
+            if not stream.waiting and not stream.running:
+                self._finish(stream)
+            return
+        log.info("retried", call=stream.call.call_id, tokens=left.tokens)
+        self.observer.retried()
+        stream.waiting.appendleft(self._part(left, stream, retried=True))
+        self._queue.add(stream)
+
+    def _let_go(self, client: str) -> None:
+        """What was held back for want of reading may go on."""
+        for stream in self._held_back.pop(client, ()):
+            if stream.waiting and not stream.ended:
+                self._queue.add(stream)
+        self._dispatch()
+
+    def _forget_unread(self, stream: CallStream) -> None:
+        self._replies.add(stream.client, -stream.discard())
+        self._let_go(stream.client)
+
+    def _finish(self, stream: CallStream) -> None:
+        usage = stream.final_usage()
+        self._end(stream)
+        if stream.watch is not None and self.state is PoolState.READY:
+            self._auditor.compare(stream.watch)
+        stream.push(CallFinished(stream.call.call_id, usage))
+
+    def _fail(self, stream: CallStream, fault: Fault) -> None:
+        if not stream.ended:
+            self._end(stream)
+            stream.push(CallFailed(stream.call.call_id, fault))
+
+    def _end(self, stream: CallStream) -> None:
+        """Frees everything that a call holds but the events that its reader has yet to take."""
+        if stream.ended:
+            return
+        stream.ended = True
+        self._queue.remove(stream)
+        held_back = self._held_back.get(stream.client, set())
+        held_back.discard(stream)
+        if not held_back:
+            self._held_back.pop(stream.client, None)
+        stream.waiting.clear()
+        for part_id in list(stream.running):
+            part = stream.running.pop(part_id)
+            for worker in self.workers:
+                if part_id in worker.parts:
+                    worker.drop(part)
+                    worker.send(Cancel(part_id))
+        self._streams.pop(stream.call.call_id, None)
+        if stream.queue_seconds is None:
+            self.waiting_calls -= 1
+        self._admission.release(stream.call.call_id)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Sends out parts, by turns of clients, while workers have room for them."""
+        while (stream := self._queue.first()) is not None:
+            if stream.call.deadline <= time.monotonic():
+                self._expire(stream)
+                continue
+            if not stream.can_begin or not self._replies.may_begin(stream.client):
+                self._queue.remove(stream)
+                self._held_back.setdefault(stream.client, set()).add(stream)
+                continue
+            part = stream.waiting[0]
+            urgency = stream.call.priority
+            open_workers = [w for w in self._ready_workers() if fits(part, w, urgency, self._batch)]
+            if not open_workers:
+                return
+            chunk = 0 if self._info is None else self._info.chunk_size
+            worker = min(open_workers, key=lambda w: cost(part, w, chunk))
+            stream.waiting.popleft()
+            stream.running[part.part_id] = part
+            worker.take(part)
+            worker.prefixes.note(part.keys)
+            self._queue.charge(stream, part.size.load)
+            if not stream.waiting:
+                self._queue.remove(stream)
+            worker.send(Submit(part.call, part.credit))
+
+    @property
+    def _batch(self) -> int:
+        return 1 if self._info is None else self._info.max_batch_tokens
+
+    def _expire(self, stream: CallStream) -> None:
+        message = "the deadline passed before the call was finished"
+        self._fail(stream, Fault(Reason.DEADLINE_EXCEEDED, message))
+
+    async def _keep_house(self) -> None:
+        """Ends calls that nobody waits for any more, and those whose readers stall."""
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            now = time.monotonic()
+            for stream in list(self._streams.values()):
+                if stream.call.deadline < now:
+                    self._expire(stream)
+                elif stream.unread and now - stream.last_read > self._settings.reader_timeout:
+                    self._stalled(stream)
+
+    def _stalled(self, stream: CallStream) -> None:
+        seconds = self._settings.reader_timeout
+        message = f"the reader took nothing for {seconds:g} s while {stream.unread} bytes waited"
+        log.warning("reader_stalled", call=stream.call.call_id, unread=stream.unread)
+        self._forget_unread(stream)
+        self._fail(stream, Fault(Reason.READER_STALLED, message))
+
+    # The pool as a whole.
+
+    def _ready_workers(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.state is WorkerState.READY]
+
+    def _seconds_to_ready(self) -> float:
+        alive = [w.seconds_to_ready for w in self.workers if w.state is not WorkerState.GONE]
+        return min(alive, default=1.0)
+
+    def _give_up(self, message: str) -> None:
+        self.failure = message
+        self._set(PoolState.FAILED, message)
+
+    def _update_state(self) -> None:
+        """Derives the pool's state from its workers'."""
+        if self.state in (PoolState.DRAINING, PoolState.FAILED):
+            return
+        if self._ready_workers():
+            self._set(PoolState.READY, "ready")
+            return
+        alive = [w for w in self.workers if w.state is not WorkerState.GONE]
+        looping = [w for w in alive if w.policy.looping]
+        if alive and len(looping) == len(alive):
+            self._set(PoolState.CRASH_LOOP, describe_loop(looping))
+        else:
+            self._set(PoolState.LOADING, describe_loading(alive))
 
     def _set(self, state: PoolState, stage: str) -> None:
         self.state, self.stage = state, stage
         self._changed.set()
         self._changed.clear()
 
-    def _handle(self, executor: Executor, event: Event | WorkerExited) -> None:
-        if executor is not self._executor:
-            return
-        match event:
-            case LoadProgress(stage):
-                log.info("loading", model=self.name, stage=stage)
-                if self.state is PoolState.LOADING:
-                    self._set(PoolState.LOADING, stage)
-            case Ready(info):
-                self._info = info
-                self._backoff = _FIRST_BACKOFF
-                if self.state is PoolState.LOADING:
-                    self._set(PoolState.READY, "ready")
-            case LoadFailed(message):
-                self._fail(message)
-            case WorkerExited(description):
-                self._worker_exited(description)
-            case _:
-                self._deliver(event)
 
-    def _fail(self, message: str) -> None:
-        self.failure = message
-        self._set(PoolState.FAILED, message)
-
-    def _deliver(self, event: CallEvent) -> None:
-        stream = self._streams.get(event.call_id)
-        if stream is None:
-            return
-        if isinstance(event, CallFinished):
-            usage = event.usage
-            self._admission.measured(usage.computed_tokens, usage.compute_seconds)
-        if isinstance(event, CallFinished | CallFailed):
-            self._forget(event.call_id)
-        stream.push(event)
-
-    def _forget(self, call_id: int) -> bool:
-        """Whether the call was still held."""
-        self._admission.release(call_id)
-        return self._streams.pop(call_id, None) is not None
-
-    def _fail_calls(self, fault: Fault) -> None:
-        for call_id in list(self._streams):
-            self._deliver(CallFailed(call_id, fault))
-
-    def _worker_exited(self, description: str) -> None:
-        self._fail_calls(
-            Fault(Reason.WORKER_DIED, f"the worker died ({description})", retry_after=1.0)
-        )
-        if self.state in (PoolState.DRAINING, PoolState.FAILED):
-            return
-        if self._info is None:
-            self._fail(f"the worker died while it loaded the model ({description})")
-            return
-        log.error("worker_died", model=self.name, how=description, restart_in=self._backoff)
-        self._set(PoolState.LOADING, f"the worker died ({description}) and starts again")
-        self._restart = asyncio.create_task(self._start_later(self._backoff))
-        self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
-
-    async def _start_later(self, delay: float) -> None:
-        await asyncio.sleep(delay)
-        self.start()
+def _same_model(left: EngineInfo, right: EngineInfo) -> bool:
+    """Whether two workers give the same numbers."""
+    return (left.weights_digest, left.weight_version, left.numerics_id) == (
+        right.weights_digest,
+        right.weight_version,
+        right.numerics_id,
+    )

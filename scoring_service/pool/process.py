@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from pathlib import Path
 
+from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Shutdown
 from scoring_service.pool.executor import OnEvent, WorkerExited
 from scoring_service.types import EngineConfig
@@ -32,8 +33,10 @@ class _Worker:
     """
 
     process: subprocess.Popen[bytes]
-    connection: Connection
+    channel: Channel
     on_event: OnEvent
+    oom_kills: int
+    """Of this control group, when the process was started."""
     outbox: queue.SimpleQueue[object] = field(default_factory=queue.SimpleQueue)
     reader: threading.Thread = field(init=False)
 
@@ -48,24 +51,41 @@ class _Worker:
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # its reader reports a worker that is gone
             while (message := self.outbox.get()) is not _END:
-                self.connection.send(message)
+                self.channel.send(message)
 
     def _receive(self) -> None:
         while True:
             try:
-                event = self.connection.recv()
+                event = self.channel.receive()
             except (EOFError, OSError):
                 break
             self.on_event(event)
         self.outbox.put(_END)
-        self.on_event(WorkerExited(_how_it_ended(self.process.wait())))
+        self.on_event(_how_it_ended(self.process.wait(), _oom_kills() > self.oom_kills))
+        self.channel.close()
 
 
-def _how_it_ended(code: int) -> str:
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that no program sends itself when it crashes."""
+
+
+def _how_it_ended(code: int, out_of_memory: bool) -> WorkerExited:
     try:
-        return signal.Signals(-code).name
+        signum = signal.Signals(-code)
     except ValueError:
-        return f"exit code {code}"
+        return WorkerExited(f"exit code {code}", from_outside=False)
+    if signum is signal.SIGKILL and out_of_memory:
+        return WorkerExited("SIGKILL, out of memory", from_outside=False)
+    return WorkerExited(signum.name, from_outside=signum in _FROM_OUTSIDE)
+
+
+def _oom_kills() -> int:
+    """How often the kernel killed something of this control group for memory; 0 where unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+        events = (Path("/sys/fs/cgroup") / group / "memory.events").read_text().split()
+        return int(events[events.index("oom_kill") + 1])
+    return 0
 
 
 def _environment() -> dict[str, str]:
@@ -107,13 +127,18 @@ class ProcessExecutor:
                 # Ctrl-C in a terminal is for the server alone, which ends its worker itself.
                 process_group=0,
             )
-        self._worker = _Worker(process, Connection(ours.detach()), on_event)
+        self._worker = _Worker(process, Channel(ours), on_event, _oom_kills())
         self._worker.send(self._config)
 
     def send(self, command: Command) -> None:
         """Sends a command; a worker that is gone is reported by its reader."""
         if self._worker is not None:
             self._worker.send(command)
+
+    def kill(self) -> None:
+        """Ends the process at once, even one that is stopped; its end is reported as any other."""
+        if self._worker is not None:
+            self._worker.process.kill()
 
     def stop(self, timeout: float) -> None:
         """Asks the worker to end, and kills it after `timeout` seconds."""

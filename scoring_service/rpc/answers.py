@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +19,7 @@ from scoring_service.engine.events import (
     ScoreSlice,
 )
 from scoring_service.errors import Fault, ServiceError
-from scoring_service.pool.pool import CallStream
+from scoring_service.pool.stream import CallStream
 from scoring_service.rpc.parse_score import ItemFault
 from scoring_service.types import Usage
 
@@ -54,11 +55,16 @@ class Answer(Generic[Response]):
         self.ok = 0
         """Items answered in full so far."""
         self.items = items
+        self.sent_bytes = 0
+        """Of the messages so far."""
+        self.started_ns: int | None = None
+        """When the first computation began, in nanoseconds since the epoch."""
+        self.finished_ns: int | None = None
+        """When the last one ended."""
         self._make = make_response
         self._progress_seconds = progress_seconds
         self._render = render
         self._render_fault = render_fault
-        self._sent_bytes = 0
 
     def opening(self, faults: list[ItemFault], **preamble: Any) -> Iterator[Response]:
         """The first message, with provenance and processing; the items that failed at once."""
@@ -88,7 +94,8 @@ class Answer(Generic[Response]):
                     progress = context_pb2.Progress(tokens_ahead=stream.tokens_ahead)
                     yield self._sent(progress=progress)
                 continue
-            started = True
+            if not started:
+                started, self.started_ns = True, time.time_ns()
             results, taken, end = self._gather(event, stream)
             if results:
                 yield self._sent(results=results)
@@ -97,6 +104,7 @@ class Answer(Generic[Response]):
             if isinstance(end, CallFailed):
                 raise ServiceError(end.fault)
             if end is not None:
+                self.finished_ns = time.time_ns()
                 self.usage = end.usage
                 return
 
@@ -114,7 +122,7 @@ class Answer(Generic[Response]):
                     head_rows=usage.head_rows,
                     queue_seconds=usage.queue_seconds,
                     compute_seconds=usage.compute_seconds,
-                    reply_bytes=self._sent_bytes,
+                    reply_bytes=self.sent_bytes,
                 ),
                 items_ok=self.ok,
                 items_failed=self.items - self.ok,
@@ -150,5 +158,5 @@ class Answer(Generic[Response]):
 
     def _sent(self, **fields: Any) -> Response:
         response = self._make(**fields)
-        self._sent_bytes += response.ByteSize()
+        self.sent_bytes += response.ByteSize()
         return response

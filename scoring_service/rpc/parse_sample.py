@@ -9,6 +9,7 @@ import numpy as np
 
 from scoring_client.proto import processing_pb2, sample_pb2
 from scoring_service.errors import ServiceError, invalid
+from scoring_service.rpc.caller import Caller
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.parse_score import SLICE_BYTES, ItemFault
 from scoring_service.rpc.processing import ProcessingTable, resolve
@@ -34,7 +35,7 @@ class ParsedSample:
     prompts: dict[int, Int32Array] = field(default_factory=dict)
     """Prompt -> ids of prompts that came as text: they are sent back."""
 
-    def call(self, call_id: int, request: sample_pb2.SampleRequest) -> SampleCall:
+    def call(self, call_id: int, request: sample_pb2.SampleRequest, caller: Caller) -> SampleCall:
         """The call for the engine."""
         return SampleCall(
             call_id=call_id,
@@ -43,7 +44,8 @@ class ParsedSample:
             return_text=request.return_text,
             slice_bytes=SLICE_BYTES,
             priority=request.context.priority,
-            cache_salt=request.context.cache_salt,
+            cache_salt=caller.cache_salt(request.context.cache_salt),
+            deadline=caller.deadline,
         )
 
 

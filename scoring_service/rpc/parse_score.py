@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from scoring_client.proto import score_pb2, sequence_pb2, topk_pb2
 from scoring_service.errors import Fault, ServiceError, invalid
+from scoring_service.rpc.caller import Caller
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.processing import ProcessingTable, resolve
 from scoring_service.rpc.sequences import check_ids, read_tokens
@@ -60,7 +61,7 @@ class ParsedScore:
     tokens: dict[tuple[int, int], Int32Array] = field(default_factory=dict)
     """(group, completion) -> ids of completions whose tokens are sent as strings."""
 
-    def call(self, call_id: int, request: ScoringRequest) -> ScoreCall:
+    def call(self, call_id: int, request: ScoringRequest, caller: Caller) -> ScoreCall:
         """The call for the engine."""
         return ScoreCall(
             call_id=call_id,
@@ -69,7 +70,8 @@ class ParsedScore:
             next_token=request.next_token,
             slice_bytes=_SLICE_BYTES_WITH_STRINGS if request.outputs.tokens else SLICE_BYTES,
             priority=request.context.priority,
-            cache_salt=request.context.cache_salt,
+            cache_salt=caller.cache_salt(request.context.cache_salt),
+            deadline=caller.deadline,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import structlog
@@ -12,8 +13,13 @@ from grpc_reflection.v1alpha import reflection
 
 from scoring_client.proto import service_pb2, service_pb2_grpc
 from scoring_service.pool.pool import PoolState, WorkerPool
+from scoring_service.rpc.authentication import TokenInterceptor
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
+from scoring_service.rpc.observed import MetricsInterceptor
 from scoring_service.rpc.servicer import ScoringServicer
+from scoring_service.rpc.tls import TlsFiles, server_credentials
+from scoring_service.rpc.tokens import TokenFile
+from scoring_service.telemetry.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -35,28 +41,47 @@ class ServerConfig:
     """Longest wait for running calls when the server ends."""
     progress_seconds: float = 15.0
     """How often a call that waits gives a sign of life."""
+    tls: TlsFiles | None = None
+    """None = connections are plain."""
+    tokens: Path | None = None
+    """See `tokens.TokenFile`; None = nobody is asked for one."""
+    health_port: int | None = None
+    """A plain port that answers health alone, for probes that know no TLS; 0 = a free one."""
+    max_concurrent_streams: int = 256
+    """Calls at once on one connection."""
+    max_concurrent_calls: int = 4096
+    """Calls at once on all; beyond, RESOURCE_EXHAUSTED."""
+    max_connection_age: float | None = None
+    """Seconds after which a connection is asked to go, its calls finished; None = never."""
 
 
 class Server:
     """Serves one model. Health: "" is alive, the service's full name is ready."""
 
-    def __init__(self, config: ServerConfig, pool: WorkerPool) -> None:
+    def __init__(
+        self, config: ServerConfig, pool: WorkerPool, telemetry: Telemetry | None = None
+    ) -> None:
+        telemetry = telemetry or Telemetry()
         self.port = 0
+        self.health_port: int | None = None
         self._config = config
         self._pool = pool
         self._health = health.aio.HealthServicer()
         self._watch: asyncio.Task[None] | None = None
+        interceptors: list[grpc.aio.ServerInterceptor] = [MetricsInterceptor(telemetry.metrics)]
+        if config.tokens is not None:
+            interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
+        # Kept, because gRPC asks it for certificates as long as it listens.
+        self._credentials = None if config.tls is None else server_credentials(config.tls)
         self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", config.limits.max_request_bytes),
-                ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ]
+            interceptors=interceptors,
+            options=_options(config),
+            maximum_concurrent_rpcs=config.max_concurrent_calls,
         )
+        self._health_server: grpc.aio.Server | None = None
         models = Models([ServedModel(pool, config.limits)])
         service_pb2_grpc.add_ScoringServiceServicer_to_server(
-            ScoringServicer(models, config.progress_seconds), self._server
+            ScoringServicer(models, config.progress_seconds, telemetry), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -70,8 +95,14 @@ class Server:
         """
         await self._health.set("", _SERVING)
         await self._health.set(SERVICE_NAME, _NOT_SERVING)
-        self.port = self._server.add_insecure_port(f"{self._config.host}:{self._config.port}")
+        address = f"{self._config.host}:{self._config.port}"
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self._credentials)
         await self._server.start()
+        if self._config.health_port is not None:
+            await self._start_health(self._config.health_port)
         self._pool.start()
         self._watch = asyncio.create_task(self._watch_health())
 
@@ -91,11 +122,39 @@ class Server:
         await self._health.set(SERVICE_NAME, _NOT_SERVING)
         await self._pool.drain(self._config.drain_seconds)
         await self._server.stop(grace=1.0)
+        if self._health_server is not None:
+            await self._health_server.stop(grace=None)
         if self._watch is not None:
             self._watch.cancel()
+
+    async def _start_health(self, port: int) -> None:
+        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        names = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._health_server)
+        self.health_port = self._health_server.add_insecure_port(f"{self._config.host}:{port}")
+        await self._health_server.start()
 
     async def _watch_health(self) -> None:
         while True:
             ready = self._pool.state is PoolState.READY
             await self._health.set(SERVICE_NAME, _SERVING if ready else _NOT_SERVING)
             await self._pool.wait_changed()
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", config.limits.max_request_bytes),
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # A peer that is gone without a word, as behind a network that stalls, is noticed by this,
+        # and its calls end as if it had hung up.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+    if config.max_connection_age is not None:
+        milliseconds = int(config.max_connection_age * 1000)
+        options.append(("grpc.max_connection_age_ms", milliseconds))
+    return options

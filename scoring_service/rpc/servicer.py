@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from scoring_client.proto import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.rpc.answers import Answer
+from scoring_service.rpc.authentication import identity_of
+from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import (
     check_context,
     check_expectations,
@@ -45,6 +48,8 @@ from scoring_service.rpc.results import (
 )
 from scoring_service.rpc.status import abort, bounded, to_status
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
+from scoring_service.telemetry.telemetry import Telemetry
+from scoring_service.types import Call
 
 log = structlog.get_logger(__name__)
 
@@ -64,11 +69,13 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     Args:
         models: what is served.
         progress_seconds: how often a call that waits gives a sign of life.
+        telemetry: what to report to.
     """
 
-    def __init__(self, models: Models, progress_seconds: float) -> None:
+    def __init__(self, models: Models, progress_seconds: float, telemetry: Telemetry) -> None:
         self._models = models
         self._progress_seconds = progress_seconds
+        self._telemetry = telemetry
 
     async def Score(
         self, request: score_pb2.ScoreRequest, context: Context
@@ -115,7 +122,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         return model_info(self._models.find(request.model).view)
 
     async def _score(
-        self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, request_id: str
+        self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, caller: Caller
     ) -> AsyncIterator[score_pb2.ScoreResponse]:
         # In a thread: a large request takes its time, and the event loop serves others.
         parsed = await asyncio.to_thread(parse_score, request, view)
@@ -124,12 +131,12 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         )
 
         def render_fault(group: int, completion: int | None, fault: Fault) -> score_pb2.ScoreResult:
-            return failed_score(group, completion, to_status(fault, request_id))
+            return failed_score(group, completion, to_status(fault, caller.request_id))
 
         answer = Answer(
             score_pb2.ScoreResponse, render, render_fault, parsed.items, self._progress_seconds
         )
-        async for response in _answer(answer, request, parsed, served, view, request_id):
+        async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
 
     async def _top_k(
@@ -137,7 +144,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         request: topk_pb2.TopKLogprobsRequest,
         served: ServedModel,
         view: ModelView,
-        request_id: str,
+        caller: Caller,
     ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
         parsed = await asyncio.to_thread(parse_score, request, view)
         render = partial(
@@ -145,7 +152,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         )
 
         def render_fault(group: int, completion: int | None, fault: Fault) -> topk_pb2.TopKResult:
-            failed = failed_score(group, completion, to_status(fault, request_id))
+            failed = failed_score(group, completion, to_status(fault, caller.request_id))
             return topk_pb2.TopKResult(score=failed)
 
         answer = Answer(
@@ -155,7 +162,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             parsed.items,
             self._progress_seconds,
         )
-        async for response in _answer(answer, request, parsed, served, view, request_id):
+        async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
 
     async def _sample(
@@ -163,7 +170,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         request: sample_pb2.SampleRequest,
         served: ServedModel,
         view: ModelView,
-        request_id: str,
+        caller: Caller,
     ) -> AsyncIterator[sample_pb2.SampleResponse]:
         parsed = await asyncio.to_thread(parse_sample, request, view)
         render = partial(
@@ -174,46 +181,68 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         )
 
         def render_fault(prompt: int, sample: int | None, fault: Fault) -> sample_pb2.SampleResult:
-            return failed_sample(prompt, sample, to_status(fault, request_id))
+            return failed_sample(prompt, sample, to_status(fault, caller.request_id))
 
         answer = Answer(
             sample_pb2.SampleResponse, render, render_fault, parsed.items, self._progress_seconds
         )
-        async for response in _answer(answer, request, parsed, served, view, request_id):
+        async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
 
     async def _guarded(
         self,
         request: Any,
         context: Context,
-        handler: Callable[[Any, ServedModel, ModelView, str], AsyncIterator[Response]],
+        handler: Callable[[Any, ServedModel, ModelView, Caller], AsyncIterator[Response]],
     ) -> AsyncIterator[Response]:
-        """What the streaming RPCs share: request id, expectations, faults to statuses."""
+        """What the streaming RPCs share: request id, trace, faults to statuses."""
         request_id = request.context.request_id or new_request_id()
+        identity = identity_of(context)
+        rpc = _rpc_name(request)
         # A call is a task with a context of its own: these labels end with it.
-        structlog.contextvars.bind_contextvars(
-            request_id=bounded(request_id), rpc=_rpc_name(request)
-        )
-        try:
-            await asyncio.to_thread(refuse_unknown_fields, request)
-            check_context(request.context)
-            if request.context.tags:
-                structlog.contextvars.bind_contextvars(tags=dict(request.context.tags))
-            served = self._models.find(request.model)
-            if request.expect.HasField("min_weight_version"):
-                version = request.expect.min_weight_version
-                async for response in self._wait_for_version(served, version, request):
+        structlog.contextvars.bind_contextvars(request_id=bounded(request_id), rpc=rpc)
+        if identity:
+            structlog.contextvars.bind_contextvars(identity=identity)
+        metadata = context.invocation_metadata()
+        with self._telemetry.traces.call(f"scoring.v1.ScoringService/{rpc}", metadata) as span:
+            span.note({"scoring.request_id": bounded(request_id), "scoring.identity": identity})
+            caller = Caller(
+                request_id, identity, peer_host(context.peer()), deadline_of(context), span
+            )
+            try:
+                async for response in self._checked(request, caller, handler):
                     yield response
-            view = served.view
-            check_expectations(request.expect, view)
-            async for response in handler(request, served, view, request_id):
+            except ServiceError as error:
+                fault = error.fault
+                log.info("refused", reason=fault.reason, message=bounded(fault.message))
+                span.failed(fault.code)
+                await abort(context, fault, request_id)
+            except Exception:
+                log.exception("bug")
+                span.failed("INTERNAL")
+                await abort(context, _bug(), request_id)
+
+    async def _checked(
+        self,
+        request: Any,
+        caller: Caller,
+        handler: Callable[[Any, ServedModel, ModelView, Caller], AsyncIterator[Response]],
+    ) -> AsyncIterator[Response]:
+        """Faults of the request as a whole, cheapest first; then its answer."""
+        served = self._models.find(request.model)
+        served.pool.check_room(caller.client)
+        await asyncio.to_thread(refuse_unknown_fields, request)
+        check_context(request.context)
+        if request.context.tags:
+            structlog.contextvars.bind_contextvars(tags=dict(request.context.tags))
+        if request.expect.HasField("min_weight_version"):
+            version = request.expect.min_weight_version
+            async for response in self._wait_for_version(served, version, request):
                 yield response
-        except ServiceError as error:
-            log.info("refused", reason=error.fault.reason, message=bounded(error.fault.message))
-            await abort(context, error.fault, request_id)
-        except Exception:
-            log.exception("bug")
-            await abort(context, _bug(), request_id)
+        view = served.view
+        check_expectations(request.expect, view)
+        async for response in handler(request, served, view, caller):
+            yield response
 
     async def _wait_for_version(
         self, served: ServedModel, version: int, request: Any
@@ -239,39 +268,69 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             log.exception("bug")
             await abort(context, _bug())
 
-
-async def _answer(
-    answer: Answer[Response],
-    request: Any,
-    parsed: ParsedScore | ParsedSample,
-    served: ServedModel,
-    view: ModelView,
-    request_id: str,
-) -> AsyncIterator[Response]:
-    """Opening, the engine's results, summary."""
-    call = parsed.call(served.pool.new_call_id(), request)
-    preamble = {
-        "provenance": provenance(view, request_id),
-        "processing": parsed.table.messages(),
-    }
-    if call.tokens:
-        async with served.pool.run(call) as stream:
+    async def _answer(
+        self,
+        answer: Answer[Response],
+        request: Any,
+        parsed: ParsedScore | ParsedSample,
+        served: ServedModel,
+        view: ModelView,
+        caller: Caller,
+    ) -> AsyncIterator[Response]:
+        """Opening, the engine's results, summary."""
+        call = parsed.call(served.pool.new_call_id(), request, caller)
+        preamble = {
+            "provenance": provenance(view, caller.request_id),
+            "processing": parsed.table.messages(),
+        }
+        admitted_ns = time.time_ns()
+        if call.tokens:
+            async with served.pool.run(call, caller.client) as stream:
+                for response in answer.opening(parsed.faults, **preamble):
+                    yield response
+                async for response in answer.results(stream):
+                    yield response
+        else:
             for response in answer.opening(parsed.faults, **preamble):
                 yield response
-            async for response in answer.results(stream):
-                yield response
-    else:
-        for response in answer.opening(parsed.faults, **preamble):
-            yield response
-    yield answer.summary()
-    log.info(
-        "answered",
-        tokens=call.tokens,
-        items_ok=answer.ok,
-        items_failed=answer.items - answer.ok,
-        queue_seconds=round(answer.usage.queue_seconds, 6),
-        compute_seconds=round(answer.usage.compute_seconds, 6),
-    )
+        yield answer.summary()
+        self._report(answer, request, call, caller, admitted_ns)
+
+    def _report(
+        self, answer: Answer[Any], request: Any, call: Call, caller: Caller, admitted_ns: int
+    ) -> None:
+        """Log, metrics and trace of a call that was answered to its end."""
+        usage = answer.usage
+        if answer.started_ns is not None and answer.finished_ns is not None:
+            caller.span.child("queue", admitted_ns, answer.started_ns)
+            caller.span.child("steps", answer.started_ns, answer.finished_ns)
+            caller.span.child("stream", answer.started_ns, time.time_ns())
+        tags = request.context.tags.items()
+        caller.span.note(
+            {
+                "scoring.tokens": call.tokens,
+                "scoring.computed_tokens": usage.computed_tokens,
+                "scoring.sampled_tokens": usage.sampled_tokens,
+                "scoring.items_failed": answer.items - answer.ok,
+                **{f"scoring.tag.{key}": value for key, value in tags},
+            }
+        )
+        self._telemetry.metrics.answered(
+            _rpc_name(request), caller.identity, tags, usage, answer.sent_bytes
+        )
+        log.info(
+            "answered",
+            tokens=call.tokens,
+            items_ok=answer.ok,
+            items_failed=answer.items - answer.ok,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            computed_tokens=usage.computed_tokens,
+            sampled_tokens=usage.sampled_tokens,
+            reply_bytes=answer.sent_bytes,
+            queue_seconds=round(usage.queue_seconds, 6),
+            compute_seconds=round(usage.compute_seconds, 6),
+        )
 
 
 def _rpc_name(request: Message) -> str:

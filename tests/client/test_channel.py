@@ -1,11 +1,13 @@
 """Channels: targets, tokens, TLS, limits, and whose they are."""
 
+import asyncio
 import json
 import shutil
 import subprocess
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from scoring_client import AsyncScoringClient, ScoringClient, UnavailableError
 from scoring_client.channel import channel_options, full_target
@@ -76,6 +78,26 @@ def test_tokens(ask):
             "Bearer secret",
             None,
         ]
+
+
+def test_the_callers_trace_goes_along():
+    tracer = TracerProvider().get_tracer("test")
+
+    async def asynchronous(target):
+        async with AsyncScoringClient(target) as client:
+            with tracer.start_as_current_span("training step") as span:
+                await client.score(ONE)
+                return span
+
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        client.score(ONE)
+        with tracer.start_as_current_span("training step") as blocking:
+            client.score(ONE)
+        spans = [blocking, asyncio.run(asynchronous(server.target))]
+        without, *within = (m.get("traceparent") for m in server.metadata)
+    assert without is None
+    traces = [f"{span.get_span_context().trace_id:032x}" for span in spans]
+    assert [header.split("-")[1] for header in within] == traces
 
 
 def test_a_channel_that_was_handed_in_stays_open(runner):

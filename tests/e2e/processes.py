@@ -46,6 +46,11 @@ def resident(pid: int) -> int:
     raise AssertionError("no VmRSS")
 
 
+def descriptors(pid: int) -> int:
+    """Files, sockets and pipes that the process holds open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def cpu_seconds(pid: int) -> float:
     """Seconds of computation so far, of all threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

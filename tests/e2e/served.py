@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.processes import children
 
@@ -75,6 +78,17 @@ class Served:
     def ready(self) -> str:
         """host:port, once the model answers."""
         return self.wait_for(r"Ready on (\S+?:\d+)", self.out)[1]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Sums over the labels of each metric; the server was started with --metrics-port 0."""
+        port = self.wait_for(r'"metrics_port": (\d+)', self.err)[1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        sums: dict[str, float] = {}
+        for sample in (s for family in families for s in family.samples):
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return sums
 
     @property
     def worker_pid(self) -> int:

@@ -70,7 +70,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown flag": (["--max-modle-len", "10"], "max-modle-len"),
     "missing file": (["--config", "no-such.toml"], "no-such.toml"),
     "device": (["--device", "cuda:77"], "cuda:77"),
-    "address": (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0"),
+    "address": (["--host", "192.0.2.1", "--allow-insecure"], "cannot listen on 192.0.2.1:0"),
+    "exposed": (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others"),
+    "key alone": (["--tls-key", "key.pem"], "tls_certificate and tls_key go together"),
+    "no token": (["--auth-tokens", "/dev/null"], "/dev/null holds no token"),
 }
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,7 +53,15 @@ def blocks() -> list[Block]:
     return found
 
 
-GRPCURL = [b for b in blocks() if b.language == "bash" and "grpcurl -plaintext" in b.text]
+SESSIONS = {
+    name: "\n".join(b.text for b in blocks() if b.document == name and b.comment == "session")
+    for name in ("docs/operating.md", "docs/security.md")
+}
+GRPCURL = [
+    b
+    for b in blocks()
+    if b.language == "bash" and "grpcurl -plaintext" in b.text and b.comment != "session"
+]
 CLIENT = [b for b in blocks() if b.language == "sh" and "scoring-client" in b.text]
 SCRIPTS = {
     name: "\n".join(b.text for b in blocks() if b.document == name and b.language == "python")
@@ -120,6 +129,35 @@ def test_the_python_of_a_document_runs_from_top_to_bottom(
 def test_each_line_for_the_terminal_works(server: Served, block: Block) -> None:
     ended = shell(f"export SCORING_TARGET={server.ready}\n{block.text}")
     assert ended.returncode == 0, ended.stderr
+
+
+@needs_grpcurl
+@pytest.mark.skipif(
+    not (shutil.which("openssl") and shutil.which("curl")), reason="needs openssl and curl"
+)
+@pytest.mark.parametrize("document", SESSIONS)
+def test_the_commands_of_a_document_run_one_after_another(document: str, tmp_path: Path) -> None:
+    script = SESSIONS[document]
+    assert script.count("scoring-client") >= 1
+    for port in ("50051", "50052", "9464"):
+        script = script.replace(port, str(free_port()))
+    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p)' EXIT\n{script}"],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        timeout=180,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def parse_all(text: str) -> Iterator[dict]:

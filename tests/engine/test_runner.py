@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,3 +246,17 @@ def test_time_is_waiting_and_working(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = {e.call_id: e.usage for e in drain(runner) if isinstance(e, CallFinished)}
     assert (usage[1].queue_seconds, usage[1].compute_seconds) == (50.0, 2.0)
     assert (usage[10].queue_seconds, usage[10].compute_seconds) == (51.0, 20.0)
+
+
+def test_a_call_whose_caller_no_longer_waits_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(runner_module.time, "monotonic", lambda: now[0])
+    script = Script(steps=3)
+    runner = Runner(script, Bugs())
+    runner.submit(replace(call(1), deadline=101.0))
+    runner.submit(call(2))
+    now[0] = 101.5
+    events = drain(runner)
+    (failed,) = [event for event in events if isinstance(event, CallFailed)]
+    assert (failed.call_id, failed.fault.reason) == (1, Reason.DEADLINE_EXCEEDED)
+    assert script.worked == [2, 2, 2]

@@ -14,15 +14,12 @@ from scoring_client.proto import (
     sample_pb2,
     score_pb2,
     sequence_pb2,
-    service_pb2_grpc,
 )
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.local import LocalExecutor
-from scoring_service.pool.pool import WorkerPool
-from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.types import EngineConfig
 from tests.rpc.calls import collect, group
-from tests.rpc.conftest import LIMITS, RunningServer
+from tests.rpc.conftest import RunningServer, run_server
 
 PROGRESS_SECONDS = 0.2
 
@@ -31,15 +28,10 @@ PROGRESS_SECONDS = 0.2
 async def impatient() -> AsyncIterator[RunningServer]:
     """A server that gives signs of life every 0.2 s, and where one call waits for another."""
     config = EngineConfig(model=str(tiny_model_path()), dtype="float32", path="plain")
-    pool = WorkerPool(lambda: LocalExecutor(config), LIMITS.max_queue_tokens, "tiny")
-    settings = ServerConfig("127.0.0.1", 0, LIMITS, 5.0, progress_seconds=PROGRESS_SECONDS)
-    running = Server(settings, pool)
-    await running.start()
-    assert await running.wait_ready(), pool.failure
-    target = f"127.0.0.1:{running.port}"
-    async with grpc.aio.insecure_channel(target) as channel:
-        yield RunningServer(target, pool, service_pb2_grpc.ScoringServiceStub(channel))
-    await running.drain()
+    async with run_server(
+        lambda _index: LocalExecutor(config), progress_seconds=PROGRESS_SECONDS
+    ) as running:
+        yield running
 
 
 def long_sample(priority: int, max_tokens: int) -> sample_pb2.SampleRequest:

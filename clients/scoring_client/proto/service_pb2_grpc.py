@@ -21,10 +21,15 @@ class ScoringServiceStub(object):
     FAILED_PRECONDITION  WEIGHT_VERSION_MISMATCH, WEIGHTS_DIGEST_MISMATCH,
     TOKENIZER_DIGEST_MISMATCH, NOT_DETERMINISTIC, TOKENIZER_UNAVAILABLE,
     UNSUPPORTED_GENERATION_CONFIG, NON_FINITE_LOGITS
-    RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo); out of device memory: OUT_OF_MEMORY. A
-    message beyond max_request_bytes is refused by gRPC itself, without
-    details: never retry it
-    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (retry)
+    RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo; also when the call could not start before its
+    deadline); out of device memory: OUT_OF_MEMORY; results were left unread
+    for too long: READER_STALLED. A message beyond max_request_bytes, and a
+    call beyond the server's concurrent calls, are refused by gRPC itself,
+    without details
+    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
+    (retry)
+    UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
+    PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
     """
@@ -75,10 +80,15 @@ class ScoringServiceServicer(object):
     FAILED_PRECONDITION  WEIGHT_VERSION_MISMATCH, WEIGHTS_DIGEST_MISMATCH,
     TOKENIZER_DIGEST_MISMATCH, NOT_DETERMINISTIC, TOKENIZER_UNAVAILABLE,
     UNSUPPORTED_GENERATION_CONFIG, NON_FINITE_LOGITS
-    RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo); out of device memory: OUT_OF_MEMORY. A
-    message beyond max_request_bytes is refused by gRPC itself, without
-    details: never retry it
-    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (retry)
+    RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo; also when the call could not start before its
+    deadline); out of device memory: OUT_OF_MEMORY; results were left unread
+    for too long: READER_STALLED. A message beyond max_request_bytes, and a
+    call beyond the server's concurrent calls, are refused by gRPC itself,
+    without details
+    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
+    (retry)
+    UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
+    PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
     """
@@ -167,10 +177,15 @@ class ScoringService(object):
     FAILED_PRECONDITION  WEIGHT_VERSION_MISMATCH, WEIGHTS_DIGEST_MISMATCH,
     TOKENIZER_DIGEST_MISMATCH, NOT_DETERMINISTIC, TOKENIZER_UNAVAILABLE,
     UNSUPPORTED_GENERATION_CONFIG, NON_FINITE_LOGITS
-    RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo); out of device memory: OUT_OF_MEMORY. A
-    message beyond max_request_bytes is refused by gRPC itself, without
-    details: never retry it
-    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (retry)
+    RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo; also when the call could not start before its
+    deadline); out of device memory: OUT_OF_MEMORY; results were left unread
+    for too long: READER_STALLED. A message beyond max_request_bytes, and a
+    call beyond the server's concurrent calls, are refused by gRPC itself,
+    without details
+    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
+    (retry)
+    UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
+    PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
     """

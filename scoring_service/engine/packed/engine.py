@@ -18,6 +18,7 @@ from scoring_service.engine.events import (
     ItemFailed,
     ScoreSlice,
 )
+from scoring_service.engine.memory import is_out_of_memory
 from scoring_service.engine.packed.body import Feed, PackedBody, Step
 from scoring_service.engine.packed.call_run import CallRun, Unit
 from scoring_service.engine.packed.expansion import Expansion
@@ -86,6 +87,8 @@ class PackedEngine:
         )
         self._calls: dict[int, CallRun] = {}
         self._stalled = False
+        self.is_sound = True
+        """False once the host's memory ran out: oneDNN remembers what it could not create then."""
 
     @property
     def cache(self) -> CacheCounters:
@@ -96,6 +99,16 @@ class PackedEngine:
     def free_pages(self) -> int:
         """Pages that no call holds."""
         return self._store.available
+
+    def gauges(self) -> dict[str, int]:
+        """What a heartbeat tells of this engine."""
+        return {
+            "running": len(self._calls),
+            "pages": self._store.pages,
+            "free_pages": self._store.available,
+            "looked_up_tokens": self.cache.looked_up_tokens,
+            "hit_tokens": self.cache.hit_tokens,
+        }
 
     def flush_cache(self) -> None:
         """Forgets prompts that no call holds."""
@@ -154,12 +167,14 @@ class PackedEngine:
                 events.append(CallStarted(run.call.call_id))
         try:
             events.extend(self._compute(plan))
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            fault = Fault(Reason.OUT_OF_MEMORY, "the device ran out of memory for this step")
-            events.extend(self._fail(plan, fault))
         except Exception as error:  # noqa: BLE001 - a bug ends the calls it met, not the worker
-            events.extend(self._abort(plan, error))
+            if is_out_of_memory(error):
+                self.is_sound = self._model.device.type == "cuda"
+                torch.cuda.empty_cache()
+                fault = Fault(Reason.OUT_OF_MEMORY, "the device ran out of memory for this step")
+                events.extend(self._end_calls(plan, fault))
+            else:
+                events.extend(self._abort(plan, error))
         seconds = time.monotonic() - began
         self._account(plan, seconds)
         events.extend(self._finish())
@@ -209,6 +224,8 @@ class PackedEngine:
             run = self._calls[call_id]
             for _ in range(count):
                 unit = run.units.popleft()
+                if unit.sample is not None:
+                    unit.sample.begun = True
                 run.served += unit.tokens
                 units.append((run, unit))
         return _Plan(units, feeds, _distinct([u.segment for _, u in units if u.segment]))
@@ -231,7 +248,12 @@ class PackedEngine:
 
     def _take_feeds(self, ready: Sequence[CallRun]) -> list[tuple[CallRun, SampleRun, Feed]]:
         """The next tokens of samples, oldest first; samples give way where pages run out."""
-        waiting = [(run, sample) for run in ready for sample in run.samples if sample.token_ids]
+        waiting = [
+            (run, sample)
+            for run in ready
+            for sample in run.samples
+            if sample.begun and sample.token_ids
+        ]
         waiting.sort(key=lambda pair: pair[1].order)
         feeds: list[tuple[CallRun, SampleRun, Feed]] = []
         left = self._settings.max_batch_tokens
@@ -316,7 +338,7 @@ class PackedEngine:
     ) -> list[tuple[SampleRun, int]]:
         places = {}
         for _, unit in plan.units:
-            if unit.sample is not None:
+            if unit.sample is not None and unit.sample.can_draw:
                 places[unit.sample] = table.end_of(unit.sample.prompt_end)
         for place, (_, sample, _) in enumerate(plan.feeds, first_feed):
             if sample.can_draw:
@@ -395,27 +417,22 @@ class PackedEngine:
         self._end_sample(run, sample)
         return ItemFailed(run.call.call_id, sample.task.index, sample.index, fault)
 
-    def _fail(self, plan: _Plan, fault: Fault) -> list[CallEvent]:
-        """Ends every item that had a part in a step that could not be computed.
+    def _end_calls(self, plan: _Plan, fault: Fault) -> list[CallEvent]:
+        """Ends every call that had a part in a step that could not be computed.
 
-        What it wrote or did not write belongs to segments that nobody will look for again.
+        Whole calls, because what is to come of them may stand on what the step did not compute.
         """
         events: list[CallEvent] = []
         for run in _calls_of(plan):
-            for completion in list(run.completions):
-                events.append(self._fail_completion(completion, fault))
-            for sample in list(run.samples):
-                events.append(self._fail_sample(run, sample, fault))
+            self.cancel(run.call.call_id)
+            events.append(CallFailed(run.call.call_id, fault))
         return events
 
     def _abort(self, plan: _Plan, error: Exception) -> list[CallEvent]:
-        events: list[CallEvent] = []
         for run in _calls_of(plan):
             self._log_bug(run.call.call_id, error)
-            self.cancel(run.call.call_id)
-            fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
-            events.append(CallFailed(run.call.call_id, fault))
-        return events
+        fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+        return self._end_calls(plan, fault)
 
     def _account(self, plan: _Plan, seconds: float) -> None:
         """Shares a step's tokens and time among the calls that it served."""

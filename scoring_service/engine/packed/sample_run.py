@@ -34,6 +34,8 @@ class SampleRun:
     fed: int = 0
     """Drawn tokens whose keys are in pages."""
     pending: PendingTokens = field(default_factory=PendingTokens)
+    begun: bool = False
+    """Whether its unit joined a step, so that its prompt is computed."""
 
     @classmethod
     def begin(
@@ -45,10 +47,15 @@ class SampleRun:
         watch: StopWatch,
         order: int,
     ) -> SampleRun:
-        """A sample before its first token."""
+        """A sample before its first token, or after those that another worker drew."""
         slots = np.empty(prompt_end.stop + task.max_tokens, dtype=np.int64)
         slots[: prompt_end.stop] = prompt_end.chain_slots()
-        return cls(call, task, index, prompt_end, watch, order, slots)
+        run = cls(call, task, index, prompt_end, watch, order, slots)
+        for token_id in task.drawn_before(index):
+            run.token_ids.append(token_id)
+            watch.push(token_id)  # the text up to here was sent
+        run.pending = PendingTokens(start=len(run.token_ids))
+        return run
 
     @property
     def pages_missing(self) -> int:

@@ -1,0 +1,100 @@
+"""Runs the self-audit beside a pool's calls."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import structlog
+
+from scoring_service.engine.events import CallFailed, CallFinished, ScoreSlice
+from scoring_service.errors import ServiceError
+from scoring_service.pool.observer import PoolObserver
+from scoring_service.pool.self_audit import (
+    CLIENT,
+    AuditSettings,
+    Watch,
+    choose,
+    largest_difference,
+)
+from scoring_service.pool.stream import CallStream
+from scoring_service.types import Call
+
+log = structlog.get_logger(__name__)
+
+_PATIENCE = 600.0
+"""Seconds without news after which an audit is given up."""
+
+
+class Runs(Protocol):
+    """What an auditor needs of a pool."""
+
+    observer: PoolObserver
+
+    def new_call_id(self) -> int:
+        """An id for the next call."""
+        ...
+
+    def run(
+        self, call: Call, client: str = "", avoid: int | None = None
+    ) -> AbstractAsyncContextManager[CallStream]:
+        """Admits a call and gives its events."""
+        ...
+
+
+class Auditor:
+    """Chooses completions, has them computed again, and compares."""
+
+    def __init__(self, pool: Runs, settings: AuditSettings) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._rng = random.Random()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def choose(self, call: Call, client: str) -> Watch | None:
+        """A completion of the call to watch, now and then; never of an audit."""
+        return None if client == CLIENT else choose(call, self._settings.rate, self._rng)
+
+    def compare(self, watch: Watch) -> None:
+        """Has it computed again, in the background."""
+        task = asyncio.create_task(self._compare(watch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compare(self, watch: Watch) -> None:
+        expected = watch.logprobs
+        if expected is None:
+            return
+        again = watch.again(self._pool.new_call_id())
+        second = Watch(again, again.groups[0], again.groups[0].completions[0])
+        try:
+            async with self._pool.run(again, CLIENT, avoid=watch.worker) as stream:
+                await _read(stream, second)
+        except ServiceError:
+            self._pool.observer.audited("refused")
+            return
+        found = second.logprobs
+        if found is None:
+            self._pool.observer.audited("failed")
+            return
+        difference = largest_difference(expected, found)
+        self._pool.observer.audited("different" if difference else "same", difference)
+        if difference > self._settings.threshold:
+            log.error(
+                "self_audit",
+                call=watch.call.call_id,
+                difference=difference,
+                tokens=len(expected),
+                worker=watch.worker,
+            )
+
+
+async def _read(stream: CallStream, watch: Watch) -> None:
+    while (event := await stream.next(_PATIENCE)) is not None:
+        if isinstance(event, CallFinished | CallFailed):
+            return
+        watch.note(event, -1)
+        if isinstance(event, ScoreSlice):
+            stream.taken(event.size)

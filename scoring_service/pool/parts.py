@@ -1,0 +1,129 @@
+"""Large calls in parts: so that workers share them, and nobody waits behind a whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from scoring_service.types import (
+    Call,
+    CompletionTask,
+    GroupTask,
+    RowWants,
+    SampleCall,
+    SamplingTask,
+    ScoreCall,
+)
+
+MOST_SAMPLES = 32
+"""Samples of a part."""
+
+_TOKEN_BYTES = 12
+"""Of a sampled token: its id and two log-probs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a call costs."""
+
+    load: int
+    """Tokens that steps have to make room for at once: prompts, completions, one of each sample."""
+    samples: int
+    reply_bytes: int
+    """Of its results, at most."""
+
+
+def split(call: Call, most_tokens: int) -> list[Call]:
+    """Cuts a call into parts of about so many tokens, in order; none is empty.
+
+    A completion or a sample is never cut, and what belongs to one prompt stays together while it
+    fits. No number depends on the cut: see DESIGN, "Exactness".
+    """
+    if isinstance(call, ScoreCall):
+        groups = _bundled(
+            (piece for group in call.groups for piece in _group_pieces(group, most_tokens)),
+            most_tokens,
+        )
+        return [replace(call, groups=tuple(bundle)) for bundle in groups]
+    prompts = _sample_bundles(call, most_tokens)
+    return [replace(call, prompts=tuple(bundle)) for bundle in prompts]
+
+
+def size_of(call: Call) -> Size:
+    """Predicts what a call takes."""
+    if isinstance(call, ScoreCall):
+        rows = reply = load = 0
+        for group in call.groups:
+            load += _group_tokens(group)
+            for completion in group.completions:
+                rows = sum(length for _, length in completion.spans) + call.next_token
+                reply += rows * _row_bytes(call.wants, completion)
+        return Size(load, 0, reply)
+    samples = sum(task.n for task in call.prompts)
+    tokens = sum(task.n * task.max_tokens for task in call.prompts)
+    load = sum(len(task.prompt_ids) + task.n for task in call.prompts)
+    return Size(load, samples, tokens * (_TOKEN_BYTES + 8 * call.top_logprobs))
+
+
+def _row_bytes(wants: RowWants, completion: CompletionTask) -> int:
+    columns = 0 if completion.candidate_ids is None else completion.candidate_ids.shape[1]
+    scalars = 2 + sum(
+        (
+            wants.processed_logprobs,
+            wants.entropy,
+            wants.rank,
+            wants.logsumexp,
+            wants.log_kept_mass,
+            wants.support_size,
+        )
+    )
+    return 4 * (scalars + columns + 2 * wants.top_k)
+
+
+def _group_tokens(group: GroupTask) -> int:
+    return len(group.prompt_ids) + sum(len(c.token_ids) for c in group.completions)
+
+
+def _group_pieces(group: GroupTask, most_tokens: int) -> Iterator[GroupTask]:
+    """The group, or pieces of it where its completions alone would fill more than one part."""
+    taken: list[CompletionTask] = []
+    tokens = 0
+    for completion in group.completions:
+        if taken and tokens + len(completion.token_ids) > most_tokens:
+            yield replace(group, completions=tuple(taken))
+            taken, tokens = [], 0
+        taken.append(completion)
+        tokens += len(completion.token_ids)
+    if taken:
+        yield replace(group, completions=tuple(taken))
+
+
+def _bundled(groups: Iterator[GroupTask], most_tokens: int) -> Iterator[list[GroupTask]]:
+    bundle: list[GroupTask] = []
+    tokens = 0
+    for group in groups:
+        if bundle and tokens + _group_tokens(group) > most_tokens:
+            yield bundle
+            bundle, tokens = [], 0
+        bundle.append(group)
+        tokens += _group_tokens(group)
+    if bundle:
+        yield bundle
+
+
+def _sample_bundles(call: SampleCall, most_tokens: int) -> Iterator[list[SamplingTask]]:
+    bundle: list[SamplingTask] = []
+    tokens = samples = 0
+    for task in call.prompts:
+        for first in range(0, task.n, MOST_SAMPLES):
+            count = min(MOST_SAMPLES, task.n - first)
+            piece = replace(task, n=count, first_sample_index=task.first_sample_index + first)
+            full = samples + count > MOST_SAMPLES or tokens + len(task.prompt_ids) > most_tokens
+            if bundle and full:
+                yield bundle
+                bundle, tokens, samples = [], 0, 0
+            bundle.append(piece)
+            tokens += len(task.prompt_ids)
+            samples += count
+    if bundle:
+        yield bundle

@@ -1,0 +1,105 @@
+"""Scored calls computed a second time, alone, and compared: does the crowd change a number?"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from scoring_service.engine.events import CallEvent, ScoreSlice
+from scoring_service.types import (
+    Call,
+    CompletionTask,
+    Float32Array,
+    GroupTask,
+    RowWants,
+    ScoreCall,
+)
+
+CLIENT = "self-audit"
+"""Whose share of the queue audits take."""
+
+_LOWEST_PRIORITY = -1000
+"""Below every priority that a caller can give."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """How often, and what is too much."""
+
+    rate: float = 0.0
+    """Share of scored calls of which one completion is computed again."""
+    threshold: float = 1e-3
+    """Difference of a log-prob, in nats, from which on it is an error in the log."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """One completion of a call, and what was answered of it."""
+
+    call: ScoreCall
+    group: GroupTask
+    completion: CompletionTask
+    worker: int | None = None
+    """Which computed it."""
+    _pieces: list[Float32Array] = field(default_factory=list)
+    _ended: bool = False
+
+    def note(self, event: CallEvent, worker: int) -> None:
+        """Takes account of an event of the call."""
+        if (
+            isinstance(event, ScoreSlice)
+            and event.group_index == self.group.index
+            and event.completion_index == self.completion.index
+        ):
+            self.worker = worker
+            self._pieces.append(event.block.logprobs)
+            self._ended = event.last
+
+    @property
+    def logprobs(self) -> Float32Array | None:
+        """float32 [T] of the wanted rows; None when it was not answered in full."""
+        return np.concatenate(self._pieces) if self._ended else None
+
+    def again(self, call_id: int) -> ScoreCall:
+        """The completion alone: with no company in its call, and no prefix that anybody cached."""
+        group = replace(self.group, completions=(replace(self.completion, candidate_ids=None),))
+        return ScoreCall(
+            call_id=call_id,
+            groups=(group,),
+            wants=RowWants(),
+            next_token=self.call.next_token,
+            priority=_LOWEST_PRIORITY,
+            cache_salt=f"{CLIENT} {call_id}",
+        )
+
+
+def choose(call: Call, rate: float, rng: random.Random) -> Watch | None:
+    """A completion to compute again, for a share `rate` of the scored calls."""
+    if not isinstance(call, ScoreCall) or rng.random() >= rate:
+        return None
+    groups = [group for group in call.groups if group.completions]
+    if not groups:
+        return None
+    group = rng.choice(groups)
+    return Watch(call, group, rng.choice(group.completions))
+
+
+def largest_difference(left: Float32Array, right: Float32Array) -> float:
+    """In nats; infinite where one has a number and the other none, or the lengths differ.
+
+    Args:
+        left: float32 [T].
+        right: float32 [T].
+    """
+    if left.shape != right.shape:
+        return math.inf
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    if same.all():
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        differences = np.abs(left[~same].astype(np.float64) - right[~same])
+    largest = float(differences.max())
+    return math.inf if math.isnan(largest) else largest

@@ -1,0 +1,258 @@
+"""One worker of a pool: started, watched, ended, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from scoring_service.engine.events import (
+    CallEvent,
+    Command,
+    Event,
+    Heartbeat,
+    LoadFailed,
+    LoadProgress,
+    Ready,
+    WorkerStats,
+)
+from scoring_service.pool.executor import Executor, WorkerExited
+from scoring_service.pool.restarts import RestartPolicy
+from scoring_service.pool.routing import PrefixIndex
+from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.stream import Part
+from scoring_service.types import EngineInfo
+
+log = structlog.get_logger(__name__)
+
+_WATCH_SECONDS = 1.0
+
+
+class WorkerState(StrEnum):
+    """Where a worker is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DOWN = "down"
+    """Dead, and to be started again after a pause."""
+    GONE = "gone"
+    """Dead for good."""
+
+
+class Owner(Protocol):
+    """What a worker tells its pool."""
+
+    def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
+        """It loaded its model."""
+        ...
+
+    def worker_lost(self, worker: Worker, description: str) -> None:
+        """It died; its parts are still in `parts`."""
+        ...
+
+    def worker_refused(self, worker: Worker, message: str) -> None:
+        """It says that its model cannot be loaded."""
+        ...
+
+    def worker_changed(self, worker: Worker) -> None:
+        """Its state or stage is another."""
+        ...
+
+    def part_event(self, worker: Worker, event: CallEvent) -> None:
+        """Something of a part."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """A slot for one worker, and whatever runs in it at the time. Lives in the event loop."""
+
+    index: int
+    make_executor: Callable[[int], Executor]
+    settings: PoolSettings
+    owner: Owner
+    state: WorkerState = WorkerState.LOADING
+    stage: str = "starting the worker"
+    last_death: str = ""
+    starts: int = 0
+    restart_seconds: float = 5.0
+    """From a start to ready, as last measured."""
+    parts: dict[int, Part] = field(default_factory=dict)
+    """Under way here."""
+    load: int = 0
+    samples: int = 0
+    reply_bytes: int = 0
+    """What those parts take; see `parts.Size`."""
+    prefixes: PrefixIndex = field(default_factory=PrefixIndex)
+    stats: WorkerStats = field(default_factory=WorkerStats)
+    policy: RestartPolicy = field(init=False)
+    _weighed: set[int] = field(default_factory=set)
+    """Parts that `load` and the like count."""
+    _executor: Executor | None = None
+    _started: float = 0.0
+    _ready_since: float | None = None
+    _last_heard: float | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.policy = RestartPolicy(self.settings)
+
+    def start(self) -> None:
+        """Starts it; its model loads in the background."""
+        loop = asyncio.get_running_loop()
+        executor = self.make_executor(self.index)
+        self._executor = executor
+        self._started = time.monotonic()
+        self._ready_since = self._last_heard = None
+        self.starts += 1
+
+        def on_event(event: Event | WorkerExited) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._handle, executor, event)
+
+        self._set(WorkerState.LOADING, "starting the worker")
+        executor.start(on_event)
+        self._tasks = [asyncio.create_task(self._watch(executor))]
+
+    def send(self, command: Command) -> None:
+        """Hands it a command."""
+        if self._executor is not None:
+            self._executor.send(command)
+
+    def kill(self) -> None:
+        """Ends it at once; it is started again as after any other death."""
+        if self._executor is not None:
+            self._executor.kill()
+
+    async def stop(self, patience: float) -> None:
+        """Ends it for good, by force after so many seconds."""
+        executor, loading = self._executor, self.state is not WorkerState.READY
+        self._executor = None
+        self.state = WorkerState.GONE
+        for task in self._tasks:
+            task.cancel()
+        if executor is not None:
+            # A worker that loads does not listen, and has nothing to finish.
+            await asyncio.to_thread(executor.stop, 0.0 if loading else patience)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.state is WorkerState.READY
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, where it has one."""
+        return getattr(self._executor, "pid", None)
+
+    @property
+    def seconds_to_ready(self) -> float:
+        """Until it should answer again, if it does not now."""
+        if self.state is WorkerState.READY:
+            return 0.0
+        return max(0.5, self._started + self.restart_seconds - time.monotonic())
+
+    def take(self, part: Part) -> None:
+        """Counts a part in."""
+        self.parts[part.part_id] = part
+        self.weigh(part)
+
+    def drop(self, part: Part) -> None:
+        """Counts a part out."""
+        if self.parts.pop(part.part_id, None) is not None:
+            self._unweigh(part)
+
+    def weigh(self, part: Part) -> None:
+        """Counts what a part takes; nothing while its reader holds it back."""
+        self._unweigh(part)
+        if not part.is_held_back:
+            self._weighed.add(part.part_id)
+            self.load += part.size.load
+            self.samples += part.size.samples
+            self.reply_bytes += part.credit
+
+    def _unweigh(self, part: Part) -> None:
+        if part.part_id in self._weighed:
+            self._weighed.remove(part.part_id)
+            self.load -= part.size.load
+            self.samples -= part.size.samples
+            self.reply_bytes -= part.credit
+
+    def _set(self, state: WorkerState, stage: str) -> None:
+        self.state, self.stage = state, stage
+        self.owner.worker_changed(self)
+
+    def _handle(self, executor: Executor, event: Event | WorkerExited) -> None:
+        if executor is not self._executor:
+            return
+        self._last_heard = time.monotonic()
+        match event:
+            case LoadProgress(stage):
+                log.info("loading", worker=self.index, stage=stage)
+                self._set(WorkerState.LOADING, stage)
+            case Ready(info):
+                self._ready_since = time.monotonic()
+                self.restart_seconds = self._ready_since - self._started
+                self.state, self.stage = WorkerState.READY, "ready"
+                self.owner.worker_ready(self, info)
+            case LoadFailed(message):
+                self.owner.worker_refused(self, message)
+            case Heartbeat():
+                self._heartbeat(event)
+            case WorkerExited():
+                self._exited(event)
+            case _:
+                self.owner.part_event(self, event)
+
+    def _heartbeat(self, event: Heartbeat) -> None:
+        self.stats = event.stats
+        if event.in_step_seconds > self.settings.step_timeout:
+            log.error("worker_hangs", worker=self.index, step_seconds=event.in_step_seconds)
+            self.kill()
+
+    async def _watch(self, executor: Executor) -> None:
+        """Kills a worker that has gone silent. One that never spoke has no heartbeat."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_WATCH_SECONDS)
+            late = time.monotonic() - before - _WATCH_SECONDS
+            if executor is not self._executor:
+                return
+            # If this process itself stood still, what the worker said meanwhile is still to come.
+            if self._last_heard is None or late > _WATCH_SECONDS:
+                continue
+            silent = time.monotonic() - self._last_heard
+            if silent > self.settings.heartbeat_timeout:
+                log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
+                executor.kill()
+                return
+
+    def _exited(self, event: WorkerExited) -> None:
+        answered = None if self._ready_since is None else time.monotonic() - self._ready_since
+        self._executor = None
+        self.last_death = event.description
+        self.prefixes.clear()
+        pause = self.policy.died(from_outside=event.from_outside, answered_seconds=answered)
+        self.state, self.stage = WorkerState.DOWN, f"the worker died ({event.description})"
+        self.owner.worker_lost(self, event.description)
+        if self.state is not WorkerState.DOWN:
+            return  # the pool gave it up
+        log.error(
+            "worker_died",
+            worker=self.index,
+            how=event.description,
+            restart_in=pause,
+            crashes=self.policy.crashes,
+        )
+        self._started = time.monotonic() + pause
+        self._set(WorkerState.DOWN, f"the worker died ({event.description}) and starts again")
+        self._tasks.append(asyncio.create_task(self._start_later(pause)))
+
+    async def _start_later(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        self.start()

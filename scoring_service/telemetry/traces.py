@@ -1,0 +1,119 @@
+"""OpenTelemetry traces, where its packages are installed and an endpoint is named.
+
+A call is a span of the caller's trace (W3C `traceparent` in its metadata), with one child each for
+the wait in the queue, the steps that computed it and the stream of its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from scoring_service.errors import ConfigurationError
+
+_W3C = ("traceparent", "tracestate")
+
+Attributes = Mapping[str, str | int | float]
+
+
+class Span:
+    """One call's span; the one that records nothing."""
+
+    def child(self, name: str, began_ns: int, ended_ns: int) -> None:
+        """Something that happened meanwhile, in nanoseconds since the epoch."""
+
+    def note(self, attributes: Attributes) -> None:
+        """Says more about the call."""
+
+    def failed(self, code: str) -> None:
+        """The call ended with an error."""
+
+
+class Traces:
+    """Makes spans; the one that makes none."""
+
+    @contextmanager
+    def call(self, name: str, metadata: Iterable[tuple[str, Any]] | None) -> Iterator[Span]:
+        """A span around a call, in the trace that its metadata names."""
+        yield Span()
+
+    def shutdown(self) -> None:
+        """Sends what is left."""
+
+
+class _OtelSpan(Span):
+    def __init__(self, tracer: Any, span: Any) -> None:
+        self._tracer = tracer
+        self._span = span
+
+    def child(self, name: str, began_ns: int, ended_ns: int) -> None:
+        """See Span."""
+        from opentelemetry import trace
+
+        context = trace.set_span_in_context(self._span)
+        child = self._tracer.start_span(name, context=context, start_time=began_ns)
+        child.end(ended_ns)
+
+    def note(self, attributes: Attributes) -> None:
+        """See Span."""
+        self._span.set_attributes(dict(attributes))
+
+    def failed(self, code: str) -> None:
+        """See Span."""
+        from opentelemetry.trace import StatusCode
+
+        self._span.set_attribute("rpc.grpc.status_code", code)
+        self._span.set_status(StatusCode.ERROR, code)
+
+
+class OtelTraces(Traces):
+    """Spans through a tracer provider of OpenTelemetry's SDK."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("scoring_service")
+
+    @contextmanager
+    def call(self, name: str, metadata: Iterable[tuple[str, Any]] | None) -> Iterator[Span]:
+        """See Traces."""
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        carrier = {k: v for k, v in metadata or () if k in _W3C and isinstance(v, str)}
+        context = TraceContextTextMapPropagator().extract(carrier)
+        span = self._tracer.start_span(name, context=context, kind=SpanKind.SERVER)
+        try:
+            yield _OtelSpan(self._tracer, span)
+        finally:
+            span.end()
+
+    def shutdown(self) -> None:
+        """See Traces."""
+        self._provider.shutdown()
+
+
+def traces_to(endpoint: str | None, service_version: str) -> Traces:
+    """Traces that go to an OTLP endpoint over gRPC; none without an endpoint.
+
+    Raises:
+        ConfigurationError: OpenTelemetry is not installed.
+    """
+    if endpoint is None:
+        return Traces()
+    try:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise ConfigurationError(
+            "otlp_endpoint needs OpenTelemetry: pip install 'scoring-service[otel]'"
+        ) from error
+    resource = Resource.create(
+        {"service.name": "scoring-service", "service.version": service_version}
+    )
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return OtelTraces(provider)

@@ -1,0 +1,189 @@
+"""Everything else that goes wrong: memory, disks, clients, networks, the end of the server."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.chaos.load import RETRYABLE, Load
+from tests.chaos.stalling_network import StallingNetwork
+from tests.e2e.calls import SERVING, health, reason_of, scores, stub_of, top_k_request
+from tests.e2e.processes import descriptors, idle, resident, until
+from tests.e2e.served import BIN, ROOT, serving
+
+
+def test_a_worker_that_gets_no_more_memory_fails_calls_cleanly_and_recovers() -> None:
+    with serving() as server, stub_of(server.ready) as stub:
+        before = scores(stub)
+        load = Load(server.ready, threads=3)
+        load.learn()
+        worker = server.worker_pid
+        pages = int(Path(f"/proc/{worker}/statm").read_text().split()[0])
+        virtual = pages * os.sysconf("SC_PAGESIZE")
+        resource.prlimit(worker, resource.RLIMIT_AS, (virtual + (1 << 20), resource.RLIM_INFINITY))
+        codes = set()
+        for _ in range(6):
+            with pytest.raises(grpc.RpcError) as failed:
+                check_items(stub.TopKLogprobs(top_k_request([2] * 3000, k=2048), timeout=60))
+            codes.add(reason_of(failed.value) or failed.value.details())
+            if "worker_died" in "".join(server.err):
+                break
+        assert codes <= {"OUT_OF_MEMORY", "WORKER_DIED", "LOADING"}
+        until(lambda: "worker_died" in "".join(server.err))
+        until(lambda: health(server.ready) == SERVING)
+        assert server.worker_pid != worker
+        assert scores(stub) == before
+        with load.running():
+            time.sleep(1.0)
+        assert not load.wrong
+        assert set(load.counted()) == {"ok"}
+
+
+def check_items(messages: object) -> None:
+    """Raises the first item's fault as the call's."""
+    for message in messages:  # type: ignore[attr-defined]
+        for result in message.results:
+            if result.score.HasField("status"):
+                raise ItemFault(result.score.status)
+
+
+class ItemFault(grpc.RpcError):
+    """A fault of an item, as `reason_of` reads it."""
+
+    def __init__(self, status: object) -> None:
+        super().__init__()
+        self._status = status
+
+    def trailing_metadata(self) -> list[tuple[str, bytes]]:
+        return [("grpc-status-details-bin", self._status.SerializeToString())]  # type: ignore[attr-defined]
+
+    def details(self) -> str:
+        return self._status.message  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_for_logs_fails_no_call(tmp_path: Path) -> None:
+    """/dev/full refuses every byte, as a disk without room does."""
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [BIN / "scoring-service", "serve", "--port", "0", "--log-format", "json"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            cwd=ROOT,
+        )
+    try:
+        assert process.stdout is not None
+        ready = next(line for line in process.stdout if line.startswith("Ready on"))
+        load = Load(ready.split()[2].rstrip("."), threads=2)
+        load.learn()
+        with load.running():
+            time.sleep(1.0)
+        assert not load.wrong
+        assert set(load.counted()) == {"ok"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+VANISHING = """
+import sys
+from tests.e2e.calls import sample_request, stub_of
+with stub_of(sys.argv[1]) as stub:
+    call = stub.Sample(sample_request(4000, n=60))
+    next(call); next(call)
+    print("under way", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_clients_that_are_killed_leave_nothing_behind() -> None:
+    with serving("--metrics-port", "0") as server, stub_of(server.ready) as stub:
+        before = scores(stub)
+        pids = (server.process.pid, server.worker_pid)
+        open_before = descriptors(pids[0])
+        for _ in range(3):
+            client = subprocess.Popen(
+                [sys.executable, "-c", VANISHING, server.ready],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
+            )
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"under way\n"
+            client.kill()
+            client.wait()
+        until(lambda: idle(pids[1]), patience=30)
+        found = server.metrics
+        assert found["scoring_queue_tokens"] == 0
+        assert found["scoring_num_requests_running"] == 0
+        until(lambda: server.metrics["scoring_kv_cache_usage_perc"] == 0.0, patience=10)
+        until(lambda: descriptors(pids[0]) <= open_before + 2, patience=10)
+        assert scores(stub) == before
+
+
+def test_a_reader_that_stops_is_held_back_and_at_last_let_go() -> None:
+    with serving("--metrics-port", "0", "--reader-timeout", "3") as server:
+        load = Load(server.ready, threads=1)
+        load.learn()
+        with stub_of(server.ready) as stub:
+            request = top_k_request([2] * 3000, k=2048, copies=8)
+            list(stub.TopKLogprobs(top_k_request([2] * 3000, k=2048), timeout=120))
+            pid = server.process.pid
+            before = resident(pid)
+            stalled = stub.TopKLogprobs(request, timeout=120)
+            next(stalled)
+            with load.running():
+                server.wait_for('"reader_stalled"', server.err)
+            assert resident(pid) - before < 100 << 20
+            assert set(load.counted()) == {"ok"}, "others did not notice"
+            assert server.metrics["scoring_unread_reply_bytes"] == 0
+            with pytest.raises(grpc.RpcError) as ended:
+                list(stalled)
+            assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert reason_of(ended.value) == "READER_STALLED"
+
+
+def test_a_network_that_stalls_delays_answers_and_harms_none() -> None:
+    with serving() as server, StallingNetwork(server.ready) as network:
+        load = Load(network.target, threads=2)
+        load.learn()
+        with load.running():
+            for _ in range(2):
+                time.sleep(0.5)
+                network.stall()
+                time.sleep(1.0)
+                network.flow()
+            time.sleep(0.5)
+        assert not load.wrong
+        assert set(load.counted()) == {"ok"}
+        assert load.counted().total() > 10
+
+
+def test_sigterm_under_load_fails_nothing_that_was_under_way() -> None:
+    with serving("--drain-seconds", "60") as server:
+        load = Load(server.ready, threads=6)
+        load.learn()
+        with load.running():
+            time.sleep(1.5)
+            asked = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for('"draining"', server.err)
+            time.sleep(0.5)
+        assert server.process.wait(60) == 0
+        assert not load.wrong
+        assert not load.broken, "calls that were under way when the signal came"
+        assert load.counted(until=asked)["ok"] > 5
+        after = load.counted(since=asked + 0.3)
+        assert set(after) <= {"DRAINING", "UNAVAILABLE", "ok"}
+        assert after["DRAINING"] + after["UNAVAILABLE"] > 0
+        assert {"DRAINING"} <= RETRYABLE

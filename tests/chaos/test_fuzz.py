@@ -1,0 +1,124 @@
+"""Requests that nobody would send: refused or answered, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import grpc
+import pytest
+
+from scoring_client.proto import service_pb2_grpc
+from tests.chaos.fuzzing import REQUESTS, mangled, request
+from tests.chaos.intensity import short_or_long
+from tests.e2e.calls import SERVICE, reason_of, scores, stub_of
+from tests.e2e.processes import descriptors, idle, until
+from tests.e2e.served import Served, serving
+
+REQUEST_COUNT = int(short_or_long(500, 17_000))
+RAW_COUNT = int(short_or_long(150, 3_000))
+AT_ONCE = 8
+STREAMS = {"Score", "TopKLogprobs", "Sample"}
+
+ALLOWED = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+async def outcome(call: Any, streams: bool) -> tuple[grpc.StatusCode, str]:
+    """How a call ended, and why."""
+    try:
+        if streams:
+            async for _ in call:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        return error.code(), reason_of(error) or error.details() or ""
+    return grpc.StatusCode.OK, ""
+
+
+async def send_all(target: str) -> tuple[Counter[Any], list[Any]]:
+    """Sends everything, a few at a time; how it ended, and what ended badly."""
+    rng = random.Random(1)
+    seen: Counter[Any] = Counter()
+    bad: list[Any] = []
+    gate = asyncio.Semaphore(AT_ONCE)
+    # min_weight_version waits for weights that never come: only the deadline ends such a call.
+    timeout = 20.0
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = service_pb2_grpc.ScoringServiceStub(channel)
+
+        async def structured(rpc: str, message: Any) -> None:
+            async with gate:
+                waits = hasattr(message, "expect") and message.expect.HasField("min_weight_version")
+                limit = 0.5 if waits else timeout
+                ended = await outcome(getattr(stub, rpc)(message, timeout=limit), rpc in STREAMS)
+                seen[rpc, ended[0].name] += 1
+                late = ended[0] is grpc.StatusCode.DEADLINE_EXCEEDED and not waits
+                if ended[0] not in ALLOWED or late:
+                    bad.append((rpc, ended, message))
+
+        async def raw(rpc: str, data: bytes) -> None:
+            async with gate:
+                streams = rpc in STREAMS
+                make = channel.unary_stream if streams else channel.unary_unary
+                ended = await outcome(make(f"/{SERVICE}/{rpc}")(data, timeout=timeout), streams)
+                seen["raw", ended[0].name] += 1
+                if ended[0] not in ALLOWED:
+                    bad.append(("raw", ended, data))
+
+        names = list(REQUESTS)
+        jobs = [
+            structured(rpc, request(rng, REQUESTS[rpc]))
+            for rpc in rng.choices(names, weights=(5, 4, 5, 1, 1), k=REQUEST_COUNT)
+        ]
+        for rpc in rng.choices(names, k=RAW_COUNT):
+            data = request(rng, REQUESTS[rpc]).SerializeToString()
+            jobs.append(raw(rpc, mangled(rng, data)))
+        await asyncio.gather(*jobs)
+    return seen, bad
+
+
+@pytest.mark.timeout(1800)
+def test_nothing_crashes_hangs_or_leaks() -> None:
+    with serving("--metrics-port", "0", "--max-k", "256") as server:
+        pids = (server.process.pid, server_worker(server))
+        with stub_of(ready(server)) as stub:
+            before = scores(stub)
+        opened = [descriptors(pid) for pid in pids]
+        seen, bad = asyncio.run(send_all(ready(server)))
+        print(dict(seen))
+        assert not bad, bad[:3]
+        answered = sum(
+            count for (rpc, code), count in seen.items() if rpc in STREAMS and code == "OK"
+        )
+        assert answered > REQUEST_COUNT / 20, "nearly everything was refused: nothing was tried"
+        until(lambda: idle(pids[1]), patience=30)
+        found = server.metrics
+        assert found["scoring_queue_tokens"] == 0
+        assert found["scoring_num_requests_running"] == found["scoring_num_requests_waiting"] == 0
+        assert found["scoring_unread_reply_bytes"] == 0
+        until(lambda: server.metrics["scoring_kv_cache_usage_perc"] == 0.0, patience=10)
+        for pid, count in zip(pids, opened, strict=True):
+            until(lambda pid=pid, count=count: descriptors(pid) <= count + 2, patience=20)
+        assert server_worker(server) == pids[1]
+        assert "Traceback" not in "".join(server.err)
+        with stub_of(ready(server)) as stub:
+            assert scores(stub) == before
+
+
+def ready(server: Served) -> str:
+    return server.ready
+
+
+def server_worker(server: Served) -> int:
+    assert server.ready
+    return server.worker_pid

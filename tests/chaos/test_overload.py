@@ -1,0 +1,109 @@
+"""Ten times more than there is: refused at once, and no worse for those who are let in."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+
+from scoring_client.proto import service_pb2_grpc
+from tests.chaos.intensity import SOAK, short_or_long
+from tests.e2e.calls import reason_of, retry_delay_of, score_request
+from tests.e2e.processes import resident
+from tests.e2e.served import serving
+
+SECONDS = short_or_long(4, 60)
+REQUEST = score_request([1] * 20, [2] * 300, copies=3)
+TOKENS = 3 * 320
+QUEUE_CALLS = 12
+"""Calls that fit the queue: a full load, and what is beyond it is refused."""
+
+
+@dataclass
+class Seen:
+    """What came of a period."""
+
+    admitted: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    codes: Counter[str] = field(default_factory=Counter)
+    delays: list[float] = field(default_factory=list)
+
+    async def call(self, stub: Any) -> None:
+        began = time.monotonic()
+        try:
+            async for _ in stub.Score(REQUEST, timeout=120):
+                pass
+        except grpc.aio.AioRpcError as error:
+            self.codes[reason_of(error) or error.code().name] += 1
+            self.refused.append(time.monotonic() - began)
+            self.delays.append(retry_delay_of(error) or 0.0)
+        else:
+            self.codes["ok"] += 1
+            self.admitted.append(time.monotonic() - began)
+
+
+def p(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+async def full_load(stub: Any, seconds: float) -> Seen:
+    """As many calls at once as the queue holds, one after another."""
+    seen = Seen()
+    until = time.monotonic() + seconds
+
+    async def one() -> None:
+        while time.monotonic() < until:
+            await seen.call(stub)
+
+    await asyncio.gather(*(one() for _ in range(QUEUE_CALLS - 2)))
+    return seen
+
+
+async def overload(stub: Any, seconds: float, rate: float) -> Seen:
+    """Calls at a fixed rate, whatever comes of them."""
+    seen = Seen()
+    calls = []
+    began = time.monotonic()
+    for number in range(int(seconds * rate)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        calls.append(asyncio.create_task(seen.call(stub)))
+    await asyncio.gather(*calls)
+    return seen
+
+
+async def measure(target: str, pid: int) -> tuple[Seen, Seen, int]:
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = service_pb2_grpc.ScoringServiceStub(channel)
+        await full_load(stub, 1.0)
+        full = await full_load(stub, SECONDS)
+        rate = 10 * len(full.admitted) / SECONDS
+        before = resident(pid)
+        over = await overload(stub, SECONDS, rate)
+        return full, over, resident(pid) - before
+
+
+@pytest.mark.timeout(600)
+def test_ten_times_overload() -> None:
+    queue = str(QUEUE_CALLS * TOKENS)
+    with serving("--max-queue-tokens", queue) as server:
+        full, over, grown = asyncio.run(measure(server.ready, server.process.pid))
+    print(
+        f"full load: {len(full.admitted)} calls, p99 {p(full.admitted, 99):.3f} s; "
+        f"overload: {dict(over.codes)}, p99 of admitted {p(over.admitted, 99):.3f} s, "
+        f"refused p50 {1e3 * p(over.refused, 50):.1f} ms, p99 {1e3 * p(over.refused, 99):.1f} ms, "
+        f"memory +{grown >> 20} MiB"
+    )
+    assert set(full.codes) == {"ok"}
+    assert set(over.codes) == {"ok", "QUEUE_FULL"}
+    assert over.codes["QUEUE_FULL"] > 4 * over.codes["ok"]
+    assert min(over.delays) > 0, "every refusal says when to come back"
+    assert grown < 100 << 20
+    assert p(over.admitted, 99) <= 2 * p(full.admitted, 99)
+    # The client shares the machine with the server; CI asks for the typical case.
+    assert p(over.refused, 99 if SOAK else 50) <= 0.05

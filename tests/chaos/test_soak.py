@@ -1,0 +1,70 @@
+"""Mixed load for long: memory and descriptors stay where they were, answers the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.intensity import SOAK, short_or_long
+from tests.chaos.load import Load
+from tests.e2e.processes import children, cpu_seconds, descriptors, resident, until
+from tests.e2e.served import serving
+
+MINUTES = float(os.environ.get("SOAK_MINUTES", short_or_long(0.25, 30)))
+SAMPLES = 20
+
+
+@pytest.mark.timeout(7200)
+def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
+    # The prefix cache fills the pages that there are, and each audit brings a prefix that nobody
+    # asks for again: a soak gives it few pages, and has few audits.
+    rate = short_or_long(0.1, 0.004)
+    flags = f"--num-workers 2 --self-audit-rate {rate} --metrics-port 0 --memory-utilization 0.01"
+    with serving(*flags.split()) as server:
+        until(lambda: server.ready and server.metrics["scoring_worker_ready"] == 2, patience=120)
+        load = Load(server.ready, threads=3, pause=short_or_long(0.02, 0.2))
+        load.learn()
+        pids = [server.process.pid, *sorted(children(server.process.pid))]
+        figures = []
+        began = time.monotonic()
+        with load.running():
+            for _ in range(SAMPLES + 1):
+                figures.append(
+                    {
+                        "seconds": round(time.monotonic() - began, 1),
+                        "calls": len(load.outcomes),
+                        "resident_mib": [resident(pid) >> 20 for pid in pids],
+                        "descriptors": [descriptors(pid) for pid in pids],
+                    }
+                )
+                time.sleep(60 * MINUTES / SAMPLES)
+        assert [server.process.pid, *sorted(children(server.process.pid))] == pids
+        metrics = server.metrics
+        busy = [round(cpu_seconds(pid), 1) for pid in pids]
+    assert not load.wrong, load.wrong[:3]
+    assert set(load.counted()) == {"ok"}
+    # The audits compare with the numbers that were sent: on a CPU they are equal to the bit.
+    assert metrics["scoring_self_audits_total"] > 0
+    assert metrics["scoring_self_audit_max_difference"] == 0.0
+    # A third of the way is for caches to fill.
+    warm, last = figures[SAMPLES // 3], figures[-1]
+    grown = [b - a for a, b in zip(warm["resident_mib"], last["resident_mib"], strict=True)]
+    more = [b - a for a, b in zip(warm["descriptors"], last["descriptors"], strict=True)]
+    report = {
+        "minutes": MINUTES,
+        "calls": len(load.outcomes),
+        "audits": metrics["scoring_self_audits_total"],
+        "cpu_seconds": busy,
+        "grown_mib": grown,
+        "more_descriptors": more,
+        "figures": figures,
+    }
+    out = Path("benchmarks/results/soak.json") if SOAK else tmp_path / "soak.json"
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in report.items() if k != "figures"}))
+    assert max(grown) < 32, grown
+    assert max(more) <= 4, more

@@ -1,0 +1,22 @@
+"""What counts as a want of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scoring_service.engine import memory
+from scoring_service.engine.memory import is_out_of_memory
+
+
+def test_it_is_told_from_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(KeyError("a bug"))
+    # With nothing left to allocate, an error that a library words in its own way is one of memory.
+    monkeypatch.setattr(memory, "_WORKING_BYTES", 1 << 60)
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(KeyError("a bug"))

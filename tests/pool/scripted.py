@@ -1,0 +1,197 @@
+"""Workers that do what a test tells them, in place of a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from scoring_service.engine.events import (
+    CallFinished,
+    CallStarted,
+    Cancel,
+    Command,
+    Ready,
+    SampleSlice,
+    ScoreSlice,
+    Submit,
+)
+from scoring_service.engine.scoring import wanted_rows
+from scoring_service.pool.executor import OnEvent, WorkerExited
+from scoring_service.pool.observer import PoolObserver
+from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.settings import PoolSettings
+from scoring_service.types import (
+    Call,
+    CompletionTask,
+    EngineInfo,
+    GroupTask,
+    Processing,
+    RowBlock,
+    RowWants,
+    SampleCall,
+    SamplingTask,
+    ScoreCall,
+    Usage,
+)
+
+INFO = EngineInfo(
+    architecture="scripted",
+    vocab_size=100,
+    parameter_count=0,
+    max_sequence_tokens=10_000,
+    weight_version=1,
+    weights_digest="d",
+    dtype="float32",
+    head_dtype="float32",
+    backend="none",
+    device="cpu",
+    deterministic=True,
+    numerics_id="n",
+    packed=True,
+    path_reason="",
+    chunk_size=4,
+    eos_token_ids=(),
+    max_batch_tokens=16,
+)
+
+
+class ScriptedExecutor:
+    """Ready at once; keeps what it was given until the test lets it answer."""
+
+    def __init__(self, info: EngineInfo = INFO) -> None:
+        self.info = info
+        self.calls: dict[int, Call] = {}
+        self.cancelled: list[int] = []
+        self.killed = False
+        self.ready_at_once = True
+        self.offset = 0.0
+        self.row_bytes = 4
+
+    def start(self, on_event: OnEvent) -> None:
+        self.on_event = on_event
+        if self.ready_at_once:
+            on_event(Ready(self.info))
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, Submit):
+            self.calls[command.call.call_id] = command.call
+        elif isinstance(command, Cancel):
+            self.cancelled.append(command.call_id)
+            self.calls.pop(command.call_id, None)
+
+    def kill(self) -> None:
+        self.killed = True
+        self.die("SIGKILL", from_outside=True)
+
+    def stop(self, timeout: float) -> None:
+        """Nothing to end."""
+
+    def die(self, how: str = "exit code 1", *, from_outside: bool = False) -> None:
+        self.calls.clear()
+        self.on_event(WorkerExited(how, from_outside))
+
+    def score(self, call_id: int, most_rows: int | None = None) -> int:
+        """Answers rows of a call, one a slice, each with its index as log-prob; how many."""
+        call = self.calls[call_id]
+        assert isinstance(call, ScoreCall)
+        sent = 0
+        self.on_event(CallStarted(call_id))
+        for group in call.groups:
+            for completion in group.completions:
+                rows = wanted_rows(completion, call.next_token).tolist()
+                for place, row in enumerate(rows):
+                    if sent == most_rows:
+                        return sent
+                    block = RowBlock(1, np.array([row + self.offset], dtype=np.float32))
+                    last = place + 1 == len(rows)
+                    self.on_event(
+                        ScoreSlice(
+                            call_id, group.index, completion.index, 0, len(group.prompt_ids), row,
+                            block, last, 1, self.row_bytes,
+                        )
+                    )  # fmt: skip
+                    sent += 1
+        self.finish(call_id)
+        return sent
+
+    def draw(self, call_id: int, most_tokens: int | None = None) -> int:
+        """Draws samples token by token: each token is its position; how many."""
+        call = self.calls[call_id]
+        assert isinstance(call, SampleCall)
+        sent = 0
+        for task in call.prompts:
+            for index in task.sample_indices:
+                for place in range(len(task.drawn_before(index)), task.max_tokens):
+                    if sent == most_tokens:
+                        return sent
+                    last = place + 1 == task.max_tokens
+                    one = np.array([place], dtype=np.int32)
+                    self.on_event(
+                        SampleSlice(
+                            call_id, task.index, index, 0, 1, task.seed, place, last, one,
+                            one.astype(np.float32), one.astype(np.float32), None, None, "",
+                            "length" if last else None, None, 1, 12,
+                        )
+                    )  # fmt: skip
+                    sent += 1
+        self.finish(call_id)
+        return sent
+
+    def finish(self, call_id: int) -> None:
+        call = self.calls.pop(call_id)
+        self.on_event(CallFinished(call_id, Usage(computed_tokens=call.tokens, head_rows=1)))
+
+
+class Scripted:
+    """A pool of scripted workers; `workers[i]` is the one that runs now in slot i."""
+
+    def __init__(self, count: int, observer: PoolObserver | None = None, **settings: Any) -> None:
+        self.starts: list[list[ScriptedExecutor]] = [[] for _ in range(count)]
+        self.prepare: Callable[[ScriptedExecutor], None] = lambda _executor: None
+        fields = {"max_queue_tokens": 10_000, "first_backoff": 0.01, **settings}
+        self.pool = WorkerPool(
+            self._make, PoolSettings(workers=count, **fields), "scripted", observer
+        )
+
+    def _make(self, index: int) -> ScriptedExecutor:
+        executor = ScriptedExecutor()
+        self.prepare(executor)
+        self.starts[index].append(executor)
+        return executor
+
+    @property
+    def workers(self) -> list[ScriptedExecutor]:
+        return [started[-1] for started in self.starts]
+
+    @property
+    def busy(self) -> list[int]:
+        return [index for index, worker in enumerate(self.workers) if worker.calls]
+
+    async def start(self) -> Scripted:
+        self.pool.start()
+        await settled()
+        return self
+
+
+async def settled() -> None:
+    """Lets everything that is under way in the event loop arrive."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def score_call(
+    call_id: int, prompt: list[int], *lengths: int, priority: int = 0, **fields: Any
+) -> ScoreCall:
+    completions = tuple(
+        CompletionTask(i, np.arange(n, dtype=np.int32), ((0, n),)) for i, n in enumerate(lengths)
+    )
+    group = GroupTask(0, np.array(prompt, dtype=np.int32), completions, Processing(), 0)
+    return ScoreCall(call_id, (group,), RowWants(), priority=priority, **fields)
+
+
+def sample_call(call_id: int, n: int, max_tokens: int) -> SampleCall:
+    task = SamplingTask(0, np.array([1], dtype=np.int32), n, 5, 0, Processing(), 0, max_tokens)
+    return SampleCall(call_id, (task,))

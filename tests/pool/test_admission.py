@@ -1,0 +1,173 @@
+"""The queue's bounds, each client's share of them, and when to come back."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+
+from scoring_service.errors import Reason, ServiceError
+from scoring_service.pool.admission import Admission, Ticket
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def queue(most: int = 1000, reply: int = 10**9) -> tuple[Admission, Clock]:
+    clock = Clock()
+    return Admission(most, reply, clock), clock
+
+
+def admit(
+    queue: Admission,
+    call_id: int,
+    tokens: int,
+    client: str = "a",
+    *,
+    priority: int = 0,
+    reply: int = 0,
+    deadline: float = math.inf,
+) -> None:
+    queue.admit(Ticket(call_id, client, priority, tokens, reply), deadline)
+
+
+def refusal(queue: Admission, call_id: int, tokens: int, client: str = "a", **fields: Any) -> float:
+    """RetryInfo of a call that must be refused."""
+    with pytest.raises(ServiceError) as refused:
+        admit(queue, call_id, tokens, client, **fields)
+    assert refused.value.fault.reason is Reason.QUEUE_FULL
+    assert refused.value.fault.retry_after is not None
+    return refused.value.fault.retry_after
+
+
+def test_a_call_larger_than_the_queue_is_let_in_alone() -> None:
+    admission, _ = queue(1000)
+    admit(admission, 1, 5000)
+    refusal(admission, 2, 1, client="b")
+    admission.release(1)
+    admit(admission, 3, 1, client="b")
+    refusal(admission, 4, 5000, client="b")
+
+
+def test_the_bound_holds_whatever_comes_and_goes() -> None:
+    """Against a plain sum over what was admitted."""
+    rng = random.Random(7)
+    admission, _ = queue(1000)
+    held: dict[int, int] = {}
+    for call_id in range(3000):
+        tokens = rng.randint(1, 300)
+        try:
+            admit(admission, call_id, tokens, client=rng.choice("abc"))
+            held[call_id] = tokens
+        except ServiceError:
+            assert sum(held.values()) + tokens > 1000 * 0.48, "refused with room for everybody"
+        assert admission.tokens == sum(held.values()) <= 1000
+        while held and rng.random() < 0.4:
+            done = rng.choice(list(held))
+            if rng.random() < 0.5:
+                part = rng.randint(0, held[done])
+                admission.finished(done, part)
+                held[done] -= part
+            else:
+                admission.release(done)
+                del held[done]
+    for call_id in held:
+        admission.release(call_id)
+    assert admission.tokens == 0
+    admit(admission, 9999, 10**6)
+
+
+def flood(admission: Admission) -> None:
+    for call_id in range(1000):
+        try:
+            admit(admission, call_id, 10, client="flood")
+        except ServiceError:
+            return
+    raise AssertionError("nothing stops it")
+
+
+def test_a_client_that_floods_leaves_room_for_others() -> None:
+    admission, _ = queue(1000)
+    flood(admission)
+    assert 930 <= admission.tokens <= 950, "16/17"
+    for call_id in range(10_000, 10_002):
+        admit(admission, call_id, 10, client="light")
+    admission.check_room("third")
+    with pytest.raises(ServiceError):
+        admission.check_room("flood")
+
+
+def test_the_time_to_retry_follows_the_measured_rate() -> None:
+    admission, clock = queue(1000)
+    admit(admission, 1, 800)
+    for _ in range(8):
+        clock.now += 1.0
+        admission.finished(1, 50)
+    assert admission.tokens == 400
+    assert admission.throughput.rate == pytest.approx(50.0, rel=1e-6)
+    # 500 of 1,000 tokens too many, at 50 a second.
+    assert refusal(admission, 2, 1100, client="b") == pytest.approx(400 / 50.0, rel=0.01)
+    assert refusal(admission, 2, 850, client="b") == pytest.approx(250 / 50.0, rel=0.01)
+
+
+def test_idle_time_does_not_slow_the_rate() -> None:
+    admission, clock = queue(1000)
+    for call_id in range(3):
+        admit(admission, call_id, 100)
+        clock.now += 1.0
+        admission.finished(call_id, 100)
+        admission.release(call_id)
+        clock.now += 3600.0
+    assert admission.throughput.rate == pytest.approx(100.0, rel=1e-6)
+
+
+def test_a_call_that_would_start_after_its_deadline_is_refused_at_once() -> None:
+    admission, clock = queue(10_000)
+    admission.turn_tokens = 100
+    for call_id in range(10):
+        admit(admission, call_id, 300)
+    clock.now += 10.0
+    admission.finished(0, 100)  # 10 a second, and each of ten calls takes a turn of 100
+    assert refusal(admission, 20, 10, deadline=clock.now + 60) == pytest.approx(40.0, rel=0.01)
+    admit(admission, 21, 10, deadline=clock.now + 110)
+    admit(admission, 22, 10, client="light", deadline=clock.now + 1)
+    # Of the other client it waits for as much as of its own.
+    refusal(admission, 23, 10, client="light", deadline=clock.now + 1)
+    admit(admission, 24, 10, client="light", deadline=clock.now + 3)
+    admit(admission, 25, 10, deadline=clock.now + 1, priority=1)
+
+
+def test_one_long_call_does_not_make_a_short_one_late() -> None:
+    admission, clock = queue(10**7)
+    admit(admission, 1, 10**6)
+    clock.now += 1.0
+    admission.finished(1, 4096)
+    admit(admission, 2, 10, deadline=clock.now + 2.0)
+
+
+def test_reply_bytes_are_bounded_too() -> None:
+    admission, _ = queue(1000, reply=1 << 20)
+    admit(admission, 1, 10, reply=1 << 19)
+    admit(admission, 2, 10, reply=1 << 19, client="b")
+    refusal(admission, 3, 10, reply=1, client="c")
+    admit(admission, 4, 10, reply=0, client="c")
+    admission.release(1)
+    admit(admission, 5, 10, reply=1, client="c")
+
+
+def test_tokens_ahead_count_what_goes_first_and_is_not_computed() -> None:
+    admission, _ = queue(1000)
+    admit(admission, 1, 100)
+    admit(admission, 2, 50, client="b", priority=1)
+    admit(admission, 3, 10)
+    assert admission.tokens_ahead(3) == 150
+    assert admission.tokens_ahead(2) == 0
+    admission.finished(1, 70)
+    assert admission.tokens_ahead(3) == 80

@@ -1,0 +1,97 @@
+"""Turns: priority first, then the client that was served least."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from scoring_service.pool.fair_queue import FairQueue
+
+
+@dataclass(frozen=True)
+class Waiting:
+    client: str
+    arrival: int
+    priority: int = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return -self.priority, self.arrival
+
+
+def served(queue: FairQueue[Waiting], turns: int, tokens: int = 10) -> list[str]:
+    order = []
+    for _ in range(turns):
+        item = queue.first()
+        assert item is not None
+        order.append(item.client)
+        queue.charge(item, tokens)
+        queue.remove(item)
+    return order
+
+
+def test_one_call_of_a_light_client_does_not_wait_for_a_hundred_of_a_heavy_one() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    for arrival in range(100):
+        queue.add(Waiting("heavy", arrival))
+    assert served(queue, 5) == ["heavy"] * 5
+    queue.add(Waiting("light", 100))
+    assert "light" in served(queue, 2)
+
+
+def test_clients_get_the_same_number_of_tokens_however_they_cut_them() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    for arrival in range(1000):
+        queue.add(Waiting("small", 2 * arrival))
+        queue.add(Waiting("large", 2 * arrival + 1))
+    tokens: Counter[str] = Counter()
+    for _ in range(300):
+        item = queue.first()
+        assert item is not None
+        cost = 10 if item.client == "small" else 90
+        tokens[item.client] += cost
+        queue.charge(item, cost)
+        queue.remove(item)
+    assert abs(tokens["small"] - tokens["large"]) <= 90
+
+
+def test_priority_goes_before_turns_and_arrival_decides_among_equals() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    for item in (Waiting("a", 1), Waiting("b", 2), Waiting("a", 3, 5), Waiting("a", 4, 5)):
+        queue.add(item)
+    order = []
+    while (item := queue.first()) is not None:
+        order.append(item.arrival)
+        queue.charge(item, 100)
+        queue.remove(item)
+    assert order == [3, 4, 2, 1]
+
+
+def test_who_leaves_and_comes_back_gains_nothing_and_loses_nothing() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    for arrival in range(50):
+        queue.add(Waiting("steady", arrival))
+    served(queue, 20)
+    queue.add(Waiting("back", 50))
+    queue.add(Waiting("back", 51))
+    assert sorted(served(queue, 4)) == ["back", "back", "steady", "steady"]
+    queue.add(Waiting("steady", 1))
+    queue.add(Waiting("steady", 1))
+    assert len({id(queue.first())}) == 1
+
+
+def test_a_clients_own_calls_take_turns_too() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    long, short = Waiting("a", 1), Waiting("a", 2)
+    queue.add(long)
+    for _ in range(5):
+        assert queue.first() is long
+        queue.charge(long, 100)
+    queue.add(short)
+    order = []
+    for _ in range(4):
+        item = queue.first()
+        assert item is not None
+        order.append(item.arrival)
+        queue.charge(item, 100)
+    assert sorted(order) == [1, 1, 2, 2]

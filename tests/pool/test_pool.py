@@ -1,0 +1,336 @@
+"""Workers that die, hang, crash and disagree; calls that wait, move and expire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+
+from scoring_service.engine.events import (
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    Heartbeat,
+    SampleSlice,
+    ScoreSlice,
+    WorkerStats,
+)
+from scoring_service.errors import Reason, ServiceError
+from scoring_service.pool.pool import PoolState
+from scoring_service.pool.stream import PART_CREDIT, UNREAD_LIMIT, CallStream
+from scoring_service.types import RowWants
+from tests.pool.scripted import INFO, Scripted, sample_call, score_call, settled
+
+
+def drain(stream: CallStream) -> list[CallEvent]:
+    events = []
+    while (event := stream.next_nowait()) is not None:
+        events.append(event)
+    return events
+
+
+def rows(events: list[CallEvent]) -> list[tuple[int, float]]:
+    return [
+        (event.completion_index, float(event.block.logprobs[0]))
+        for event in events
+        if isinstance(event, ScoreSlice)
+    ]
+
+
+def fault(events: list[CallEvent]) -> Reason:
+    (failed,) = [event for event in events if isinstance(event, CallFailed)]
+    assert events[-1] is failed
+    return failed.fault.reason
+
+
+async def test_what_a_dead_worker_had_not_answered_goes_to_another_once() -> None:
+    made = await Scripted(2).start()
+    async with made.pool.run(score_call(1, [1], 5, 4)) as stream:
+        (first,) = made.busy
+        (part,) = made.workers[first].calls
+        made.workers[first].score(part, most_rows=7)
+        await settled()
+        made.workers[first].die("SIGKILL", from_outside=True)
+        await settled()
+        (second,) = made.busy
+        assert second != first
+        (part,) = made.workers[second].calls
+        assert made.workers[second].score(part) == 2, "rows that were sent are not computed again"
+        await settled()
+        events = drain(stream)
+    assert rows(events) == [(0, i) for i in range(5)] + [(1, i) for i in range(4)]
+    assert isinstance(events[-1], CallFinished)
+    usage = events[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.head_rows) == (1, 9, 8)
+    assert sum(isinstance(event, CallFinished) for event in events) == 1
+
+
+async def test_the_second_death_ends_the_call() -> None:
+    made = await Scripted(3).start()
+    async with made.pool.run(score_call(1, [1], 5)) as stream:
+        for _ in range(2):
+            (index,) = made.busy
+            made.workers[index].die("SIGKILL", from_outside=True)
+            await settled()
+        events = drain(stream)
+    assert fault(events) is Reason.WORKER_DIED
+    assert events[-1].fault.retry_after is not None  # type: ignore[union-attr]
+
+
+async def test_without_another_worker_the_call_ends_and_one_that_waits_stays() -> None:
+    made = await Scripted(1).start()
+    large = score_call(1, [1], *[60] * 4)
+    async with made.pool.run(large) as first, made.pool.run(score_call(2, [1], 60)) as second:
+        assert len(made.workers[0].calls) == 2, "more than its window does not go out"
+        made.workers[0].die("SIGKILL", from_outside=True)
+        await settled()
+        assert fault(drain(first)) is Reason.WORKER_DIED
+        assert drain(second) == []
+        assert made.pool.state is PoolState.LOADING
+        await asyncio.sleep(0.05)
+        assert made.pool.state is PoolState.READY
+        (part,) = made.workers[0].calls
+        made.workers[0].score(part)
+        await settled()
+        assert isinstance(drain(second)[-1], CallFinished)
+
+
+async def test_a_sample_goes_on_where_it_was() -> None:
+    made = await Scripted(2).start()
+    async with made.pool.run(sample_call(1, n=3, max_tokens=4)) as stream:
+        (first,) = made.busy
+        (part,) = made.workers[first].calls
+        made.workers[first].draw(part, most_tokens=6)
+        await settled()
+        made.workers[first].die("SIGKILL", from_outside=True)
+        await settled()
+        (second,) = made.busy
+        (part,) = made.workers[second].calls
+        assert made.workers[second].draw(part) == 6
+        await settled()
+        events = drain(stream)
+    drawn = [
+        (e.sample_index, e.start, e.token_ids.tolist())
+        for e in events
+        if isinstance(e, SampleSlice)
+    ]
+    assert drawn == [(index, place, [place]) for index in range(3) for place in range(4)]
+    assert isinstance(events[-1], CallFinished)
+    assert events[-1].usage.sampled_tokens == 6, "those of the dead worker, which reported none"
+
+
+async def test_a_worker_that_goes_silent_is_killed_and_its_work_moves() -> None:
+    made = await Scripted(2, heartbeat_timeout=0.5).start()
+    async with made.pool.run(score_call(1, [1], 5)) as stream:
+        (hung,) = made.busy
+        other = 1 - hung
+        silent = made.workers[hung]
+        deadline = time.monotonic() + 20
+        while not silent.killed and time.monotonic() < deadline:
+            beat = Heartbeat(0.0, WorkerStats())
+            for worker in made.workers:
+                if worker is not silent:
+                    worker.on_event(beat)
+            await asyncio.sleep(0.1)
+        assert silent.killed
+        await settled()
+        assert made.busy == [other]
+        (part,) = made.workers[other].calls
+        made.workers[other].score(part)
+        await settled()
+        assert rows(drain(stream)) == [(0, i) for i in range(5)]
+        assert len(made.starts[other]) == 1
+
+
+async def test_a_step_that_does_not_end_is_a_hang_though_the_heart_beats() -> None:
+    made = await Scripted(2, step_timeout=100.0).start()
+    made.workers[0].on_event(Heartbeat(99.0, WorkerStats()))
+    await settled()
+    assert not made.workers[0].killed
+    made.workers[0].on_event(Heartbeat(101.0, WorkerStats()))
+    await settled()
+    assert made.starts[0][0].killed
+
+
+async def test_a_crash_loop_is_told_with_its_reason_and_ends_when_a_worker_answers_again() -> None:
+    made = await Scripted(1, crash_limit=3, longest_backoff=0.3).start()
+    for _ in range(3):
+        made.workers[0].die("SIGSEGV")
+        await asyncio.sleep(0.1)
+    assert made.pool.state is PoolState.CRASH_LOOP
+    assert "died 3 times in a row, last by SIGSEGV" in made.pool.stage
+    with pytest.raises(ServiceError) as refused:
+        _ = made.pool.info
+    assert refused.value.fault.reason is Reason.CRASH_LOOP
+    await asyncio.sleep(0.5)
+    assert made.pool.state is PoolState.READY
+
+
+async def test_kills_of_a_worker_that_answers_are_no_crash_loop() -> None:
+    made = await Scripted(1, crash_limit=3).start()
+    for _ in range(8):
+        made.workers[0].die("SIGKILL", from_outside=True)
+        await asyncio.sleep(0.05)
+        assert made.pool.state is PoolState.READY
+    assert len(made.starts[0]) == 9
+
+
+async def test_a_worker_with_other_weights_takes_no_part() -> None:
+    made = Scripted(2)
+    others = iter([INFO, replace(INFO, weights_digest="other")])
+    made.prepare = lambda executor: setattr(executor, "info", next(others, INFO))
+    await made.start()
+    assert made.starts[1][0].killed
+    await asyncio.sleep(0.1)
+    assert made.workers[1] is not made.starts[1][0]
+    assert made.pool.state is PoolState.READY
+    assert made.pool.info.weights_digest == "d"
+
+
+async def test_a_prompt_goes_to_the_worker_that_has_it_unless_that_one_has_too_much_to_do() -> None:
+    made = await Scripted(2).start()
+    prompt = list(range(40))
+    homes = []
+    for call_id in range(1, 5):
+        async with made.pool.run(score_call(call_id, prompt, 3)):
+            homes += made.busy
+            for worker in made.workers:
+                for part in list(worker.calls):
+                    worker.score(part)
+            await settled()
+    assert len(set(homes)) == 1
+    async with (
+        made.pool.run(score_call(10, [99], 90)),
+        made.pool.run(score_call(11, [98], 30)),
+        made.pool.run(score_call(12, prompt, 3)),
+    ):
+        loads = [sum(call.tokens for call in worker.calls.values()) for worker in made.workers]
+        assert sorted(loads) == [74, 91], "43 tokens wait less beside 31 than behind 91"
+
+
+async def test_a_call_of_many_parts_is_shared_by_the_workers() -> None:
+    made = await Scripted(2).start()
+    async with made.pool.run(score_call(1, [1], *[60] * 4)) as stream:
+        assert made.busy == [0, 1]
+        while made.busy:
+            for worker in made.workers:
+                for part in list(worker.calls):
+                    worker.score(part)
+            await settled()
+        events = drain(stream)
+    assert sorted(rows(events)) == [(c, i) for c in range(4) for i in range(60)]
+    assert events[-1].usage.completion_tokens == 240  # type: ignore[union-attr]
+    assert events[-1].usage.prompt_tokens == 1  # type: ignore[union-attr]
+
+
+async def test_a_call_that_expires_while_it_waits_never_reaches_a_worker() -> None:
+    made = await Scripted(1).start()
+    async with made.pool.run(score_call(1, [1], 120)) as running:
+        late = score_call(2, [1], 60, deadline=time.monotonic() + 0.05)
+        async with made.pool.run(late) as waiting:
+            await asyncio.sleep(0.1)
+            (part,) = made.workers[0].calls
+            made.workers[0].score(part)
+            await settled()
+            assert isinstance(drain(running)[-1], CallFinished)
+            assert not made.workers[0].calls
+            assert fault(drain(waiting)) is Reason.DEADLINE_EXCEEDED
+    assert made.pool.queued_tokens == 0
+
+
+async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
+    made = await Scripted(2).start()
+    async with made.pool.run(score_call(1, [1], *[60] * 8)):
+        parts = {part for worker in made.workers for part in worker.calls}
+        assert made.pool.queued_tokens > 0
+    assert {part for worker in made.workers for part in worker.cancelled} == parts
+    assert made.pool.queued_tokens == 0
+    assert all(w.load == w.samples == w.reply_bytes == 0 for w in made.pool.workers)
+
+
+async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it() -> None:
+    made = await Scripted(1, reader_timeout=0.2).start()
+    async with (
+        made.pool.run(score_call(1, [1], *[60] * 8)) as slow,
+        made.pool.run(score_call(2, [1], 60)) as quick,
+    ):
+        slow.unread = UNREAD_LIMIT
+        made.pool._replies.add("", UNREAD_LIMIT)
+        for _ in range(10):
+            for part in list(made.workers[0].calls):
+                made.workers[0].score(part)
+            await settled()
+        assert isinstance(drain(quick)[-1], CallFinished)
+        assert slow.waiting, "no further part is computed"
+        await asyncio.sleep(1.5)
+        assert fault(drain(slow)) is Reason.READER_STALLED
+        assert slow.unread == 0
+
+
+async def test_a_part_whose_reader_holds_it_back_leaves_its_place_to_others() -> None:
+    made = await Scripted(1).start()
+    worker = made.workers[0]
+    worker.row_bytes = PART_CREDIT
+    large = replace(score_call(1, [1], 120), wants=RowWants(top_k=10_000))
+    async with made.pool.run(large) as stalled, made.pool.run(score_call(2, [1], 60)) as other:
+        (first,) = worker.calls
+        worker.score(first, most_rows=1)
+        await settled()
+        assert len(worker.calls) == 1, "its credit is not used up yet"
+        worker.score(first, most_rows=1)
+        await settled()
+        assert len(worker.calls) == 2
+        (_, second) = worker.calls
+        worker.row_bytes = 4
+        worker.score(second)
+        await settled()
+        assert isinstance(drain(other)[-1], CallFinished)
+        assert made.pool.unread_bytes == 2 * PART_CREDIT + 240
+        stalled.taken(2 * PART_CREDIT)
+        assert made.pool.unread_bytes == 240
+        assert made.pool.workers[0].load == 121
+    assert made.pool.workers[0].load == 0
+
+
+async def test_urgent_calls_do_not_wait_for_the_window() -> None:
+    made = await Scripted(1).start()
+    async with (
+        made.pool.run(score_call(1, [1], *[60] * 8)),
+        made.pool.run(score_call(2, [1], 100)),
+        made.pool.run(score_call(3, [2], 100, priority=5)),
+    ):
+        urgent = [c for c in made.workers[0].calls.values() if c.priority == 5]
+        assert len(urgent) == 1
+
+
+async def test_a_drain_lets_calls_end_and_refuses_new_ones() -> None:
+    made = await Scripted(1).start()
+    async with made.pool.run(score_call(1, [1], 5)) as stream:
+        draining = asyncio.create_task(made.pool.drain(10.0))
+        await settled()
+        with pytest.raises(ServiceError) as refused:
+            async with made.pool.run(score_call(2, [1], 5)):
+                pass
+        assert refused.value.fault.reason is Reason.DRAINING
+        (part,) = made.workers[0].calls
+        made.workers[0].score(part)
+        await settled()
+        assert isinstance(drain(stream)[-1], CallFinished)
+    await draining
+
+
+async def test_clients_take_turns() -> None:
+    made = await Scripted(1, max_queue_tokens=10**6).start()
+    order: list[str] = []
+    async with (
+        made.pool.run(score_call(1, [1], *[60] * 40), "heavy"),
+        made.pool.run(score_call(2, [1], *[60] * 6), "light") as light,
+    ):
+        while not light.ended:
+            part = next(iter(made.workers[0].calls))
+            order.append(made.pool.workers[0].parts[part].stream.client)
+            made.workers[0].score(part)
+            await settled()
+    assert order.count("heavy") <= order.count("light") + 4, order

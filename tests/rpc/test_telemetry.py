@@ -1,0 +1,194 @@
+"""Metrics that add up, traces that hang together, labels that stay few."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client.parser import text_string_to_metric_families
+
+from scoring_client.proto import context_pb2, sample_pb2, score_pb2
+from scoring_service.models import tiny_model_path
+from scoring_service.pool.local import LocalExecutor
+from scoring_service.telemetry.labels import OTHER, BoundedLabel
+from scoring_service.telemetry.metrics import Metrics
+from scoring_service.telemetry.telemetry import Telemetry
+from scoring_service.telemetry.traces import OtelTraces
+from scoring_service.types import EngineConfig
+from tests.rpc.calls import collect, group
+from tests.rpc.conftest import RunningServer, run_server
+
+DASHBOARD = Path(__file__).parents[2] / "dashboards" / "scoring-service.json"
+
+
+class Watched:
+    """A server with metrics on a port and traces in memory."""
+
+    def __init__(self, server: RunningServer, port: int, spans: InMemorySpanExporter) -> None:
+        self.server = server
+        self.spans = spans
+        self._port = port
+
+    def read(self) -> dict[str, float]:
+        """Samples by name and labels, as Prometheus reads them."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics") as answer:
+            text = answer.read().decode()
+        return {
+            sample.name
+            + "".join(f"|{k}={v}" for k, v in sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    async def total(self, name: str) -> float:
+        """Sum over labels of a metric."""
+        found = await asyncio.to_thread(self.read)
+        return sum(value for key, value in found.items() if key.partition("|")[0] == name)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def watched() -> AsyncIterator[Watched]:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    telemetry = Telemetry(Metrics("team"), OtelTraces(provider))
+    config = EngineConfig(model=str(tiny_model_path()))
+    async with run_server(lambda _index: LocalExecutor(config), telemetry=telemetry) as running:
+        telemetry.metrics.watch(running.pool)
+        yield Watched(running, telemetry.metrics.serve("127.0.0.1", 0), spans)
+
+
+def request(**context: Any) -> score_pb2.ScoreRequest:
+    return score_pb2.ScoreRequest(
+        groups=[group([1] * 5, [2, 3], [4])], context=context_pb2.RequestContext(**context)
+    )
+
+
+async def test_metrics_add_up_to_the_summaries(watched: Watched) -> None:
+    names = {
+        "scoring_prompt_tokens_total": "prompt_tokens",
+        "scoring_scored_tokens_total": "completion_tokens",
+        "scoring_sampled_tokens_total": "sampled_tokens",
+        "scoring_computed_tokens_total": "computed_tokens",
+        "scoring_cached_tokens_total": "cached_tokens",
+        "scoring_head_rows_total": "head_rows",
+        "scoring_reply_bytes_total": "reply_bytes",
+    }
+    before = {name: await watched.total(name) for name in names}
+    sampling = sample_pb2.SamplingParams(max_tokens=4, ignore_eos=True)
+    drawn = sample_pb2.SampleRequest(
+        prompts=[sample_pb2.SamplePrompt(token_ids=[1, 2])], n=3, sampling=sampling
+    )
+    stub = watched.server.stub
+    answers = [await collect(call) for call in (*[stub.Score(request())] * 1, stub.Sample(drawn))]
+    usages = [messages[-1].summary.usage for messages in answers]
+    for name, field in names.items():
+        expected = sum(getattr(usage, field) for usage in usages)
+        assert await watched.total(name) - before[name] == expected, name
+    assert sum(usage.sampled_tokens for usage in usages) == 12
+    assert await watched.total("scoring_num_requests_running") == 0
+    assert await watched.total("scoring_num_requests_waiting") == 0
+    assert await watched.total("scoring_queue_tokens") == 0
+    assert await watched.total("scoring_unread_reply_bytes") == 0
+    assert await watched.total("scoring_request_queue_time_seconds_count") >= 2
+
+
+async def test_every_rpc_is_counted_with_its_status(watched: Watched) -> None:
+    stub = watched.server.stub
+    bad = score_pb2.ScoreRequest(model="another", groups=[group([1], [2])])
+    with pytest.raises(grpc.aio.AioRpcError):
+        await collect(stub.Score(bad))
+    sampling = sample_pb2.SamplingParams(max_tokens=4000, ignore_eos=True)
+    long = sample_pb2.SampleRequest(
+        prompts=[sample_pb2.SamplePrompt(token_ids=[1])], n=50, sampling=sampling
+    )
+    cancelled = stub.Sample(long)
+    await cancelled.read()
+    cancelled.cancel()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await collect(stub.Sample(long, timeout=0.3))
+    await collect(stub.Score(request()))
+    labels = "|grpc_service=scoring.v1.ScoringService|grpc_type=server_stream"
+    wanted = {
+        f"grpc_server_handled_total|grpc_code={code}|grpc_method={method}{labels}"
+        for code, method in (
+            ("NOT_FOUND", "Score"),
+            ("OK", "Score"),
+            ("CANCELLED", "Sample"),
+            ("DEADLINE_EXCEEDED", "Sample"),
+        )
+    }
+    for _ in range(100):  # the end of a cancelled call takes its time
+        found = await asyncio.to_thread(watched.read)
+        if wanted <= found.keys():
+            break
+        await asyncio.sleep(0.1)
+    assert wanted <= found.keys(), wanted - found.keys()
+    started = sum(v for k, v in found.items() if k.startswith("grpc_server_started_total"))
+    handled = sum(v for k, v in found.items() if k.startswith("grpc_server_handled_total"))
+    assert started == handled
+
+
+async def test_usage_is_counted_by_a_tag_of_few_values(watched: Watched) -> None:
+    for team in ("red", "blue", "red"):
+        await collect(watched.server.stub.Score(request(tags={"team": team, "run": "1"})))
+    found = await asyncio.to_thread(watched.read)
+    assert found["scoring_scored_tokens_total|identity=|tag=red"] == 6
+    assert found["scoring_scored_tokens_total|identity=|tag=blue"] == 3
+
+
+def test_a_label_that_callers_decide_stays_bounded() -> None:
+    label = BoundedLabel(most=3)
+    assert [label.of(value) for value in "abcdab"] == ["a", "b", "c", OTHER, "a", "b"]
+
+
+async def test_a_call_is_a_span_of_the_callers_trace_with_its_parts(watched: Watched) -> None:
+    watched.spans.clear()
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    metadata = (("traceparent", f"00-{trace}-{parent}-01"),)
+    ids = {"request_id": "r-1", "tags": {"run": "7"}}
+    await collect(watched.server.stub.Score(request(**ids), metadata=metadata))
+    spans = {span.name: span for span in watched.spans.get_finished_spans()}
+    assert spans.keys() == {"scoring.v1.ScoringService/Score", "queue", "steps", "stream"}
+    assert {f"{span.context.trace_id:032x}" for span in spans.values()} == {trace}
+    call = spans["scoring.v1.ScoringService/Score"]
+    assert call.parent is not None
+    assert f"{call.parent.span_id:016x}" == parent
+    assert call.attributes is not None
+    assert call.attributes["scoring.request_id"] == "r-1"
+    assert call.attributes["scoring.tag.run"] == "7"
+    for name in ("queue", "steps", "stream"):
+        child = spans[name]
+        assert child.parent is not None
+        assert child.parent.span_id == call.context.span_id
+        assert call.start_time <= child.start_time <= child.end_time <= call.end_time  # type: ignore[operator]
+    assert spans["queue"].end_time == spans["steps"].start_time
+
+
+async def test_the_dashboard_shows_metrics_that_exist(watched: Watched) -> None:
+    await collect(watched.server.stub.Score(request()))
+    exposed = {key.partition("|")[0] for key in await asyncio.to_thread(watched.read)}
+    # Those that have no sample before something went wrong, and those of a worker process.
+    known = exposed | {
+        "scoring_requests_refused_total",
+        "scoring_worker_restarts_total",
+        "scoring_self_audits_total",
+        "scoring_rows_per_step_sum",
+        "scoring_rows_per_step_count",
+    }
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    used = set(re.findall(r"\b(?:scoring|grpc_server)_\w+", " ".join(expressions)))
+    assert len(used) > 20
+    assert used <= known, used - known
