@@ -37,8 +37,14 @@ else
 	@exec $(BIN)/scoring-service serve $(MODEL) $(ARGS)
 endif
 
+# Two files at a time; faults and overload by themselves, because they are about time.
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest -q $(or $(ARGS),tests)
+ifdef ARGS
+	$(BIN)/python -m pytest -q $(ARGS)
+else
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --ignore tests/chaos tests
+	$(BIN)/python -m pytest -q tests/chaos
+endif
 
 test-mismatch: $(INSTALLED) ## mismatch KL between samples of SmolLM2 and a trainer's replay
 	SMOLLM2=1 $(BIN)/python -m pytest -q -s tests/training/test_sampler_and_trainer.py -k smollm2

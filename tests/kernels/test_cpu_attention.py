@@ -221,16 +221,18 @@ def test_random_trees(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_company_and_threads_change_no_bit(kernels: CpuKernels, dtype: torch.dtype) -> None:
     walks, _ = tree(list(range(40, 340)), 20, [[64], [33], [64]])
-    tensors = random_tensors(SHAPES[0], 20 + 64 + 33 + 64, dtype, seed=4)
-    together = attend(kernels, tensors, walks, [(3, np.arange(100, 228))], {})
+    rows = 20 + 64 + 33 + 64
+    tensors = random_tensors(SHAPES[0], rows + 1, dtype, seed=4)
+    sampled = [(rows, np.arange(100, 228))]
+    together = attend(kernels, tensors, walks, sampled, {})
     for node in walks[0].nodes[1:]:
         alone = [Walk(walks[0].prefix_slots, (walks[0].nodes[0], node))]
-        rows = slice(node.start, node.stop)
-        assert torch.equal(attend(kernels, tensors, alone, [], {})[rows], together[rows])
+        own = slice(node.start, node.stop)
+        assert torch.equal(attend(kernels, tensors, alone, [], {})[own], together[own])
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        again = attend(kernels, tensors, walks, [(3, np.arange(100, 228))], {})
+        again = attend(kernels, tensors, walks, sampled, {})
     finally:
         torch.set_num_threads(before)
     assert torch.equal(again, together)
