@@ -58,7 +58,10 @@ def test_a_cache_that_cannot_be_written(
     library = compiled_library()
     assert library.is_file()
     assert fake_compiler / "file" not in library.parents
-    library.unlink()
+    # A folder of its own each time, closed to others: a library that somebody put there beforehand
+    # under a name that can be guessed would be run.
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+    assert compiled_library().parent != library.parent
 
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -61,13 +63,14 @@ def compiled_library() -> Path:
     raise KernelsUnavailableError("there is no folder to keep them in")
 
 
-def _folders() -> list[Path]:
+def _folders() -> Iterator[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    # The last resort is never shared: whoever can write a library's folder can run code here.
-    return [
-        cache / "scoring-service",
-        Path(tempfile.gettempdir()) / f"scoring-service-{os.getpid()}",
-    ]
+    yield cache / "scoring-service"
+    # The last resort has a name that nobody can guess: whoever can make a library's folder
+    # beforehand can run code here.
+    private = Path(tempfile.mkdtemp(prefix="scoring-service-"))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    yield private
 
 
 def _flags() -> list[str]:

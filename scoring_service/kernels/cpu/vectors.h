@@ -1,6 +1,7 @@
 // Vectors of fp32 over rows of fp32 or bf16.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <tuple>
