@@ -34,6 +34,11 @@ class RowHead(Protocol):
         """Number of logits of a row."""
         ...
 
+    @property
+    def finishes_nothing(self) -> bool:
+        """Whether logits are the product's own numbers."""
+        ...
+
     def product(self, states: Tensor) -> Tensor:
         """What the head's product leaves, [T, V] in `dtype`: logits before `finish`."""
         ...
@@ -66,6 +71,11 @@ class LinearHead:
     def vocab_size(self) -> int:
         """Rows of the head."""
         return self.weight_V_H.shape[0]
+
+    @property
+    def finishes_nothing(self) -> bool:
+        """Whether logits are the product's own numbers: neither scaled nor capped."""
+        return self.multiplier == 1.0 and self.soft_cap is None
 
     def product(self, states: Tensor) -> Tensor:
         """[T, V] of hidden states [T, H], neither scaled nor capped."""
@@ -105,6 +115,7 @@ class WholeLogits:
 
     vocab_size: int
     dtype: torch.dtype
+    finishes_nothing: bool = True
 
     def product(self, states: Tensor) -> Tensor:
         """The states themselves, [T, V]."""

@@ -6,10 +6,8 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.kernels import reference
 from scoring_service.kernels.tile import Tile
 from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
 
@@ -36,16 +34,15 @@ def compute_rows(
     Raises:
         ServiceError: NON_FINITE_LOGITS, when a row is not a distribution.
     """
-    x_T_V, lse_T = tile.x_T_V, tile.logsumexp_T
-    device = x_T_V.device
-    rows, vocab = x_T_V.shape
+    lse_T = tile.logsumexp_T
+    device, rows = lse_T.device, len(lse_T)
     given_T = torch.from_numpy(realised_ids_T.astype(np.int64)).to(device)
     ids_T = given_T.clamp(min=0)
     if not bool(torch.isfinite(lse_T).all()):
         raise ServiceError(
             Fault(Reason.NON_FINITE_LOGITS, "the model's logits are not finite at a wanted row")
         )
-    logprobs_T = reference.logprobs_at(x_T_V, lse_T, ids_T[:, None])[:, 0]
+    logprobs_T = tile.logprobs_at(ids_T[:, None])[:, 0]
 
     processed_T = kept_T = sizes_T = None
     if wants.processed_logprobs or wants.log_kept_mass or wants.support_size:
@@ -62,18 +59,18 @@ def compute_rows(
         else:
             kept_T = torch.zeros_like(logprobs_T)
             processed_T = logprobs_T
-            sizes_T = _possible_tokens(x_T_V)
+            sizes_T = tile.possible_tokens() if wants.support_size else None
 
     candidates = None
     if candidate_ids_T_C is not None:
         candidate_ids = torch.from_numpy(candidate_ids_T_C.astype(np.int64)).to(device)
-        candidates = reference.logprobs_at(x_T_V, lse_T, candidate_ids)
+        candidates = tile.logprobs_at(candidate_ids)
 
     top_ids = top_logprobs = tail_T = None
     if wants.top_k:
-        limit = vocab if wants.token_id_limit is None else wants.token_id_limit
+        limit = tile.vocab_size if wants.token_id_limit is None else wants.token_id_limit
         top_ids = tile.top_k_ids(wants.top_k, limit)
-        top_logprobs = reference.logprobs_at(x_T_V, lse_T, top_ids)
+        top_logprobs = tile.logprobs_at(top_ids)
         tail_T = tile.log_tail_mass(top_ids)
         top_ids = top_ids.int()
 
@@ -94,13 +91,6 @@ def compute_rows(
     }
     arrays = {name: value.cpu().numpy() for name, value in values.items() if value is not None}
     return RowBlock(rows=rows, **arrays)
-
-
-def _possible_tokens(x_T_V: Tensor) -> Tensor:
-    """Tokens with any probability, int32 [T]: all, unless the model rules some out."""
-    if bool(x_T_V.amin() > -torch.inf):
-        return torch.full((len(x_T_V),), x_T_V.shape[1], dtype=torch.int32, device=x_T_V.device)
-    return (x_T_V > -torch.inf).sum(dim=1, dtype=torch.int32)
 
 
 def cut_rows(block: RowBlock, start: int, stop: int, next_token: bool = False) -> RowBlock:

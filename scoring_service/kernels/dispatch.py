@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import reference
+from scoring_service.kernels.cpu.ops import CpuKernels
+from scoring_service.kernels.cpu.tile import CompiledTile
 from scoring_service.kernels.tile import EagerTile, Tile
 from scoring_service.types import Int32Array
 
@@ -49,17 +51,19 @@ def make_tile(
     temperature: float,
     realised_ids_T: Int32Array,
     token_id_limit: int | None,
+    kernels: CpuKernels | None = None,
 ) -> Tile:
     """Rows at a temperature.
 
     Args:
-        logits_T_V: finished, float32; they stay as they are.
+        logits_T_V: finished, float32 or what the head's product has; they stay as they are.
         temperature: of all rows.
         realised_ids_T: tokens whose rank may be asked, known now so that one read does; -1 = none.
         token_id_limit: of those ranks.
+        kernels: the C++ kernels, for logits on a CPU.
     """
     if backend(logits_T_V.device) == "eager":
-        return EagerTile(reference.scale(logits_T_V, temperature))
+        return candidate_tile(logits_T_V, temperature, kernels)
     from scoring_service.kernels.gpu.tile import TritonTile
 
     targets_T = torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0)
@@ -69,6 +73,21 @@ def make_tile(
         targets_T=targets_T.to(logits_T_V.device),
         token_id_limit=token_id_limit,
     )
+
+
+def candidate_tile(
+    logits_T_V: Tensor, temperature: float, kernels: CpuKernels | None = None
+) -> EagerTile | CompiledTile:
+    """Rows at a temperature, whose supports are found among their most likely tokens.
+
+    Args:
+        logits_T_V: as for `make_tile`.
+        temperature: of all rows.
+        kernels: the C++ kernels, for logits on a CPU.
+    """
+    if kernels is not None and logits_T_V.device.type == "cpu" and kernels.takes(logits_T_V.dtype):
+        return CompiledTile(kernels, logits_T_V, temperature)
+    return EagerTile(reference.scale(logits_T_V, temperature))
 
 
 def linear_route(device: torch.device, rows: int) -> str:

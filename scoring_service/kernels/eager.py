@@ -11,6 +11,7 @@ Legend: T rows, V vocabulary, M candidates.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,13 @@ class Support:
     """bool."""
 
 
-def support(x_T_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Support, Tensor]:
+TopIds = Callable[[Tensor, int], Tensor]
+"""`candidates.top_ids`, or what does the same."""
+
+
+def support(
+    x_T_V: Tensor, top_k: int, top_p: float, min_p: float, top_ids: TopIds = top_ids
+) -> tuple[Support, Tensor]:
     """The support of each row where `_CANDIDATES` or top_k tokens decide it.
 
     Returns:
@@ -145,11 +152,11 @@ def support(x_T_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Supp
     return Support(ids_T_M, below_T_M, keep_T_M), decided_T
 
 
-def log_kept_mass(found: Support, masses: RowMasses) -> Tensor:
+def log_kept_mass(found: Support, max_T: Tensor, logsumexp_T: Tensor) -> Tensor:
     """Log of the support's probability before truncation, float64 [T], at most 0."""
     kept_T_M = torch.exp(found.below_max_T_M).masked_fill(~found.keep_T_M, 0.0)
-    log_kept_T = masses.max_T.double() + kept_T_M.sum(dim=1).log()
-    return (log_kept_T - masses.logsumexp_T).clamp(max=0.0)
+    log_kept_T = max_T.double() + kept_T_M.sum(dim=1).log()
+    return (log_kept_T - logsumexp_T).clamp(max=0.0)
 
 
 def draw(

@@ -55,6 +55,13 @@ def entropy(x_T_V: Tensor, logsumexp_T: Tensor) -> Tensor:
     ).float()
 
 
+def possible_tokens(x_T_V: Tensor) -> Tensor:
+    """Tokens with any probability, int32 [T]: all, unless the model rules some out."""
+    if bool(x_T_V.amin() > -math.inf):
+        return torch.full((len(x_T_V),), x_T_V.shape[1], dtype=torch.int32, device=x_T_V.device)
+    return (x_T_V > -math.inf).sum(dim=1, dtype=torch.int32)
+
+
 def rank(x_T_V: Tensor, ids_T: Tensor, token_id_limit: int | None = None) -> Tensor:
     """1 + tokens with larger x + tokens with equal x and a lower id, int32 [T].
 

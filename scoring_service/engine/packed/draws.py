@@ -10,7 +10,10 @@ from torch import Tensor
 
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.errors import Fault, Reason
-from scoring_service.kernels import candidates, dispatch, eager, reference
+from scoring_service.kernels import dispatch, eager, reference
+from scoring_service.kernels.cpu.ops import CpuKernels
+from scoring_service.kernels.cpu.tile import CompiledTile
+from scoring_service.kernels.tile import EagerTile, Tile
 from scoring_service.types import Processing, SamplingTask
 
 
@@ -27,34 +30,35 @@ class DrawRow:
 
 
 def draw_rows(
-    logits_T_V: Tensor, rows: Sequence[DrawRow], processing: Processing, top_logprobs: int
+    logits_T_V: Tensor,
+    rows: Sequence[DrawRow],
+    processing: Processing,
+    top_logprobs: int,
+    kernels: CpuKernels | None = None,
 ) -> list[DrawnToken | Fault]:
     """Draws one token a row, each by its own seed, and says how likely it was.
 
     Args:
-        logits_T_V: float32.
+        logits_T_V: float32, or what the C++ kernels take.
         rows: one for each.
         processing: of all of them.
         top_logprobs: tokens to list beside each.
+        kernels: what reads logits on a CPU, if there is anything.
     """
     if dispatch.backend(logits_T_V.device) == "triton":
         return draw_rows_on_gpu(logits_T_V, rows, processing, top_logprobs)
     greedy = processing.temperature == 0.0
-    x_T_V = reference.scale(logits_T_V, 1.0 if greedy else processing.temperature)
-    masses = eager.row_masses(x_T_V)
-    allowed_T_V, allowed = x_T_V, masses
+    tile = dispatch.candidate_tile(logits_T_V, 1.0 if greedy else processing.temperature, kernels)
+    allowed = tile
     if any(row.banned for row in rows):
-        allowed_T_V = without_banned(x_T_V, rows)
-        allowed = eager.row_masses(allowed_T_V)
+        allowed = dispatch.candidate_tile(without_banned(tile.x_T_V, rows), 1.0, kernels)
     if greedy:
-        ids_T = reference.greedy(allowed_T_V)
-        processed_T = torch.zeros_like(masses.max_T)
+        ids_T = allowed.top_k_ids(1, allowed.vocab_size)[:, 0]
+        processed_T = torch.zeros_like(tile.max_T)
     else:
-        ids_T, processed_T = _draw(allowed_T_V, allowed, rows, processing)
-    top_T_K = candidates.top_ids(x_T_V, top_logprobs) if top_logprobs else None
-    return drawn_tokens(
-        rows, x_T_V, masses.logsumexp_T, allowed.logsumexp_T, ids_T, processed_T, top_T_K
-    )
+        ids_T, processed_T = _draw(allowed, rows, processing)
+    top_T_K = tile.top_k_ids(top_logprobs, tile.vocab_size) if top_logprobs else None
+    return drawn_tokens(rows, tile, allowed.logsumexp_T, ids_T, processed_T, top_T_K)
 
 
 def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
@@ -67,22 +71,21 @@ def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
 
 def drawn_tokens(
     rows: Sequence[DrawRow],
-    x_T_V: Tensor,
-    logsumexp_T: Tensor,
+    tile: Tile,
     allowed_logsumexp_T: Tensor,
     ids_T: Tensor,
     processed_T: Tensor,
     top_ids_T_K: Tensor | None,
 ) -> list[DrawnToken | Fault]:
     """What is said of drawn tokens, or of rows that nothing can be drawn from."""
-    finite = torch.isfinite(logsumexp_T).tolist()
+    finite = torch.isfinite(tile.logsumexp_T).tolist()
     drawable = torch.isfinite(allowed_logsumexp_T).tolist()
-    logprobs = reference.logprobs_at(x_T_V, logsumexp_T, ids_T[:, None])[:, 0].tolist()
+    logprobs = tile.logprobs_at(ids_T[:, None])[:, 0].tolist()
     top_ids: list[list[int]] = [[] for _ in rows]
     top_values: list[list[float]] = [[] for _ in rows]
     if top_ids_T_K is not None:
         top_ids = top_ids_T_K.tolist()
-        top_values = reference.logprobs_at(x_T_V, logsumexp_T, top_ids_T_K).tolist()
+        top_values = tile.logprobs_at(top_ids_T_K).tolist()
     drawn: list[DrawnToken | Fault] = []
     for place, (token, processed) in enumerate(
         zip(ids_T.tolist(), processed_T.tolist(), strict=True)
@@ -133,37 +136,34 @@ def draw_rows_on_gpu(
             processed_T = processed_T - support.log_kept_mass_T
         processed_T = processed_T.float()
     top_T_K = tile.top_k_ids(top_logprobs, logits_T_V.shape[1]) if top_logprobs else None
-    return drawn_tokens(
-        rows, tile.x_T_V, tile.logsumexp_T, allowed.logsumexp_T, ids_T, processed_T, top_T_K
-    )
+    return drawn_tokens(rows, tile, allowed.logsumexp_T, ids_T, processed_T, top_T_K)
 
 
 def _draw(
-    x_T_V: Tensor, masses: eager.RowMasses, rows: Sequence[DrawRow], processing: Processing
+    tile: EagerTile | CompiledTile, rows: Sequence[DrawRow], processing: Processing
 ) -> tuple[Tensor, Tensor]:
     """Ids, int64 [T], and their processed log-probs, float32 [T]."""
+    x_T_V = tile.x_T_V
     if not processing.truncates:
         ids_T = _reference_draw(x_T_V, x_T_V > -torch.inf, rows)
-        logprobs_T = reference.logprobs_at(x_T_V, masses.logsumexp_T, ids_T[:, None])[:, 0]
-        return ids_T, logprobs_T
-    found, decided_T = eager.support(x_T_V, processing.top_k, processing.top_p, processing.min_p)
+        return ids_T, tile.logprobs_at(ids_T[:, None])[:, 0]
+    top_k, top_p, min_p = processing.top_k, processing.top_p, processing.min_p
+    found, decided_T = eager.support(x_T_V, top_k, top_p, min_p, tile.top_ids)
     ids_T = eager.draw(
         found,
         [row.task.seed for row in rows],
         [row.sample_index for row in rows],
         [row.position for row in rows],
     )
-    log_kept_T = eager.log_kept_mass(found, masses)
+    log_kept_T = eager.log_kept_mass(found, tile.max_T, tile.logsumexp_T)
     # Rows that the candidates do not decide, unless they cannot be drawn from at all.
-    left = torch.nonzero(~decided_T & torch.isfinite(masses.logsumexp_T))[:, 0]
+    left = torch.nonzero(~decided_T & torch.isfinite(tile.logsumexp_T))[:, 0]
     if len(left):
-        keep_L_V = reference.support(
-            x_T_V[left], processing.top_k, processing.top_p, processing.min_p
-        )
+        keep_L_V = reference.support(x_T_V[left], top_k, top_p, min_p)
         ids_T[left] = _reference_draw(x_T_V[left], keep_L_V, [rows[i] for i in left.tolist()])
-        log_kept_T[left] = reference.log_kept_mass(x_T_V[left], masses.logsumexp_T[left], keep_L_V)
+        log_kept_T[left] = reference.log_kept_mass(x_T_V[left], tile.logsumexp_T[left], keep_L_V)
     ids_T = ids_T.clamp(max=x_T_V.shape[1] - 1)  # of a row that is not a distribution
-    logprobs_T = x_T_V.gather(1, ids_T[:, None])[:, 0].double() - masses.logsumexp_T
+    logprobs_T = x_T_V.gather(1, ids_T[:, None])[:, 0].double() - tile.logsumexp_T
     return ids_T, (logprobs_T - log_kept_T).float()
 
 

@@ -350,7 +350,7 @@ class PackedEngine:
         version = self._model.weight_version
         touched: dict[CompletionRun, None] = {}
         failed: dict[CompletionRun, Fault] = {}
-        for run, rows, found in score_rows(self._model.head, states, wanted):
+        for run, rows, found in score_rows(self._model.head, states, wanted, self._model.kernels):
             if run in failed:
                 continue
             if isinstance(found, Fault):
@@ -375,7 +375,7 @@ class PackedEngine:
 
     def _answer_draws(self, states: Tensor, wanted: list[tuple[SampleRun, int]]) -> list[CallEvent]:
         events: list[CallEvent] = []
-        for sample, found in draw_samples(self._model.head, states, wanted):
+        for sample, found in draw_samples(self._model.head, states, wanted, self._model.kernels):
             run = self._calls[sample.call.call_id]
             if isinstance(found, Fault):
                 events.append(self._fail_sample(run, sample, found))

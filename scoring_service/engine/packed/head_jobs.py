@@ -16,6 +16,7 @@ from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
 from scoring_service.engine.rows import compute_rows, cut_rows
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.errors import Fault, ServiceError
+from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.dispatch import make_tile
 from scoring_service.types import Int32Array, RowBlock
 
@@ -26,11 +27,14 @@ Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
 """A completion, indices of its rows, and their numbers or why there are none."""
 
 
-def score_rows(head: RowHead, states: Tensor, wanted: Sequence[ScoreRows]) -> Iterator[Scored]:
+def score_rows(
+    head: RowHead, states: Tensor, wanted: Sequence[ScoreRows], kernels: CpuKernels | None
+) -> Iterator[Scored]:
     """Numbers of rows, in the given order for each completion.
 
     Args:
         head: makes logits of states.
+        kernels: what reads them on a CPU, if there is anything.
         states: the step's table of states, [S, H].
         wanted: rows, those of one call and one processing side by side.
     """
@@ -44,7 +48,7 @@ def score_rows(head: RowHead, states: Tensor, wanted: Sequence[ScoreRows]) -> It
         inside = [span for span in spans if span[1] < last and span[2] > first]
         for _, members in groupby(inside, key=lambda span: _kind(span[0])):
             pieces = [(r, max(a, first), min(b, last), a) for r, a, b in members]
-            yield from _blocks(head, product_T_V, first, pieces)
+            yield from _blocks(head, product_T_V, first, pieces, kernels)
 
 
 def _spans(wanted: Sequence[ScoreRows]) -> list[tuple[ScoreRows, int, int]]:
@@ -68,7 +72,11 @@ _Piece = tuple[ScoreRows, int, int, int]
 
 
 def _blocks(
-    head: RowHead, product_T_V: Tensor, first: int, pieces: list[_Piece]
+    head: RowHead,
+    product_T_V: Tensor,
+    first: int,
+    pieces: list[_Piece],
+    kernels: CpuKernels | None,
 ) -> Iterator[Scored]:
     """Rows of one kind in blocks."""
     start, stop = pieces[0][1], pieces[-1][2]
@@ -79,18 +87,29 @@ def _blocks(
         b = min(a + height, stop)
         cut = [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
         try:
-            yield from _block(head.finish(product_T_V[a - first : b - first]), a, cut)
+            logits_T_V = _finished(head, product_T_V[a - first : b - first], kernels)
+            yield from _block(logits_T_V, a, cut, kernels)
         except ServiceError:
             # One of them is at fault; the others are answered.
             for piece in cut:
                 rows, x, y, origin = piece
+                logits_T_V = _finished(head, product_T_V[x - first : y - first], kernels)
                 try:
-                    yield from _block(head.finish(product_T_V[x - first : y - first]), x, [piece])
+                    yield from _block(logits_T_V, x, [piece], kernels)
                 except ServiceError as error:
                     yield rows.run, rows.rows[x - origin : y - origin], error.fault
 
 
-def _block(logits_T_V: Tensor, first: int, pieces: list[_Piece]) -> list[Scored]:
+def _finished(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> Tensor:
+    """Logits as numbers are made of them: float32, or as they are where the C++ kernels can."""
+    if kernels is not None and head.finishes_nothing and kernels.takes(product_T_V.dtype):
+        return product_T_V
+    return head.finish(product_T_V)
+
+
+def _block(
+    logits_T_V: Tensor, first: int, pieces: list[_Piece], kernels: CpuKernels | None
+) -> list[Scored]:
     run = pieces[0][0].run
     realised = [r.realised_ids[x - o : y - o] for r, x, y, o in pieces]
     candidates = None
@@ -100,7 +119,13 @@ def _block(logits_T_V: Tensor, first: int, pieces: list[_Piece]) -> list[Scored]
     processing = run.group.processing
     realised_ids = np.concatenate(realised)
     block = compute_rows(
-        make_tile(logits_T_V, processing.temperature, realised_ids, run.call.wants.token_id_limit),
+        make_tile(
+            logits_T_V,
+            processing.temperature,
+            realised_ids,
+            run.call.wants.token_id_limit,
+            kernels,
+        ),
         realised_ids,
         processing,
         run.call.wants,
@@ -117,7 +142,10 @@ def _block(logits_T_V: Tensor, first: int, pieces: list[_Piece]) -> list[Scored]
 
 
 def draw_samples(
-    head: RowHead, states: Tensor, wanted: Sequence[tuple[SampleRun, int]]
+    head: RowHead,
+    states: Tensor,
+    wanted: Sequence[tuple[SampleRun, int]],
+    kernels: CpuKernels | None,
 ) -> Iterator[tuple[SampleRun, DrawnToken | Fault]]:
     """The next token of each sample.
 
@@ -126,11 +154,12 @@ def draw_samples(
         states: the step's table of states, [S, H].
         wanted: samples with the place of their state; those of one call and one processing side
             by side.
+        kernels: what reads logits on a CPU, if there is anything.
     """
     tile = tile_rows(head.vocab_size, states.device.type)
     index = torch.tensor([place for _, place in wanted], device=states.device)
     for first in range(0, len(wanted), tile):
-        logits_T_V = head.logits(states[index[first : first + tile]])
+        logits_T_V = _finished(head, head.product(states[index[first : first + tile]]), kernels)
         rows = 0
         inside = (sample for sample, _ in wanted[first : first + tile])
         for _, members in groupby(inside, key=sample_kind):
@@ -140,6 +169,7 @@ def draw_samples(
                 [sample.draw_row() for sample in samples],
                 samples[0].task.processing,
                 samples[0].call.top_logprobs,
+                kernels,
             )
             rows += len(samples)
             yield from zip(samples, drawn, strict=True)

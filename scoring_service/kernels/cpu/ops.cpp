@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "pointwise.h"
+#include "rows.h"
 
 namespace scoring {
 namespace {
@@ -149,6 +150,78 @@ at::Tensor rotate(const at::Tensor& input, const at::Tensor& cos, const at::Tens
   return output.transpose(0, 1);
 }
 
+// Calls body(index, row) for each row of logits [T, V], rows side by side in threads.
+template <typename Body>
+void for_rows(const at::Tensor& logits, double temperature, Body body) {
+  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1, "dense rows expected");
+  const int64_t rows = logits.size(0), vocab = logits.size(1), stride = logits.stride(0);
+  with_type(logits, [&](auto kind) {
+    using T = decltype(kind);
+    const T* data = logits.const_data_ptr<T>();
+    at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / vocab), [&](int64_t a, int64_t b) {
+      for (int64_t i = a; i < b; ++i) {
+        body(i, Row<T>{data + i * stride, vocab, static_cast<float>(temperature)});
+      }
+    });
+  });
+}
+
+// Maximum of x (fp32), logsumexp (fp64), entropy (fp32) and tokens above -inf (int32) of each row of
+// logits [T, V].
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sums_of_rows(const at::Tensor& logits, double temperature) {
+  const int64_t rows = logits.size(0);
+  at::Tensor maxima = at::empty({rows}, logits.options().dtype(at::kFloat));
+  at::Tensor logsumexps = at::empty({rows}, logits.options().dtype(at::kDouble));
+  at::Tensor entropies = at::empty_like(maxima);
+  at::Tensor possibles = at::empty({rows}, logits.options().dtype(at::kInt));
+  auto* possible = possibles.mutable_data_ptr<int32_t>();
+  auto* max = maxima.mutable_data_ptr<float>();
+  auto* logsumexp = logsumexps.mutable_data_ptr<double>();
+  auto* entropy = entropies.mutable_data_ptr<float>();
+  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+    const RowSums sums = row_sums(row);
+    max[i] = sums.max;
+    logsumexp[i] = sums.logsumexp;
+    entropy[i] = sums.entropy;
+    possible[i] = static_cast<int32_t>(sums.possible);
+  });
+  return {maxima, logsumexps, entropies, possibles};
+}
+
+// int32 [T]: rank of ids int64 [T] among the ids below `limit`.
+at::Tensor ranks_of_rows(const at::Tensor& logits, double temperature, const at::Tensor& ids, int64_t limit) {
+  TORCH_CHECK(ids.is_contiguous() && ids.size(0) == logits.size(0), "an id for each row expected");
+  at::Tensor ranks = at::empty({logits.size(0)}, logits.options().dtype(at::kInt));
+  const auto* id = ids.const_data_ptr<int64_t>();
+  auto* to = ranks.mutable_data_ptr<int32_t>();
+  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+    to[i] = static_cast<int32_t>(rank(row, id[i], limit));
+  });
+  return ranks;
+}
+
+// int64 [T, k]
+at::Tensor top_ids_of_rows(const at::Tensor& logits, double temperature, int64_t k, int64_t limit) {
+  TORCH_CHECK(0 < k && k <= limit && limit <= logits.size(1), "k is in [1, limit]");
+  at::Tensor ids = at::empty({logits.size(0), k}, logits.options().dtype(at::kLong));
+  auto* to = ids.mutable_data_ptr<int64_t>();
+  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+    static thread_local TopScratch scratch;
+    top_ids(row, k, limit, scratch, to + i * k);
+  });
+  return ids;
+}
+
+// fp64 [T]: log of the sum of exp(x) over the ids that top_ids left out.
+at::Tensor log_rests_of_rows(const at::Tensor& logits, double temperature, const at::Tensor& last_ids, int64_t limit) {
+  TORCH_CHECK(last_ids.is_contiguous() && last_ids.size(0) == logits.size(0), "an id for each row expected");
+  at::Tensor rests = at::empty({logits.size(0)}, logits.options().dtype(at::kDouble));
+  const auto* id = last_ids.const_data_ptr<int64_t>();
+  auto* to = rests.mutable_data_ptr<double>();
+  for_rows(logits, temperature, [&](int64_t i, const auto& row) { to[i] = log_rest(row, id[i], limit); });
+  return rests;
+}
+
 TORCH_LIBRARY(scoring_cpu, library) {
   library.def(
       "attend(Tensor queries, Tensor keys, Tensor values, Tensor(a!) pool_keys, "
@@ -157,6 +230,10 @@ TORCH_LIBRARY(scoring_cpu, library) {
   library.def("rms_norm(Tensor input, Tensor weight, float eps, bool offset) -> Tensor");
   library.def("silu_mul(Tensor gate, Tensor up) -> Tensor");
   library.def("rotate(Tensor input, Tensor cos, Tensor sin) -> Tensor");
+  library.def("row_sums(Tensor logits, float temperature) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("ranks(Tensor logits, float temperature, Tensor ids, int limit) -> Tensor");
+  library.def("top_ids(Tensor logits, float temperature, int k, int limit) -> Tensor");
+  library.def("log_rests(Tensor logits, float temperature, Tensor last_ids, int limit) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
@@ -164,6 +241,10 @@ TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
   library.impl("rms_norm", rms_norm);
   library.impl("silu_mul", silu_mul);
   library.impl("rotate", rotate);
+  library.impl("row_sums", sums_of_rows);
+  library.impl("ranks", ranks_of_rows);
+  library.impl("top_ids", top_ids_of_rows);
+  library.impl("log_rests", log_rests_of_rows);
 }
 
 } // namespace

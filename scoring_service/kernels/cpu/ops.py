@@ -104,6 +104,63 @@ class CpuKernels:
         found: Tensor = self._ops.rotate(_dense(heads_T_D), cos_T_D, sin_T_D)
         return found
 
+    def row_sums(
+        self, logits_T_V: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What most other numbers of rows of x are made of.
+
+        Here and below x = logits / temperature, divided in fp32.
+
+        Returns:
+            maximum (fp32 [T]), logsumexp (fp64 [T], not finite for broken rows), entropy (nats,
+            fp32 [T]) and the number of tokens above -inf (int32 [T]).
+        """
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = self._ops.row_sums(
+            _dense(logits_T_V), temperature
+        )
+        return found
+
+    def ranks(self, logits_T_V: Tensor, temperature: float, ids_T: Tensor, limit: int) -> Tensor:
+        """1 + ids below the limit with larger x, or equal x and a lower id; 0 at or above it.
+
+        Args:
+            logits_T_V: fp32 or bf16.
+            temperature: of all rows.
+            ids_T: int64, one a row.
+            limit: of the ids that count.
+
+        Returns:
+            int32 [T].
+        """
+        found: Tensor = self._ops.ranks(_dense(logits_T_V), temperature, ids_T, limit)
+        return found
+
+    def top_ids(self, logits_T_V: Tensor, temperature: float, k: int, limit: int) -> Tensor:
+        """Ids of the k largest x below the limit, largest first, equal x to the lower id.
+
+        Returns:
+            int64 [T, K].
+        """
+        found: Tensor = self._ops.top_ids(_dense(logits_T_V), temperature, k, limit)
+        return found
+
+    def log_rests(
+        self, logits_T_V: Tensor, temperature: float, last_ids_T: Tensor, limit: int
+    ) -> Tensor:
+        """Log of the sum of exp(x) over all ids that `top_ids` left out.
+
+        Args:
+            logits_T_V: fp32 or bf16.
+            temperature: of all rows.
+            last_ids_T: int64, the last id of each list.
+            limit: of the lists.
+
+        Returns:
+            fp64 [T]; -inf where nothing was left out.
+        """
+        found: Tensor = self._ops.log_rests(_dense(logits_T_V), temperature, last_ids_T, limit)
+        return found
+
 
 @lru_cache(maxsize=1)
 def load_cpu_kernels() -> CpuKernels:

@@ -23,7 +23,7 @@ from scoring_service.kernels.gpu.statistics import (
     block_tail,
 )
 from scoring_service.kernels.gpu.truncation import LIST_KEYS, truncate
-from scoring_service.kernels.tile import Truncation
+from scoring_service.kernels.truncation import Truncation
 
 MAX_K = 1024
 """Longest list of the top-K kernel; longer ones are torch's to sort."""
@@ -97,6 +97,7 @@ class TritonTile:
             self.x_T_V = torch.empty((rows, vocab), device=device)
         if not isinstance(temperatures, Tensor):
             temperatures = torch.full((rows,), float(temperatures), device=device)
+        self.vocab_size = vocab
         self._targets_T = targets_T
         if targets_T is None:
             targets_T = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -164,6 +165,10 @@ class TritonTile:
         if self._target_limit is None or self._targets_T is None:
             return self._found.rank_T
         return self._found.rank_T.masked_fill(self._targets_T >= self._target_limit, 0)
+
+    def possible_tokens(self) -> Tensor:
+        """Tokens with any probability, int32 [T]."""
+        return reference.possible_tokens(self.x_T_V)
 
     def logprobs_at(self, ids_T_C: Tensor) -> Tensor:
         """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""
