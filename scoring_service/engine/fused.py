@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoring_service.engine.residuals import add_in_products
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 _ROWS = 32
@@ -36,6 +37,10 @@ def fuse_layers(network: Any, kernels: CpuKernels) -> Rotary | None:
         fused = _fused_norm(module, kernels) or _fused_gate(module, kernels)
         if fused is not None:
             module.__dict__["forward"] = fused
+    for module in network.modules():
+        fused_layer = add_in_products(module, network.dtype)
+        if fused_layer is not None:
+            module.__dict__["forward"] = fused_layer
     namespaces = {
         type(module).__module__
         for module in network.modules()

@@ -7,6 +7,8 @@ torch's compiler uses the same two operators.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.memory import free_memory
+
+_RESIDUAL = "_residual"
 
 _SHARE = 0.25
 """Weights are packed beside the originals only if they take less than this of what is free."""
@@ -66,8 +70,33 @@ def _fits(size: int) -> bool:
     return size <= _SHARE * free_memory(torch.device("cpu"))
 
 
+def is_packed(layer: torch.nn.Linear) -> bool:
+    """Whether a layer uses a packed weight."""
+    forward = layer.__dict__.get("forward")
+    return isinstance(forward, partial) and forward.func is _forward
+
+
+@contextmanager
+def adding(layer: torch.nn.Linear, residual: Tensor) -> Iterator[None]:
+    """Lets a packed layer's next product be added to a residual before it is rounded.
+
+    Raises:
+        RuntimeError: the layer was not called.
+    """
+    layer.__dict__[_RESIDUAL] = residual
+    yield
+    if layer.__dict__.pop(_RESIDUAL, None) is not None:
+        raise RuntimeError("a layer that should have added a residual was not called")
+
+
 def _forward(packed: Tensor, layer: torch.nn.Linear, inputs: Tensor) -> Tensor:
-    return packed_linear(inputs, packed, layer.bias)
+    residual = layer.__dict__.pop(_RESIDUAL, None)
+    if residual is None:
+        return packed_linear(inputs, packed, layer.bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+        inputs, residual, packed, layer.bias, "add"
+    )
+    return product
 
 
 def _same_bits(layer: torch.nn.Linear, packed: Tensor) -> bool:

@@ -141,7 +141,7 @@ ARCHITECTURES = [
     Architecture(
         "granite",
         "GraniteConfig",
-        {**_LLAMA_LIKE, "logits_scaling": 4.0},
+        {**_LLAMA_LIKE, "logits_scaling": 4.0, "residual_multiplier": 0.6},
         head={"multiplier": 1 / 4},
     ),
     Architecture("gpt2", "GPT2Config", _GPT_LIKE),

@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "attention.h"
@@ -45,6 +44,17 @@ void keep(const Heads<T>& source, const at::Tensor& pool, const at::Tensor& rows
   });
 }
 
+void clear_rows_of_no_node(const Node* nodes, int64_t count, at::Tensor& output) {
+  int64_t tokens = 0, end = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    tokens += nodes[i].tokens;
+    end = std::max(end, nodes[i].row + nodes[i].tokens);
+  }
+  // Nodes do not overlap, so that they lie side by side if they are as long as their end.
+  const int64_t first = tokens == end ? end : 0;
+  output.narrow(0, first, output.size(0) - first).zero_();
+}
+
 // queries [heads, T, D], keys [kv heads, T, D], values [kv heads, T, Dv], pools [kv heads, slots, .],
 // kept_rows and kept_slots int64 [n], nodes int64 [N, 5], runs int64 [R, 4], sinks fp32 [heads].
 // Returns [T, heads, Dv].
@@ -64,7 +74,7 @@ at::Tensor attend(
   const Layer layer{
       static_cast<float>(scaling), window.value_or(0), static_cast<float>(softcap.value_or(0.0)),
       sinks.has_value() ? sinks->const_data_ptr<float>() : nullptr};
-  at::Tensor output = at::zeros({rows, heads, values.size(2)}, values.options());
+  at::Tensor output = at::empty({rows, heads, values.size(2)}, values.options());
   with_type(queries, [&](auto kind) {
     using T = decltype(kind);
     Step<T> step;
@@ -81,9 +91,9 @@ at::Tensor attend(
     step.heads = heads;
     keep(step.keys, pool_keys, kept_rows, kept_slots);
     keep(step.values, pool_values, kept_rows, kept_slots);
-    attend_nodes(
-        step, layer, reinterpret_cast<const Node*>(nodes.const_data_ptr<int64_t>()), nodes.size(0),
-        kv_heads);
+    const auto* node = reinterpret_cast<const Node*>(nodes.const_data_ptr<int64_t>());
+    clear_rows_of_no_node(node, nodes.size(0), output);
+    attend_nodes(step, layer, node, nodes.size(0), kv_heads);
   });
   return output;
 }

@@ -54,7 +54,16 @@ void rms_norm_row(const T* source, const T* weight, int64_t n, float eps, bool o
 template <typename T>
 void silu_times(const T* gate, const T* up, int64_t n, T* target) {
   over(gate, n, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
-    Vec x = a / (Vec(1.0f) + a.neg().exp()), y = b / (Vec(1.0f) + b.neg().exp());
+    Vec p = a.neg(), q = b.neg();
+    if constexpr (std::is_same_v<T, float>) {
+      p = p.exp();
+      q = q.exp();
+    } else {
+      // Within 20 units of fp32's last place: more than bf16 can tell.
+      p = p.exp_u20();
+      q = q.exp_u20();
+    }
+    Vec x = a / (Vec(1.0f) + p), y = b / (Vec(1.0f) + q);
     round_to<T>(x, y);
     over(up + i, left, [&](int64_t, int64_t, const Vec& p, const Vec& q) {
       put(target + i, left, x * p, y * q);
@@ -62,10 +71,31 @@ void silu_times(const T* gate, const T* up, int64_t n, T* target) {
   });
 }
 
+// u * p + v * q, rounded after each product and after the sum.
+template <typename T>
+inline void sum_of_products(const VecPair& u, const VecPair& p, const VecPair& v, const VecPair& q,
+                            T* target) {
+  Vec a = u.first * p.first, b = u.second * p.second;
+  Vec c = v.first * q.first, d = v.second * q.second;
+  round_to<T>(a, b);
+  round_to<T>(c, d);
+  put(target, 2 * Vec::size(), a + c, b + d);
+}
+
 // x * cos + rotate_half(x) * sin of one head of one token.
 template <typename T>
 void rotate_row(const T* source, const T* cos, const T* sin, int64_t width, T* target) {
   const int64_t half = width / 2;
+  if (half % (2 * Vec::size()) == 0) {
+    for (int64_t i = 0; i < half; i += 2 * Vec::size()) {
+      const int64_t j = half + i;
+      const VecPair low = load_pair(source + i), high = load_pair(source + j);
+      const VecPair minus{high.first.neg(), high.second.neg()};
+      sum_of_products(low, load_pair(cos + i), minus, load_pair(sin + i), target + i);
+      sum_of_products(high, load_pair(cos + j), low, load_pair(sin + j), target + j);
+    }
+    return;
+  }
   const auto part = [&](int64_t begin, int64_t other, float sign) {
     over(source + begin, half, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
       Vec x, y;

@@ -6,6 +6,7 @@
 #include <limits>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
@@ -66,6 +67,19 @@ inline void widen(const T* source, int64_t n, float* target) {
   over(source, n, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
     put(target + i, left, a, b);
   });
+}
+
+using VecPair = std::pair<Vec, Vec>;
+
+// Two fp32 vectors of as many numbers.
+template <typename T>
+inline VecPair load_pair(const T* source) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {Vec::loadu(source), Vec::loadu(source + Vec::size())};
+  } else {
+    const auto [a, b] = at::vec::convert_bfloat16_float(HalfVec::loadu(source));
+    return {a, b};
+  }
 }
 
 // A row of 2 * kPairs vectors.

@@ -1,0 +1,104 @@
+"""Layers whose residuals are added by the matrix products, instead of in a pass of their own.
+
+A layer is recognised by trying, as in `fused`: with stand-ins for its attention and its MLP, the
+fused form has to call them with the same arguments and to give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring_service.engine.prepacked import adding, is_packed
+
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+_ROWS = 5
+
+Layer = Callable[..., Tensor]
+
+
+def add_in_products(layer: Any, dtype: torch.dtype) -> Layer | None:
+    """The fused forward of a layer x + attention(norm(x)), then x + mlp(norm(x)); else None.
+
+    Both sums are taken before the product is rounded, which transformers does first.
+    """
+    if not all(isinstance(getattr(layer, name, None), torch.nn.Module) for name in _PARTS):
+        return None
+    last = getattr(layer.self_attn, "o_proj", None), getattr(layer.mlp, "down_proj", None)
+    if not all(isinstance(linear, torch.nn.Linear) and is_packed(linear) for linear in last):
+        return None
+    return partial(_forward, layer) if _is_plain(layer, dtype) else None
+
+
+def _forward(layer: Any, rows: Tensor, **asked: Any) -> Tensor:
+    with adding(layer.self_attn.o_proj, rows):
+        rows, _ = layer.self_attn(hidden_states=layer.input_layernorm(rows), **asked)
+    with adding(layer.mlp.down_proj, rows):
+        found: Tensor = layer.mlp(layer.post_attention_layernorm(rows))
+    return found
+
+
+class _StandIn(torch.nn.Module):
+    """Something that ends with a product, and remembers how it was called."""
+
+    def __init__(self, last: torch.nn.Linear, name: str, *, pair: bool) -> None:
+        super().__init__()
+        setattr(self, name, last)
+        self._last = last
+        self._pair = pair
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def forward(self, *args: Any, **asked: Any) -> Any:
+        named = {name: value for name, value in asked.items() if name != "hidden_states"}
+        self.calls.append((args[1:], named))
+        rows: Tensor = asked["hidden_states"] if "hidden_states" in asked else args[0]
+        wide = torch.zeros(*rows.shape[:-1], self._last.in_features, dtype=rows.dtype)
+        width = min(wide.shape[-1], rows.shape[-1])
+        wide[..., :width] = rows[..., :width]
+        found = self._last(wide)
+        return (found, None) if self._pair else found
+
+
+def _is_plain(layer: Any, dtype: torch.dtype) -> bool:
+    """Whether the layer is what the fused form takes it for."""
+    width = layer.mlp.down_proj.out_features
+    generator = torch.Generator().manual_seed(0)
+    rows = (3 * torch.randn(1, _ROWS, width, generator=generator)).to(dtype)
+    asked = {
+        "attention_mask": None,
+        "position_ids": object(),
+        "past_key_values": None,
+        "use_cache": False,
+        "position_embeddings": object(),
+        "packing": object(),
+    }
+    with torch.inference_mode(), _stand_ins(layer) as (attention, mlp):
+        try:
+            expected = type(layer).forward(layer, rows, **asked)
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return False  # a layer of another kind
+        called = [attention.calls.copy(), mlp.calls.copy()]
+        if [len(calls) for calls in called] != [1, 1] or not isinstance(expected, Tensor):
+            return False
+        found = _forward(layer, rows, **asked)
+        same_calls = [attention.calls[1:], mlp.calls[1:]] == called
+    error = (found.double() - expected.double()).norm()
+    # Two roundings of a sum are one now.
+    return same_calls and bool(error <= 2 * torch.finfo(dtype).eps * expected.double().norm())
+
+
+@contextmanager
+def _stand_ins(layer: Any) -> Iterator[tuple[_StandIn, _StandIn]]:
+    own = layer.self_attn, layer.mlp
+    attention = _StandIn(layer.self_attn.o_proj, "o_proj", pair=True)
+    mlp = _StandIn(layer.mlp.down_proj, "down_proj", pair=False)
+    layer.self_attn, layer.mlp = attention, mlp
+    try:
+        yield attention, mlp
+    finally:
+        layer.self_attn, layer.mlp = own
