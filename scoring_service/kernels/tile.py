@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from scoring_service.kernels import candidates, eager, reference
@@ -145,6 +146,13 @@ class EagerTile:
     def log_tail_mass(self, top_ids_T_K: Tensor) -> Tensor:
         """Log of the probability outside the list, float32 [T]."""
         return eager.log_tail_mass(self.x_T_V, self._masses, top_ids_T_K)
+
+    def draw(
+        self, seeds_T: list[int], sample_indices_T: list[int], positions_T: list[int]
+    ) -> Tensor:
+        """`reference.draw` of every token that has any probability, int64 [T]."""
+        possible_T_V = self.x_T_V > -torch.inf
+        return reference.draw(self.x_T_V, possible_T_V, seeds_T, sample_indices_T, positions_T)
 
     def truncate(
         self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor

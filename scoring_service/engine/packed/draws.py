@@ -143,18 +143,16 @@ def _draw(
     tile: EagerTile | CompiledTile, rows: Sequence[DrawRow], processing: Processing
 ) -> tuple[Tensor, Tensor]:
     """Ids, int64 [T], and their processed log-probs, float32 [T]."""
-    x_T_V = tile.x_T_V
+    seeds = [row.task.seed for row in rows]
+    indices = [row.sample_index for row in rows]
+    positions = [row.position for row in rows]
     if not processing.truncates:
-        ids_T = _reference_draw(x_T_V, x_T_V > -torch.inf, rows)
+        ids_T = tile.draw(seeds, indices, positions)
         return ids_T, tile.logprobs_at(ids_T[:, None])[:, 0]
+    x_T_V = tile.x_T_V
     top_k, top_p, min_p = processing.top_k, processing.top_p, processing.min_p
     found, decided_T = eager.support(x_T_V, top_k, top_p, min_p, tile.top_ids)
-    ids_T = eager.draw(
-        found,
-        [row.task.seed for row in rows],
-        [row.sample_index for row in rows],
-        [row.position for row in rows],
-    )
+    ids_T = eager.draw(found, seeds, indices, positions)
     log_kept_T = eager.log_kept_mass(found, tile.max_T, tile.logsumexp_T)
     # Rows that the candidates do not decide, unless they cannot be drawn from at all.
     left = torch.nonzero(~decided_T & torch.isfinite(tile.logsumexp_T))[:, 0]

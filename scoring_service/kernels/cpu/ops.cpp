@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "pointwise.h"
+#include "race.h"
 #include "rows.h"
 
 namespace scoring {
@@ -232,6 +233,29 @@ at::Tensor log_rests_of_rows(const at::Tensor& logits, double temperature, const
   return rests;
 }
 
+// int64 [T]: a token of each row. maxima fp32 [T]; seeds (the bits of uint64), sample_indices and
+// positions int64 [T].
+at::Tensor race_rows(const at::Tensor& logits, double temperature, const at::Tensor& maxima,
+                     const at::Tensor& seeds, const at::Tensor& sample_indices,
+                     const at::Tensor& positions) {
+  const int64_t rows = logits.size(0);
+  for (const at::Tensor* numbers : {&maxima, &seeds, &sample_indices, &positions}) {
+    TORCH_CHECK(numbers->is_contiguous() && numbers->numel() == rows, "a number for each row expected");
+  }
+  at::Tensor winners = at::empty({rows}, logits.options().dtype(at::kLong));
+  const auto* max = maxima.const_data_ptr<float>();
+  const auto* seed = seeds.const_data_ptr<int64_t>();
+  const auto* sample_index = sample_indices.const_data_ptr<int64_t>();
+  const auto* position = positions.const_data_ptr<int64_t>();
+  auto* to = winners.mutable_data_ptr<int64_t>();
+  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+    const Draw draw{static_cast<uint64_t>(seed[i]), static_cast<uint32_t>(position[i]),
+                    static_cast<uint32_t>(sample_index[i])};
+    to[i] = race(row, max[i], draw);
+  });
+  return winners;
+}
+
 TORCH_LIBRARY(scoring_cpu, library) {
   library.def(
       "attend(Tensor queries, Tensor keys, Tensor values, Tensor(a!) pool_keys, "
@@ -243,6 +267,9 @@ TORCH_LIBRARY(scoring_cpu, library) {
   library.def("row_sums(Tensor logits, float temperature) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("ranks(Tensor logits, float temperature, Tensor ids, int limit) -> Tensor");
   library.def("top_ids(Tensor logits, float temperature, int k, int limit) -> Tensor");
+  library.def(
+      "race(Tensor logits, float temperature, Tensor maxima, Tensor seeds, Tensor sample_indices, "
+      "Tensor positions) -> Tensor");
   library.def("log_rests(Tensor logits, float temperature, Tensor last_ids, int limit) -> Tensor");
 }
 
@@ -254,6 +281,7 @@ TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
   library.impl("row_sums", sums_of_rows);
   library.impl("ranks", ranks_of_rows);
   library.impl("top_ids", top_ids_of_rows);
+  library.impl("race", race_rows);
   library.impl("log_rests", log_rests_of_rows);
 }
 

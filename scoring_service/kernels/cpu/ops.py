@@ -161,6 +161,33 @@ class CpuKernels:
         found: Tensor = self._ops.log_rests(_dense(logits_T_V), temperature, last_ids_T, limit)
         return found
 
+    def race(
+        self,
+        logits_T_V: Tensor,
+        temperature: float,
+        max_T: Tensor,
+        seeds_T: list[int],
+        sample_indices_T: list[int],
+        positions_T: list[int],
+    ) -> Tensor:
+        """One token of each row, distributed exactly as softmax of x; see `reference.draw`.
+
+        Args:
+            logits_T_V: fp32 or bf16.
+            temperature: of all rows.
+            max_T: fp32, the maximum of x.
+            seeds_T: uint64.
+            sample_indices_T: of the prompt.
+            positions_T: absolute, of the token to draw.
+
+        Returns:
+            int64 [T]; ids of broken rows mean nothing.
+        """
+        signed = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in seeds_T]
+        numbers = (torch.tensor(values) for values in (signed, sample_indices_T, positions_T))
+        found: Tensor = self._ops.race(_dense(logits_T_V), temperature, max_T, *numbers)
+        return found
+
 
 @lru_cache(maxsize=1)
 def load_cpu_kernels() -> CpuKernels:

@@ -81,6 +81,14 @@ class CompiledTile:
         )
         return (log_rests_T - self.logsumexp_T).float().clamp_(max=0.0)
 
+    def draw(
+        self, seeds_T: list[int], sample_indices_T: list[int], positions_T: list[int]
+    ) -> Tensor:
+        """`reference.draw` of every token that has any probability, int64 [T]."""
+        return self._kernels.race(
+            self._logits_T_V, self._temperature, self.max_T, seeds_T, sample_indices_T, positions_T
+        )
+
     def truncate(
         self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
     ) -> Truncation:

@@ -1,0 +1,95 @@
+"""The C++ race draws the reference's token, from every kind of row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scoring_service.kernels import reference
+from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+from scoring_service.kernels.cpu.tile import CompiledTile
+from tests.kernels import cases
+from tests.kernels.checks import assert_alone_as_in_batch, assert_draws
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    return load_cpu_kernels()
+
+
+def numbers(rng: np.random.Generator, rows: int) -> tuple[list[int], list[int], list[int]]:
+    """Seeds of all 64 bits, sample indices and positions."""
+    seeds = rng.integers(0, 2**64, size=rows, dtype=np.uint64).tolist()
+    return seeds, rng.integers(0, 2**32, size=rows).tolist(), rng.integers(0, 2**20, rows).tolist()
+
+
+@DTYPES
+@pytest.mark.parametrize("vocab", [1, 2, 3, 5, 63, 64, 65, 1000, 3001])
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 1.9])
+def test_the_references_token(
+    kernels: CpuKernels, temperature: float, vocab: int, dtype: torch.dtype
+) -> None:
+    rng = np.random.default_rng(vocab)
+    rows = np.stack([cases.random_row(rng, vocab) for _ in range(40)])
+    logits = torch.from_numpy(rows).to(dtype)
+    inputs = numbers(rng, 40)
+    x_T_V = reference.scale(logits, temperature)
+    expected = reference.draw(x_T_V, x_T_V > -torch.inf, *inputs)
+    found = CompiledTile(kernels, logits, temperature).draw(*inputs)
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 5.0, 30.0])
+def test_flat_and_peaked_rows_of_a_real_vocabulary(kernels: CpuKernels, spread: float) -> None:
+    """Flat rows keep the race open to the end; peaked ones leave blocks out."""
+    rng = np.random.default_rng(int(spread * 10))
+    x_T_V = torch.from_numpy((spread * rng.normal(size=(16, 49_152))).astype(np.float32))
+    inputs = numbers(rng, 16)
+    expected = reference.draw(x_T_V, torch.ones_like(x_T_V).bool(), *inputs)
+    assert CompiledTile(kernels, x_T_V, 1.0).draw(*inputs).tolist() == expected.tolist()
+
+
+def test_a_token_far_below_the_others_can_win(kernels: CpuKernels) -> None:
+    """Among 400,000 draws, tokens of 1e-5 come as often as they should."""
+    x_V = np.zeros(4, dtype=np.float32)
+    x_V[2] = np.log(1e-5)
+    rows = torch.from_numpy(x_V).expand(400_000, -1).contiguous()
+    positions = list(range(400_000))
+    found = CompiledTile(kernels, rows, 1.0).draw([7] * 400_000, [0] * 400_000, positions)
+    assert 0 <= (found == 2).sum().item() <= 6
+    counts = torch.bincount(found, minlength=4)[[0, 1, 3]]
+    assert (counts - 400_000 / 3).abs().max() < 5 * (400_000 * 2 / 9) ** 0.5
+
+
+@pytest.mark.parametrize("varies", ["seed", "sample_index", "position"])
+def test_the_distribution(kernels: CpuKernels, varies: str) -> None:
+    rng = np.random.default_rng(3)
+    x_V = (2 * rng.normal(size=50)).astype(np.float32)
+
+    def draw(
+        x_T_V: torch.Tensor,
+        _keep: torch.Tensor,
+        seeds: list[int],
+        indices: list[int],
+        positions: list[int],
+    ) -> torch.Tensor:
+        return CompiledTile(kernels, x_T_V.contiguous(), 1.0).draw(seeds, indices, positions)
+
+    assert_draws(draw, x_V, cases.Setting(), varies=varies)
+
+
+def test_alone_as_in_a_batch(kernels: CpuKernels) -> None:
+    def draw(
+        x_T_V: torch.Tensor,
+        keep_T_V: torch.Tensor,
+        seeds: list[int],
+        indices: list[int],
+        positions: list[int],
+    ) -> torch.Tensor:
+        allowed_T_V = x_T_V.masked_fill(~keep_T_V, -torch.inf)
+        return CompiledTile(kernels, allowed_T_V, 1.0).draw(seeds, indices, positions)
+
+    assert_alone_as_in_batch(draw)
