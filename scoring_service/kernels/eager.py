@@ -11,7 +11,6 @@ Legend: T rows, V vocabulary, M candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,13 +96,7 @@ class Support:
     """bool."""
 
 
-TopIds = Callable[[Tensor, int], Tensor]
-"""`candidates.top_ids`, or what does the same."""
-
-
-def support(
-    x_T_V: Tensor, top_k: int, top_p: float, min_p: float, top_ids: TopIds = top_ids
-) -> tuple[Support, Tensor]:
+def support(x_T_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Support, Tensor]:
     """The support of each row where `_CANDIDATES` or top_k tokens decide it.
 
     Returns:

@@ -139,20 +139,49 @@ class EagerTile:
         """int64 [T, K], of ids below the limit."""
         return candidates.top_ids(self.x_T_V[:, :token_id_limit], k)
 
-    def top_ids(self, x_T_V: Tensor, k: int) -> Tensor:
-        """`candidates.top_ids` of x."""
-        return candidates.top_ids(x_T_V, k)
-
     def log_tail_mass(self, top_ids_T_K: Tensor) -> Tensor:
         """Log of the probability outside the list, float32 [T]."""
         return eager.log_tail_mass(self.x_T_V, self._masses, top_ids_T_K)
 
     def draw(
-        self, seeds_T: list[int], sample_indices_T: list[int], positions_T: list[int]
-    ) -> Tensor:
-        """`reference.draw` of every token that has any probability, int64 [T]."""
-        possible_T_V = self.x_T_V > -torch.inf
-        return reference.draw(self.x_T_V, possible_T_V, seeds_T, sample_indices_T, positions_T)
+        self,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seeds_T: list[int],
+        sample_indices_T: list[int],
+        positions_T: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, int64 [T], and their processed log-probs, float32 [T].
+
+        `reference.draw` of what truncation keeps; tokens of broken rows mean nothing.
+
+        Args:
+            top_k: 0 = off.
+            top_p: 1 = off.
+            min_p: 0 = off.
+            seeds_T: uint64.
+            sample_indices_T: of the prompt.
+            positions_T: absolute, of the token to draw.
+        """
+        numbers = seeds_T, sample_indices_T, positions_T
+        if not (0 < top_k < self.vocab_size or top_p < 1.0 or min_p > 0.0):
+            ids_T = reference.draw(self.x_T_V, self.x_T_V > -torch.inf, *numbers)
+            return ids_T, self.logprobs_at(ids_T[:, None])[:, 0]
+        found, decided_T = eager.support(self.x_T_V, top_k, top_p, min_p)
+        ids_T = eager.draw(found, *numbers)
+        log_kept_T = eager.log_kept_mass(found, self.max_T, self.logsumexp_T)
+        # Rows that the candidates do not decide, unless they cannot be drawn from at all.
+        left = torch.nonzero(~decided_T & torch.isfinite(self.logsumexp_T))[:, 0]
+        if len(left):
+            x_L_V, rows = self.x_T_V[left], left.tolist()
+            keep_L_V = reference.support(x_L_V, top_k, top_p, min_p)
+            numbers_L = ([values[row] for row in rows] for values in numbers)
+            ids_T[left] = reference.draw(x_L_V, keep_L_V, *numbers_L)
+            log_kept_T[left] = reference.log_kept_mass(x_L_V, self.logsumexp_T[left], keep_L_V)
+        ids_T = ids_T.clamp(max=self.vocab_size - 1)  # of a row that is not a distribution
+        x_T = self.x_T_V.gather(1, ids_T[:, None])[:, 0].double()
+        return ids_T, (x_T - self.logsumexp_T - log_kept_T).float()
 
     def truncate(
         self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor

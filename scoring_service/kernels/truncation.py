@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoring_service.kernels import candidates, eager, reference
-from scoring_service.kernels.eager import TopIds
+from scoring_service.kernels import eager, reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,26 @@ def truncate_by_reference(
     return Truncation(kept_T, processed_T, keep_T_V.sum(dim=1, dtype=torch.int32))
 
 
+def of_tokens(
+    logprob_T: Tensor, inside_T: Tensor, guarded_T: Tensor, log_kept_T: Tensor, sizes_T: Tensor
+) -> Truncation:
+    """What supports say of one token of each row.
+
+    Args:
+        logprob_T: float64, of the tokens before truncation.
+        inside_T: bool, whether the support holds them.
+        guarded_T: bool, whether they belong to it in any case.
+        log_kept_T: float64, of the supports.
+        sizes_T: int32, of the supports.
+    """
+    joins_T = ~inside_T & guarded_T
+    log_kept_T = torch.where(joins_T, torch.logaddexp(log_kept_T, logprob_T), log_kept_T)
+    log_kept_T = log_kept_T.clamp(max=0.0)
+    processed_T = (logprob_T - log_kept_T).float()
+    processed_T = processed_T.masked_fill(~(inside_T | joins_T), -torch.inf)
+    return Truncation(log_kept_T, processed_T, sizes_T + joins_T.int())
+
+
 def truncate(
     x_T_V: Tensor,
     max_T: Tensor,
@@ -60,22 +79,16 @@ def truncate(
     min_p: float,
     ids_T: Tensor,
     guarded_T: Tensor,
-    top_ids: TopIds = candidates.top_ids,
 ) -> Truncation:
     """`truncate_by_reference` from the most likely tokens; what they do not decide is its."""
-    found, decided_T = eager.support(x_T_V, top_k, top_p, min_p, top_ids)
+    found, decided_T = eager.support(x_T_V, top_k, top_p, min_p)
     rows = torch.arange(len(ids_T), device=ids_T.device)
     is_token_T_M = found.ids_T_M == ids_T[:, None]
     inside_T = (is_token_T_M & found.keep_T_M).any(dim=1)
     log_kept_T = eager.log_kept_mass(found, max_T, logsumexp_T)
     logprob_T = x_T_V[rows, ids_T].double() - logsumexp_T
     sizes_T = found.keep_T_M.sum(dim=1, dtype=torch.int32)
-    joins_T = ~inside_T & guarded_T
-    log_kept_T = torch.where(joins_T, torch.logaddexp(log_kept_T, logprob_T), log_kept_T)
-    log_kept_T = log_kept_T.clamp(max=0.0)
-    processed_T = (logprob_T - log_kept_T).float()
-    processed_T = processed_T.masked_fill(~(inside_T | joins_T), -torch.inf)
-    truncation = Truncation(log_kept_T, processed_T, sizes_T + joins_T.int())
+    truncation = of_tokens(logprob_T, inside_T, guarded_T, log_kept_T, sizes_T)
     left = torch.nonzero(~decided_T)[:, 0]
     if len(left):
         exact = truncate_by_reference(

@@ -12,6 +12,7 @@ from scoring_service.kernels.cpu.tile import CompiledTile
 from tests.kernels import cases
 from tests.kernels.checks import assert_alone_as_in_batch, assert_draws
 
+OFF = (0, 1.0, 0.0)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -38,7 +39,7 @@ def test_the_references_token(
     inputs = numbers(rng, 40)
     x_T_V = reference.scale(logits, temperature)
     expected = reference.draw(x_T_V, x_T_V > -torch.inf, *inputs)
-    found = CompiledTile(kernels, logits, temperature).draw(*inputs)
+    found = CompiledTile(kernels, logits, temperature).draw(*OFF, *inputs)[0]
     assert found.tolist() == expected.tolist()
 
 
@@ -49,7 +50,7 @@ def test_flat_and_peaked_rows_of_a_real_vocabulary(kernels: CpuKernels, spread: 
     x_T_V = torch.from_numpy((spread * rng.normal(size=(16, 49_152))).astype(np.float32))
     inputs = numbers(rng, 16)
     expected = reference.draw(x_T_V, torch.ones_like(x_T_V).bool(), *inputs)
-    assert CompiledTile(kernels, x_T_V, 1.0).draw(*inputs).tolist() == expected.tolist()
+    assert CompiledTile(kernels, x_T_V, 1.0).draw(*OFF, *inputs)[0].tolist() == expected.tolist()
 
 
 def test_a_token_far_below_the_others_can_win(kernels: CpuKernels) -> None:
@@ -58,7 +59,7 @@ def test_a_token_far_below_the_others_can_win(kernels: CpuKernels) -> None:
     x_V[2] = np.log(1e-5)
     rows = torch.from_numpy(x_V).expand(400_000, -1).contiguous()
     positions = list(range(400_000))
-    found = CompiledTile(kernels, rows, 1.0).draw([7] * 400_000, [0] * 400_000, positions)
+    found, _ = CompiledTile(kernels, rows, 1.0).draw(*OFF, [7] * 400_000, [0] * 400_000, positions)
     assert 0 <= (found == 2).sum().item() <= 6
     counts = torch.bincount(found, minlength=4)[[0, 1, 3]]
     assert (counts - 400_000 / 3).abs().max() < 5 * (400_000 * 2 / 9) ** 0.5
@@ -76,7 +77,9 @@ def test_the_distribution(kernels: CpuKernels, varies: str) -> None:
         indices: list[int],
         positions: list[int],
     ) -> torch.Tensor:
-        return CompiledTile(kernels, x_T_V.contiguous(), 1.0).draw(seeds, indices, positions)
+        return CompiledTile(kernels, x_T_V.contiguous(), 1.0).draw(*OFF, seeds, indices, positions)[
+            0
+        ]
 
     assert_draws(draw, x_V, cases.Setting(), varies=varies)
 
@@ -90,6 +93,48 @@ def test_alone_as_in_a_batch(kernels: CpuKernels) -> None:
         positions: list[int],
     ) -> torch.Tensor:
         allowed_T_V = x_T_V.masked_fill(~keep_T_V, -torch.inf)
-        return CompiledTile(kernels, allowed_T_V, 1.0).draw(seeds, indices, positions)
+        return CompiledTile(kernels, allowed_T_V, 1.0).draw(*OFF, seeds, indices, positions)[0]
 
     assert_alone_as_in_batch(draw)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_truncated_rows(kernels: CpuKernels, block: int) -> None:
+    """Every mix of filters: the token that the reference draws from its support, and its value."""
+    rng = np.random.default_rng(70 + block)
+    for _ in range(40):
+        vocab = int(rng.choice([1, 5, 40, 300, 3000]))
+        setting = cases.random_setting(rng, vocab)
+        rows = np.stack([cases.random_row(rng, vocab) for _ in range(6)])
+        dtype = torch.bfloat16 if rng.random() < 0.5 else torch.float32
+        logits = torch.from_numpy(rows).to(dtype)
+        x_T_V = reference.scale(logits, setting.temperature)
+        inputs = numbers(rng, 6)
+        filters = max(0, setting.top_k), setting.top_p, setting.min_p
+        keep_T_V = reference.support(x_T_V, *filters)
+        logsumexp_T = reference.logsumexp(x_T_V)
+        kept_T = reference.log_kept_mass(x_T_V, logsumexp_T, keep_T_V)
+        expected = reference.draw(x_T_V, keep_T_V, *inputs)
+        found, processed_T = CompiledTile(kernels, logits, setting.temperature).draw(
+            *filters, *inputs
+        )
+        assert found.tolist() == expected.tolist(), setting
+        exact = reference.processed_logprobs_at(x_T_V, logsumexp_T, keep_T_V, kept_T, found)
+        torch.testing.assert_close(processed_T, exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_p", [1e-30, 1e-7, 0.5, 0.999, 1 - 1e-7])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_nuclei_of_a_real_vocabulary(kernels: CpuKernels, spread: float, top_p: float) -> None:
+    """From one token to nearly all of them: sizes and draws are the reference's."""
+    rng = np.random.default_rng(9)
+    x_T_V = torch.from_numpy((spread * rng.normal(size=(3, 49_152))).astype(np.float32))
+    x_T_V = x_T_V.bfloat16().float()  # ties at every edge
+    inputs = numbers(rng, 3)
+    keep_T_V = reference.support(x_T_V, 0, top_p, 0.0)
+    tile = CompiledTile(kernels, x_T_V, 1.0)
+    ids_T = torch.zeros(3, dtype=torch.int64)
+    sizes = tile.truncate(0, top_p, 0.0, ids_T, ids_T.bool()).sizes_T
+    assert sizes.tolist() == keep_T_V.sum(dim=1).tolist()
+    expected = reference.draw(x_T_V, keep_T_V, *inputs)
+    assert tile.draw(0, top_p, 0.0, *inputs)[0].tolist() == expected.tolist()

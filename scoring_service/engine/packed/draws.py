@@ -10,10 +10,9 @@ from torch import Tensor
 
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.errors import Fault, Reason
-from scoring_service.kernels import dispatch, eager, reference
+from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
-from scoring_service.kernels.cpu.tile import CompiledTile
-from scoring_service.kernels.tile import EagerTile, Tile
+from scoring_service.kernels.tile import Tile
 from scoring_service.types import Processing, SamplingTask
 
 
@@ -56,7 +55,14 @@ def draw_rows(
         ids_T = allowed.top_k_ids(1, allowed.vocab_size)[:, 0]
         processed_T = torch.zeros_like(tile.max_T)
     else:
-        ids_T, processed_T = _draw(allowed, rows, processing)
+        ids_T, processed_T = allowed.draw(
+            processing.top_k,
+            processing.top_p,
+            processing.min_p,
+            [row.task.seed for row in rows],
+            [row.sample_index for row in rows],
+            [row.position for row in rows],
+        )
     top_T_K = tile.top_k_ids(top_logprobs, tile.vocab_size) if top_logprobs else None
     return drawn_tokens(rows, tile, allowed.logsumexp_T, ids_T, processed_T, top_T_K)
 
@@ -137,39 +143,3 @@ def draw_rows_on_gpu(
         processed_T = processed_T.float()
     top_T_K = tile.top_k_ids(top_logprobs, logits_T_V.shape[1]) if top_logprobs else None
     return drawn_tokens(rows, tile, allowed.logsumexp_T, ids_T, processed_T, top_T_K)
-
-
-def _draw(
-    tile: EagerTile | CompiledTile, rows: Sequence[DrawRow], processing: Processing
-) -> tuple[Tensor, Tensor]:
-    """Ids, int64 [T], and their processed log-probs, float32 [T]."""
-    seeds = [row.task.seed for row in rows]
-    indices = [row.sample_index for row in rows]
-    positions = [row.position for row in rows]
-    if not processing.truncates:
-        ids_T = tile.draw(seeds, indices, positions)
-        return ids_T, tile.logprobs_at(ids_T[:, None])[:, 0]
-    x_T_V = tile.x_T_V
-    top_k, top_p, min_p = processing.top_k, processing.top_p, processing.min_p
-    found, decided_T = eager.support(x_T_V, top_k, top_p, min_p, tile.top_ids)
-    ids_T = eager.draw(found, seeds, indices, positions)
-    log_kept_T = eager.log_kept_mass(found, tile.max_T, tile.logsumexp_T)
-    # Rows that the candidates do not decide, unless they cannot be drawn from at all.
-    left = torch.nonzero(~decided_T & torch.isfinite(tile.logsumexp_T))[:, 0]
-    if len(left):
-        keep_L_V = reference.support(x_T_V[left], top_k, top_p, min_p)
-        ids_T[left] = _reference_draw(x_T_V[left], keep_L_V, [rows[i] for i in left.tolist()])
-        log_kept_T[left] = reference.log_kept_mass(x_T_V[left], tile.logsumexp_T[left], keep_L_V)
-    ids_T = ids_T.clamp(max=x_T_V.shape[1] - 1)  # of a row that is not a distribution
-    logprobs_T = x_T_V.gather(1, ids_T[:, None])[:, 0].double() - tile.logsumexp_T
-    return ids_T, (logprobs_T - log_kept_T).float()
-
-
-def _reference_draw(x_T_V: Tensor, keep_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
-    return reference.draw(
-        x_T_V,
-        keep_T_V,
-        [row.task.seed for row in rows],
-        [row.sample_index for row in rows],
-        [row.position for row in rows],
-    )

@@ -11,6 +11,7 @@
 #include "pointwise.h"
 #include "race.h"
 #include "rows.h"
+#include "support.h"
 
 namespace scoring {
 namespace {
@@ -233,17 +234,46 @@ at::Tensor log_rests_of_rows(const at::Tensor& logits, double temperature, const
   return rests;
 }
 
-// int64 [T]: a token of each row. maxima fp32 [T]; seeds (the bits of uint64), sample_indices and
-// positions int64 [T].
-at::Tensor race_rows(const at::Tensor& logits, double temperature, const at::Tensor& maxima,
-                     const at::Tensor& seeds, const at::Tensor& sample_indices,
-                     const at::Tensor& positions) {
+// Supports of rows under one rule: pivots (fp32), least ids at them (int64), sizes (int32) and logs of
+// the sums of exp(x - max) (fp64), [T] each. maxima fp32 [T].
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> supports_of_rows(
+    const at::Tensor& logits, double temperature, const at::Tensor& maxima, int64_t top_k,
+    double top_p, double log_min_p) {
   const int64_t rows = logits.size(0);
-  for (const at::Tensor* numbers : {&maxima, &seeds, &sample_indices, &positions}) {
+  TORCH_CHECK(maxima.is_contiguous() && maxima.numel() == rows, "a maximum for each row expected");
+  at::Tensor pivots = at::empty_like(maxima);
+  at::Tensor least_ids = at::empty({rows}, logits.options().dtype(at::kLong));
+  at::Tensor sizes = at::empty({rows}, logits.options().dtype(at::kInt));
+  at::Tensor log_masses = at::empty({rows}, logits.options().dtype(at::kDouble));
+  const auto* max = maxima.const_data_ptr<float>();
+  auto* pivot = pivots.mutable_data_ptr<float>();
+  auto* least_id = least_ids.mutable_data_ptr<int64_t>();
+  auto* size = sizes.mutable_data_ptr<int32_t>();
+  auto* log_mass = log_masses.mutable_data_ptr<double>();
+  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+    static thread_local SupportScratch scratch;
+    const Support found = support_of(row, max[i], Rule{top_k, top_p, log_min_p}, scratch);
+    pivot[i] = found.pivot;
+    least_id[i] = found.least_id;
+    size[i] = static_cast<int32_t>(found.size);
+    log_mass[i] = found.log_mass;
+  });
+  return {pivots, least_ids, sizes, log_masses};
+}
+
+// int64 [T]: a token of each row's support. maxima and pivots fp32, least_ids, seeds (the bits of
+// uint64), sample_indices and positions int64, [T] each.
+at::Tensor race_rows(const at::Tensor& logits, double temperature, const at::Tensor& maxima,
+                     const at::Tensor& pivots, const at::Tensor& least_ids, const at::Tensor& seeds,
+                     const at::Tensor& sample_indices, const at::Tensor& positions) {
+  const int64_t rows = logits.size(0);
+  for (const at::Tensor* numbers : {&maxima, &pivots, &least_ids, &seeds, &sample_indices, &positions}) {
     TORCH_CHECK(numbers->is_contiguous() && numbers->numel() == rows, "a number for each row expected");
   }
   at::Tensor winners = at::empty({rows}, logits.options().dtype(at::kLong));
   const auto* max = maxima.const_data_ptr<float>();
+  const auto* pivot = pivots.const_data_ptr<float>();
+  const auto* least_id = least_ids.const_data_ptr<int64_t>();
   const auto* seed = seeds.const_data_ptr<int64_t>();
   const auto* sample_index = sample_indices.const_data_ptr<int64_t>();
   const auto* position = positions.const_data_ptr<int64_t>();
@@ -251,7 +281,7 @@ at::Tensor race_rows(const at::Tensor& logits, double temperature, const at::Ten
   for_rows(logits, temperature, [&](int64_t i, const auto& row) {
     const Draw draw{static_cast<uint64_t>(seed[i]), static_cast<uint32_t>(position[i]),
                     static_cast<uint32_t>(sample_index[i])};
-    to[i] = race(row, max[i], draw);
+    to[i] = race(row, max[i], pivot[i], least_id[i], draw);
   });
   return winners;
 }
@@ -268,8 +298,11 @@ TORCH_LIBRARY(scoring_cpu, library) {
   library.def("ranks(Tensor logits, float temperature, Tensor ids, int limit) -> Tensor");
   library.def("top_ids(Tensor logits, float temperature, int k, int limit) -> Tensor");
   library.def(
-      "race(Tensor logits, float temperature, Tensor maxima, Tensor seeds, Tensor sample_indices, "
-      "Tensor positions) -> Tensor");
+      "supports(Tensor logits, float temperature, Tensor maxima, int top_k, float top_p, "
+      "float log_min_p) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "race(Tensor logits, float temperature, Tensor maxima, Tensor pivots, Tensor least_ids, "
+      "Tensor seeds, Tensor sample_indices, Tensor positions) -> Tensor");
   library.def("log_rests(Tensor logits, float temperature, Tensor last_ids, int limit) -> Tensor");
 }
 
@@ -281,6 +314,7 @@ TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
   library.impl("row_sums", sums_of_rows);
   library.impl("ranks", ranks_of_rows);
   library.impl("top_ids", top_ids_of_rows);
+  library.impl("supports", supports_of_rows);
   library.impl("race", race_rows);
   library.impl("log_rests", log_rests_of_rows);
 }

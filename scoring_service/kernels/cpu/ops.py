@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -161,21 +162,54 @@ class CpuKernels:
         found: Tensor = self._ops.log_rests(_dense(logits_T_V), temperature, last_ids_T, limit)
         return found
 
-    def race(
+    def supports(
         self,
         logits_T_V: Tensor,
         temperature: float,
         max_T: Tensor,
-        seeds_T: list[int],
-        sample_indices_T: list[int],
-        positions_T: list[int],
-    ) -> Tensor:
-        """One token of each row, distributed exactly as softmax of x; see `reference.draw`.
+        top_k: int,
+        top_p: float,
+        min_p: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What truncation keeps of each row: x above a pivot, and at the pivot the higher ids.
 
         Args:
             logits_T_V: fp32 or bf16.
             temperature: of all rows.
             max_T: fp32, the maximum of x.
+            top_k: 0 = off.
+            top_p: 1 = off.
+            min_p: 0 = off.
+
+        Returns:
+            pivots (fp32 [T]), the least id that stays at each (int64 [T]), sizes (int32 [T]) and
+            the logs of the sums of exp(x - max) over the supports (fp64 [T]).
+        """
+        log_min_p = math.log(min_p) if min_p > 0 else -math.inf
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = self._ops.supports(
+            _dense(logits_T_V), temperature, max_T, top_k, top_p, log_min_p
+        )
+        return found
+
+    def race(
+        self,
+        logits_T_V: Tensor,
+        temperature: float,
+        max_T: Tensor,
+        pivots_T: Tensor,
+        least_ids_T: Tensor,
+        seeds_T: list[int],
+        sample_indices_T: list[int],
+        positions_T: list[int],
+    ) -> Tensor:
+        """One token of each row's support, distributed as softmax of x over it.
+
+        Args:
+            logits_T_V: fp32 or bf16.
+            temperature: of all rows.
+            max_T: fp32, the maximum of x.
+            pivots_T: as `supports` gives them.
+            least_ids_T: likewise.
             seeds_T: uint64.
             sample_indices_T: of the prompt.
             positions_T: absolute, of the token to draw.
@@ -185,7 +219,9 @@ class CpuKernels:
         """
         signed = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in seeds_T]
         numbers = (torch.tensor(values) for values in (signed, sample_indices_T, positions_T))
-        found: Tensor = self._ops.race(_dense(logits_T_V), temperature, max_T, *numbers)
+        found: Tensor = self._ops.race(
+            _dense(logits_T_V), temperature, max_T, pivots_T, least_ids_T, *numbers
+        )
         return found
 
 

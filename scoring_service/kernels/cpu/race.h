@@ -48,15 +48,15 @@ inline void token_words(const Draw& draw, uint32_t first, uint32_t* words) {
   }
 }
 
-// The token with the least E / p, E = -log1p(-u), u = (word + 1/2) / 2^32, p = exp(x - max); equal
-// keys go to the lower id, and a token at -inf never wins.
+// The token with the least E / p, E = -log1p(-u), u = (word + 1/2) / 2^32, p = exp(x - max), of those
+// above a pivot and those at it whose id is at least `least_id`; equal keys go to the lower id.
 //
 // E >= u, so only a token with u <= best * p can win, which one comparison in fp32 tells for nearly
 // all of them; the margin is for what fp32 rounds. The others' keys are made in double.
 template <typename T>
-int64_t race(const Row<T>& row, float max, const Draw& draw) {
+int64_t race(const Row<T>& row, float max, float pivot, int64_t least_id, const Draw& draw) {
   constexpr float kMargin = 1.0f + 1e-4f, kLeast = 0x1p-33f;
-  const Vec by(max);
+  const Vec by(max), bound(pivot), zero(0.0f);
   double best_key = std::numeric_limits<double>::infinity();
   float best = kInfinity;
   int64_t winner = 0;
@@ -67,21 +67,26 @@ int64_t race(const Row<T>& row, float max, const Draw& draw) {
     std::fill(weights, weights + kRaced, 0.0f);
     Vec largest(0.0f);
     row.each(first, end, -kInfinity, [&](int64_t i, const Vec& a, const Vec& b) {
-      const Vec p = (a - by).exp_u20(), q = (b - by).exp_u20();
+      const Vec p = Vec::blendv(zero, (a - by).exp_u20(), a >= bound);
+      const Vec q = Vec::blendv(zero, (b - by).exp_u20(), b >= bound);
       p.store(weights + (i - first));
       q.store(weights + (i - first) + Vec::size());
       largest = at::vec::maximum(largest, at::vec::maximum(p, q));
     });
-    const float bound = best * kMargin;
-    if (best != kInfinity && bound * reduce_max(largest) < kLeast) {
-      continue; // no word is small enough
+    const float most = reduce_max(largest);
+    if (most == 0.0f || best * kMargin * most < kLeast) {
+      continue; // nothing to draw, or no word is small enough
     }
     token_words(draw, static_cast<uint32_t>(first / 4), words);
     for (int64_t i = 0; i < end - first; ++i) {
       const float u = (static_cast<float>(words[i]) + 0.5f) * 0x1p-32f;
-      if (weights[i] > 0.0f && (best == kInfinity || u <= best * kMargin * weights[i])) {
+      if (weights[i] > 0.0f && u <= best * kMargin * weights[i]) {
+        const float x = row.at(first + i);
+        if (x == pivot && first + i < least_id) {
+          continue;
+        }
         const double exact = (static_cast<double>(words[i]) + 0.5) * 0x1p-32;
-        const double below = static_cast<double>(row.at(first + i)) - static_cast<double>(max);
+        const double below = static_cast<double>(x) - static_cast<double>(max);
         const double key = std::log(-std::log1p(-exact)) - below;
         if (key < best_key) {
           best_key = key;

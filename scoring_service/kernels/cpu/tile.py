@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.cpu.ops import CpuKernels
-from scoring_service.kernels.truncation import Truncation, truncate
+from scoring_service.kernels.truncation import Truncation, of_tokens
 
 
 class CompiledTile:
-    """Rows x = logits / temperature; x itself is made only where a list of it is too short.
+    """Rows x = logits / temperature; x itself is made only for who asks for it.
 
     Agrees with `reference` to within 1e-5 in log-probs and the logarithms of masses, and exactly
     in ids, ranks and supports.
@@ -69,10 +70,6 @@ class CompiledTile:
         self._limit = token_id_limit
         return self._kernels.top_ids(self._logits_T_V, self._temperature, k, token_id_limit)
 
-    def top_ids(self, _x_T_V: Tensor, k: int) -> Tensor:
-        """`candidates.top_ids` of x, which need not be read for it."""
-        return self.top_k_ids(k, self.vocab_size)
-
     def log_tail_mass(self, top_ids_T_K: Tensor) -> Tensor:
         """Log of the probability outside the list, float32 [T]; -inf when none is outside."""
         last_ids_T = top_ids_T_K[:, -1].contiguous()
@@ -82,25 +79,53 @@ class CompiledTile:
         return (log_rests_T - self.logsumexp_T).float().clamp_(max=0.0)
 
     def draw(
-        self, seeds_T: list[int], sample_indices_T: list[int], positions_T: list[int]
-    ) -> Tensor:
-        """`reference.draw` of every token that has any probability, int64 [T]."""
-        return self._kernels.race(
-            self._logits_T_V, self._temperature, self.max_T, seeds_T, sample_indices_T, positions_T
+        self,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seeds_T: list[int],
+        sample_indices_T: list[int],
+        positions_T: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, int64 [T], and their processed log-probs, float32 [T]; as `EagerTile` has it."""
+        found = self._support(top_k, top_p, min_p)
+        ids_T = self._kernels.race(
+            self._logits_T_V,
+            self._temperature,
+            self.max_T,
+            found.pivot_T,
+            found.least_id_T,
+            seeds_T,
+            sample_indices_T,
+            positions_T,
         )
+        x_T = self.x_at(ids_T[:, None])[:, 0].double()
+        return ids_T, (x_T - self.logsumexp_T - found.log_kept_T).float()
 
     def truncate(
         self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
     ) -> Truncation:
         """Truncated log-probs of given tokens."""
-        return truncate(
-            self.x_T_V,
-            self.max_T,
-            self.logsumexp_T,
-            top_k,
-            top_p,
-            min_p,
-            ids_T,
-            guarded_T,
-            self.top_ids,
+        found = self._support(top_k, top_p, min_p)
+        x_T = self.x_at(ids_T[:, None])[:, 0]
+        inside_T = (x_T > found.pivot_T) | ((x_T == found.pivot_T) & (ids_T >= found.least_id_T))
+        logprob_T = x_T.double() - self.logsumexp_T
+        return of_tokens(logprob_T, inside_T, guarded_T, found.log_kept_T, found.size_T)
+
+    def _support(self, top_k: int, top_p: float, min_p: float) -> _Support:
+        pivot_T, least_id_T, size_T, log_mass_T = self._kernels.supports(
+            self._logits_T_V, self._temperature, self.max_T, top_k, top_p, min_p
         )
+        log_kept_T = (self.max_T.double() + log_mass_T - self.logsumexp_T).clamp_(max=0.0)
+        return _Support(pivot_T, least_id_T, size_T, log_kept_T)
+
+
+@dataclass(frozen=True, slots=True)
+class _Support:
+    """x above the pivot, and at it the ids from the least one on. [T] each."""
+
+    pivot_T: Tensor
+    least_id_T: Tensor
+    size_T: Tensor
+    log_kept_T: Tensor
+    """float64."""

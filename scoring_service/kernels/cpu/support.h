@@ -1,0 +1,213 @@
+// The support of a row under top-k, top-p and min-p, as a prefix of one order: everything above a
+// pivot, and at the pivot its higher ids. The rules are those of `reference.support`.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "rows.h"
+
+namespace scoring {
+
+struct Rule {
+  int64_t top_k; // 0 = off
+  double top_p; // 1 = off
+  double log_min_p; // -inf = off
+};
+
+struct Support {
+  float pivot;
+  int64_t least_id; // of those at the pivot, the least that stays
+  int64_t size;
+  double log_mass; // log of the sum of exp(x - max)
+};
+
+struct SupportScratch {
+  TopScratch top;
+  std::vector<float> x;
+  std::vector<int32_t> keys;
+  std::vector<int64_t> masses;
+};
+
+// The x that reach a bound.
+template <typename T>
+void gather_from(const Row<T>& row, float bound, std::vector<float>& found) {
+  found.clear();
+  const Vec least(bound);
+  float lanes[Vec::size()];
+  const auto add = [&](const Vec& x) {
+    const Vec comparison = x >= least;
+    uint32_t reached = ~static_cast<uint32_t>(comparison.zero_mask()) & ((1u << Vec::size()) - 1);
+    if (reached != 0) {
+      x.store(lanes);
+      for (; reached != 0; reached &= reached - 1) {
+        found.push_back(lanes[std::countr_zero(reached)]);
+      }
+    }
+  };
+  row.each(0, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
+    add(a);
+    add(b);
+  });
+}
+
+// The least float x with x - max >= log_min_p, compared in double.
+inline float least_of_min_p(float max, double log_min_p) {
+  const auto stays = [&](float x) {
+    return static_cast<double>(x) - static_cast<double>(max) >= log_min_p;
+  };
+  float least = static_cast<float>(static_cast<double>(max) + log_min_p);
+  while (stays(least)) {
+    least = std::nextafter(least, -kInfinity);
+  }
+  while (!stays(least)) {
+    least = std::nextafter(least, kInfinity);
+  }
+  return least;
+}
+
+constexpr double kMassUnit = 1099511627776.0; // 2^40
+
+// Fills keys and masses of x, int64(exp(x - max) * 2^40); returns the sum of masses.
+inline int64_t weigh(const std::vector<float>& x, float max, SupportScratch& scratch) {
+  using Doubles = at::vec::Vectorized<double>;
+  const auto n = static_cast<int64_t>(x.size());
+  scratch.keys.resize(n);
+  scratch.masses.resize(n);
+  int64_t total = 0;
+  for (int64_t start = 0; start < n; start += Doubles::size()) {
+    const int64_t count = std::min<int64_t>(Doubles::size(), n - start);
+    double lanes[Doubles::size()] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      lanes[i] = static_cast<double>(x[start + i]) - static_cast<double>(max);
+    }
+    (Doubles::loadu(lanes).exp() * Doubles(kMassUnit)).store(lanes);
+    for (int64_t i = 0; i < count; ++i) {
+      scratch.keys[start + i] = ordered(x[start + i]);
+      scratch.masses[start + i] = static_cast<int64_t>(lanes[i]);
+      total += scratch.masses[start + i];
+    }
+  }
+  return total;
+}
+
+struct Edge {
+  float x;
+  int64_t dropped; // of its equals, the lowest ids
+};
+
+// The edge of the nucleus: in ascending order of x, and of ids among equals, tokens are dropped as
+// long as their masses add up to no more than `bound`.
+inline Edge edge_of_nucleus(SupportScratch& scratch, int64_t bound) {
+  auto& keys = scratch.keys;
+  auto& masses = scratch.masses;
+  int32_t low = *std::min_element(keys.begin(), keys.end());
+  int32_t high = *std::max_element(keys.begin(), keys.end());
+  int64_t below = 0; // of keys under `low`
+  auto n = static_cast<int64_t>(keys.size());
+  // The least key with more than `bound` at and under it lies in [low, high], and so do the n keys.
+  while (low < high) {
+    const auto middle = static_cast<int32_t>(low + (static_cast<int64_t>(high) - low) / 2);
+    int64_t reached = below;
+    for (int64_t i = 0; i < n; ++i) {
+      reached += keys[i] <= middle ? masses[i] : 0;
+    }
+    const bool down = reached > bound;
+    int64_t left = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      keys[left] = keys[i];
+      masses[left] = masses[i];
+      left += (keys[i] <= middle) == down;
+    }
+    n = left;
+    if (down) {
+      high = middle;
+    } else {
+      low = middle + 1;
+      below = reached;
+    }
+  }
+  // What is left has this one key. The last of it stays, whatever the bound.
+  const int64_t dropped = masses[0] > 0 ? (bound - below) / masses[0] : n;
+  return {from_ordered(low), std::min(dropped, n - 1)};
+}
+
+// The id of the token number `skipped` among those whose x is `equal`.
+template <typename T>
+int64_t id_after(const Row<T>& row, float equal, int64_t skipped) {
+  const Vec wanted(equal);
+  int64_t found = row.size - 1;
+  const auto look = [&](int64_t place, const Vec& x) {
+    if (skipped < 0) {
+      return;
+    }
+    const Vec comparison = x == wanted;
+    uint32_t lanes = ~static_cast<uint32_t>(comparison.zero_mask()) & ((1u << Vec::size()) - 1);
+    for (; lanes != 0 && skipped >= 0; lanes &= lanes - 1) {
+      if (skipped-- == 0) {
+        found = place + std::countr_zero(lanes);
+      }
+    }
+  };
+  row.each(0, row.size, -kInfinity, [&](int64_t i, const Vec& a, const Vec& b) {
+    look(i, a);
+    look(i + Vec::size(), b);
+  });
+  return found;
+}
+
+template <typename T>
+Support measured(const Row<T>& row, float max, float pivot, int64_t least_id) {
+  const Vec bound(pivot), none(-kInfinity);
+  const auto above = [&](const Vec& x) { return Vec::blendv(none, x, x > bound); };
+  int64_t size = 0, ties = 0;
+  row.each(0, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
+    size += lanes_that(a > bound) + lanes_that(b > bound);
+  });
+  row.each(least_id, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
+    ties += lanes_that(a == bound) + lanes_that(b == bound);
+  });
+  double mass = size == 0 ? 0.0 : sum_of_exp(row, 0, row.size, max, above);
+  mass += static_cast<double>(ties) * std::exp(static_cast<double>(pivot) - static_cast<double>(max));
+  return {pivot, least_id, size + ties, std::log(mass)};
+}
+
+// A row that is no distribution has some support that means nothing.
+template <typename T>
+Support support_of(const Row<T>& row, float max, const Rule& rule, SupportScratch& scratch) {
+  float pivot = std::numeric_limits<float>::lowest(); // a token at -inf never stays
+  int64_t least_id = 0;
+  if (!std::isfinite(max)) {
+    return {pivot, 0, 0, -kInfinity};
+  }
+  const bool ranked = 0 < rule.top_k && rule.top_k < row.size;
+  if (ranked) {
+    gather_from(row, lower_bound_of_top(row, rule.top_k, row.size, scratch.top), scratch.x);
+    const auto kth = scratch.x.begin() + std::min<int64_t>(rule.top_k, scratch.x.size()) - 1;
+    std::nth_element(scratch.x.begin(), kth, scratch.x.end(), std::greater<>());
+    pivot = std::max(pivot, *kth);
+  }
+  if (rule.top_p < 1.0) {
+    gather_from(row, pivot, scratch.x);
+    const int64_t total = weigh(scratch.x, max, scratch);
+    const auto bound = static_cast<int64_t>(std::floor((1.0 - rule.top_p) * static_cast<double>(total)));
+    const Edge edge = edge_of_nucleus(scratch, bound);
+    pivot = edge.x;
+    least_id = edge.dropped == 0 ? 0 : id_after(row, edge.x, edge.dropped);
+  }
+  if (rule.log_min_p > -kInfinity) {
+    const float least = least_of_min_p(max, rule.log_min_p);
+    if (least > pivot) {
+      pivot = least;
+      least_id = 0;
+    }
+  }
+  return measured(row, max, pivot, least_id);
+}
+
+} // namespace scoring
