@@ -54,7 +54,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     TORCHINDUCTOR_CACHE_DIR=/var/cache/scoring-service/inductor \
     HF_HOME=/models/huggingface \
     HF_MODULES_CACHE=/var/cache/scoring-service/modules \
-    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     SCORING_HOST=0.0.0.0 \
     SCORING_HEALTH_PORT=50052
