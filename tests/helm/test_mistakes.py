@@ -26,7 +26,6 @@ TYPOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "off without quotes": (one(settings={"cpu_kernels": False}), ("cpu_kernels", "'off'")),
     "a bad name": ({**OPEN, "models": [{"name": "Qwen_8B"}]}, ("/models/0/name", "Qwen_8B")),
     "no name": ({**OPEN, "models": [{"gpus": 1}]}, ("/models/0", "name")),
-    "a name for all": ({**OPEN, "defaults": {"name": "x"}}, ("/defaults", "not")),
     "no models": ({**OPEN, "models": []}, ("/models", "1")),
     "a number as text": (one(replicas="two"), ("/models/0/replicas", "integer")),
     "a bad quantity": (one(sharedMemory="1 GB"), ("sharedMemory", "1 GB")),
@@ -102,6 +101,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "terminationGracePeriodSeconds 60 would kill running calls: preStopSeconds 5 + "
         "drainSeconds 300 + 10 = 315 is the least",
     ),
+    "a name for all": ({**OPEN, "defaults": {"name": "x"}}, "defaults.name: a name belongs to"),
     "two of a name": ({**OPEN, "models": [{"name": "a"}, {"name": "a"}]}, 'two are called "a"'),
     "a claim of one node": (
         one(replicas=2, cache={"enabled": True}),

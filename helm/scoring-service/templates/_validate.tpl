@@ -64,6 +64,9 @@ What a schema cannot say. Each message names the value and what to write instead
 {{/* Names of models are names of objects, so no two may be equal. */}}
 {{- define "scoring-service.unique" -}}
 {{- $seen := dict -}}
+{{- if hasKey .Values.defaults "name" -}}
+{{- fail "defaults.name: a name belongs to one entry of models" -}}
+{{- end -}}
 {{- range .Values.models -}}
 {{- if hasKey $seen .name -}}
 {{- fail (printf "models: two are called %q" .name) -}}
