@@ -37,6 +37,8 @@ MODEL = {
     "startupSeconds": 120,
     # What is compiled is the same in all of these tests: one of them does it.
     "settings": {"cpu_kernels": "off"},
+    # One core, so one thread: two would wait for one another on a busy machine.
+    "resources": {"requests": {"cpu": "1"}},
 }
 SHA = hashlib.sha256(TOKEN.encode()).hexdigest()
 PLAIN: dict[str, Any] = {"allowInsecure": True, "models": [MODEL]}
@@ -102,7 +104,7 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 check_others_are_turned_away(cluster, pod)
             check_helm_test(manifests, tmp_path / "test", cluster, pod)
-            running = stub.Sample(sample_request(300), timeout=120, metadata=metadata)
+            running = stub.Sample(sample_request(100), timeout=120, metadata=metadata)
             next(running)
             told = time.monotonic()
             with frozen(served.worker_pid):
@@ -112,7 +114,7 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
                 # No new calls, but no restart either, while the running one ends.
                 assert not pod.probe("readinessProbe")
                 assert pod.probe("livenessProbe")
-            assert list(running)[-1].summary.usage.sampled_tokens == 300
+            assert list(running)[-1].summary.usage.sampled_tokens == 100
         left = pod.spec["terminationGracePeriodSeconds"] - (time.monotonic() - told)
         assert served.process.wait(left) == 0
         served.join()
@@ -175,24 +177,27 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def launcher_of(uid: int, root: Path) -> list[str]:
-    """Runs what follows as that user on a root file system that cannot be written, but for `root`.
+def launcher_of(root: Path) -> tuple[int, list[str]]:
+    """A user, and what runs a program as that user, on a file system that nobody can write.
 
-    Skips where this machine does not allow that, or where the user could not run the server.
+    All of it but `root` is read-only, and no capability is left. The user is the image's, or root
+    (without what makes root mighty) where the image's cannot reach the interpreter of the tests.
+    Skips where this machine does not allow any of it.
     """
-    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
-    launcher = [
-        *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(root)),
-        *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"),
-        *("--bounding-set=-all", "--inh-caps=-all"),
-    ]
     if os.geteuid() != 0 or not (shutil.which("unshare") and shutil.which("setpriv")):
         pytest.skip("needs root, unshare and setpriv")
-    program = [sys.executable, "-c", "import scoring_service.serve"]
-    tried = subprocess.run([*launcher, *program], capture_output=True, text=True, check=False)
-    if tried.returncode != 0:
-        pytest.skip(f"not possible here: {tried.stderr.strip()[-200:]}")
-    return launcher
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+    isolated = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(root)]
+    code = "import subprocess, sys, grpc; subprocess.run([sys.executable, '-c', ''], check=True)"
+    for uid in (10001, 0):
+        who = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs")
+        launcher = [*isolated, *who, "--bounding-set=-all", "--inh-caps=-all"]
+        tried = subprocess.run(
+            [*launcher, sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        if tried.returncode == 0:
+            return uid, launcher
+    pytest.skip(f"not possible here: {tried.stderr.strip()[-200:]}")
 
 
 def test_it_runs_as_its_user_on_a_root_file_system_that_is_read_only(open_folder: Path) -> None:
@@ -205,12 +210,14 @@ def test_it_runs_as_its_user_on_a_root_file_system_that_is_read_only(open_folder
     writable = [
         mount["mountPath"] for mount in pod.container["volumeMounts"] if not mount.get("readOnly")
     ]
+    uid, launcher = launcher_of(open_folder)
     for folder in writable:
-        shutil.chown(f"{open_folder}{folder}", 10001, 10001)
-    launcher = launcher_of(10001, open_folder)
+        shutil.chown(f"{open_folder}{folder}", uid, uid)
     with started(pod, launcher) as served:
         pod.wait_started(served)
-        assert os.stat(f"/proc/{served.process.pid}").st_uid == 10001  # noqa: PTH116
+        status = Path(f"/proc/{served.process.pid}/status").read_text()
+        assert f"\nUid:\t{uid}\t" in status
+        assert "\nCapEff:\t0000000000000000" in status
         with Cluster().channel(pod.ports["50051"], secured=False) as channel:
             stub = service_pb2_grpc.ScoringServiceStub(channel)
             assert list(stub.Score(score_request([1], [2, 3]), timeout=60))
