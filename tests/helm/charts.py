@@ -66,6 +66,14 @@ def render(values: dict[str, Any] | None = None, *arguments: str | Path) -> list
     return parse(done.stdout)
 
 
+def notes(values: dict[str, Any], *arguments: str | Path) -> str:
+    """What helm prints after an installation, as a dry run shows it."""
+    options = ("--dry-run=client", "--namespace", NAMESPACE, "--values", "-", *arguments)
+    done = helm("install", "release", CHART, *options, given=json.dumps(values))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
 def example(path: Path) -> list[Manifest]:
     """An example's manifests."""
     return render({}, "--values", path)

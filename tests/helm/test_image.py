@@ -120,7 +120,6 @@ def test_the_wheel_is_built_from_the_context_alone_and_starts(tmp_path: Path) ->
     wheels = tmp_path / "wheels"
     command = [sys.executable, *command[1:]]
     command = [str(wheels) if word == "/wheels" else word for word in command]
-    # Built with what is installed here: an environment of its own would be fetched.
     done = subprocess.run(
         [*command, "--quiet"], cwd=source, capture_output=True, text=True, check=False
     )

@@ -19,12 +19,14 @@ import pytest
 
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.config import ServeConfig
+from scoring_service.models import tiny_model_path
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.serve import _server_config
 from tests.e2e.calls import sample_request, score_request
 from tests.e2e.processes import frozen
 from tests.e2e.served import BIN
-from tests.helm.charts import EXAMPLES, Manifest, example, of_kind, only, render, settings_of
+from tests.helm.charts import EXAMPLES, Manifest, example, notes, of_kind, only, render, settings_of
+from tests.helm.hub import serving_hub
 from tests.helm.pod import Files, Pod, laid_out, secret_of, started
 from tests.rpc.authorities import Authority, credentials
 
@@ -104,6 +106,8 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 check_others_are_turned_away(cluster, pod)
             check_helm_test(manifests, tmp_path / "test", cluster, pod)
+            if not secured:
+                check_notes(pod)
             running = stub.Sample(sample_request(100), timeout=120, metadata=metadata)
             next(running)
             told = time.monotonic()
@@ -128,6 +132,25 @@ def check_pre_stop(pod: Pod) -> None:
     assert hook.returncode == 0, hook.stderr
     assert time.monotonic() - before >= MODEL["preStopSeconds"]
     assert pod.probe("readinessProbe")
+
+
+def check_notes(pod: Pod) -> None:
+    """The grpcurl line of NOTES.txt works as it stands, once the port is forwarded."""
+    grpcurl = shutil.which("grpcurl", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    if grpcurl is None:
+        return  # it has no wheel for this platform
+    said = notes(PLAIN)
+    assert "port-forward service/release-scoring-service-tiny 50051:50051" in said
+    (line,) = (line.strip() for line in said.splitlines() if "grpcurl" in line)
+    done = subprocess.run(
+        ["bash", "-c", pod.here(line).replace("grpcurl", grpcurl, 1)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '" np"' in done.stdout
 
 
 def check_others_are_turned_away(cluster: Cluster, pod: Pod) -> None:
@@ -166,6 +189,32 @@ def check_helm_test(manifests: list[Manifest], root: Path, cluster: Cluster, pod
     assert done.returncode == 0, done.stdout + done.stderr
     assert "' np' is" in done.stdout
     assert "banana" in done.stdout
+
+
+def test_weights_are_downloaded_first_and_served_without_the_hub(tmp_path: Path) -> None:
+    with serving_hub("owner/small", tiny_model_path()) as hub:
+        model = {**MODEL, "model": "owner/small", "download": {"enabled": True}}
+        manifests = render(
+            {**PLAIN, "models": [model], "hub": {"endpoint": hub.endpoint, "token": "hf_secret"}}
+        )
+        spec = only(manifests, "Deployment")["spec"]["template"]["spec"]
+        first = laid_out(manifests, spec, "download", tmp_path, {})
+        (token,) = (v for v in first.container["env"] if v["name"] == "HF_TOKEN")
+        reference = token["valueFrom"]["secretKeyRef"]
+        secret = secret_of(manifests, reference["name"], {})[reference["key"]].decode()
+        done = first.run(first.command(), HF_TOKEN=secret)
+        assert done.returncode == 0, done.stderr
+        listed = [whose for path, whose in hub.asked if path.startswith("/api/models/owner/small")]
+        assert set(listed) == {"Bearer hf_secret"}
+        files = {path.name for path in (tmp_path / "models").rglob("*")}
+        assert "model.safetensors" in files
+        assert "original.pth" not in files
+    assert "HF_TOKEN" not in str(spec["containers"])
+    # The Hub is gone now, and its address with it.
+    pod = laid_out(manifests, spec, "server", tmp_path, {})
+    with started(pod) as served:
+        pod.wait_started(served)
+        assert served.end() == 0
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ from tests.helm.charts import (
     Manifest,
     example,
     helm,
+    notes,
     of_kind,
     only,
     parse,
     pod_specs,
     render,
     settings_of,
-    template,
 )
 from tests.helm.schemas import VERSIONS, faults
 
@@ -72,6 +72,20 @@ MATRIX: dict[str, dict[str, Any]] = {
         "auth": {"enabled": True, "existingSecret": "tokens", "key": "file"},
         "test": {"clientCertificateSecret": "client", "tokenSecret": {"name": "t"}},
         "hub": {"existingSecret": "hub", "endpoint": "https://hub.example.org"},
+    },
+    "words that YAML takes for others": {
+        **one(
+            name="yes",
+            model="1234",
+            revision="1e3",
+            servedName="a: b # c",
+            cache={"enabled": True, "storageClass": "10"},
+            priorityClassName="0",
+            env=[{"name": "A", "value": "off"}],
+            settings={"cpu_kernels": "off", "usage_tag": "null"},
+        ),
+        "test": {"prompt": 'He said: "no" # not yes', "completions": ["{}", "- a"]},
+        "commonLabels": {"a": "true"},
     },
     "large numbers": one(
         settings={"max_queue_tokens": 8_388_608, "max_request_bytes": 134_217_728}
@@ -323,6 +337,17 @@ def test_threads_are_the_cores_of_the_pod(model: dict[str, Any], threads: int) -
     assert settings_of(render(one(**model)), "m")["threads"] == threads
 
 
+def test_words_are_taken_literally() -> None:
+    manifests = render(MATRIX["words that YAML takes for others"])
+    settings = settings_of(manifests, "yes")
+    assert settings["revision"] == "1e3"
+    assert settings["served_model_name"] == "a: b # c"
+    assert (settings["cpu_kernels"], settings["usage_tag"]) == ("off", "null")
+    (client,) = only(manifests, "Pod")["spec"]["containers"]
+    assert '--prompt=He said: "no" # not yes' in client["args"]
+    assert "--model=a: b # c" in client["args"]
+
+
 def test_start_and_end_have_the_time_they_need() -> None:
     manifests = render(one(startupSeconds=1803, preStopSeconds=12, drainSeconds=600))
     deployment = only(manifests, "Deployment")["spec"]
@@ -337,12 +362,15 @@ def test_start_and_end_have_the_time_they_need() -> None:
 
 
 def test_notes_tell_how_to_call() -> None:
-    done = template(OPEN, "--notes")
-    if "unknown flag" in done.stderr:
-        done = helm(
-            *("install", "release", CHART, "--dry-run=client", "--namespace", "scoring"),
-            *("--set", "allowInsecure=true"),
-        )
-    assert done.returncode == 0, done.stderr
-    assert "port-forward service/release-scoring-service-tiny 50051:50051" in done.stdout
-    assert "grpcurl -plaintext -d '{" in done.stdout
+    plain = notes(OPEN)
+    assert "release-scoring-service-tiny.scoring.svc:50051" in plain
+    assert "dns:///release-scoring-service-tiny-headless.scoring.svc:50051" in plain
+    assert "helm test release --namespace scoring" in plain
+    assert "allowInsecure is set" in plain
+    secured = notes(MATRIX["everything asked for"])
+    assert '-cacert ca.crt -cert client.crt -key client.key -H "authorization: Bearer' in secured
+    assert "-authority release-scoring-service-tiny.scoring.svc" in secured
+    assert "allowInsecure" not in secured
+    without = notes({**MATRIX["everything asked for"], "test": {}})
+    assert "set test.tokenSecret and test.clientCertificateSecret" in without
+    assert not of_kind(render({**MATRIX["everything asked for"], "test": {}}), "Pod")

@@ -45,22 +45,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* Labels that find the release's objects; they can never change, because a Deployment's cannot. */}}
 {{- define "scoring-service.selector" -}}
-app.kubernetes.io/name: {{ include "scoring-service.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "scoring-service.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* Labels of a model's objects. */}}
 {{- define "scoring-service.modellabels" -}}
 {{ include "scoring-service.labels" .root }}
 app.kubernetes.io/component: server
-scoring-service/model: {{ .model.name }}
+scoring-service/model: {{ .model.name | quote }}
 {{- end -}}
 
 {{/* Labels that find a model's pods. */}}
 {{- define "scoring-service.modelselector" -}}
 {{ include "scoring-service.selector" .root }}
 app.kubernetes.io/component: server
-scoring-service/model: {{ .model.name }}
+scoring-service/model: {{ .model.name | quote }}
 {{- end -}}
 
 {{/* The image of a model: with CUDA where it asks for GPUs. */}}
