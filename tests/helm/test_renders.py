@@ -337,6 +337,18 @@ def test_threads_are_the_cores_of_the_pod(model: dict[str, Any], threads: int) -
     assert settings_of(render(one(**model)), "m")["threads"] == threads
 
 
+def test_a_pod_has_a_worker_for_each_gpu_unless_told_otherwise() -> None:
+    assert "num_workers" not in settings_of(render(one()), "m")
+    assert settings_of(render(one(workers=3)), "m")["num_workers"] == 3
+    for model, workers in (({"gpus": 8}, 8), ({"gpus": 8, "workers": 4}, 4)):
+        manifests = render(one(**model))
+        settings = settings_of(manifests, "m")
+        assert (settings["device"], settings["num_workers"]) == ("cuda", workers)
+        pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+        for kind in ("limits", "requests"):
+            assert pod["containers"][0]["resources"][kind]["nvidia.com/gpu"] == 8
+
+
 def test_words_are_taken_literally() -> None:
     manifests = render(MATRIX["words that YAML takes for others"])
     settings = settings_of(manifests, "yes")

@@ -75,7 +75,7 @@
 - name: tls
   secret:
     secretName: {{ include "scoring-service.tlssecret" .root }}
-    defaultMode: 0440
+    defaultMode: 288 # 0440; not every reader of YAML takes that for octal
     items:
       - {key: tls.crt, path: tls.crt}
       - {key: tls.key, path: tls.key}
@@ -83,7 +83,7 @@
 - name: client-ca
   secret:
     secretName: {{ include "scoring-service.casecret" .root }}
-    defaultMode: 0440
+    defaultMode: 288 # 0440; not every reader of YAML takes that for octal
     items:
       - {key: ca.crt, path: ca.crt}
 {{- end }}
@@ -92,7 +92,7 @@
 - name: auth
   secret:
     secretName: {{ include "scoring-service.tokensecret" .root }}
-    defaultMode: 0440
+    defaultMode: 288 # 0440; not every reader of YAML takes that for octal
     items:
       - {key: {{ $values.auth.key }}, path: tokens}
 {{- end }}

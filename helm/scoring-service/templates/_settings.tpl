@@ -32,6 +32,8 @@ the schema refuses it under `settings`.
 {{- with $model.revision -}}{{- $_ := set $file "revision" (toString .) -}}{{- end -}}
 {{- with $model.workers -}}{{- $_ := set $file "num_workers" . -}}{{- end -}}
 {{- if gt (int $model.gpus) 0 -}}
+{{- /* Not what the server finds: a pod that got fewer than it asked for should fail, not be slow. */ -}}
+{{- $_ := set $file "num_workers" ($model.workers | default $model.gpus) -}}
 {{- /* Not auto: where the driver is missing, a pod that computes on its CPU would go unnoticed. */ -}}
 {{- $_ := set $file "device" "cuda" -}}
 {{- else -}}
