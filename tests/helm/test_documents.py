@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from tests.e2e.served import BIN, ROOT
-from tests.helm.charts import EXAMPLES, helm_path, render
+from tests.helm.charts import CHART, EXAMPLES, helm_path, render
 from tests.helm.dockerfile import instructions
 
 DOCUMENT = (ROOT / "docs" / "kubernetes.md").read_text()
-COMMANDS = re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTALL)
+README = (CHART / "README.md").read_text()
+COMMANDS = re.findall(r"```bash\n(.*?)```", DOCUMENT + README, re.DOTALL)
 
 
 def shell(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
