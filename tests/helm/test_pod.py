@@ -36,7 +36,7 @@ MODEL = {
     "name": "tiny",
     "preStopSeconds": 1,
     "drainSeconds": 60,
-    "startupSeconds": 120,
+    "startupSeconds": 240,
     # What is compiled is the same in all of these tests: one of them does it.
     "settings": {"cpu_kernels": "off"},
     # One core, so one thread: two would wait for one another on a busy machine.
