@@ -16,8 +16,8 @@ ARGS ?=
 SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-adapters test-mismatch soak check audit format protos bench bench-peers clean \
-	always
+.PHONY: help install serve test test-adapters test-helm test-mismatch soak check audit format protos chart bench \
+	bench-peers clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ else
 	$(BIN)/python -m pytest -q tests/chaos
 endif
 
+test-helm: $(INSTALLED) ## the tests of chart and image alone, with the real helm (`make test` runs them too)
+	$(BIN)/python -m pytest -q tests/helm $(ARGS)
+
 test-mismatch: $(INSTALLED) ## mismatch KL between samples of SmolLM2 and a trainer's replay
 	SMOLLM2=1 $(BIN)/python -m pytest -q -s tests/training/test_sampler_and_trainer.py -k smollm2
 
@@ -68,7 +71,7 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 soak: $(INSTALLED) ## the faults of tests/chaos at full length (about an hour)
 	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos)
 
-check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break), GPU kernels compile, pins
+check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break), GPU kernels compile, image, pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -79,6 +82,7 @@ check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break)
 ifeq ($(shell uname -s),Linux)
 	TRITON_CACHE_DIR=build/triton $(BIN)/python tools/compile_kernels.py
 endif
+	$(BIN)/hadolint --failure-threshold style Dockerfile
 	$(BIN)/python -m pip check --disable-pip-version-check
 	$(BIN)/python tools/check_pins.py
 
@@ -98,6 +102,9 @@ format: $(INSTALLED) ## format the code and fix what ruff can fix
 
 protos: $(INSTALLED) ## regenerate the Python code of protos/
 	$(BIN)/python tools/generate_protos.py
+
+chart: $(INSTALLED) ## bring the chart's schema, dashboard and golden renders up to date
+	$(BIN)/python tools/update_chart.py
 
 BENCH_MODEL := build/models/smollm2
 

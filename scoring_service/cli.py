@@ -12,6 +12,7 @@ from cyclopts.config import Env, Json, Toml, Yaml
 
 from scoring_service import __version__
 from scoring_service.config import ENV_PREFIX, ServeConfig, check_ranges
+from scoring_service.rpc.probe import serving_status
 from scoring_service.serve import serve as run_server
 
 app = App(
@@ -26,6 +27,9 @@ _FILE_FORMATS: dict[str, type[Toml | Yaml | Json]] = {
     ".yml": Yaml,
     ".json": Json,
 }
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+"""Addresses that stand for all of a machine's -> one of them."""
 
 _ENVIRONMENT = Env(ENV_PREFIX, command=False)
 
@@ -51,6 +55,40 @@ def serve(
         config: settings.
     """
     return asyncio.run(run_server(model, config or ServeConfig()))
+
+
+@app.command
+def health(
+    *,
+    alive: Annotated[bool, Parameter(negative="")] = False,
+    timeout: float = 5.0,
+    model: Annotated[str | None, Parameter(show=False)] = None,
+    config: Annotated[ServeConfig | None, Parameter(name="*", show=False)] = None,
+) -> int:
+    """Ask the server of this machine whether it is ready; exit 0 if so, else 1.
+
+    It takes the settings of `serve`, from flags, environment and file alike, and asks on their
+    --health-port, or on their --port where that knows no TLS.
+
+    Args:
+        alive: whether it is alive, which it is while the model loads, too.
+        timeout: seconds to wait for an answer.
+        model: not used; a settings file may name one.
+        config: settings.
+    """
+    settings = config or ServeConfig()
+    port = settings.health_port or settings.port
+    if settings.health_port is None and settings.tls_certificate is not None:
+        print("with TLS, health is asked on a --health-port, and there is none", file=sys.stderr)
+        return 2
+    host = _LOOPBACK.get(settings.host, settings.host)
+    try:
+        status = serving_status(f"{host}:{port}", alive=alive, timeout=timeout)
+    except ConnectionError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(status)
+    return 0 if status == "SERVING" else 1
 
 
 @app.meta.default

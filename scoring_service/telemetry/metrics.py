@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -140,7 +141,9 @@ class Metrics(PoolObserver):
         Raises:
             OSError: the address cannot be listened on.
         """
-        server, _thread = start_http_server(port, addr=host, registry=self.registry)
+        server, _thread = start_http_server(
+            port, addr=_listening_address(host), registry=self.registry
+        )
         return int(server.server_port)
 
     def rpc_started(self, kind: str, service: str, method: str) -> None:
@@ -190,6 +193,13 @@ class Metrics(PoolObserver):
         if self._usage_tag is None:
             return ""
         return self._tags.of(dict(tags).get(self._usage_tag, ""))
+
+
+def _listening_address(host: str) -> str:
+    """The address as gRPC takes it: all are those of both families, and [::1] has brackets."""
+    if host in ("0.0.0.0", "[::]") and socket.has_dualstack_ipv6():
+        return "::"
+    return host.removeprefix("[").removesuffix("]")
 
 
 class _PoolCollector(Collector):

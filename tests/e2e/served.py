@@ -29,12 +29,18 @@ PATIENCE = 120.0
 class Served:
     """A server process and what it printed."""
 
-    def __init__(self, arguments: Sequence[str], env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        env: dict[str, str] | None = None,
+        launcher: Sequence[str] = (),
+    ) -> None:
         self.out: list[str] = []
         self.err: list[str] = []
         self._grown = threading.Condition()
         self.process = subprocess.Popen(
-            [BIN / "scoring-service", "serve", *arguments],
+            # A launcher ends by executing what follows it, in its own process.
+            [*launcher, BIN / "scoring-service", "serve", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,99 @@
+{{/* The chart's name, or what overrides it. */}}
+{{- define "scoring-service.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Name of the release's objects: the release's name, which holds the chart's or gets it appended. */}}
+{{- define "scoring-service.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- else if contains (include "scoring-service.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "scoring-service.name" .) | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of a model's objects. Takes a dict of root and model. */}}
+{{- define "scoring-service.modelname" -}}
+{{- printf "%s-%s" (include "scoring-service.fullname" .root) .model.name -}}
+{{- end -}}
+
+{{/* Name of a model's headless Service. */}}
+{{- define "scoring-service.headless" -}}
+{{- printf "%s-headless" (include "scoring-service.modelname" .) -}}
+{{- end -}}
+
+{{- define "scoring-service.serviceaccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "scoring-service.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of every object. */}}
+{{- define "scoring-service.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "scoring-service.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels that find the release's objects; they can never change, because a Deployment's cannot. */}}
+{{- define "scoring-service.selector" -}}
+app.kubernetes.io/name: {{ include "scoring-service.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end -}}
+
+{{/* Labels of a model's objects. */}}
+{{- define "scoring-service.modellabels" -}}
+{{ include "scoring-service.labels" .root }}
+app.kubernetes.io/component: server
+scoring-service/model: {{ .model.name | quote }}
+{{- end -}}
+
+{{/* Labels that find a model's pods. */}}
+{{- define "scoring-service.modelselector" -}}
+{{ include "scoring-service.selector" .root }}
+app.kubernetes.io/component: server
+scoring-service/model: {{ .model.name | quote }}
+{{- end -}}
+
+{{/* The image of a model: with CUDA where it asks for GPUs. */}}
+{{- define "scoring-service.image" -}}
+{{- $image := .root.Values.image -}}
+{{- $variant := ternary "cuda" "cpu" (gt (int .model.gpus) 0) -}}
+{{- $tag := $image.tag | default (printf "%s-%s" .root.Chart.AppVersion $variant) -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository $tag -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of the Secret with the server's certificate and key. */}}
+{{- define "scoring-service.tlssecret" -}}
+{{- .Values.tls.existingSecret | default (printf "%s-tls" (include "scoring-service.fullname" .)) -}}
+{{- end -}}
+
+{{/* Name of the Secret with the authorities of clients. */}}
+{{- define "scoring-service.casecret" -}}
+{{- .Values.tls.clientCa.existingSecret | default (include "scoring-service.tlssecret" .) -}}
+{{- end -}}
+
+{{- define "scoring-service.tokensecret" -}}
+{{- .Values.auth.existingSecret | default (printf "%s-tokens" (include "scoring-service.fullname" .)) -}}
+{{- end -}}
+
+{{- define "scoring-service.hubsecret" -}}
+{{- .Values.hub.existingSecret | default (printf "%s-hub" (include "scoring-service.fullname" .)) -}}
+{{- end -}}
+
+{{/* Name of the claim that holds a model's weights. */}}
+{{- define "scoring-service.claim" -}}
+{{- .model.cache.existingClaim | default (printf "%s-cache" (include "scoring-service.modelname" .)) -}}
+{{- end -}}

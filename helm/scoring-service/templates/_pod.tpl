@@ -1,0 +1,128 @@
+{{/* Where things are in the container. What the server writes goes to `cache` and `tmp`; `models` holds weights. */}}
+{{- define "scoring-service.environment" -}}
+- name: HOME
+  value: /tmp
+- name: TMPDIR
+  value: /tmp
+# Compiled kernels: those of the CPU, of Triton and of torch.
+- name: XDG_CACHE_HOME
+  value: /var/cache/scoring-service
+- name: TRITON_CACHE_DIR
+  value: /var/cache/scoring-service/triton
+- name: TORCHINDUCTOR_CACHE_DIR
+  value: /var/cache/scoring-service/inductor
+# Weights, and Python code of models that bring some.
+- name: HF_HOME
+  value: /models/huggingface
+- name: HF_MODULES_CACHE
+  value: /var/cache/scoring-service/modules
+- name: HF_HUB_DISABLE_TELEMETRY
+  value: "1"
+{{- end -}}
+
+{{/* What reaches the Hub: the container that downloads, else the server. */}}
+{{- define "scoring-service.hub" -}}
+{{- with .root.Values.hub.endpoint }}
+- name: HF_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- if or .root.Values.hub.existingSecret .root.Values.hub.token }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "scoring-service.hubsecret" .root }}
+      key: {{ .root.Values.hub.key }}
+{{- end }}
+{{- end -}}
+
+{{/* What the container that downloads and the server both mount. */}}
+{{- define "scoring-service.mounts" -}}
+- name: models
+  mountPath: /models
+- name: cache
+  mountPath: /var/cache/scoring-service
+- name: tmp
+  mountPath: /tmp
+{{- end -}}
+
+{{- define "scoring-service.volumes" -}}
+{{- $values := .root.Values -}}
+- name: settings
+  configMap:
+    name: {{ include "scoring-service.modelname" . }}-settings
+- name: models
+  {{- if .model.cache.enabled }}
+  persistentVolumeClaim:
+    claimName: {{ include "scoring-service.claim" . }}
+  {{- else }}
+  emptyDir:
+    {{- with .model.cache.size }}
+    sizeLimit: {{ . }}
+    {{- end }}
+  {{- end }}
+- name: cache
+  emptyDir:
+    sizeLimit: {{ .model.scratchSize }}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .model.scratchSize }}
+- name: shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .model.sharedMemory }}
+{{- if $values.tls.enabled }}
+# Folders, not single files: those would not follow a Secret that is rotated.
+- name: tls
+  secret:
+    secretName: {{ include "scoring-service.tlssecret" .root }}
+    defaultMode: 288 # 0440; not every reader of YAML takes that for octal
+    items:
+      - {key: tls.crt, path: tls.crt}
+      - {key: tls.key, path: tls.key}
+{{- if $values.tls.clientCa.enabled }}
+- name: client-ca
+  secret:
+    secretName: {{ include "scoring-service.casecret" .root }}
+    defaultMode: 288 # 0440; not every reader of YAML takes that for octal
+    items:
+      - {key: ca.crt, path: ca.crt}
+{{- end }}
+{{- end }}
+{{- if $values.auth.enabled }}
+- name: auth
+  secret:
+    secretName: {{ include "scoring-service.tokensecret" .root }}
+    defaultMode: 288 # 0440; not every reader of YAML takes that for octal
+    items:
+      - {key: {{ $values.auth.key }}, path: tokens}
+{{- end }}
+{{- with .model.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* requests and limits, with the GPUs among both: Kubernetes wants them equal. */}}
+{{- define "scoring-service.resources" -}}
+{{- $resources := deepCopy .model.resources -}}
+{{- if gt (int .model.gpus) 0 -}}
+{{- $gpus := dict .model.gpuResource (int .model.gpus) -}}
+{{- $_ := set $resources "limits" (merge (dict) $gpus ($resources.limits | default dict)) -}}
+{{- $_ := set $resources "requests" (merge (dict) $gpus ($resources.requests | default dict)) -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* Constraints of topology that name no pods mean those of their own model and revision. */}}
+{{- define "scoring-service.spread" -}}
+{{- $selector := include "scoring-service.modelselector" . | fromYaml -}}
+{{- $found := list -}}
+{{- range .model.topologySpreadConstraints -}}
+{{- $constraint := deepCopy . -}}
+{{- if not (hasKey $constraint "labelSelector") -}}
+{{- $_ := set $constraint "labelSelector" (dict "matchLabels" $selector) -}}
+{{- $_ := set $constraint "matchLabelKeys" (list "pod-template-hash") -}}
+{{- end -}}
+{{- $found = append $found $constraint -}}
+{{- end -}}
+{{- toYaml $found -}}
+{{- end -}}

@@ -1,0 +1,76 @@
+{{/*
+What a schema cannot say. Each message names the value and what to write instead. Takes a dict of root and model.
+*/}}
+{{- define "scoring-service.validate" -}}
+{{- $values := .root.Values -}}
+{{- $model := .model -}}
+{{- $at := printf "models[%s]" $model.name -}}
+
+{{- $asks := or $values.auth.enabled $values.tls.clientCa.enabled -}}
+{{- if not (or $values.allowInsecure (and $values.tls.enabled $asks)) -}}
+{{- fail "Whoever reaches the pods could use them: set tls.enabled and auth.enabled (or tls.clientCa.enabled), or, where a mesh or networkPolicy takes care of it, allowInsecure=true" -}}
+{{- end -}}
+{{- if and $values.tls.clientCa.enabled (not $values.tls.enabled) -}}
+{{- fail "tls.clientCa.enabled needs tls.enabled" -}}
+{{- end -}}
+{{- if and $values.tls.enabled (not $values.tls.existingSecret) (not (and $values.tls.certificate $values.tls.key)) -}}
+{{- fail "tls.enabled needs tls.existingSecret, or tls.certificate and tls.key" -}}
+{{- end -}}
+{{- if and $values.tls.clientCa.enabled (not $values.tls.existingSecret) (not (or $values.tls.clientCa.existingSecret $values.tls.clientCa.certificate)) -}}
+{{- fail "tls.clientCa.enabled needs tls.clientCa.existingSecret or tls.clientCa.certificate, or a tls.existingSecret that holds ca.crt" -}}
+{{- end -}}
+{{- if and $values.tls.existingSecret $values.tls.clientCa.certificate -}}
+{{- fail "tls.clientCa.certificate goes into the Secret that the chart makes, and tls.existingSecret names another: use tls.clientCa.existingSecret" -}}
+{{- end -}}
+{{- if and $values.auth.enabled (not (or $values.auth.existingSecret $values.auth.tokens)) -}}
+{{- fail "auth.enabled needs auth.existingSecret or auth.tokens" -}}
+{{- end -}}
+
+{{- if gt (len (include "scoring-service.modelname" .)) 54 -}}
+{{- fail (printf "%s: the name %s is longer than 54 characters, too long for a headless Service's; set fullnameOverride" $at (include "scoring-service.modelname" .)) -}}
+{{- end -}}
+
+{{- $least := add (int $model.preStopSeconds) (int $model.drainSeconds) 10 -}}
+{{- if and $model.terminationGracePeriodSeconds (lt (int $model.terminationGracePeriodSeconds) (int $least)) -}}
+{{- fail (printf "%s: terminationGracePeriodSeconds %d would kill running calls: preStopSeconds %d + drainSeconds %d + 10 = %d is the least; leave it unset to have it computed" $at (int $model.terminationGracePeriodSeconds) (int $model.preStopSeconds) (int $model.drainSeconds) (int $least)) -}}
+{{- end -}}
+
+{{- $cache := $model.cache -}}
+{{- $many := or (gt (int $model.replicas) 1) $model.autoscaling.enabled -}}
+{{- if and $cache.enabled (not $cache.existingClaim) $many (not (or (has "ReadWriteMany" $cache.accessModes) (has "ReadOnlyMany" $cache.accessModes))) -}}
+{{- fail (printf "%s: several pods cannot share a %s claim unless they happen to share a node: use cache.accessModes=[ReadWriteMany], an existingClaim, or cache.enabled=false" $at (join ", " $cache.accessModes)) -}}
+{{- end -}}
+{{- if and $model.download.enabled (or (not $model.model) (hasPrefix "/" $model.model) (hasPrefix "." $model.model)) -}}
+{{- fail (printf "%s: download.enabled needs a Hub id as model, not %q" $at $model.model) -}}
+{{- end -}}
+{{- if and $model.autoscaling.enabled (lt (int $model.autoscaling.maxReplicas) (int $model.autoscaling.minReplicas)) -}}
+{{- fail (printf "%s: autoscaling.maxReplicas is below autoscaling.minReplicas" $at) -}}
+{{- end -}}
+{{- if and $model.autoscaling.enabled (not $values.metrics.serviceMonitor.enabled) (not $model.autoscaling.query) -}}
+{{- fail (printf "%s: autoscaling asks Prometheus: set metrics.serviceMonitor.enabled, or autoscaling.query if it is fed otherwise" $at) -}}
+{{- end -}}
+{{- if and (gt (int $model.gpus) 0) $model.workers (gt (int $model.workers) (int $model.gpus)) -}}
+{{- fail (printf "%s: %d workers would share %d GPUs, each with the whole model: workers must not exceed gpus" $at (int $model.workers) (int $model.gpus)) -}}
+{{- end -}}
+{{- range $key := list "cpu" "memory" -}}
+{{- if not (dig "requests" $key "" ($model.resources | default dict)) -}}
+{{- if not (dig "limits" $key "" ($model.resources | default dict)) -}}
+{{- fail (printf "%s: resources.requests.%s is needed: without it the scheduler puts the pod anywhere" $at $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Names of models are names of objects, so no two may be equal. */}}
+{{- define "scoring-service.unique" -}}
+{{- $seen := dict -}}
+{{- if hasKey .Values.defaults "name" -}}
+{{- fail "defaults.name: a name belongs to one entry of models" -}}
+{{- end -}}
+{{- range .Values.models -}}
+{{- if hasKey $seen .name -}}
+{{- fail (printf "models: two are called %q" .name) -}}
+{{- end -}}
+{{- $_ := set $seen .name true -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,175 @@
+"""Alerts, scaling and dashboard ask for metrics that the server has, in PromQL that can be read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import promql_parser
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from scoring_service.engine.events import ROWS_BUCKETS, WorkerStats
+from scoring_service.errors import Code, Reason
+from scoring_service.telemetry.metrics import Metrics
+from scoring_service.types import Usage
+from tests.helm.charts import CHART, Manifest, example, of_kind, only, render
+from tests.helm.test_renders import OPEN
+
+OBSERVED = {
+    **OPEN,
+    "models": [{"name": "a"}, {"name": "b", "autoscaling": {"enabled": True}}],
+    "metrics": {"prometheusRule": {"enabled": True}, "serviceMonitor": {"enabled": True}},
+}
+
+
+class OneWorker:
+    index = 0
+    stats = WorkerStats(rows_per_step=(1,) * (len(ROWS_BUCKETS) + 1))
+    is_ready = True
+
+
+class OnePool:
+    name = "a"
+    waiting_calls = running_calls = queued_tokens = unread_bytes = 0
+    workers = (OneWorker(),)
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, set[str]]:
+    """Names of series -> their labels, as /metrics shows them once everything happened."""
+    metrics = Metrics()
+    metrics.watch(OnePool())
+    metrics.rpc_started("unary_stream", "scoring.v1.ScoringService", "Score")
+    metrics.rpc_handled("unary_stream", "scoring.v1.ScoringService", "Score", Code.INTERNAL, 1.0)
+    metrics.answered("Score", "", (), Usage(), 1)
+    metrics.audited("equal", 0.0)
+    metrics.refused(Reason.QUEUE_FULL)
+    metrics.retried()
+    metrics.worker_died(0, "signal 9")
+    metrics.worker_ready(0, 1.0)
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    found: dict[str, set[str]] = {}
+    for sample in (s for family in families for s in family.samples):
+        found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def selectors(expression: str) -> Iterator[promql_parser.VectorSelector]:
+    """Every selector of an expression.
+
+    Raises:
+        ValueError: it is no PromQL.
+    """
+    waiting = [promql_parser.parse(expression)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, promql_parser.VectorSelector):
+            yield node
+        for name in ("expr", "lhs", "rhs", "vector_selector", "vs", "args", "param"):
+            inner = getattr(node, name, None)
+            waiting += inner if isinstance(inner, list) else [inner] if inner is not None else []
+
+
+ADDED = {"namespace", "service", "pod"}
+"""Labels that the Prometheus operator adds to what it scrapes."""
+
+
+def check(expression: str, known: dict[str, set[str]]) -> None:
+    found = list(selectors(expression))
+    assert len(found) == len(re.findall(r"(?:scoring|grpc_server)_\w+", expression))
+    for selector in found:
+        assert selector.name in known, expression
+        for matcher in selector.matchers.matchers:
+            assert matcher.name in known[selector.name] | ADDED, expression
+    for grouped in re.findall(r"by \(([^)]*)\)", expression):
+        labels = set.union(*(known[s.name] for s in found))
+        assert set(grouped.replace(" ", "").split(",")) <= labels | ADDED, expression
+
+
+def rules(manifests: list[Manifest]) -> list[Manifest]:
+    (group,) = only(manifests, "PrometheusRule")["spec"]["groups"]
+    return group["rules"]
+
+
+def test_alerts_ask_for_what_there_is(known: dict[str, set[str]]) -> None:
+    found = rules(render(OBSERVED))
+    assert len(found) >= 10
+    for rule in found:
+        check(rule["expr"], known)
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+        assert rule["annotations"]["summary"]
+        assert len(rule["annotations"]["runbook"]) > 80
+        for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]):
+            assert label in rule["expr"]
+    services = {
+        s["metadata"]["name"]
+        for s in of_kind(render(OBSERVED), "Service")
+        if s["metadata"]["name"].endswith("-headless")
+    }
+    assert len(services) == 2
+    # Each model has its own, because a metric that is absent has no labels.
+    alone = {
+        matcher.value
+        for rule in found
+        if rule["alert"] == "ScoringNoWorkerReady"
+        for selector in selectors(rule["expr"])
+        for matcher in selector.matchers.matchers
+        if matcher.name == "service"
+    }
+    assert alone == services
+    pattern = next(
+        matcher.value
+        for rule in found
+        if rule["alert"] == "ScoringCallsRefused"
+        for selector in selectors(rule["expr"])
+        for matcher in selector.matchers.matchers
+        if matcher.name == "service"
+    )
+    assert all(re.fullmatch(pattern, service) for service in services)
+
+
+def test_reasons_and_statuses_in_alerts_exist() -> None:
+    for rule in rules(render(OBSERVED)):
+        for codes in re.findall(r'grpc_code=~"([^"]*)"', rule["expr"]):
+            assert set(codes.split("|")) <= {*Code, "UNKNOWN", "DATA_LOSS"}
+        for reason in re.findall(r'reason="([^"]*)"', rule["expr"]):
+            assert reason in set(Reason)
+
+
+def test_a_metric_that_is_not_there_would_be_noticed(known: dict[str, set[str]]) -> None:
+    with pytest.raises(AssertionError):
+        check("sum(rate(scoring_nothing_total[5m])) > 0", known)
+    with pytest.raises(AssertionError):
+        check('scoring_worker_ready{model="a"} == 0', known)
+    with pytest.raises(ValueError, match=r"."):
+        check("sum(scoring_worker_ready", known)
+
+
+def test_scaling_asks_for_waiting_tokens_of_its_own_model(known: dict[str, set[str]]) -> None:
+    for manifests in (render(OBSERVED), example(CHART / "examples" / "autoscaled.yaml")):
+        (scaled,) = of_kind(manifests, "ScaledObject")
+        (trigger,) = scaled["spec"]["triggers"]
+        query = trigger["metadata"]["query"]
+        check(query, known)
+        (selector,) = selectors(query)
+        assert selector.name == "scoring_queue_tokens"
+        labels = {m.name: m.value for m in selector.matchers.matchers}
+        name = scaled["spec"]["scaleTargetRef"]["name"]
+        assert labels == {"namespace": "scoring", "service": f"{name}-headless"}
+        assert "replicas" not in only(manifests, "Deployment", name)["spec"]
+
+
+def test_the_dashboard_is_the_repositorys(known: dict[str, set[str]]) -> None:
+    manifests = render({**OPEN, "metrics": {"dashboard": {"enabled": True}}})
+    config = only(manifests, "ConfigMap", "-dashboard")
+    packed = json.loads(config["data"]["scoring-service.json"])
+    path = CHART.parents[1] / "dashboards" / "scoring-service.json"
+    assert packed == json.loads(path.read_text())
+    expressions = [t["expr"] for panel in packed["panels"] for t in panel.get("targets", [])]
+    assert len(expressions) > 20
+    for expression in expressions:
+        found = selectors(expression.replace("$__rate_interval", "5m"))
+        assert all(selector.name in known for selector in found)

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Bring what the Helm chart derives from elsewhere up to date: `make chart`.
+
+* the settings that values.schema.json knows, from `scoring_service.config`;
+* the dashboard, from `dashboards/` (helm follows a link, but says so at every command);
+* the renders of the examples that tests compare with, in `tests/helm/golden/`.
+
+With `--check` nothing is written, and what is not up to date is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fetch_helm import fetch
+
+from scoring_service import config
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "helm" / "scoring-service"
+GOLDEN = ROOT / "tests" / "helm" / "golden"
+NAMESPACE = "scoring"
+
+BY_THE_CHART = {
+    "host",
+    "port",
+    "health_port",
+    "metrics_port",
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "auth_tokens",
+    "allow_insecure",
+    "served_model_name",
+    "revision",
+    "num_workers",
+    "drain_seconds",
+    "log_format",
+}
+"""Settings that other values or the chart itself decide; under `settings` they are refused."""
+
+_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+    check = parser.parse_args().check
+    try:
+        stale = [path for path, text in derived() if update(path, text, check=check)]
+    except subprocess.CalledProcessError as error:
+        print(error.stderr or error, file=sys.stderr)
+        return 1
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'not up to date' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+def derived() -> Iterator[tuple[Path, str]]:
+    """Each derived file with what it should hold.
+
+    Raises:
+        subprocess.CalledProcessError: helm cannot be had, or does not render an example.
+    """
+    schema = CHART / "values.schema.json"
+    yield schema, with_settings(schema.read_text())
+    dashboard = "dashboards/scoring-service.json"
+    yield CHART / dashboard, (ROOT / dashboard).read_text()
+    helm = fetch()
+    for example in sorted((CHART / "examples").glob("*.yaml")):
+        yield GOLDEN / example.name, rendered(helm, example)
+
+
+def update(path: Path, text: str, *, check: bool) -> bool:
+    """Whether the file did not hold the text; it does afterwards unless `check`."""
+    if path.exists() and path.read_text() == text:
+        return False
+    if not check:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return True
+
+
+def rendered(helm: Path, example: Path) -> str:
+    """An example as `helm template` prints it."""
+    command = [helm, "template", "release", CHART, "--namespace", NAMESPACE, "--values", example]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def with_settings(text: str) -> str:
+    """The schema with the settings of this version of the server."""
+    schema = json.loads(text)
+    schema["$defs"]["settings"] = settings_schema()
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def settings_schema() -> dict[str, Any]:
+    """JSON schema of the settings that users may give."""
+    types_of = typing.get_type_hints(config.ServeConfig)
+    explained = descriptions()
+    properties = {}
+    for field in dataclasses.fields(config.ServeConfig):
+        if field.name in BY_THE_CHART:
+            continue
+        least, largest = config._RANGES.get(field.name, (None, None))
+        bounds = {"minimum": least, "maximum": largest}
+        properties[field.name] = {
+            **json_type(types_of[field.name]),
+            **{key: bound for key, bound in bounds.items() if bound not in (None, float("inf"))},
+            "description": explained[field.name],
+        }
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def json_type(hint: Any) -> dict[str, Any]:
+    """What JSON schema calls the type of a setting."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {"enum": list(typing.get_args(hint))}
+    if isinstance(hint, types.UnionType):
+        (some,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
+        return json_type(some)
+    return {"type": _JSON_TYPES[hint]}
+
+
+def descriptions() -> dict[str, str]:
+    """The docstring below each setting, in one line."""
+    tree = ast.parse(Path(config.__file__).read_text())
+    (body,) = (n.body for n in tree.body if getattr(n, "name", "") == config.ServeConfig.__name__)
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            found[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
