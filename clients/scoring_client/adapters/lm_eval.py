@@ -90,6 +90,7 @@ class ScoringServiceLM(TemplateLM):  # type: ignore[misc]
     ) -> list[float]:
         """Return log-likelihoods of whole texts, in windows where they are too long for one."""
         cut = self.prefix_token_id, self.max_length - 1, 1
+        self._ids.learn((request.args[0], True) for request in requests)
         texts = [self.tok_encode(request.args[0]) for request in requests]
         windows = [
             [(None, *make_disjoint_window(pair)) for pair in get_rolling_token_windows(ids, *cut)]

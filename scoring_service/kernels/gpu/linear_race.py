@@ -21,10 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS, product
+from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS, x_of_columns
 from scoring_service.kernels.gpu.linear_head import BT, HeadShard, launch_options
 from scoring_service.kernels.gpu.race import NO_ID, exponential
-from scoring_service.kernels.gpu.rows import finished
 
 RACE_COLUMNS = 64
 """Columns of a tile: their words and keys need more registers than sums do."""
@@ -93,21 +92,11 @@ def linear_race(
     for start in range(0, CHUNK, BV):
         column = chunk * CHUNK + start + tl.arange(0, BV)
         inside = column < shard
-        logits = product(
-            hidden_ptr + row * hidden_stride,
-            weight_ptr + column.to(tl.int64) * weight_stride,
-            there,
-            inside,
-            hidden_size,
-            UPCAST,
-            BT,
-            BV,
-            BH,
-        )
-        if BIASED:
-            logits += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x = finished(logits, multiplier, soft_cap, temperature[:, None], SCALED, CAPPED)
-        x = tl.where(inside[None, :], x, -float("inf"))
+        x = x_of_columns(
+            hidden_ptr, weight_ptr, bias_ptr, row, there, column, inside, temperature, hidden_size,
+            hidden_stride, weight_stride, multiplier, soft_cap, BIASED, SCALED, CAPPED, UPCAST,
+            BT, BV, BH,
+        )  # fmt: skip
         new_top = tl.maximum(top, tl.max(x, axis=1))
         safe = tl.where(new_top == -float("inf"), 0.0, new_top)
         words = words_of_rows(
