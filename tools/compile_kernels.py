@@ -25,6 +25,7 @@ from scoring_service.kernels.gpu import (
     gradient,
     linear,
     linear_head,
+    linear_race,
     race,
     rows,
     search,
@@ -57,9 +58,11 @@ class Build:
     hot: bool = True
 
 
-def builds() -> Iterator[Build]:
+def builds(architecture: int) -> Iterator[Build]:
     """The launches of `kernels.gpu` at a vocabulary of 151,936."""
     for element in ("fp32", "bf16"):
+        size = 4 if element == "fp32" else 2
+        inner = {"BH": linear_head.inner_columns(size, architecture // 10)}
         for finish in ("", " / temperature", " capped / temperature"):
             yield Build(
                 f"block_statistics {element}{finish}",
@@ -84,8 +87,8 @@ def builds() -> Iterator[Build]:
                 **_HEAD,
                 "CHUNK": linear.CHUNK_COLUMNS,
                 "BT": linear_head.BT,
-                "BV": linear_head.tile_columns(4 if element == "fp32" else 2),
-                "BH": 32 if element == "fp32" else 64,
+                "BV": linear_head.tile_columns(size),
+                **inner,
             },
         )
         yield Build(
@@ -93,7 +96,20 @@ def builds() -> Iterator[Build]:
             linear.linear_at,
             f"*{element} *{element} *{element} *fp32 *i64 *fp32 *fp32 "
             "i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
-            {**_HEAD, "BT": linear_head.BT, "BH": 32 if element == "fp32" else 64},
+            {**_HEAD, "BT": linear_head.BT, **inner},
+        )
+        yield Build(
+            f"linear_race {element}",
+            linear_race.linear_race,
+            f"*{element} *{element} *{element} *fp32 *i64 *i64 *i64 *fp32 *fp32 *i32 "
+            "i32 i32 i32 i32 i32 i32 fp32 fp32",
+            {
+                **_HEAD,
+                "CHUNK": linear.CHUNK_COLUMNS,
+                "BT": linear_head.BT,
+                "BV": linear_race.RACE_COLUMNS,
+                **inner,
+            },
         )
     yield Build(
         "combine",
@@ -196,9 +212,10 @@ def main() -> int:
     print(f"Triton {triton.__version__}: registers / bytes spilled / bytes of shared memory")
     print(f"{'':44}" + "".join(f"{name:>20}" for name in ARCHITECTURES.values()))
     bad = []
-    for build in builds():
-        line = f"{build.name:44}"
-        for architecture in ARCHITECTURES:
+    launches = zip(*(builds(architecture) for architecture in ARCHITECTURES), strict=True)
+    for same in launches:
+        line = f"{same[0].name:44}"
+        for architecture, build in zip(ARCHITECTURES, same, strict=True):
             registers, spills, shared = compile_for(build, architecture)
             line += f"{f'{registers} / {spills} / {shared}':>20}"
             if spills and build.hot and architecture == STRICT:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -19,11 +20,13 @@ from torch import Tensor
 from scoring_client.buckets import Buckets, Tail, buckets, union_with_floor
 from scoring_client.cross_entropy import soft_cross_entropy
 from scoring_client.divergences import check_alpha
+from scoring_client.options import check_names
 from scoring_client.reductions import Reduction, kept_rows, matrix_shape, reduced
 from scoring_client.teacher import TeacherRows, teacher_rows
 from scoring_client.truncation import RowValue
 
 __all__ = [
+    "LossOptions",
     "TeacherRows",
     "forward_kl",
     "generalized_js",
@@ -33,16 +36,22 @@ __all__ = [
 ]
 
 
-def forward_kl(
-    logits: Tensor,
-    teacher: TeacherRows,
-    *,
-    temperature: RowValue = 1.0,
-    tail: Tail = "bucket",
-    mask: Tensor | None = None,
-    reduction: Reduction = "mean",
-    chunk_rows: int | None = None,
-) -> Tensor:
+class LossOptions(TypedDict, total=False):
+    """Of forward_kl, reverse_kl and generalized_js."""
+
+    temperature: RowValue
+    """Divides the student's logits; a number or [N]. Default: 1."""
+    tail: Tail
+    """What becomes of the mass outside; see Tail. Default: ``bucket``."""
+    mask: Tensor | None
+    """bool or 0 and 1, [N]; what is masked may hold anything. Default: every row counts."""
+    reduction: Reduction
+    """See Reduction. Default: ``mean``."""
+    chunk_rows: int | None
+    """Rows computed at a time, again in the backward pass. Default: all at once."""
+
+
+def forward_kl(logits: Tensor, teacher: TeacherRows, **options: Unpack[LossOptions]) -> Tensor:
     """Return KL(P || Q) = sum p (log p - log q).
 
     In [0, ∞], 0 exactly when P and Q are equal, not symmetric. With ``tail="drop"`` the lists are
@@ -51,29 +60,18 @@ def forward_kl(
     Args:
         logits: The student's, [N, V].
         teacher: What the teacher says of the same rows, at the same temperature.
-        temperature: Divides the student's logits; a number or [N].
-        tail: What becomes of the mass outside; see Tail.
-        mask: bool or 0 and 1, [N]; what is masked may hold anything.
-        reduction: See Reduction.
-        chunk_rows: Rows computed at a time, again in the backward pass.
+        options: Those of LossOptions: ``temperature``, ``tail``, ``mask``, ``reduction``,
+            ``chunk_rows``.
 
     Raises:
         ValueError: other numbers of rows, ids outside the vocabulary (``token_id_limit`` keeps them
             away), no ``log_tail_masses`` for the bucket, or temperature <= 0.
     """
-    return _divergence(_forward_kl, logits, teacher, temperature, tail, mask, reduction, chunk_rows)
+    check_names(options, LossOptions, "forward_kl")
+    return _divergence(_forward_kl, logits, teacher, **options)
 
 
-def reverse_kl(
-    logits: Tensor,
-    teacher: TeacherRows,
-    *,
-    temperature: RowValue = 1.0,
-    tail: Tail = "bucket",
-    mask: Tensor | None = None,
-    reduction: Reduction = "mean",
-    chunk_rows: int | None = None,
-) -> Tensor:
+def reverse_kl(logits: Tensor, teacher: TeacherRows, **options: Unpack[LossOptions]) -> Tensor:
     """Return KL(Q || P) = sum q (log q - log p), on the list and the candidates.
 
     In [0, ∞], 0 exactly when P and Q are equal, not symmetric; infinite where the student puts mass
@@ -83,7 +81,8 @@ def reverse_kl(
 
     Arguments and errors as of ``forward_kl``.
     """
-    return _divergence(_reverse_kl, logits, teacher, temperature, tail, mask, reduction, chunk_rows)
+    check_names(options, LossOptions, "reverse_kl")
+    return _divergence(_reverse_kl, logits, teacher, **options)
 
 
 def generalized_js(
@@ -91,13 +90,9 @@ def generalized_js(
     teacher: TeacherRows,
     alpha: float = 0.5,
     *,
-    temperature: RowValue = 1.0,
-    tail: Tail = "bucket",
     normalize: bool = False,
     floor: float | None = None,
-    mask: Tensor | None = None,
-    reduction: Reduction = "mean",
-    chunk_rows: int | None = None,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """Return α KL(P || M) + (1 - α) KL(Q || M), M = α P + (1 - α) Q: generalised Jensen-Shannon.
 
@@ -110,8 +105,6 @@ def generalized_js(
         teacher: What the teacher says of the same rows: its top-K, and the student's top-C as
             candidates, which makes the events the union of the two.
         alpha: Weight of the teacher, in (0, 1); with ``normalize`` in [0, 1].
-        temperature: Divides the student's logits; a number or [N].
-        tail: What becomes of the mass outside; see Tail.
         normalize: Divide by α (1 - α): the limits become forward KL (α = 0) and reverse KL (α = 1),
             and α = 1/2 four times the divergence.
         floor: The convention of trainers that have only two top-K lists: a token that one list
@@ -119,9 +112,7 @@ def generalized_js(
             student's list as ``candidate_ids``; the teacher's numbers for them are not used. For
             comparison with such trainers: it is neither a divergence of distributions nor bounded
             by H(α).
-        mask: bool or 0 and 1, [N]; what is masked may hold anything.
-        reduction: See Reduction.
-        chunk_rows: Rows computed at a time, again in the backward pass.
+        options: As of ``forward_kl``.
 
     Raises:
         ValueError: alpha out of range, ``floor`` without candidates, and as of ``forward_kl``.
@@ -132,10 +123,8 @@ def generalized_js(
     else:
         function = partial(_generalized_js, alpha=alpha)
     scale = 1 / (alpha * (1 - alpha)) if normalize and 0 < alpha < 1 else 1.0
-    value = _divergence(
-        function, logits, teacher, temperature, tail, mask, reduction, chunk_rows, floor
-    )
-    return value * scale
+    check_names(options, LossOptions, "generalized_js")
+    return _divergence(function, logits, teacher, floor=floor, **options) * scale
 
 
 def _forward_kl(both: Buckets) -> Tensor:
@@ -175,12 +164,13 @@ def _divergence(
     function: Callable[[Buckets], Tensor],
     logits: Tensor,
     teacher: TeacherRows,
-    temperature: RowValue,
-    tail: Tail,
-    mask: Tensor | None,
-    reduction: Reduction,
-    chunk_rows: int | None,
+    *,
     floor: float | None = None,
+    temperature: RowValue = 1.0,
+    tail: Tail = "bucket",
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    chunk_rows: int | None = None,
 ) -> Tensor:
     rows, vocab = matrix_shape(logits)
     if len(teacher.token_ids) != rows:

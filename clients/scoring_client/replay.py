@@ -98,12 +98,13 @@ def linear_processed_logprobs(
     min_p: RowValue | None = None,
     keep_labels: bool = True,
     head_dtype: torch.dtype = torch.float32,
-    chunk_rows: int = 512,
+    chunk_rows: int | None = None,
 ) -> Tensor:
     """Return ``processed_logprobs`` of a linear head without ever holding all of its logits.
 
-    Uses the fused kernel of the service where it is installed and the tensors are on a GPU, else
-    ``chunk_rows`` rows of logits at a time, computed again in the backward pass.
+    ``chunk_rows`` rows of logits at a time, computed again in the backward pass. Where the service
+    is installed, tensors of float32 and of half precision go through its own form of this, on a GPU
+    with its Triton kernels; its supports are those of exact arithmetic, as the server decides them.
 
     Args:
         hidden: [..., H], the head's input.
@@ -117,7 +118,8 @@ def linear_processed_logprobs(
         keep_labels: See ``processed_logprobs``.
         head_dtype: Type of the product, as the server's ``--head-dtype``: in another type than the
             sampler's the truncation meets other values.
-        chunk_rows: Rows of logits held at a time.
+        chunk_rows: Rows of logits held at a time. Default: what suits the device in the service's
+            form, else 512.
 
     Returns:
         [...], float32 (float64 for a float64 head).
@@ -128,11 +130,12 @@ def linear_processed_logprobs(
     _check_labels(labels, hidden.shape[:-1])
     settings = _settings_by_row(hidden, temperature, top_k, top_p, min_p)
     hidden_T_H, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    fused = fused_linear_processed_logprobs(hidden)
+    fused = fused_linear_processed_logprobs(hidden, weight)
     if fused is not None and head_dtype == torch.float32:
         logprobs_T = fused(
-            hidden_T_H, weight, labels_T, bias=bias, keep_labels=keep_labels, **settings
-        )
+            hidden_T_H, weight, labels_T, bias=bias, keep_labels=keep_labels,
+            chunk_rows=chunk_rows, **settings,
+        )  # fmt: skip
         return logprobs_T.reshape(labels.shape)
     weight_V_H = weight.to(head_dtype)
     bias_V = None if bias is None else bias.to(head_dtype)
@@ -143,7 +146,7 @@ def linear_processed_logprobs(
 
     guarded_T = labels_T if keep_labels else None
     others = {"labels_T": labels_T, "guarded_T": guarded_T, **settings}
-    return by_chunks(rows, hidden_T_H, others, chunk_rows).reshape(labels.shape)
+    return by_chunks(rows, hidden_T_H, others, chunk_rows or 512).reshape(labels.shape)
 
 
 def entropy(

@@ -14,6 +14,7 @@ from scoring_service.kernels import dispatch, reference
 from scoring_service.kernels.tile import EagerTile
 
 _EAGER_ROWS = 64
+_TILE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,7 @@ def _eager(
     rows = len(targets_T)
     ids_T_C = None if candidate_ids_T_C is None else candidate_ids_T_C.expand(rows, -1)
     found = []
-    for start in range(0, rows, _EAGER_ROWS):
-        part = slice(start, start + _EAGER_ROWS)
+    for part in row_parts(rows, len(head.weight_V_H), hidden_T_H.device, _EAGER_ROWS):
         tile = EagerTile(x_of(hidden_T_H[part], head) / temperatures_T[part, None])
         x_T_V, lse_T, ids_T = tile.x_T_V, tile.logsumexp_T, targets_T[part]
         numbers = {
@@ -155,6 +155,20 @@ def _eager(
         found.append(numbers)
     joined = {name: torch.cat([numbers[name] for numbers in found]) for name in found[0]}
     return LinearLogprobs(**joined)
+
+
+def row_parts(rows: int, vocab: int, device: torch.device, size: int | None = None) -> list[slice]:
+    """Rows a tile of logits at a time.
+
+    Args:
+        rows: how many there are.
+        vocab: logits of each.
+        device: decides the size of a tile: a GPU reads the whole weight for each.
+        size: rows of a tile; None = what suits the device.
+    """
+    if size is None:
+        size = max(1, _TILE_BYTES.get(device.type, _TILE_BYTES["cpu"]) // (4 * vocab))
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 def x_of(hidden_T_H: Tensor, head: LinearHead) -> Tensor:

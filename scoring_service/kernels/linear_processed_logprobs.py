@@ -21,10 +21,14 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import dispatch
-from scoring_service.kernels.linear_logprobs import LinearHead, x_of
-from scoring_service.kernels.prefix import Prefix, RowTruncation, kept, prefixes
-
-_TILE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+from scoring_service.kernels.linear_logprobs import LinearHead, row_parts, x_of
+from scoring_service.kernels.prefix import (
+    Prefix,
+    RowTruncation,
+    kept,
+    prefixes,
+    row_temperatures,
+)
 
 
 def linear_processed_logprobs(
@@ -68,18 +72,10 @@ def linear_processed_logprobs(
     if labels.shape != (rows,) or weight.shape[1:] != hidden.shape[1:]:
         shapes = [list(tensor.shape) for tensor in (hidden, weight, labels)]
         raise ValueError(f"hidden, weight and labels have shapes {shapes}: not [T, H], [V, H], [T]")
-    temperature_T = _per_row(temperature, rows, torch.float32, hidden.device)
-    if rows and not bool((temperature_T > 0).all()):
-        raise ValueError(f"temperature must be above 0, got {float(temperature_T.min()):g}")
-    top_k_T = _per_row(0 if top_k is None else top_k, rows, torch.int64, hidden.device)
-    truncation = RowTruncation(
-        top_k_T.masked_fill((top_k_T < 0) | (top_k_T >= vocab), 0),
-        _per_row(1.0 if top_p is None else top_p, rows, torch.float64, hidden.device),
-        _per_row(0.0 if min_p is None else min_p, rows, torch.float64, hidden.device),
-    )
-    if chunk_rows is None:
-        chunk_rows = max(1, _TILE_BYTES.get(hidden.device.type, 32 << 20) // (4 * vocab))
-    plan = _Plan(labels, temperature_T, truncation, keep_labels, multiplier, soft_cap, chunk_rows)
+    temperature_T = row_temperatures(temperature, rows, hidden.device)
+    truncation = RowTruncation.of(top_k, top_p, min_p, rows, vocab, hidden.device)
+    parts = row_parts(rows, vocab, hidden.device, chunk_rows)
+    plan = _Plan(labels, temperature_T, truncation, keep_labels, multiplier, soft_cap, parts)
     result: Tensor = _LinearProcessedLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, plan
     )
@@ -96,7 +92,7 @@ class _Plan:
     keep_labels: bool
     multiplier: float
     soft_cap: float | None
-    chunk_rows: int
+    parts: list[slice]
 
 
 class _LinearProcessedLogprobs(torch.autograd.Function):
@@ -109,9 +105,9 @@ class _LinearProcessedLogprobs(torch.autograd.Function):
         logprobs_T = torch.empty(rows, device=device)
         least_x_T, least_id_T = torch.empty(rows, device=device), torch.empty_like(plan.labels_T)
         log_total_T = torch.empty(rows, dtype=torch.float64, device=device)
-        for part in _parts(rows, plan.chunk_rows):
+        for part in plan.parts:
             x_T_V = x_of(hidden_T_H[part], head).div_(plan.temperature_T[part, None])
-            found = prefixes(x_T_V, _rows_of(plan.truncation, part))
+            found = prefixes(x_T_V, plan.truncation.of_rows(part))
             label_T = plan.labels_T[part].clamp(min=0)
             label_x_T = x_T_V.gather(1, label_T[:, None])[:, 0]
             inside_T = (label_x_T > found.least_x_T) | (
@@ -143,7 +139,7 @@ class _LinearProcessedLogprobs(torch.autograd.Function):
         weight_gradient = _zeros_like(weight_V_H) if wants_weight else None
         bias_gradient = _zeros_like(bias_V) if wants_bias else None
         gradient_T = gradient_T.float().masked_fill(plan.labels_T < 0, 0.0)
-        for part in _parts(len(hidden_T_H), plan.chunk_rows):
+        for part in plan.parts:
             found = Prefix(least_x_T[part], least_id_T[part], log_total_T[part])
             tile_T_V = _gradient_of_logits(hidden_T_H[part], head, plan, part, found, gradient_T)
             if bias_gradient is not None:
@@ -199,25 +195,7 @@ def _gradient_of_logits(
     return tile_T_V.mul_(head.multiplier)
 
 
-def _parts(rows: int, chunk_rows: int) -> list[slice]:
-    return [slice(start, start + chunk_rows) for start in range(0, rows, chunk_rows)]
-
-
-def _rows_of(truncation: RowTruncation, part: slice) -> RowTruncation:
-    return RowTruncation(
-        truncation.top_k_T[part], truncation.top_p_T[part], truncation.min_p_T[part]
-    )
-
-
 def _zeros_like(tensor: Tensor) -> Tensor:
     """Sums of many tiles are fp32 at least."""
     dtype = torch.float32 if tensor.element_size() < 4 else tensor.dtype
     return torch.zeros_like(tensor, dtype=dtype)
-
-
-def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype).expand(rows)
-    # As on the wire: a number is rounded to fp32, and promoted from there.
-    number = torch.tensor(value, dtype=torch.int64 if dtype == torch.int64 else torch.float32)
-    return number.to(device=device, dtype=dtype).expand(rows)

@@ -38,6 +38,57 @@ class RowTruncation:
     min_p_T: Tensor
     """float64; 0 = off."""
 
+    @classmethod
+    def of(
+        cls,
+        top_k: int | Tensor | None,
+        top_p: float | Tensor | None,
+        min_p: float | Tensor | None,
+        rows: int,
+        vocab: int,
+        device: torch.device,
+    ) -> RowTruncation:
+        """Parameters as callers give them: of all rows or [T]; None = off, as 0, -1 and V or more
+        are for top-k.
+        """
+        top_k_T = row_values(0 if top_k is None else top_k, rows, torch.int64, device)
+        return cls(
+            top_k_T.masked_fill((top_k_T < 0) | (top_k_T >= vocab), 0),
+            row_values(1.0 if top_p is None else top_p, rows, torch.float64, device),
+            row_values(0.0 if min_p is None else min_p, rows, torch.float64, device),
+        )
+
+    def of_rows(self, which: slice | Tensor) -> RowTruncation:
+        """Those of some rows."""
+        return RowTruncation(self.top_k_T[which], self.top_p_T[which], self.min_p_T[which])
+
+    def filters(self) -> Tensor:
+        """Which rows anything truncates, bool [T]."""
+        return (self.top_k_T > 0) | (self.top_p_T < 1.0) | (self.min_p_T > 0.0)
+
+
+def row_values(
+    value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A parameter of all rows, or of each, as [T]."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype).expand(rows)
+    # As on the wire: a number is rounded to fp32, and promoted from there.
+    number = torch.tensor(value, dtype=torch.int64 if dtype == torch.int64 else torch.float32)
+    return number.to(device=device, dtype=dtype).expand(rows)
+
+
+def row_temperatures(value: float | Tensor, rows: int, device: torch.device) -> Tensor:
+    """Temperatures as float32 [T].
+
+    Raises:
+        ValueError: one is not above 0.
+    """
+    temperature_T = row_values(value, rows, torch.float32, device)
+    if rows and not bool((temperature_T > 0).all()):
+        raise ValueError(f"temperature must be above 0, got {float(temperature_T.min()):g}")
+    return temperature_T
+
 
 def kept(x_T_V: Tensor, prefix: Prefix) -> Tensor:
     """The support as bool [T, V]."""

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import scoring_client
-from scoring_client import AsyncScoringClient, ScoringClient
+from scoring_client import AsyncScoringClient, ScoringClient, lm_eval_command
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from tests.client.toy_server import ToyServer
 
@@ -26,6 +26,12 @@ def test_importing_the_client_imports_nothing_heavy():
         check=False,
     )
     assert "rich" in found.stderr
+
+
+def test_lm_evals_command_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(lm_eval_command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install 'lm-eval"):
+        lm_eval_command.main()
 
 
 def public_methods(cls):

@@ -143,6 +143,8 @@ class ToyAnswers:
                 weight_version=self.version,
                 processing_index=_group_position(request, g) if index else 0,
             )
+            if score.last and group.prompt.HasField("text"):
+                score.prompt_token_ids.extend(prompt)
             outputs = request.outputs
             score.logprobs.extend(t.logprobs_V[tokens[r]] for r, t in realised)
             if outputs.token_ids or completion.HasField("text"):

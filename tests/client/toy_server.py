@@ -24,6 +24,7 @@ from tests.client import toy_model
 from tests.client.toy_answers import ToyAnswers, packed, processings, resolved_values
 
 MODEL = "toy"
+PREFERRED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,9 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
             path=model_info_pb2.MODEL_PATH_PLAIN,
             path_reason="a toy",
             contract_revision=1,
-            limits=model_info_pb2.Limits(max_request_bytes=4 << 20, max_k=258),
+            limits=model_info_pb2.Limits(
+                max_request_bytes=4 << 20, max_k=258, preferred_tokens_per_call=PREFERRED_TOKENS
+            ),
             dtype="float32",
             architecture="ToyForCausalLM",
             parameter_count=1234,

@@ -301,6 +301,9 @@ def test_what_makes_no_sense_is_refused() -> None:
     for options, message in refused:
         with pytest.raises(ValueError, match=message):
             forward_kl(logits, teacher, **options)
+    for loss in (forward_kl, reverse_kl, generalized_js):
+        with pytest.raises(TypeError, match=rf"{loss.__name__}\(\) got an unexpected .* 'maks'"):
+            loss(logits, teacher, maks=None)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="the teacher has 6 rows, the logits 5"):
         forward_kl(logits[:5], teacher)
     with pytest.raises(ValueError, match="ask with token_id_limit=20"):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scoring_client import replay
-from scoring_client.fused import MODULE, FusedLinear
+from scoring_client.fused import FusedLinear, fused_linear_processed_logprobs
 from scoring_client.processing import ProcessingSources, ResolvedProcessing
 from scoring_client.replay import (
     entropy,
@@ -158,12 +158,18 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_the_linear_form_is_the_same_and_never_holds_the_logits() -> None:
+@pytest.mark.parametrize(("dtype", "exactly"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_the_linear_form_is_the_same_and_never_holds_the_logits(
+    dtype: torch.dtype, exactly: float
+) -> None:
+    """In float64 this package's own, in float32 the service's."""
     torch.manual_seed(0)
     rows, width, vocab, chunk = 96, 8, 500, 16
-    hidden = torch.randn(rows, width, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(vocab, width, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(vocab, dtype=torch.float64, requires_grad=True)
+    hidden = torch.randn(rows, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocab, width, dtype=dtype, requires_grad=True)
+    bias = torch.randn(vocab, dtype=dtype, requires_grad=True)
+    served = fused_linear_processed_logprobs(hidden, weight) is not None
+    assert served == (dtype == torch.float32)
     labels = torch.randint(vocab, (rows,))
     labels[::7] = replay.IGNORED
     settings: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.001}
@@ -176,13 +182,13 @@ def test_the_linear_form_is_the_same_and_never_holds_the_logits() -> None:
             weight,
             labels,
             bias=bias,
-            head_dtype=torch.float64,
+            head_dtype=dtype,
             chunk_rows=chunk,
             **settings,
         )
         got = torch.autograd.grad(ours.sum(), (hidden, weight, bias))
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=exactly)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=100 * exactly)
     assert largest.elements <= chunk * vocab < rows * vocab // 4
     with Largest() as largest:
         processed_logprobs(logits.detach(), labels, **settings)
@@ -197,6 +203,7 @@ def test_the_fused_form_takes_over_where_there_is_one(monkeypatch: pytest.Monkey
         inspect.signature(FusedLinear.__call__).bind(None, hidden, weight, labels, **given)
         asked.update(given)
         bias, keep = given.pop("bias"), given.pop("keep_labels")
+        assert given.pop("chunk_rows") is None
         logits = torch.nn.functional.linear(hidden, weight, bias)
         return processed_logprobs(logits, labels, keep_labels=keep, **given)
 
@@ -204,18 +211,27 @@ def test_the_fused_form_takes_over_where_there_is_one(monkeypatch: pytest.Monkey
     hidden, weight = torch.randn(2, 5, 8), torch.randn(40, 8)
     labels = torch.randint(40, (2, 5))
     settings: dict[str, Any] = {"temperature": 0.8, "top_k": torch.full((2, 5), 9), "top_p": 0.9}
+    monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
     plain = linear_processed_logprobs(hidden, weight, labels, **settings)
     assert not asked
-    monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda rows: fused)
+    monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: fused)
     taken = linear_processed_logprobs(hidden, weight, labels, **settings)
     torch.testing.assert_close(taken, plain)
     assert asked["top_k"].shape == asked["top_p"].shape == asked["temperature"].shape == (10,)
     assert "min_p" not in asked
 
 
-def test_the_kernels_form_agrees() -> None:
-    """The service's own fused form, where this checkout has it, called as `fused.py` calls it."""
-    kernels = pytest.importorskip(MODULE)
+def test_which_tensors_the_service_takes() -> None:
+    narrow = torch.zeros(2, 3, dtype=torch.bfloat16)
+    assert fused_linear_processed_logprobs(narrow, narrow) is not None
+    assert fused_linear_processed_logprobs(narrow, narrow.float()) is None
+    assert fused_linear_processed_logprobs(narrow.double(), narrow.double()) is None
+    elsewhere = narrow.to("meta")
+    assert fused_linear_processed_logprobs(elsewhere, elsewhere) is None
+
+
+def test_the_two_forms_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service's, and this package's own for where there is no service."""
     torch.manual_seed(1)
     hidden = torch.randn(30, 16, requires_grad=True)
     weight = torch.randn(300, 16, requires_grad=True)
@@ -227,10 +243,9 @@ def test_the_kernels_form_agrees() -> None:
         "top_p": torch.linspace(0.2, 1.0, 30),
         "min_p": torch.linspace(0.0, 0.1, 30),
     }
+    theirs = linear_processed_logprobs(hidden, weight, labels, **rows)
+    monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
     ours = linear_processed_logprobs(hidden, weight, labels, **rows)
-    theirs = kernels.linear_processed_logprobs(
-        hidden, weight, labels, bias=None, keep_labels=True, **rows
-    )
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
     got = torch.autograd.grad(theirs.sum(), (hidden, weight))
     wanted = torch.autograd.grad(ours.sum(), (hidden, weight))

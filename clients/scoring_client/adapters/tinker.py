@@ -7,7 +7,6 @@ was drawn from, as importance sampling wants them.
 
 from __future__ import annotations
 
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 from tinker import types
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
-from scoring_client.adapters.tinker_prompt import Targets, alternatives, prompt_fields, top_k
+from scoring_client.adapters import tinker_types as convert
+from scoring_client.by_token import redraw_tokens, score_tokens
 from scoring_client.client import ScoringClient
 
 
@@ -53,33 +53,31 @@ class SamplingClient:
             raise ValueError("prompt_logprobs_last_n needs include_prompt_logprobs")
         if prompt_alt_tokens_k < 0:
             raise ValueError(f"prompt_alt_tokens_k must be 0 or greater, got {prompt_alt_tokens_k}")
-        first = _first_position(ids, prompt_logprobs_last_n)
-        targets = None if target_prompt_logprobs is None else Targets(target_prompt_logprobs, ids)
+        first = convert.first_scored(len(ids), prompt_logprobs_last_n)
+        asked = target_prompt_logprobs
+        targets = None if asked is None else convert.targets_of(asked, len(ids))
 
         def answer() -> types.SampleResponse:
             fields: dict[str, Any] = {}
             if include_prompt_logprobs or topk_prompt_logprobs or targets:
-                fields |= prompt_fields(self._client, ids, first, topk_prompt_logprobs, targets)
+                scores = score_tokens(
+                    self._client, ids, first=first, k=topk_prompt_logprobs, candidates=targets
+                )
+                fields |= convert.prompt_fields(scores, asked)
             if not include_prompt_logprobs:
                 fields["prompt_logprobs_np"] = None
-            if prompt_alt_tokens_k:
-                fields["prompt_alt_tokens"] = alternatives(
-                    self._client, ids, prompt_alt_tokens_k, sampling_params
-                )
-            options = self._options(sampling_params, len(ids))
+            if k := prompt_alt_tokens_k:
+                t, seed = sampling_params.temperature, sampling_params.seed
+                draws = redraw_tokens(self._client, ids, k, temperature=t, seed=seed)
+                fields["prompt_alt_tokens"] = convert.alternatives(*draws)
+            options = convert.sampling_options(sampling_params)
+            if options["max_tokens"] is None:
+                limits = self._client.model_info().limits
+                options["max_tokens"] = limits.max_sequence_tokens - len(ids)
             drawn = self._client.sample(
                 [ids], n=num_samples, top_logprobs=topk_sample_logprobs, **options
             )
-            sequences = [
-                types.SampledSequence(
-                    stop_reason=sample.finish_reason or "length",
-                    sequence_id=uuid.uuid4().hex,
-                    tokens_np=sample.token_ids,
-                    logprobs_np=sample.processed_logprobs,
-                    topk_logprobs_np=top_k(sample.top_token_ids, sample.top_logprobs),
-                )
-                for sample in drawn[0]
-            ]
+            sequences = [convert.sequence_of(sample) for sample in drawn[0]]
             cached = drawn.usage.cached_tokens
             return types.SampleResponse(sequences, prompt_cache_hit_tokens=cached, **fields)
 
@@ -95,10 +93,10 @@ class SamplingClient:
     ) -> APIFuture[list[float | None]]:
         """Return a future list with a log-prob for each token, None where there is none."""
         ids = prompt.to_ints()
-        first = _first_position(ids, prompt_logprobs_last_n)
+        first = convert.first_scored(len(ids), prompt_logprobs_last_n)
 
         def answer() -> list[float | None]:
-            values = prompt_fields(self._client, ids, first, 0, None)["prompt_logprobs_np"]
+            values = score_tokens(self._client, ids, first=first).logprobs
             return [None if np.isnan(value) else float(value) for value in values]
 
         return AwaitableConcurrentFuture(self._pool.submit(answer))
@@ -109,29 +107,3 @@ class SamplingClient:
         """Await ``compute_logprobs``."""
         logprobs: list[float | None] = await self.compute_logprobs(prompt, prompt_logprobs_last_n)
         return logprobs
-
-    def _options(self, params: types.SamplingParams, prompt_length: int) -> dict[str, Any]:
-        """Tinker's sampling parameters as ours: stop=[] there switches EOS off as well."""
-        stop = [params.stop] if isinstance(params.stop, str) else list(params.stop or [])
-        most = params.max_tokens
-        if most is None:
-            most = self._client.model_info().limits.max_sequence_tokens - prompt_length
-        return {
-            "max_tokens": most,
-            "seed": params.seed,
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "stop": [text for text in stop if isinstance(text, str)],
-            "stop_token_ids": [token for token in stop if isinstance(token, int)],
-            "ignore_eos": params.stop is not None and not stop,
-        }
-
-
-def _first_position(ids: list[int], last_n: int | None) -> int:
-    """The first token that is scored."""
-    if last_n is None:
-        return 1
-    if not 1 <= last_n < len(ids):
-        raise ValueError(f"prompt_logprobs_last_n must be in [1, {len(ids) - 1}], got {last_n}")
-    return len(ids) - last_n

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from scoring_client.client import ScoringClient
@@ -66,24 +67,20 @@ class TeacherClient:
         ]
         size = chunk_size if chunk_size > 0 else max(len(groups), 1)
         parts = [groups[start : start + size] for start in range(0, len(groups), size)]
-        answer: dict[str, list[Any]] = {
-            name: []
-            for name in ("logprobs", "logprob_token_ids", "actual_logprobs", "actual_token_ids")
-        }
-
-        def ask(part: list[PromptGroup]) -> Any:
-            return self._client.topk_logprobs(
-                part, top_logprobs, temperature=temperature, token_id_limit=self._limit
-            )
-
+        ask = partial(
+            self._client.topk_logprobs,
+            k=top_logprobs,
+            temperature=temperature,
+            token_id_limit=self._limit,
+        )
         with ThreadPoolExecutor(max(min(max_concurrent_requests, len(parts)), 1)) as pool:
-            for results in pool.map(ask, parts):
-                for scores in results.completions():
-                    answer["logprobs"].append(scores.top_logprobs.tolist())
-                    answer["logprob_token_ids"].append(scores.top_token_ids.tolist())
-                    answer["actual_logprobs"].append(scores.logprobs[:, None].tolist())
-                    answer["actual_token_ids"].append(scores.token_ids[:, None].tolist())
-        return answer
+            rows = [scores for results in pool.map(ask, parts) for scores in results.completions()]
+        return {
+            "logprobs": [scores.top_logprobs.tolist() for scores in rows],
+            "logprob_token_ids": [scores.top_token_ids.tolist() for scores in rows],
+            "actual_logprobs": [scores.logprobs[:, None].tolist() for scores in rows],
+            "actual_token_ids": [scores.token_ids[:, None].tolist() for scores in rows],
+        }
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
     agent_loop_worker.teacher_server_manager = TeacherManager(AsyncScoringClient("teacher:50051"))
 
-Alignment is verl's: row i predicts token i + 1, and a last row of zeros stands for the token that
-nobody wrote. Where verl's own teacher scores at temperature 1 whatever the configuration says, the
-temperature is applied here.
+Row i predicts token i + 1, and a last row of zeros stands for the token that nobody wrote. verl's
+own teacher scores at temperature 1 whatever the configuration says; here it is applied.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ class TeacherManager:
 
         Args:
             clients: A client, or one for each routing key.
-            topk: Tokens listed for each row; 0 = the realised token alone, verl's ``use_topk``
-                losses want the ``topk`` of their configuration.
+            topk: Tokens listed for each row, as verl's ``use_topk`` losses want; 0 = none.
             temperature: Divisor of the teacher's logits.
             token_id_limit: Only ids below it are listed: the student's vocabulary, when smaller.
         """

@@ -61,6 +61,48 @@ def product(
 
 
 @triton.jit
+def x_of_columns(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    row,
+    row_there,
+    column,
+    column_there,
+    temperature,
+    hidden_size,
+    hidden_stride,
+    weight_stride,
+    multiplier,
+    soft_cap,
+    BIASED: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BT: tl.constexpr,
+    BV: tl.constexpr,
+    BH: tl.constexpr,
+):
+    """fp32 [BT, BV]: x of rows at columns of the weight, -inf where there is no column."""
+    logits = product(
+        hidden_ptr + row * hidden_stride,
+        weight_ptr + column.to(tl.int64) * weight_stride,
+        row_there,
+        column_there,
+        hidden_size,
+        UPCAST,
+        BT,
+        BV,
+        BH,
+    )
+    if BIASED:
+        bias = tl.load(bias_ptr + column, mask=column_there, other=0.0)
+        logits += bias.to(tl.float32)[None, :]
+    x = finished(logits, multiplier, soft_cap, temperature[:, None], SCALED, CAPPED)
+    return tl.where(column_there[None, :], x, -float("inf"))
+
+
+@triton.jit
 def linear_at(
     hidden_ptr,
     weight_ptr,
@@ -163,21 +205,11 @@ def linear_statistics(
     for start in range(0, CHUNK, BV):
         column = chunk * CHUNK + start + tl.arange(0, BV)
         inside = column < shard
-        logits = product(
-            hidden_ptr + row * hidden_stride,
-            weight_ptr + column.to(tl.int64) * weight_stride,
-            there,
-            inside,
-            hidden_size,
-            UPCAST,
-            BT,
-            BV,
-            BH,
-        )
-        if BIASED:
-            logits += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x = finished(logits, multiplier, soft_cap, temperature[:, None], SCALED, CAPPED)
-        x = tl.where(inside[None, :], x, -float("inf"))
+        x = x_of_columns(
+            hidden_ptr, weight_ptr, bias_ptr, row, there, column, inside, temperature, hidden_size,
+            hidden_stride, weight_stride, multiplier, soft_cap, BIASED, SCALED, CAPPED, UPCAST,
+            BT, BV, BH,
+        )  # fmt: skip
         ids = column + first_id
         before = (x > target_x[:, None]) | (
             (x == target_x[:, None]) & (ids[None, :] < target[:, None])

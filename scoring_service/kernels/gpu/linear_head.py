@@ -73,8 +73,7 @@ def logits_at(
         shard.multiplier,
         shard.soft_cap or 0.0,
         BT=BT,
-        **_flags(shard),
-        **_pipeline(shard),
+        **launch_options(shard),
     )
     return logits_T_C, x_T_C
 
@@ -125,8 +124,7 @@ def fused_partials(
         CHUNK=CHUNK_COLUMNS,
         BT=BT,
         BV=tile_columns(shard.weight_V_H.element_size()),
-        **_flags(shard),
-        **_pipeline(shard),
+        **launch_options(shard),
     )
     return partials
 
@@ -195,19 +193,28 @@ def _product(hidden_T_H: Tensor, weight_V_H: Tensor) -> Tensor:
     return torch.mm(hidden_T_H.float(), weight_V_H.float().t())
 
 
-def _flags(shard: HeadShard) -> dict[str, bool]:
+def launch_options(shard: HeadShard) -> dict[str, bool | int]:
+    """What a kernel on a shard is compiled for, and how many tiles are on their way at a time."""
+    weight = shard.weight_V_H
+    major = torch.cuda.get_device_capability(weight.device)[0] if weight.is_cuda else 0
     return {
         "BIASED": shard.bias_V is not None,
         "SCALED": shard.multiplier != 1.0,
         "CAPPED": shard.soft_cap is not None,
-        "UPCAST": not shard.weight_V_H.is_cuda,
+        "UPCAST": not weight.is_cuda,
+        "BH": inner_columns(weight.element_size(), major),
+        "num_warps": 8,
+        "num_stages": 3,
     }
 
 
-def _pipeline(shard: HeadShard) -> dict[str, int]:
-    """Inner columns of a tile, 128 bytes of them, and how many tiles are on their way at a time."""
-    inner = 128 // shard.weight_V_H.element_size()
-    return {"BH": inner, "num_warps": 8, "num_stages": 3}
+def inner_columns(element_size: int, major: int) -> int:
+    """Inner columns of a tile: 128 bytes of them.
+
+    On Blackwell (compute capability 10) 64 bytes of half precision: with more,
+    `linear_statistics` spills registers there.
+    """
+    return 64 // element_size if element_size < 4 and major >= 10 else 128 // element_size
 
 
 def tile_columns(element_size: int) -> int:

@@ -27,3 +27,7 @@ def test_scale_and_soft_cap() -> None:
 
 def test_bfloat16_leaves() -> None:
     check(Case(6, 32, 200, torch.bfloat16), True, 1e-2, DEVICE)
+
+
+def test_float16_leaves() -> None:
+    check(Case(9, 576, 1000, torch.float16), True, 2e-3, DEVICE)

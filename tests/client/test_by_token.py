@@ -1,0 +1,65 @@
+"""Scores laid out by token, candidates of different number, and draws in the place of tokens."""
+
+import numpy as np
+import pytest
+
+from scoring_client import ScoringClient
+from scoring_client.by_token import redraw_tokens, score_tokens
+from scoring_client.ragged import RaggedCandidates
+from tests.client import toy_model
+from tests.client.toy_server import ToyServer
+
+IDS = [5, 17, 9, 200, 31, 8]
+
+
+def logprob(position: int, token: int) -> float:
+    return float(toy_model.row(IDS[:position]).logprobs_V[token])
+
+
+def test_ragged_candidates_and_back():
+    ragged = RaggedCandidates([4, 7, -1, 9, 2], [0, 2, 0, 3])
+    assert ragged.padded.tolist() == [[-1] * 3, [4, 7, -1], [-1] * 3, [-1, 9, 2]]
+    assert ragged.padded.dtype == np.int32
+    assert ragged.first_row == 1
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    assert ragged.flat(values).tolist() == [3, 4, 9, 10, 11]
+    np.testing.assert_array_equal(ragged.flat(values[2:], 2), [np.nan, np.nan, 9, 10, 11])
+    nothing = RaggedCandidates([], [0, 0])
+    assert (nothing.padded.shape, nothing.first_row) == ((2, 1), None)
+    with pytest.raises(ValueError, match="2 candidates in all rows"):
+        RaggedCandidates([1, 2, 3], [1, 1])
+
+
+def test_everything_by_token_in_one_call():
+    candidates = RaggedCandidates([30, 31, 32], [0, 0, 2, 0, 0, 1])
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        found = score_tokens(client, IDS, first=4, k=3, candidates=candidates)
+    assert len(server.requests) == 1
+    assert np.isnan(found.logprobs[:4]).all()
+    expected = [logprob(position, IDS[position]) for position in (4, 5)]
+    np.testing.assert_allclose(found.logprobs[4:], expected, atol=1e-6)
+    assert (found.top_token_ids[:4] == -1).all()
+    for position in (4, 5):
+        ids, logprobs = toy_model.row(IDS[:position]).top(3)
+        assert found.top_token_ids[position].tolist() == ids.tolist()
+        np.testing.assert_allclose(found.top_logprobs[position], logprobs, atol=1e-6)
+    assert found.candidate_logprobs is not None
+    wanted = [logprob(2, 30), logprob(2, 31), logprob(5, 32)]
+    np.testing.assert_allclose(found.candidate_logprobs, wanted, atol=1e-6)
+
+
+def test_a_text_of_one_token_asks_nothing():
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        found = score_tokens(client, IDS[:1], k=2)
+    assert not server.requests
+    assert np.isnan(found.logprobs).all()
+    assert found.top_token_ids.shape == (1, 2)
+
+
+def test_draws_in_the_place_of_tokens():
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        ids, logprobs = redraw_tokens(client, IDS, 4, seed=3)
+    assert ids.shape == logprobs.shape == (5, 4)
+    for place in range(5):
+        expected = [logprob(place + 1, token) for token in ids[place]]
+        np.testing.assert_allclose(logprobs[place], expected, atol=1e-6)
