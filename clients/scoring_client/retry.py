@@ -1,9 +1,11 @@
 """When to send a request again, and after how long."""
 
+import copy
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import grpc
 
@@ -66,6 +68,12 @@ class Attempts:
         self._timeout = timeout
         self._deadline = None if timeout is None else clock() + timeout
         self._failures = 0
+
+    def of_part(self) -> Self:
+        """Return the attempts of a part of the call: counted by themselves, in the same time."""
+        attempts = copy.copy(self)
+        attempts._failures = 0
+        return attempts
 
     def remaining(self) -> float | None:
         """Return the seconds left, None when there is no limit.
