@@ -95,19 +95,22 @@ def divide(units: Iterable[Unit], size: PartSize) -> list[tuple[Key, ...]]:
     """
     waiting = list(units)
     total = sum(unit.tokens for unit in waiting)
-    target = total / max(1, -(-total // size.tokens))
+    share = max(1.0, total / max(1, -(-total // size.tokens)))
     # Room for what a request has beside its items.
     most_bytes = None if size.request_bytes is None else size.request_bytes * 9 // 10
     parts: list[list[Key]] = []
+    passed, current = 0, 0
     tokens = request_bytes = 0
     for unit in waiting:
-        # To the nearer side of the target, never beyond what the server prefers.
-        too_long = tokens + unit.tokens / 2 > target or tokens + unit.tokens > size.tokens
+        # A unit belongs to the share in which its middle lies.
+        due = int((passed + unit.tokens / 2) / share)
+        too_long = tokens + unit.tokens > size.tokens
         too_large = most_bytes is not None and request_bytes + unit.request_bytes > most_bytes
-        if not parts or too_long or too_large:
+        if not parts or due > current or too_long or too_large:
             parts.append([])
             tokens = request_bytes = 0
         parts[-1].extend(unit.keys)
+        passed, current = passed + unit.tokens, due
         tokens += unit.tokens
         request_bytes += unit.request_bytes
     return [tuple(part) for part in parts]
