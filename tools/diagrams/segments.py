@@ -46,7 +46,10 @@ def _tree(sheet: Drawing) -> None:
     ):
         x = x0 + place * scale - 2
         sheet.line((x, 104), (x, 172), colour="amber", dashed=True)
-        sheet.text(x, 98 if place == 150 else 190, words, size=11, dim=True)
+        if place == 150:
+            sheet.text(x, 98, words, anchor="end", size=11, dim=True)
+        else:
+            sheet.text(x, 190, words, size=11, dim=True)
     sheet.line(
         (end + 24 + 42 * scale, 48), (end + 24 + 42 * scale, 232), colour="amber", dashed=True
     )
