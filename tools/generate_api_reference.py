@@ -22,9 +22,10 @@ INTRODUCTION = """\
 # API reference
 
 The contract `scoring.v1`, message by message, as [protos/scoring/v1](../protos/scoring/v1) has it.
-Written by `make docs`; edit the comments there. Beside it the server answers `grpc.health.v1.Health`
-(`""` = alive, `scoring.v1.ScoringService` = ready) and reflection. [errors.md](errors.md) tells what
-to do about each error, and [concepts.md](concepts.md) what the words mean.
+Written by `make docs`; edit the comments there. Beside it the server answers
+`grpc.health.v1.Health` (`""` = alive, `scoring.v1.ScoringService` = ready) and reflection.
+[errors.md](errors.md) tells what to do about each error, [concepts.md](concepts.md) what the words
+mean.
 
 Types are those of proto3. *optional* fields know whether they were set; unset never stands for a
 silent default.
