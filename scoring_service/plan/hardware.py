@@ -44,7 +44,8 @@ PRESETS: dict[str, Hardware] = {
     "l40s": _gpu("NVIDIA L40S", 48, 362, 0.864),
     "cpu-2-cores": Hardware(
         "cpu", 16e9, 728e9, 37.8e9, 0.58, 0.27,
-        "two cores of an AMD EPYC with AVX-512, bfloat16: rates and efficiencies (workloads skewed "
-        "and sample-16) as measured in benchmarks/results/compiled",
+        "two cores of an AMD EPYC with AVX-512, body and head in bfloat16: rates and efficiencies "
+        "(workloads skewed and sample-16) as measured in benchmarks/results/compiled; the default "
+        "float32 head takes 1.1 to 1.7 times as long",
     ),
 }  # fmt: skip
