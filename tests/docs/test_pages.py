@@ -1,4 +1,4 @@
-"""What the pages say is so: links lead somewhere, reasons and metrics exist, figures are measured."""
+"""What the pages say is so: links lead somewhere, reasons exist, figures are measured."""
 
 from __future__ import annotations
 
