@@ -79,7 +79,7 @@ class ScoringClient:
             channel_options: gRPC's options; they win over this package's.
             max_attempts: Attempts in a row that finish no item before a call fails; 1 = no retry.
                 Five take about ten seconds, each further one ten more: raise it to ride out a
-                server that restarts.
+                server that restarts. Refusals by one that drains do not count.
             tokens_per_part: Calls of more tokens are divided into parts of about so many, each a
                 stream of its own that any server behind the name may take. Default: what the
                 server prefers (``GetModelInfo``).

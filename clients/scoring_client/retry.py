@@ -102,10 +102,15 @@ class Attempts:
         Raises:
             ScoringError: ``error``, when there is no next attempt.
         """
-        self._failures = 1 if progressed else self._failures + 1
-        if not self._policy.allows(error, self._failures):
+        if progressed:
+            self._failures = 0
+        # A server that drains says so until its running calls have ended, and round robin may meet
+        # it again and again while others have room. It ends by itself, so it does not count.
+        counts = error.reason != "DRAINING" or self._policy.max_attempts == 1
+        self._failures += counts
+        if counts and not self._policy.allows(error, self._failures):
             raise error
-        delay = self._policy.delay(error, self._failures)
+        delay = self._policy.delay(error, max(self._failures, 1))
         if self._deadline is not None and self._clock() + delay >= self._deadline:
             raise error
         return delay

@@ -237,6 +237,17 @@ def test_a_server_that_stays_away_is_given_up(ask):
         ask(server.target, "score", GROUPS, client=SMALL | {"max_attempts": 2})
 
 
+def test_a_server_that_drains_is_met_as_often_as_it_takes(ask):
+    """Round robin may find it again and again; the others have room."""
+    draining = [Fault(reason="DRAINING", message="the server is shutting down")] * 12
+    with ToyServer(faults=draining) as one, ToyServer() as two:
+        target = f"ipv4:{one.target},{two.target}"
+        client = SMALL | {"max_attempts": 2, "max_parts_in_flight": 2}
+        assert_all(ask(target, "score", GROUPS * 2, client=client)[:18])
+        assert one.requests
+        assert two.requests
+
+
 def test_leaving_the_loop_cancels_every_part():
     with ToyServer(step_delay=0.02) as server, ScoringClient(server.target, **SMALL) as client:
         for _ in client.score_iter(GROUPS):
