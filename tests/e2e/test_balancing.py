@@ -15,18 +15,18 @@ import pytest
 from scoring_client import AsyncScoringClient, SamplePrompt, ScoringClient
 from tests.e2e.name_server import NameServer
 from tests.e2e.processes import alive, frozen, until
-from tests.e2e.served import Served
+from tests.e2e.served import PATIENCE, Served
 
 GROUPS = [
     ([g, g + 1, g + 2] * 20, [[(g * 7 + i * c) % 1000 for i in range(40)] for c in (1, 2, 3)])
-    for g in range(30)
+    for g in range(24)
 ]
 PROMPTS = [SamplePrompt([p + 1, p + 2, p + 3], seed=p, n=4) for p in range(12)]
 SAMPLING = {"max_tokens": 12, "ignore_eos": True, "temperature": 0.9}
 SHARED = [
     *("--threads", "1", "--preferred-tokens-per-call", "800", "--metrics-port", "0"),
     # So that whoever joins is found soon; what runs on a connection is let to its end.
-    *("--max-connection-age", "1", "--log-format", "json"),
+    *("--max-connection-age", "2", "--log-format", "json"),
 ]
 # gRPC asks again for a name after a second rather than after the client's five.
 QUICK = [("grpc.dns_min_time_between_resolutions_ms", 1000)]
@@ -53,13 +53,14 @@ class Load:
     def goes_on(self) -> None:
         """Waits for another answer."""
         before = len(self.answers)
-        until(lambda: len(self.answers) > before + 1 or self.error is not None)
+        until(lambda: len(self.answers) > before + 1 or self.error is not None, PATIENCE)
         assert self.error is None, self.error
 
     def stop(self) -> None:
         """Lets the last call end."""
         self._stopped.set()
-        self._thread.join(60)
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
         assert self.error is None, self.error
 
 
@@ -68,7 +69,7 @@ def score(client: ScoringClient) -> list[Any]:
 
 
 async def sample(target: str) -> list[Any]:
-    async with AsyncScoringClient(target, channel_options=QUICK) as client:
+    async with AsyncScoringClient(target, channel_options=QUICK, tokens_per_part=150) as client:
         return [part async for part in client.sample_iter(PROMPTS, **SAMPLING)]
 
 
@@ -98,12 +99,12 @@ def kill_at_work(server: Served) -> None:
     """kill -9 of the server and its worker while it owes an answer."""
     worker = server.worker_pid
     with frozen(worker):
-        until(lambda: server.metrics["scoring_num_requests_running"] >= 1)
+        until(lambda: server.metrics["scoring_num_requests_running"] >= 1, PATIENCE)
         server.end(signal.SIGKILL)
     until(lambda: not alive(worker))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_servers_that_die_and_join_under_load_lose_and_double_nothing() -> None:
     with ExitStack() as stack:
 
@@ -139,7 +140,7 @@ def test_servers_that_die_and_join_under_load_lose_and_double_nothing() -> None:
 
         assert answered(third) == 0, "nobody knows of it yet"
         names.addresses = ["127.0.0.3", "127.0.0.4"]
-        until(lambda: answered(third) > 0, patience=30)
+        until(lambda: answered(third) > 0, PATIENCE)
         for load in loads:
             load.goes_on()
             load.stop()
