@@ -100,6 +100,6 @@ def _padded(sheet: Drawing) -> None:
             sheet.box(393 + width, y, 106 * 1.9 - width - 4, 20, "grey", dashed=True)
     sheet.text(614, 462, "Whether a row came alone or in a crowd, cold or", anchor="start", size=12)
     sheet.text(
-        614, 480, "cached, its segments are these: equal bits. A CPU", anchor="start", size=12
+        614, 480, "cached, its segments are these: equal bits, on a", anchor="start", size=12
     )
-    sheet.text(614, 498, "by default, CUDA in deterministic mode.", anchor="start", size=12)
+    sheet.text(614, 498, "CPU by default.", anchor="start", size=12)
