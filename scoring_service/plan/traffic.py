@@ -53,7 +53,10 @@ class Traffic:
 
     @property
     def reply_bytes(self) -> int:
-        """Bytes of a group's answer: what rows hold, without the messages around them."""
+        """Bytes of a group's answer: what rows hold, without the messages around them.
+
+        Those are a few percent, save for samples that are read token by token: there as much again.
+        """
         return self.rows * 4 * (_SCALARS[self.rpc] + 2 * self.k)
 
 

@@ -122,6 +122,11 @@ def test_answers_are_as_large_as_a_server_sends_them(rpc: Any, target: str) -> N
         else:
             usage = client.sample([prompt], n=4, max_tokens=500, ignore_eos=True).usage
     # Small integers take less than four bytes, and around the numbers there are messages.
+    if rpc == "sample":
+        # How many tokens share a result depends on how fast they are drawn and read.
+        around = 24 * traffic.rows
+        assert 0.9 * traffic.reply_bytes < usage.reply_bytes < traffic.reply_bytes + around
+        return
     assert usage.reply_bytes == pytest.approx(traffic.reply_bytes, rel=0.1)
 
 
