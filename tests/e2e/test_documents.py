@@ -77,6 +77,8 @@ PLANS = [b for b in blocks() if b.comment == "plan"]
 NOT_RUN = {
     # The client's line is the banner's, which has a test below.
     "README.md": ("make serve", "pip install '.[server]'", ".venv/bin/scoring-client score"),
+    # The real helm of tests/helm.
+    "docs/kubernetes.md": ("helm ",),
     # Need a GPU.
     "docs/kernels.md": ("python -m benchmarks.gpu_kernels", "python -m pytest -c"),
     # Fetches models from the package registry and the Hub.
