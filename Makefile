@@ -16,8 +16,8 @@ ARGS ?=
 SMOLLM2_FLAGS := $(if $(findstring --served-model-name,$(ARGS)),,--served-model-name smollm2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-adapters test-helm test-mismatch soak check audit format protos chart bench \
-	bench-peers clean always
+.PHONY: help install serve test test-adapters test-helm test-mismatch soak check audit format protos docs chart \
+	bench bench-peers clean always
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,7 +71,7 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 soak: $(INSTALLED) ## the faults of tests/chaos at full length (about an hour)
 	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos)
 
-check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break), GPU kernels compile, image, pins
+check: $(INSTALLED) ## lint, types, import rules, contract (fresh, no break), docs, GPU kernels compile, image, pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -79,6 +79,8 @@ check: $(INSTALLED) ## lint, types, import rules, the contract (fresh, no break)
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/buf lint
 	tools/check_protos_breaking.sh
+	$(BIN)/python tools/generate_api_reference.py --check
+	$(BIN)/python -m tools.diagrams --check
 ifeq ($(shell uname -s),Linux)
 	TRITON_CACHE_DIR=build/triton $(BIN)/python tools/compile_kernels.py
 endif
@@ -105,6 +107,10 @@ protos: $(INSTALLED) ## regenerate the Python code of protos/
 
 chart: $(INSTALLED) ## bring the chart's schema, dashboard and golden renders up to date
 	$(BIN)/python tools/update_chart.py
+
+docs: $(INSTALLED) ## rewrite docs/api.md (from protos/) and the diagrams
+	$(BIN)/python tools/generate_api_reference.py
+	$(BIN)/python -m tools.diagrams
 
 BENCH_MODEL := build/models/smollm2
 

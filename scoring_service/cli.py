@@ -12,6 +12,7 @@ from cyclopts.config import Env, Json, Toml, Yaml
 
 from scoring_service import __version__
 from scoring_service.config import ENV_PREFIX, ServeConfig, check_ranges
+from scoring_service.plan.command import PlanConfig, plan_text
 from scoring_service.rpc.probe import serving_status
 from scoring_service.serve import serve as run_server
 
@@ -89,6 +90,29 @@ def health(
         return 1
     print(status)
     return 0 if status == "SERVING" else 1
+
+
+@app.command
+def plan(
+    model: str | None = None,
+    *,
+    config: Annotated[PlanConfig | None, Parameter(name="*")] = None,
+) -> int:
+    """Size a deployment: memory, rates, replicas and flags, from the model and the traffic.
+
+    Args:
+        model: Folder, config.json, or Hub id. Default: the packaged tiny model.
+        config: settings.
+    """
+    try:
+        print(plan_text(model, config or PlanConfig()))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyError as error:
+        print(f"the model's config.json lacks {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @app.meta.default

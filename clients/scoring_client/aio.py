@@ -5,12 +5,14 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 import grpc.aio
 
+from scoring_client.aio_streams import run_together
 from scoring_client.assembly import PartT
 from scoring_client.channel import (
     ChannelOptions,
@@ -21,7 +23,8 @@ from scoring_client.channel import (
     full_target,
     with_trace,
 )
-from scoring_client.errors import DeadlineError, UnavailableError
+from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
+from scoring_client.errors import DeadlineError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
@@ -33,6 +36,7 @@ from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
 from scoring_client.status import error_from_rpc
+from scoring_client.streams import OpenCall
 
 READY_POLL_SECONDS = 0.5
 
@@ -61,6 +65,8 @@ class AsyncScoringClient:
         channel: grpc.aio.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
+        tokens_per_part: int | None = None,
+        max_parts_in_flight: int = 8,
     ) -> None:
         """Prepare a channel; it opens with the first call, in that call's loop.
 
@@ -70,6 +76,9 @@ class AsyncScoringClient:
         self._timeout = timeout
         self._metadata = call_metadata(token)
         self._retry = RetryPolicy(max_attempts=max_attempts)
+        self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
+        self._max_parts = checked_parts(max_parts_in_flight)
+        self._sizes: dict[str, PartSize] = {}
         self._owns_channel = channel is None
         self._channel = channel
         self._target = target
@@ -276,30 +285,37 @@ class AsyncScoringClient:
         return job.results([part async for part in self._run(job)])
 
     async def _run(self, job: Job[PartT, Any, Any]) -> AsyncGenerator[PartT, None]:
-        """Yield what the caller gets, over as many attempts as it takes."""
-        method = self._method(job.rpc)
-        attempts = Attempts(self._retry, job.settings.timeout)
-        while not job.done:
-            request = job.begin_attempt()
-            call = method(
-                request, timeout=attempts.remaining(), metadata=with_trace(self._metadata)
-            )
+        """Yield what the caller gets, over as many parts and attempts as it takes."""
+        attempts = Attempts(self._retry, job.call.settings.timeout)
+        method, metadata = self._method(job.rpc), with_trace(self._metadata)
+
+        def open_call(request: Any, timeout: float | None) -> Any:
+            return method(request, timeout=timeout, metadata=metadata)
+
+        size = await self._part_size(job, attempts)
+        parts = [job] if size is None else job.divide(size)
+        if len(parts) == 1:
+            run = _run_alone(job, attempts, open_call)
+        else:
+            run = run_together(parts, attempts, open_call, self._max_parts)
+        async with aclosing(run):
+            async for part in run:
+                yield part
+        job.call.raise_item_errors()
+
+    async def _part_size(self, job: Job[Any, Any, Any], attempts: Attempts) -> PartSize | None:
+        """Return how large the parts of a call should be; None = it is one part."""
+        if self._part is not None or job.divisible_tokens < NEVER_DIVIDED_BELOW:
+            return self._part
+        if job.model not in self._sizes:
+            left = attempts.remaining()
             try:
-                async for message in call:
-                    for part in job.feed(message):
-                        yield part
-                job.end_attempt()
-                break
-            except grpc.RpcError as error:
-                # When every item had arrived, nothing of value is lost with the summary.
-                delay = 0.0
-                if not job.done:
-                    failure = job.failure(error)
-                    delay = attempts.wait_after(failure, progressed=job.progressed)
-            finally:
-                call.cancel()
-            await asyncio.sleep(delay)
-        job.raise_item_errors()
+                info = await self.model_info(job.model, timeout=min(left or 10.0, 10.0))
+            except ScoringError:
+                # Whatever is wrong, the call itself will say so, with its own retries.
+                return None
+            self._sizes[job.model] = preferred_size(info.limits)
+        return self._sizes[job.model]
 
     async def _unary(self, rpc: str, request: Any, timeout: float | None) -> Any:
         try:
@@ -308,6 +324,26 @@ class AsyncScoringClient:
             )
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
+
+
+async def _run_alone(
+    job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
+) -> AsyncGenerator[PartT, None]:
+    """Yield what the caller gets of a call that is one part."""
+    while not job.done:
+        call = open_call(job.begin_attempt(), attempts.remaining())
+        error: grpc.RpcError | None = None
+        try:
+            async for message in call:
+                for part in job.feed(message):
+                    yield part
+        except grpc.RpcError as raised:
+            error = raised
+        finally:
+            call.cancel()
+        delay = job.wait_after(error, attempts)
+        if delay is not None:
+            await asyncio.sleep(delay)
 
 
 def _open_channel(

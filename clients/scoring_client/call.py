@@ -1,6 +1,6 @@
 """What every streaming call carries beside its content."""
 
-from scoring_client.job import JobSettings
+from scoring_client.call_state import JobSettings
 from scoring_client.messages import set_fields
 from scoring_client.options import CallOptions
 from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2

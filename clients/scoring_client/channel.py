@@ -49,9 +49,14 @@ def channel_options(target: str, extra: ChannelOptions = ()) -> list[tuple[str, 
         # gRPC waits up to two minutes before it tries a lost server again.
         "grpc.initial_reconnect_backoff_ms": 200,
         "grpc.max_reconnect_backoff_ms": 5_000,
+        # A name is resolved again when a connection ends, but not sooner than this after the last
+        # time. gRPC's 30 s are long where a pod that died has been replaced within five.
+        "grpc.dns_min_time_between_resolutions_ms": 5_000,
         "grpc.primary_user_agent": "scoring-client",
     }
-    if _LOOPBACK.match(target):
+    # ipv4:127.0.0.1:5,127.0.0.1:6 lists several; each has to be of this machine.
+    addresses = re.sub(r"^(dns:///|ipv[46]:)", "", target).split(",")
+    if all(map(_LOOPBACK.match, addresses)):
         options["grpc.enable_http_proxy"] = 0
     return list((options | dict(extra)).items())
 

@@ -17,7 +17,8 @@ from scoring_client.channel import (
     full_target,
     with_trace,
 )
-from scoring_client.errors import DeadlineError, UnavailableError
+from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
+from scoring_client.errors import DeadlineError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
@@ -29,6 +30,7 @@ from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
 from scoring_client.status import error_from_rpc
+from scoring_client.streams import OpenCall, run_together
 
 READY_POLL_SECONDS = 0.5
 
@@ -56,6 +58,8 @@ class ScoringClient:
         channel: grpc.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
+        tokens_per_part: int | None = None,
+        max_parts_in_flight: int = 8,
     ) -> None:
         """Open a channel; it connects with the first call.
 
@@ -75,7 +79,11 @@ class ScoringClient:
             channel_options: gRPC's options; they win over this package's.
             max_attempts: Attempts in a row that finish no item before a call fails; 1 = no retry.
                 Five take about ten seconds, each further one ten more: raise it to ride out a
-                server that restarts.
+                server that restarts. Refusals by one that drains do not count.
+            tokens_per_part: Calls of more tokens are divided into parts of about so many, each a
+                stream of its own that any server behind the name may take. Default: what the
+                server prefers (``GetModelInfo``).
+            max_parts_in_flight: Parts of one call that run at once.
 
         Raises:
             ValueError: an argument makes no sense.
@@ -85,6 +93,9 @@ class ScoringClient:
         self._timeout = timeout
         self._metadata = call_metadata(token)
         self._retry = RetryPolicy(max_attempts=max_attempts)
+        self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
+        self._max_parts = checked_parts(max_parts_in_flight)
+        self._sizes: dict[str, PartSize] = {}
         self._owns_channel = channel is None
         self._channel = channel or _open_channel(
             target,
@@ -284,35 +295,59 @@ class ScoringClient:
         return job.results(list(self._run(job)))
 
     def _run(self, job: Job[PartT, Any, Any]) -> Generator[PartT, None, None]:
-        """Yield what the caller gets, over as many attempts as it takes."""
-        method = getattr(self._stub, job.rpc)
-        attempts = Attempts(self._retry, job.settings.timeout)
-        while not job.done:
-            request = job.begin_attempt()
-            call = method(
-                request, timeout=attempts.remaining(), metadata=with_trace(self._metadata)
-            )
+        """Yield what the caller gets, over as many parts and attempts as it takes."""
+        attempts = Attempts(self._retry, job.call.settings.timeout)
+        method, metadata = getattr(self._stub, job.rpc), with_trace(self._metadata)
+
+        def open_call(request: Any, timeout: float | None) -> Any:
+            return method(request, timeout=timeout, metadata=metadata)
+
+        size = self._part_size(job, attempts)
+        parts = [job] if size is None else job.divide(size)
+        if len(parts) == 1:
+            yield from _run_alone(job, attempts, open_call)
+        else:
+            yield from run_together(parts, attempts, open_call, self._max_parts)
+        job.call.raise_item_errors()
+
+    def _part_size(self, job: Job[Any, Any, Any], attempts: Attempts) -> PartSize | None:
+        """Return how large the parts of a call should be; None = it is one part."""
+        if self._part is not None or job.divisible_tokens < NEVER_DIVIDED_BELOW:
+            return self._part
+        if job.model not in self._sizes:
+            left = attempts.remaining()
             try:
-                for message in call:
-                    yield from job.feed(message)
-                job.end_attempt()
-                break
-            except grpc.RpcError as error:
-                # When every item had arrived, nothing of value is lost with the summary.
-                delay = 0.0
-                if not job.done:
-                    failure = job.failure(error)
-                    delay = attempts.wait_after(failure, progressed=job.progressed)
-            finally:
-                call.cancel()
-            time.sleep(delay)
-        job.raise_item_errors()
+                info = self.model_info(job.model, timeout=min(left or 10.0, 10.0))
+            except ScoringError:
+                # Whatever is wrong, the call itself will say so, with its own retries.
+                return None
+            self._sizes[job.model] = preferred_size(info.limits)
+        return self._sizes[job.model]
 
     def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
             return method(request, timeout=timeout, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
+
+
+def _run_alone(
+    job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
+) -> Generator[PartT, None, None]:
+    """Yield what the caller gets of a call that is one part."""
+    while not job.done:
+        call = open_call(job.begin_attempt(), attempts.remaining())
+        error: grpc.RpcError | None = None
+        try:
+            for message in call:
+                yield from job.feed(message)
+        except grpc.RpcError as raised:
+            error = raised
+        finally:
+            call.cancel()
+        delay = job.wait_after(error, attempts)
+        if delay is not None:
+            time.sleep(delay)
 
 
 def _open_channel(

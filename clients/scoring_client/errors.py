@@ -117,6 +117,13 @@ class ResultChangedError(ScoringError):
     """
 
 
+class MixedWeightsError(ScoringError):
+    """Servers that share a call have different weights under one version number.
+
+    Weights that were changed under a new version are no fault: every item says its version.
+    """
+
+
 class DeadlineError(ScoringError, TimeoutError):
     """The call's timeout passed (DEADLINE_EXCEEDED)."""
 

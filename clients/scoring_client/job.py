@@ -1,18 +1,21 @@
-"""One call as the caller sees it, over as many attempts as it takes. Knows no network.
+"""The items of one call, or of a part of it, over as many attempts as it takes. Knows no network.
 
-A client sends ``begin_attempt()``, feeds what arrives to ``feed`` and ends with ``end_attempt`` or
-``failure``: so the blocking and the asynchronous client share everything but the waiting.
+A client sends ``begin_attempt()``, feeds what arrives to ``feed`` and asks ``wait_after`` whether
+to begin again: so the blocking and the asynchronous client share everything but the waiting.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import grpc
 
 from scoring_client.assembly import Assembler, PartT
+from scoring_client.call_state import CallState, JobSettings
 from scoring_client.decoding import Preamble
+from scoring_client.division import PartSize, Unit, divide
 from scoring_client.errors import (
     DeadlineError,
     ItemError,
@@ -20,29 +23,16 @@ from scoring_client.errors import (
     ResultChangedError,
     ScoringError,
     UnavailableError,
-    combine_item_errors,
     reworded,
 )
-from scoring_client.options import OnError, ProgressCallback
-from scoring_client.processing import ResolvedProcessing, resolved_processing
-from scoring_client.provenance import Progress, Provenance, Usage, provenance, usage
+from scoring_client.processing import resolved_processing
+from scoring_client.provenance import provenance, usage
 from scoring_client.resend import GroupIndices, Key, PromptIndices, in_callers_indices
+from scoring_client.retry import Attempts
 from scoring_client.status import error_from_rpc, error_from_status
 
 IndicesT = TypeVar("IndicesT", GroupIndices, PromptIndices)
 ResultsT = TypeVar("ResultsT", covariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class JobSettings:
-    """What the caller wants of the call beside its content."""
-
-    timeout: float | None
-    """Seconds for all attempts together; None = no limit."""
-    on_error: OnError
-    """What to do with items that failed."""
-    on_progress: ProgressCallback | None
-    """Whom to tell how far the call is."""
 
 
 @dataclass(slots=True)
@@ -64,7 +54,10 @@ class _Attempt:
 
 
 class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
-    """The items of one call: which are unfinished, and what to make of an answer."""
+    """Items that travel together: which are unfinished, and what to make of an answer.
+
+    At first all those of a call; ``divide`` makes several of it, which share its ``call``.
+    """
 
     rpc: ClassVar[str]
     """Name of the RPC."""
@@ -74,16 +67,38 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
     ) -> None:
         if settings.on_error not in ("raise", "return"):
             raise ValueError(f'on_error is "raise" or "return", got {settings.on_error!r}')
-        self.settings = settings
-        self.request_id = request_id
-        self.usage = Usage()
-        self.provenance: Provenance | None = None
-        self.processing: tuple[ResolvedProcessing, ...] = ()
+        self.call = CallState(settings, request_id, len(assemblers))
         self._unfinished = assemblers
         self._attempt = _Attempt(unfinished_at_begin=len(assemblers))
         self._indices: IndicesT
-        self._items_total = len(assemblers)
-        self._item_errors: list[ItemError] = []
+
+    @property
+    def divisible_tokens(self) -> int:
+        """About how many tokens the call has; 0 when it cannot be divided."""
+        units = self._units(PartSize(tokens=1))
+        return sum(unit.tokens for unit in units) if len(units) > 1 else 0
+
+    def divide(self, size: PartSize) -> list[Self]:
+        """Return the call as parts of about this size; itself when there is but one.
+
+        Begin no attempt of this job afterwards, only of the parts.
+        """
+        parts = divide(self._units(size), size)
+        if len(parts) == 1:
+            return [self]
+        self._prepare_for_parts()
+        return [self._part({key: self._unfinished[key] for key in keys}) for keys in parts]
+
+    def _part(self, unfinished: dict[Key, Assembler[PartT]]) -> Self:
+        part = copy.copy(self)
+        part._unfinished = unfinished
+        part._attempt = _Attempt(unfinished_at_begin=len(unfinished))
+        return part
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """Name of the model that the call asks for."""
 
     @property
     def done(self) -> bool:
@@ -109,15 +124,16 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
 
         Raises:
             ProtocolError: the message breaks the contract.
+            MixedWeightsError: see CallState.computed_by.
         """
         if self._attempt.summarised:
             raise self._broken("a message came after the summary")
         if message.HasField("provenance"):
-            self.provenance = self._attempt.preamble.provenance = provenance(message.provenance)
+            self._attempt.preamble.provenance = provenance(message.provenance)
+            self.call.computed_by(self._attempt.preamble.provenance)
         if message.processing:
             self._attempt.preamble.processing = tuple(map(resolved_processing, message.processing))
-            known = dict.fromkeys((*self.processing, *self._attempt.preamble.processing))
-            self.processing = tuple(known)
+            self.call.processed_by(self._attempt.preamble.processing)
         for result in message.results:
             try:
                 yield from self._take(result)
@@ -125,10 +141,10 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
                 raise self._broken(error.message) from error
         if message.HasField("progress"):
             self._attempt.tokens_ahead = message.progress.tokens_ahead
-            self._report()
+            self.call.report(self._attempt.tokens_ahead)
         if message.HasField("summary"):
             self._attempt.summarised = True
-            self.usage += usage(message.summary.usage)
+            self.call.usage += usage(message.summary.usage)
 
     def end_attempt(self) -> None:
         """Accept the end of a stream that ended well.
@@ -141,33 +157,50 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
         if self._unfinished:
             first = self._item_path(next(iter(self._unfinished)))
             raise self._broken(
-                f"the stream ended with {len(self._unfinished)} of {self._items_total} items "
+                f"the stream ended with {len(self._unfinished)} of {self.call.items_total} items "
                 f"unfinished, the first of them {first}"
             )
+
+    def wait_after(self, error: grpc.RpcError | None, attempts: Attempts) -> float | None:
+        """Return the seconds to wait before the next attempt; None when none is needed.
+
+        Args:
+            error: What ended the attempt; None = it ended well.
+            attempts: Those of this job.
+
+        Raises:
+            ScoringError: there is no next attempt, or the answer breaks the contract.
+        """
+        if error is None:
+            self.end_attempt()
+            return None
+        # When every item had arrived, nothing of value is lost with the summary.
+        if self.done:
+            return None
+        return attempts.wait_after(self.failure(error), progressed=self.progressed)
 
     def failure(self, error: grpc.RpcError) -> ScoringError:
         """Return what ended an attempt, in the caller's indices."""
         failure = error_from_rpc(
-            error, request_id=self.request_id, request_bytes=self._attempt.request_bytes
+            error, request_id=self.call.request_id, request_bytes=self._attempt.request_bytes
         )
         failure = in_callers_indices(failure, self._indices)
         if isinstance(failure, (DeadlineError, UnavailableError)):
-            open_items = f"{len(self._unfinished)} of {self._items_total} items unfinished"
+            unfinished = self.call.items_total - self.call.items_done
+            open_items = f"{unfinished} of {self.call.items_total} items unfinished"
             failure = reworded(failure, f"{failure.message} ({open_items})")
         return failure
-
-    def raise_item_errors(self) -> None:
-        """Raise for the items that failed, unless the caller has their errors in the results.
-
-        Raises:
-            ScoringError: of the class of the first item's error, with all of them in item_errors.
-        """
-        if self._item_errors and self.settings.on_error == "raise":
-            raise combine_item_errors(self._item_errors, self._items_total)
 
     @abstractmethod
     def results(self, parts: list[PartT]) -> ResultsT:
         """Return the whole items in the shape of the request."""
+
+    @abstractmethod
+    def _units(self, size: PartSize) -> list[Unit]:
+        """Return what of the call stays together, in the caller's order."""
+
+    def _prepare_for_parts(self) -> None:
+        """Settle what all parts must agree on."""
 
     @abstractmethod
     def _request_for(self, unfinished: dict[Key, Any]) -> tuple[Any, IndicesT]:
@@ -201,7 +234,7 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
             if key not in self._unfinished:
                 raise ProtocolError(f"a result for {self._item_path(key)}, which had ended")
         if (status := self._status_of(result)) is not None:
-            error = error_from_status(status, request_id=self.request_id)
+            error = error_from_status(status, request_id=self.call.request_id)
             error = in_callers_indices(error, self._indices)
             for key in keys:
                 yield from self._fail(key, error)
@@ -213,7 +246,7 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
         except ProtocolError as error:
             raise ProtocolError(f"{self._item_path(key)}: {error.message}") from error
         except ResultChangedError as error:
-            error.request_id = self.request_id
+            error.request_id = self.call.request_id
             self._attempt.abandoned.add(key)
             yield from self._fail(key, error)
             return
@@ -224,18 +257,15 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
 
     def _fail(self, key: Key, error: ScoringError) -> Iterator[PartT]:
         self._end(key)
-        self._item_errors.append(ItemError(self._item_path(key), error))
-        if self.settings.on_error == "return":
+        self.call.item_errors.append(ItemError(self._item_path(key), error))
+        if self.call.settings.on_error == "return":
             yield self._failed(key, error)
 
     def _end(self, key: Key) -> None:
         del self._unfinished[key]
-        self._report()
-
-    def _report(self) -> None:
-        if self.settings.on_progress is not None:
-            done = self._items_total - len(self._unfinished)
-            self.settings.on_progress(Progress(done, self._items_total, self._attempt.tokens_ahead))
+        self.call.items_done += 1
+        self.call.report(self._attempt.tokens_ahead)
 
     def _broken(self, what: str) -> ProtocolError:
-        return ProtocolError(f"the answer breaks the contract: {what}", request_id=self.request_id)
+        message = f"the answer breaks the contract: {what}"
+        return ProtocolError(message, request_id=self.call.request_id)

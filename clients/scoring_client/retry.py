@@ -1,9 +1,11 @@
 """When to send a request again, and after how long."""
 
+import copy
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import grpc
 
@@ -67,6 +69,12 @@ class Attempts:
         self._deadline = None if timeout is None else clock() + timeout
         self._failures = 0
 
+    def of_part(self) -> Self:
+        """Return the attempts of a part of the call: counted by themselves, in the same time."""
+        attempts = copy.copy(self)
+        attempts._failures = 0
+        return attempts
+
     def remaining(self) -> float | None:
         """Return the seconds left, None when there is no limit.
 
@@ -94,10 +102,15 @@ class Attempts:
         Raises:
             ScoringError: ``error``, when there is no next attempt.
         """
-        self._failures = 1 if progressed else self._failures + 1
-        if not self._policy.allows(error, self._failures):
+        if progressed:
+            self._failures = 0
+        # A server that drains says so until its running calls have ended, and round robin may meet
+        # it again and again while others have room. It ends by itself, so it does not count.
+        counts = error.reason != "DRAINING" or self._policy.max_attempts == 1
+        self._failures += counts
+        if counts and not self._policy.allows(error, self._failures):
             raise error
-        delay = self._policy.delay(error, self._failures)
+        delay = self._policy.delay(error, max(self._failures, 1))
         if self._deadline is not None and self._clock() + delay >= self._deadline:
             raise error
         return delay

@@ -1,5 +1,6 @@
 """Sample calls."""
 
+import secrets
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -7,10 +8,12 @@ import numpy as np
 
 from scoring_client.assembly import Assembler, SliceAssembler, WholeAssembler
 from scoring_client.call import fill_call, job_settings
+from scoring_client.call_state import JobSettings
 from scoring_client.decoding import sample_slice
+from scoring_client.division import PartSize, Unit, prompt_units
 from scoring_client.errors import ProtocolError, ScoringError, invalid
 from scoring_client.inputs import PromptLike, SamplePrompt
-from scoring_client.job import Job, JobSettings
+from scoring_client.job import Job
 from scoring_client.messages import set_fields
 from scoring_client.options import SampleOptions, check_names
 from scoring_client.proto import sample_pb2
@@ -47,15 +50,36 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
         }
         super().__init__(assemblers, template.context.request_id, settings)
 
+    @property
+    def model(self) -> str:
+        """Name of the model that the call asks for."""
+        return self._template.model
+
     def results(self, parts: list[Sample]) -> SampleResults:
         """Return samples by prompt."""
         by_key = {(part.prompt_index, part.sample_index): part for part in parts}
         return SampleResults(
             prompts=tuple(tuple(by_key[key] for key in keys) for keys in self._keys_in_order),
-            provenance=self.provenance,
-            processing=self.processing,
-            usage=self.usage,
+            provenance=self.call.provenance,
+            processing=self.call.processing,
+            usage=self.call.usage,
+            provenances=tuple(self.call.provenances),
         )
+
+    def _units(self, size: PartSize) -> list[Unit]:
+        every = self._template.sampling.max_tokens
+        units: list[Unit] = []
+        for prompt, keys in zip(self._prompts, self._keys_in_order, strict=True):
+            own = prompt.sampling
+            most = own.max_tokens if own.HasField("max_tokens") else every
+            units += prompt_units(prompt, keys, most, size)
+        return units
+
+    def _prepare_for_parts(self) -> None:
+        """Draw the seeds that the caller left open: parts of a prompt must draw from one."""
+        self._first_attempt = False
+        for index in range(len(self._prompts)):
+            self._seeds.setdefault(index, secrets.randbits(64))
 
     def _request_for(self, unfinished: dict[Key, Any]) -> tuple[Any, PromptIndices]:
         if self._first_attempt:

@@ -93,6 +93,9 @@ class SampleResults(Sequence[tuple[Sample, ...]]):
     """The distinct processings that were applied; each sample has its own."""
     usage: Usage
     """What the call cost."""
+    provenances: tuple[Provenance, ...] = ()
+    """The distinct ones of the call, in the order in which they came: more than one when servers
+    that shared it differ, or when weights changed meanwhile."""
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -9,10 +9,12 @@ import numpy as np
 
 from scoring_client.assembly import Assembler, SliceAssembler, WholeAssembler
 from scoring_client.call import fill_call, job_settings
+from scoring_client.call_state import JobSettings
 from scoring_client.decoding import RowsAsked, scores_slice, topk_slice
+from scoring_client.division import PartSize, Unit, group_unit
 from scoring_client.errors import ProtocolError, ScoringError
 from scoring_client.inputs import GroupLike
-from scoring_client.job import Job, JobSettings
+from scoring_client.job import Job
 from scoring_client.messages import set_fields
 from scoring_client.options import ScoreOptions, TopKOptions, check_names
 from scoring_client.processing import Processing, processing_message
@@ -48,6 +50,11 @@ class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):
         }
         super().__init__(assemblers, template.context.request_id, settings)
 
+    @property
+    def model(self) -> str:
+        """Name of the model that the call asks for."""
+        return self._template.model
+
     def results(self, parts: list[ScoresT]) -> ScoreResults[ScoresT]:
         """Return completions by group."""
         by_key = {(part.group_index, part.completion_index): part for part in parts}
@@ -56,10 +63,14 @@ class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):
                 tuple(by_key[index, number] for number in range(len(group.completions)))
                 for index, group in enumerate(self._groups)
             ),
-            provenance=self.provenance,
-            processing=self.processing,
-            usage=self.usage,
+            provenance=self.call.provenance,
+            processing=self.call.processing,
+            usage=self.call.usage,
+            provenances=tuple(self.call.provenances),
         )
+
+    def _units(self, size: PartSize) -> list[Unit]:
+        return [group_unit(index, group) for index, group in enumerate(self._groups)]
 
     def _request_for(self, unfinished: dict[Key, Any]) -> tuple[Any, GroupIndices]:
         groups, indices = unfinished_groups(self._groups, unfinished)

@@ -40,6 +40,10 @@ def test_options():
     assert "grpc.enable_http_proxy" not in options
     assert dict(channel_options("localhost:1"))["grpc.enable_http_proxy"] == 0
     assert dict(channel_options("localhost.example:1")).get("grpc.enable_http_proxy") is None
+    assert dict(channel_options("dns:///localhost:1"))["grpc.enable_http_proxy"] == 0
+    two = "ipv4:127.0.0.1:1,127.0.0.2:1"
+    assert dict(channel_options(two))["grpc.enable_http_proxy"] == 0
+    assert "grpc.enable_http_proxy" not in dict(channel_options("ipv4:127.0.0.1:1,10.0.0.2:1"))
     config = json.loads(options["grpc.service_config"])
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     retried = {entry["method"] for entry in config["methodConfig"][0]["name"]}

@@ -198,3 +198,21 @@ def test_progress_starts_the_count_again():
 def test_there_is_at_least_one_attempt():
     with pytest.raises(ValueError, match="max_attempts"):
         ScoringClient(max_attempts=0)
+
+
+def test_refusals_of_a_server_that_drains_do_not_count():
+    clock = Clock()
+    attempts = Attempts(RetryPolicy(max_attempts=2), 60.0, clock)
+    draining = UnavailableError("shutting down", reason="DRAINING")
+    for _ in range(20):
+        assert 0.1 < attempts.wait_after(draining, progressed=False) < 0.5
+    with pytest.raises(UnavailableError):
+        Attempts(RetryPolicy(max_attempts=1), None).wait_after(draining, progressed=False)
+    died = UnavailableError("died", reason="WORKER_DIED")
+    attempts.wait_after(died, progressed=False)
+    with pytest.raises(UnavailableError, match="died"):
+        attempts.wait_after(died, progressed=False)
+    # The time is bounded all the same.
+    clock.now += 59.9
+    with pytest.raises(UnavailableError, match="shutting down"):
+        attempts.wait_after(draining, progressed=False)

@@ -61,6 +61,9 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         max_request_bytes: Largest request that gRPC accepts.
         bos: Whether GetModelInfo tells of a beginning-of-sequence token.
         credentials: TLS.
+        preferred_tokens: Limit preferred_tokens_per_call of GetModelInfo.
+        digest: weights_digest of answers.
+        version: weight_version of answers.
     """
 
     def __init__(
@@ -77,12 +80,17 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         max_request_bytes: int = 4 << 20,
         bos: bool = True,
         credentials: grpc.ServerCredentials | None = None,
+        preferred_tokens: int = PREFERRED_TOKENS,
+        digest: str = "",
+        version: int = 0,
     ) -> None:
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
         self.asked = threading.Event()
         self.cancelled = threading.Event()
-        self.version = 0
+        self.version = version
+        self._preferred_tokens = preferred_tokens
+        self._digest = digest
         self._faults = list(faults)
         self._unary_faults = list(unary_faults)
         self.random = random.Random(slice_seed)
@@ -93,7 +101,7 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         self._hold = hold
         self._bos = bos
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(8),
+            futures.ThreadPoolExecutor(16),
             options=[
                 ("grpc.max_receive_message_length", max_request_bytes),
                 ("grpc.so_reuseport", 0),
@@ -146,7 +154,9 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
             path_reason="a toy",
             contract_revision=1,
             limits=model_info_pb2.Limits(
-                max_request_bytes=4 << 20, max_k=258, preferred_tokens_per_call=PREFERRED_TOKENS
+                max_request_bytes=4 << 20,
+                max_k=258,
+                preferred_tokens_per_call=self._preferred_tokens,
             ),
             dtype="float32",
             architecture="ToyForCausalLM",
@@ -196,7 +206,10 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
     def _messages(self, request: Any, response: Any) -> Iterator[Any]:
         first = response(
             provenance=context_pb2.Provenance(
-                model=MODEL, weight_version=self.version, request_id=request.context.request_id
+                model=MODEL,
+                weight_version=self.version,
+                weights_digest=self._digest,
+                request_id=request.context.request_id,
             ),
             processing=[resolved_values(processing) for processing in processings(request)],
         )

@@ -89,7 +89,8 @@ class Served:
     def metrics(self) -> dict[str, float]:
         """Sums over the labels of each metric; the server was started with --metrics-port 0."""
         port = self.wait_for(r'"metrics_port": (\d+)', self.err)[1]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        host = self.listening.rpartition(":")[0]
+        with urllib.request.urlopen(f"http://{host}:{port}/metrics") as answer:
             families = text_string_to_metric_families(answer.read().decode())
         sums: dict[str, float] = {}
         for sample in (s for family in families for s in family.samples):

@@ -65,8 +65,28 @@ GRPCURL = [
 CLIENT = [b for b in blocks() if b.language == "sh" and "scoring-client" in b.text]
 SCRIPTS = {
     name: "\n".join(b.text for b in blocks() if b.document == name and b.language == "python")
-    for name in ("README.md", "docs/client.md", "docs/training.md")
+    for name in (
+        "README.md",
+        "docs/client.md",
+        "docs/concepts.md",
+        "docs/recipes.md",
+        "docs/training.md",
+    )
 }
+PLANS = [b for b in blocks() if b.comment == "plan"]
+NOT_RUN = {
+    # The client's line is the banner's, which has a test below.
+    "README.md": ("make serve", "pip install '.[server]'", ".venv/bin/scoring-client score"),
+    # The real helm of tests/helm.
+    "docs/kubernetes.md": ("helm ",),
+    # Need a GPU.
+    "docs/kernels.md": ("python -m benchmarks.gpu_kernels", "python -m pytest -c"),
+    # Fetches models from the package registry and the Hub.
+    "docs/quickstart.md": ("make serve MODEL=smollm2",),
+    # TRL and a teacher of its own: what `make test-adapters` runs.
+    "docs/recipes.md": ("from scoring_client.adapters.trl",),
+}
+"""First words of blocks that no test types, by document."""
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +114,26 @@ def test_the_readme_shows_grpcurl_and_python() -> None:
     assert len([b for b in GRPCURL if b.document == "README.md"]) >= 5
     assert all(SCRIPTS.values())
     assert CLIENT
+
+
+def test_every_command_of_the_documents_is_run() -> None:
+    typed = {str(b) for b in (*GRPCURL, *CLIENT, *PLANS)}
+    for block in blocks():
+        if block.language not in ("bash", "sh", "python", "py") or str(block) in typed:
+            continue
+        followed = block.comment == "session" and block.document in SESSIONS
+        # tests/e2e/test_quickstart.py
+        followed |= block.comment.startswith("follow") and "quickstart" in block.document
+        followed |= block.language == "python" and block.document in SCRIPTS
+        excused = block.text.startswith(NOT_RUN.get(block.document, ()))
+        assert followed or excused, f"{block} is typed by no test"
+
+
+@pytest.mark.parametrize("block", PLANS, ids=str)
+def test_each_plan_is_made(block: Block) -> None:
+    ended = shell(block.text)
+    assert ended.returncode == 0, ended.stderr
+    assert "replicas" in ended.stdout
 
 
 @needs_grpcurl

@@ -1,0 +1,80 @@
+"""The twin of ``scoring_client.streams`` for the asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scoring_client.assembly import PartT
+from scoring_client.job import Job
+from scoring_client.retry import Attempts
+from scoring_client.streams import UNREAD, Ended, OpenCall
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A part, its attempts, and the task that reads the one that runs."""
+
+    part: Job[Any, Any, Any]
+    attempts: Attempts
+    task: asyncio.Task[None] | None = None
+
+
+async def run_together(
+    parts: Sequence[Job[PartT, Any, Any]], attempts: Attempts, open_call: OpenCall, most: int
+) -> AsyncGenerator[PartT, None]:
+    """Yield what the caller gets of all parts, as it comes; see ``streams.run_together``.
+
+    Raises:
+        ScoringError: a part failed for good; the others are cancelled.
+    """
+    streams = [_Stream(part, attempts.of_part()) for part in parts]
+    events: asyncio.Queue[tuple[_Stream, Any]] = asyncio.Queue()
+    room = asyncio.Semaphore(UNREAD)
+
+    async def read(stream: _Stream, request: Any, delay: float) -> None:
+        error: BaseException | None = None
+        try:
+            await asyncio.sleep(delay)
+            call = open_call(request, stream.attempts.remaining())
+            try:
+                async for message in call:
+                    await room.acquire()
+                    events.put_nowait((stream, message))
+            finally:
+                call.cancel()
+        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - raised again below
+            # Also a cancelled call, as when the channel is closed: else nobody would wake up.
+            error = raised
+        events.put_nowait((stream, Ended(error)))
+
+    def start(stream: _Stream, delay: float) -> None:
+        request = stream.part.begin_attempt()
+        stream.task = asyncio.create_task(read(stream, request, delay))
+
+    waiting = deque(streams)
+    running = 0
+    try:
+        while waiting or running:
+            while waiting and running < most:
+                start(waiting.popleft(), delay=0.0)
+                running += 1
+            stream, event = await events.get()
+            if not isinstance(event, Ended):
+                room.release()
+                for part in stream.part.feed(event):
+                    yield part
+                continue
+            delay = stream.part.wait_after(event.of_rpc, stream.attempts)
+            if delay is None:
+                running -= 1
+            else:
+                start(stream, delay)
+    finally:
+        tasks = [stream.task for stream in streams if stream.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,214 @@
+"""What a model weighs and computes, counted from its config.json by family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Config = Mapping[str, Any]
+
+
+class UnknownFamilyError(ValueError):
+    """Nobody has written down how to count this family."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Counts of a decoder. Elements, not bytes; nothing here depends on a dtype."""
+
+    family: str
+    """`model_type` of the config."""
+    layers: int
+    vocab_size: int
+    max_positions: int
+    parameters: int
+    """All of them; a head that is tied to the embeddings counts once."""
+    body_parameters: int
+    """Of the matrix products that a token goes through in the body; of experts, those chosen."""
+    head_parameters: int
+    """Of the head's matrix product."""
+    kv_width: int
+    """Elements of keys and values that all layers keep of a token."""
+    pair_flops: int
+    """FLOPs of attention for one (query, key) pair, all layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """One layer's attention: parameters, and what it keeps and computes."""
+
+    products: int
+    """Parameters of its matrix products."""
+    others: int
+    """Biases and norms."""
+    kv_width: int
+    pair_width: int
+    """Elements of a score and of a weighted value, all heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FeedForward:
+    """One layer's feed-forward part."""
+
+    products: int
+    """Parameters of all its matrix products."""
+    active: int
+    """Of those that a token goes through."""
+    others: int = 0
+
+
+def model_shape(config: Config) -> ModelShape:
+    """Count a model.
+
+    Raises:
+        UnknownFamilyError: its family is none of those below.
+        KeyError: the config lacks a number that its family needs.
+    """
+    config = {**config, **config.get("text_config", {})}
+    family = str(config.get("model_type", ""))
+    if family == "gpt2":
+        return _gpt2(config)
+    if family not in _FAMILIES:
+        known = ", ".join(sorted([*_FAMILIES, "gpt2"]))
+        raise UnknownFamilyError(f"no count for the family {family!r}; there is: {known}")
+    attention_of, feed_forward_of, norms = _FAMILIES[family]
+    attention = attention_of(config)
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    blocks = [feed_forward_of(config, layer) for layer in range(layers)]
+    per_layer = attention.products + attention.others + norms * hidden
+    embeddings = config["vocab_size"] * hidden
+    tied = config.get("tie_word_embeddings", family.startswith("gemma"))
+    return ModelShape(
+        family=family,
+        layers=layers,
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        parameters=embeddings * (1 if tied else 2)
+        + hidden
+        + layers * per_layer
+        + sum(block.products + block.others for block in blocks),
+        body_parameters=layers * attention.products + sum(block.active for block in blocks),
+        head_parameters=embeddings,
+        kv_width=layers * attention.kv_width,
+        pair_flops=2 * layers * attention.pair_width,
+    )
+
+
+def _gpt2(config: Config) -> ModelShape:
+    hidden, layers, vocab = config["n_embd"], config["n_layer"], config["vocab_size"]
+    inner = config.get("n_inner") or 4 * hidden
+    products = 4 * hidden * hidden + 2 * hidden * inner
+    # Biases of four products and two norms with biases.
+    others = 3 * hidden + hidden + inner + hidden + 4 * hidden
+    return ModelShape(
+        family="gpt2",
+        layers=layers,
+        vocab_size=vocab,
+        max_positions=config["n_positions"],
+        parameters=(vocab + config["n_positions"]) * hidden
+        + layers * (products + others)
+        + 2 * hidden,
+        body_parameters=layers * products,
+        head_parameters=vocab * hidden,
+        kv_width=layers * 2 * hidden,
+        pair_flops=2 * layers * 2 * hidden,
+    )
+
+
+def _grouped(config: Config) -> _Attention:
+    """Grouped queries, as in Llama, Qwen, Mistral and Gemma."""
+    family, hidden, heads = (
+        config["model_type"],
+        config["hidden_size"],
+        config["num_attention_heads"],
+    )
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or hidden // heads
+    queries, keys = heads * head_dim, kv_heads * head_dim
+    others = 0
+    if family == "qwen2":
+        others = queries + 2 * keys
+    elif config.get("attention_bias"):
+        others = queries + 2 * keys + hidden
+    if family in ("qwen3", "qwen3_moe", "gemma3_text"):
+        others += 2 * head_dim  # norms of queries and keys
+    return _Attention(
+        products=hidden * (2 * queries + 2 * keys),
+        others=others,
+        kv_width=2 * keys,
+        pair_width=2 * queries,
+    )
+
+
+def _latent(config: Config) -> _Attention:
+    """Multi-head latent attention; keys and values are kept expanded, for every head."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    rope, nope = config["qk_rope_head_dim"], config["qk_nope_head_dim"]
+    value, rank = config["v_head_dim"], config["kv_lora_rank"]
+    key = nope + rope
+    products = hidden * (rank + rope) + rank * heads * (nope + value) + heads * value * hidden
+    others = rank
+    if query_rank := config.get("q_lora_rank"):
+        products += hidden * query_rank + query_rank * heads * key
+        others += query_rank
+    else:
+        products += hidden * heads * key
+    if config.get("attention_bias"):
+        others += (query_rank or 0) + rank + rope + hidden
+    return _Attention(products, others, heads * (key + value), heads * (key + value))
+
+
+def _gated(config: Config, layer: int) -> _FeedForward:
+    del layer  # all are alike
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    bias = 2 * inner + hidden if config.get("mlp_bias") else 0
+    return _FeedForward(3 * hidden * inner, 3 * hidden * inner, bias)
+
+
+def _mixtral(config: Config, layer: int) -> _FeedForward:
+    del layer  # all are alike
+    return _experts(
+        config, config["num_local_experts"], config["num_experts_per_tok"],
+        config["intermediate_size"],
+    )  # fmt: skip
+
+
+def _qwen3_moe(config: Config, layer: int) -> _FeedForward:
+    # Files have the one name, transformers 5 writes the other.
+    experts = config.get("num_experts") or config.get("num_local_experts") or 0
+    dense = layer in (config.get("mlp_only_layers") or ())
+    if dense or not experts or (layer + 1) % config.get("decoder_sparse_step", 1):
+        return _gated(config, layer)
+    inner = config["moe_intermediate_size"]
+    return _experts(config, experts, config["num_experts_per_tok"], inner)
+
+
+def _deepseek_v3(config: Config, layer: int) -> _FeedForward:
+    if layer < config["first_k_dense_replace"]:
+        return _gated(config, layer)
+    inner = config["moe_intermediate_size"]
+    routed = _experts(config, config["n_routed_experts"], config["num_experts_per_tok"], inner)
+    shared = 3 * config["hidden_size"] * inner * config["n_shared_experts"]
+    return _FeedForward(routed.products + shared, routed.active + shared)
+
+
+def _experts(config: Config, experts: int, chosen: int, inner: int) -> _FeedForward:
+    one, router = 3 * config["hidden_size"] * inner, experts * config["hidden_size"]
+    return _FeedForward(router + experts * one, router + chosen * one)
+
+
+_FAMILIES: dict[
+    str, tuple[Callable[[Config], _Attention], Callable[[Config, int], _FeedForward], int]
+] = {
+    "llama": (_grouped, _gated, 2),
+    "mistral": (_grouped, _gated, 2),
+    "qwen2": (_grouped, _gated, 2),
+    "qwen3": (_grouped, _gated, 2),
+    "qwen3_moe": (_grouped, _qwen3_moe, 2),
+    "mixtral": (_grouped, _mixtral, 2),
+    "gemma2": (_grouped, _gated, 4),
+    "gemma3_text": (_grouped, _gated, 4),
+    "deepseek_v3": (_latent, _deepseek_v3, 2),
+}
+"""By model_type: attention, feed-forward of a layer, and norms of a layer."""

