@@ -257,7 +257,7 @@ async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
         made.pool.run(score_call(2, [1], 60)) as quick,
     ):
         slow.unread = UNREAD_LIMIT
-        made.pool._replies.add("", UNREAD_LIMIT)
+        made.pool._dispatcher.answered("", UNREAD_LIMIT)
         for _ in range(10):
             for part in list(made.workers[0].calls):
                 made.workers[0].score(part)
