@@ -272,6 +272,25 @@ def test_salts_do_not_share_prompts(tiny_packed: LoadedModel) -> None:
         assert usage_of(list(finish(engine)), 1).cached_tokens == 0
 
 
+def test_an_uncached_call_neither_finds_nor_leaves_a_prompt(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed)
+    prompt = list(range(130))
+    pages = engine.free_pages
+    engine.submit(score_call([(prompt, [[1, 2], [3]])], uncached=True))
+    alone = list(finish(engine))
+    assert usage_of(alone, 1).computed_tokens == 130 + 3, "its completions share their prompt"
+    assert engine._store._pool.free == pages, "kept for nobody, not even until it is wanted"
+    engine.submit(score_call([(prompt, [[1, 2], [3]])]))
+    kept = list(finish(engine))
+    assert usage_of(kept, 1).cached_tokens == 0
+    engine.submit(score_call([(prompt, [[1, 2], [3]])], uncached=True))
+    again = list(finish(engine))
+    assert usage_of(again, 1).cached_tokens == 0
+    assert engine.cache.looked_up_tokens == 130
+    assert_equal(collect(iter(alone)), collect(iter(kept)))
+    assert_equal(collect(iter(again)), collect(iter(kept)))
+
+
 def test_two_calls_of_one_prompt_at_once_compute_it_once(tiny_packed: LoadedModel) -> None:
     engine = engine_of(tiny_packed)
     prompt = list(range(200))
