@@ -93,7 +93,7 @@ class ServeConfig:
     """Largest request message."""
 
     max_queue_tokens: int = 4 << 20
-    """Tokens of admitted calls that may wait; beyond, calls are refused with a time to retry."""
+    """Tokens of calls that wait or are computed; beyond, calls are refused with a time to retry."""
 
     max_queue_reply_bytes: int = 16 << 30
     """Bytes of the answers of admitted calls, as predicted; beyond, the same."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from enum import StrEnum
 
@@ -130,6 +130,11 @@ class WorkerPool:
         return self._admission.tokens
 
     @property
+    def taken_tokens(self) -> int:
+        """Of the queue's room, which calls take until they are over."""
+        return self._admission.taken
+
+    @property
     def unread_bytes(self) -> int:
         """Results that wait for readers."""
         return self._dispatcher.unread
@@ -149,7 +154,8 @@ class WorkerPool:
         Raises:
             ServiceError: QUEUE_FULL.
         """
-        self._admission.check_room(client)
+        with self._counting_refusals():
+            self._admission.check_room(client)
 
     @asynccontextmanager
     async def run(
@@ -313,11 +319,8 @@ class WorkerPool:
     def _admit(self, call: Call, client: str, info: EngineInfo, avoid: int | None) -> CallStream:
         size = size_of(call)
         ticket = Ticket(call.call_id, client, call.priority, call.tokens, size.reply_bytes)
-        try:
+        with self._counting_refusals():
             self._admission.admit(ticket, call.deadline)
-        except ServiceError as error:
-            self.observer.refused(error.fault.reason)
-            raise
         stream = CallStream(call, client, self, avoid=avoid)
         stream.watch = self._auditor.choose(call, client)
         most = TURN_BATCHES * info.max_batch_tokens
@@ -329,6 +332,14 @@ class WorkerPool:
         self._dispatcher.add(stream)
         self._dispatcher.dispatch()
         return stream
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except ServiceError as error:
+            self.observer.refused(error.fault.reason)
+            raise
 
     def _part(self, call: Call, stream: CallStream, retried: bool = False) -> Part:
         part_id = next(self._part_ids)

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from scoring_client.proto import service_pb2_grpc
+from scoring_service.pool.admission import SHARE
 from tests.chaos.intensity import SOAK, short_or_long
 from tests.e2e.calls import reason_of, retry_delay_of, score_request
 from tests.e2e.processes import resident
@@ -26,6 +27,8 @@ REQUEST = score_request([1] * 20, [2] * 300, copies=COPIES)
 TOKENS = COPIES * 320
 QUEUE_CALLS = 12
 """Calls that fit the queue: a full load, and what is beyond it is refused."""
+QUEUE_TOKENS = QUEUE_CALLS * TOKENS * (SHARE + 1) // SHARE
+"""What is left is for other clients."""
 
 
 @dataclass
@@ -56,7 +59,7 @@ def p(values: list[float], percent: int) -> float:
 
 
 async def full_load(stub: Any, seconds: float) -> Seen:
-    """As many calls at once as the queue holds, one after another."""
+    """The queue just full: as many calls at once as it holds, one after another."""
     seen = Seen()
     until = time.monotonic() + seconds
 
@@ -64,7 +67,7 @@ async def full_load(stub: Any, seconds: float) -> Seen:
         while time.monotonic() < until:
             await seen.call(stub)
 
-    await asyncio.gather(*(one() for _ in range(QUEUE_CALLS - 2)))
+    await asyncio.gather(*(one() for _ in range(QUEUE_CALLS)))
     return seen
 
 
@@ -93,8 +96,7 @@ async def measure(target: str, pid: int) -> tuple[Seen, Seen, int]:
 
 @pytest.mark.timeout(600)
 def test_ten_times_overload() -> None:
-    queue = str(QUEUE_CALLS * TOKENS)
-    with serving("--max-queue-tokens", queue) as server:
+    with serving("--max-queue-tokens", str(QUEUE_TOKENS)) as server:
         full, over, grown = asyncio.run(measure(server.ready, server.process.pid))
     print(
         f"full load: {len(full.admitted)} calls, p99 {p(full.admitted, 99):.3f} s; "
@@ -107,9 +109,6 @@ def test_ten_times_overload() -> None:
     assert over.codes["QUEUE_FULL"] > 4 * over.codes["ok"]
     assert min(over.delays) > 0, "every refusal says when to come back"
     assert grown < 100 << 20
-    # The client shares the machine with the server; CI asks for the typical case. The aim is a
-    # factor of 2 at the 99th percentile, which `make soak` asserts and two cores miss: calls that
-    # are partly answered make room for others, with which they then share the workers.
-    percent, factor = (99, 2) if SOAK else (50, 4)
-    assert p(over.admitted, percent) <= factor * p(full.admitted, percent)
-    assert p(over.refused, percent) <= 0.05
+    assert p(over.admitted, 99) <= 2 * p(full.admitted, 99)
+    # In CI the client shares two busy cores with the server, and waits for its own turn too.
+    assert p(over.refused, 99 if SOAK else 90) <= 0.05
