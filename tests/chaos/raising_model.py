@@ -14,7 +14,7 @@ RAISES = 2040
 EXITS = 2041
 """A token at which it ends its process."""
 
-_CODE = f'''
+_CODE = f"""
 from transformers import LlamaForCausalLM
 
 
@@ -25,7 +25,7 @@ class RaisingForCausalLM(LlamaForCausalLM):
         if (input_ids == {EXITS}).any():
             raise SystemExit(1)
         return super().forward(input_ids=input_ids, **kwargs)
-'''
+"""
 
 
 def save_raising_model(folder: Path) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -58,6 +60,23 @@ def p(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
+def report(full: Seen, over: Seen, grown: int) -> dict[str, Any]:
+    """Times in seconds, percentiles 50, 90, 99 and 100."""
+
+    def percentiles(values: list[float]) -> list[float]:
+        return [*(round(p(values, percent), 4) for percent in (50, 90, 99)), round(max(values), 4)]
+
+    return {
+        "seconds": SECONDS,
+        "full_load": dict(full.codes),
+        "overload": dict(over.codes),
+        "full_load_p50_p90_p99_max": percentiles(full.admitted),
+        "overload_p50_p90_p99_max": percentiles(over.admitted),
+        "refused_p50_p90_p99_max": percentiles(over.refused),
+        "memory_grown_mib": grown >> 20,
+    }
+
+
 async def full_load(stub: Any, seconds: float) -> Seen:
     """The queue just full: as many calls at once as it holds, one after another."""
     seen = Seen()
@@ -95,15 +114,13 @@ async def measure(target: str, pid: int) -> tuple[Seen, Seen, int]:
 
 
 @pytest.mark.timeout(600)
-def test_ten_times_overload() -> None:
+def test_ten_times_overload(tmp_path: Path) -> None:
     with serving("--max-queue-tokens", str(QUEUE_TOKENS)) as server:
         full, over, grown = asyncio.run(measure(server.ready, server.process.pid))
-    print(
-        f"full load: {len(full.admitted)} calls, p99 {p(full.admitted, 99):.3f} s; "
-        f"overload: {dict(over.codes)}, p99 of admitted {p(over.admitted, 99):.3f} s, "
-        f"refused p50 {1e3 * p(over.refused, 50):.1f} ms, p99 {1e3 * p(over.refused, 99):.1f} ms, "
-        f"memory +{grown >> 20} MiB"
-    )
+    found = report(full, over, grown)
+    print(found)
+    out = Path("benchmarks/results/overload.json") if SOAK else tmp_path / "overload.json"
+    out.write_text(json.dumps(found, indent=1) + "\n")
     assert set(full.codes) == {"ok"}
     assert set(over.codes) == {"ok", "QUEUE_FULL"}
     assert over.codes["QUEUE_FULL"] > 4 * over.codes["ok"]
