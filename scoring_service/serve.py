@@ -169,6 +169,7 @@ def _server_config(config: ServeConfig, limits: RequestLimits) -> ServerConfig:
         max_concurrent_streams=config.max_concurrent_streams,
         max_concurrent_calls=config.max_concurrent_calls,
         max_connection_age=config.max_connection_age,
+        keepalive_seconds=config.keepalive_seconds,
     )
 
 
