@@ -87,4 +87,4 @@ class Dispatcher:
             self._queue.charge(stream, part.size.load)
             if not stream.waiting:
                 self._queue.remove(stream)
-            worker.send(Submit(part.call, part.credit))
+            worker.send(Submit(part.call, part.credit, part.alone))

@@ -287,8 +287,13 @@ class WorkerPool:
                 if not stream.waiting and not stream.running:
                     self._finish(stream)
                 self._dispatcher.dispatch()
-            case CallFailed(_, fault):
-                self._fail(stream, fault)
+            case CallFailed(_, fault, in_company):
+                if in_company and not part.alone:
+                    worker.drop(part)
+                    stream.running.pop(part.part_id, None)
+                    self._retry(part, alone=True)
+                else:
+                    self._fail(stream, fault)
                 self._dispatcher.dispatch()
             case _:
                 part.delivered.note(event)
@@ -341,14 +346,17 @@ class WorkerPool:
             self.observer.refused(error.fault.reason)
             raise
 
-    def _part(self, call: Call, stream: CallStream, retried: bool = False) -> Part:
+    def _part(
+        self, call: Call, stream: CallStream, retried: bool = False, alone: bool = False
+    ) -> Part:
         part_id = next(self._part_ids)
         own = replace(call, call_id=part_id)
         chunk_size = 0 if self._info is None else self._info.chunk_size
         keys = prompt_keys(own, chunk_size) if len(self.workers) > 1 else []
-        return Part(part_id, own, stream, size_of(own), keys, retried=retried)
+        return Part(part_id, own, stream, size_of(own), keys, retried=retried, alone=alone)
 
-    def _retry(self, part: Part) -> None:
+    def _retry(self, part: Part, alone: bool = False) -> None:
+        """What is left of a part is computed again: where others are, or with nobody beside it."""
         stream = part.stream
         stream.usage += part.delivered.usage
         left = part.delivered.remainder(part.call)
@@ -358,7 +366,8 @@ class WorkerPool:
             return
         log.info("retried", call=stream.call.call_id, tokens=left.tokens)
         self.observer.retried()
-        stream.waiting.appendleft(self._part(left, stream, retried=True))
+        again = self._part(left, stream, retried=part.retried or not alone, alone=alone)
+        stream.waiting.appendleft(again)
         self._dispatcher.add(stream)
 
     def _forget_unread(self, stream: CallStream) -> None:

@@ -423,6 +423,42 @@ def test_a_bug_while_planning_ends_one_call(
     assert engine.free_pages == 400
 
 
+def test_a_bug_in_a_step_leaves_open_whose_it_is_until_calls_are_alone(
+    tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny_packed)
+    engine._log_bug = lambda _call_id, _error: None
+    model = engine._model
+    states = model.packed_states
+    steps: list[list[int]] = []
+
+    def broken(ids_T: torch.Tensor, *rest: Any) -> Any:
+        steps.append(ids_T.tolist())
+        if 13 in steps[-1]:
+            raise ZeroDivisionError
+        return states(ids_T, *rest)
+
+    pairs: list[Group] = [([5, 6, 7] * 20, [[6, 7] * 20])]
+    expected = score(engine_of(tiny_packed), pairs)
+    monkeypatch.setattr(model, "packed_states", broken)
+    guilty = score_call([([13, 14], [[15]])], call_id=2)
+    engine.submit(score_call(pairs))
+    engine.submit(guilty)
+    failed = {e.call_id: e.in_company for e in finish(engine) if isinstance(e, CallFailed)}
+    assert failed == {1: True, 2: True}
+    steps.clear()
+    engine.submit(score_call(pairs), alone=True)
+    engine.submit(guilty, alone=True)
+    engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=5))
+    events = list(finish(engine))
+    failed = {e.call_id: e.in_company for e in events if isinstance(e, CallFailed)}
+    assert failed == {2: False}
+    assert_equal(collect(e for e in events if not isinstance(e, CallFailed)), expected)
+    assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}
+    assert not any({3, 5} <= set(step) or {13, 5} <= set(step) for step in steps)
+    assert engine.free_pages == 400
+
+
 def test_a_high_priority_call_gets_the_pages_first(tiny_packed: LoadedModel) -> None:
     """Submitted later, it begins before the others, which fill the pages."""
     engine = engine_of(tiny_packed, pages=10)
