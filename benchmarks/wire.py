@@ -13,11 +13,16 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from scoring_service.engine.events import ScoreSlice
 
 SHAPES = {"4096 x 128": (4096, 128), "32768 x 64": (32_768, 64)}
 _SLICE_BYTES = 1 << 19
@@ -124,29 +129,15 @@ class ReadyExecutor:
 
     def send(self, command) -> None:
         """Answers a call; credit and cancellation mean nothing to it."""
-        from scoring_service.engine.events import CallFinished, ScoreSlice, Submit
-        from scoring_service.types import RowBlock, Usage
+        from scoring_service.engine.events import CallFinished, Submit
+        from scoring_service.types import Usage
 
         if not isinstance(command, Submit):
             return
         call = command.call
-        total, k = len(call.groups[0].completions[0].token_ids), call.wants.top_k
-        step = max(1, _SLICE_BYTES // (8 * k))
-        ids, values = _numbers(step, k)
-        for start in range(0, total, step):
-            rows = min(step, total - start)
-            block = RowBlock(
-                rows=rows,
-                logprobs=np.zeros(rows, dtype=np.float32),
-                support_sizes=np.ones(rows, dtype=np.int32),
-                top_token_ids=ids[:rows],
-                top_logprobs=values[:rows],
-                log_tail_masses=np.zeros(rows, dtype=np.float32),
-            )
-            last = start + rows == total
-            self._on_event(
-                ScoreSlice(call.call_id, 0, 0, 0, 1, start, block, last, 0, 8 * rows * k)
-            )
+        rows = len(call.groups[0].completions[0].token_ids)
+        for piece in slices(call.call_id, rows, call.wants.top_k):
+            self._on_event(piece)
         self._on_event(CallFinished(call.call_id, Usage()))
 
     def kill(self) -> None:
@@ -156,9 +147,31 @@ class ReadyExecutor:
         """Nothing to end."""
 
 
+def slices(call_id: int, total: int, k: int) -> Iterator[ScoreSlice]:
+    """The rows of one completion, with lists of k."""
+    from scoring_service.engine.events import ScoreSlice
+    from scoring_service.types import RowBlock
+
+    step = max(1, _SLICE_BYTES // (8 * k))
+    ids, values = _numbers(total, k)
+    for start in range(0, total, step):
+        rows = min(step, total - start)
+        here = slice(start, start + rows)
+        block = RowBlock(
+            rows=rows,
+            logprobs=np.zeros(rows, dtype=np.float32),
+            support_sizes=np.ones(rows, dtype=np.int32),
+            top_token_ids=ids[here],
+            top_logprobs=values[here],
+            log_tail_masses=np.zeros(rows, dtype=np.float32),
+        )
+        last = start + rows == total
+        yield ScoreSlice(call_id, 0, 0, 0, 1, start, block, last, 0, 8 * rows * k)
+
+
 @lru_cache
 def _numbers(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and log-probs of a slice, made once."""
+    """Ids and log-probs of every row, made once: no slice is in a cache from the one before."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 1 << 17, (rows, k), dtype=np.int32)
     return ids, rng.standard_normal((rows, k), dtype=np.float32)

@@ -50,6 +50,10 @@ class ServeConfig:
     max_connection_age: float | None = None
     """Seconds after which a connection is asked to go, once its calls have ended. Default: none."""
 
+    keepalive_seconds: float = 30.0
+    """Silence after which a client is asked whether it is still there. One that does not answer
+    within as long again (20 s at most) has hung up."""
+
     served_model_name: str | None = None
     """Name that requests use for the model. Default: the folder's, file's or Hub name."""
 
@@ -93,7 +97,7 @@ class ServeConfig:
     """Largest request message."""
 
     max_queue_tokens: int = 4 << 20
-    """Tokens of admitted calls that may wait; beyond, calls are refused with a time to retry."""
+    """Tokens of calls that wait or are computed; beyond, calls are refused with a time to retry."""
 
     max_queue_reply_bytes: int = 16 << 30
     """Bytes of the answers of admitted calls, as predicted; beyond, the same."""
@@ -163,6 +167,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_concurrent_streams": (1, _INT32_MAX),
     "max_concurrent_calls": (1, _INT32_MAX),
     "max_connection_age": (1, math.inf),
+    "keepalive_seconds": (1, 86_400),
     "max_model_len": (1, _INT32_MAX),
     "max_batch_tokens": (1, _INT32_MAX),
     "chunk_size": (16, _INT32_MAX),

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from scoring_service import __version__
+from scoring_service.allocator import keep_freed_memory
 from scoring_service.banner import banner
 from scoring_service.config import ServeConfig
 from scoring_service.errors import ConfigurationError
@@ -41,6 +42,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         The exit code: 0 after a drain, 1 when the server could not start.
     """
     configure_logs(config.log_level, config.log_format)
+    keep_freed_memory()
     source = model or str(tiny_model_path())
     name = config.served_model_name or _default_name(model)
     engine = _engine_config(source, config)
@@ -169,6 +171,7 @@ def _server_config(config: ServeConfig, limits: RequestLimits) -> ServerConfig:
         max_concurrent_streams=config.max_concurrent_streams,
         max_concurrent_calls=config.max_concurrent_calls,
         max_connection_age=config.max_connection_age,
+        keepalive_seconds=config.keepalive_seconds,
     )
 
 

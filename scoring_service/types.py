@@ -109,6 +109,8 @@ class ScoreCall:
     priority: int = 0
     cache_salt: str = ""
     """Prompts are shared only among calls of one salt."""
+    uncached: bool = False
+    """Prompts are neither taken from the prefix cache nor left in it."""
     deadline: float = math.inf
     """When the caller stops waiting, as `time.monotonic()` counts on this machine."""
 

@@ -22,6 +22,8 @@ class Submit:
     call: Call
     credit: int | None = None
     """Bytes of results that may be under way; None = what the engine gives every call."""
+    alone: bool = False
+    """No other call joins its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ class CallFailed:
 
     call_id: int
     fault: Fault
+    in_company: bool = False
+    """Whether others had a part in the step that met a bug: then it need not be this call's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,8 @@ class Runner:
         self._calls: dict[int, _Running] = {}
         self._turn = 0
 
-    def submit(self, call: Call) -> None:
-        """Adds a call."""
+    def submit(self, call: Call, alone: bool = False) -> None:
+        """Adds a call; all of them are computed alone here."""
         self._turn += 1
         self._calls[call.call_id] = _Running(
             call, self._work(call), time.monotonic(), turn=self._turn

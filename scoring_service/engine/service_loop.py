@@ -72,8 +72,8 @@ class CallRunner(Protocol):
     is_sound: bool
     """Whether it can be relied on; if not, its worker ends and is started again."""
 
-    def submit(self, call: Call) -> None:
-        """Adds a call."""
+    def submit(self, call: Call, alone: bool = False) -> None:
+        """Adds a call; `alone`, no other one joins its steps."""
         ...
 
     def cancel(self, call_id: int) -> None:
@@ -134,7 +134,7 @@ def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command], send: Send) 
 def _submit(runner: CallRunner, command: Submit, send: Send) -> None:
     call_id = command.call.call_id
     try:
-        runner.submit(command.call)
+        runner.submit(command.call, command.alone)
     except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
         _log_bug(call_id, error)
         runner.cancel(call_id)

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.throughput import Throughput
 
 SHARE = 16
-"""A client may take so many times what is left free: alone 16/17 of the queue, two of them 16/33
+"""A client may take so many times what it leaves free: alone 16/17 of the queue, two of them 16/33
 each, so that there is always room for one more. This is the dynamic threshold of Choudhury and
 Hahne ("Dynamic queue length thresholds for shared-memory packet switches", 1998)."""
 
@@ -29,6 +30,8 @@ class Ticket:
     tokens: int
     """Not answered yet."""
     reply_bytes: int
+    room: int = 0
+    """Tokens of the queue that it takes until it is over."""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -37,7 +40,13 @@ class Ticket:
 
 
 class Admission:
-    """Counts what admitted calls have not been answered yet."""
+    """Counts what admitted calls take.
+
+    A call takes its room until it is over, however much of it was answered. Calls take turns, so
+    if answers made room, calls that have little left would pile up, each slowing down all others:
+    at ten times the load the queue can do, calls took three times as long as at full load. So the
+    number of calls that share the workers is bounded, and with it the time that they take.
+    """
 
     def __init__(
         self,
@@ -49,6 +58,9 @@ class Admission:
         self.turn_tokens = 4096
         """Tokens that a call takes in one turn, at most."""
         self.tokens = 0
+        """Not answered yet."""
+        self.taken = 0
+        """Of the queue's room."""
         self.reply_bytes = 0
         self._max_tokens = max_tokens
         self._max_reply_bytes = max_reply_bytes
@@ -59,18 +71,20 @@ class Admission:
     def admit(self, ticket: Ticket, deadline: float) -> None:
         """Lets a call in.
 
-        A call larger than the whole queue is let in when nothing else waits: refusing it would
-        not make it smaller.
+        No call takes more than half of the queue: one that is larger could otherwise never be let
+        in, and would keep everybody else out for as long as it takes.
 
         Raises:
             ServiceError: QUEUE_FULL, with the time after which there should be room.
         """
-        if self.tokens:
-            self._check_tokens(ticket.client, ticket.tokens)
+        ticket.room = min(ticket.tokens, max(1, self._max_tokens // 2))
+        if self._tickets:
+            self._check_room(ticket.client, ticket.room)
             self._check_reply(ticket.reply_bytes)
             self._check_deadline(ticket, deadline)
         self._tickets[ticket.call_id] = ticket
-        self._add(ticket.client, ticket.tokens)
+        self._take(ticket.client, ticket.room)
+        self.tokens += ticket.tokens
         self.reply_bytes += ticket.reply_bytes
         self.throughput.busy(True)
 
@@ -80,8 +94,8 @@ class Admission:
         Raises:
             ServiceError: QUEUE_FULL.
         """
-        if self.tokens:
-            self._check_tokens(client, 1)
+        if self._tickets:
+            self._check_room(client, 1)
 
     def finished(self, call_id: int, tokens: int) -> None:
         """So many tokens of a call were computed."""
@@ -89,14 +103,15 @@ class Admission:
         if ticket is not None:
             done = min(tokens, ticket.tokens)
             ticket.tokens -= done
-            self._add(ticket.client, -done)
+            self.tokens -= done
             self.throughput.finished(tokens)
 
     def release(self, call_id: int) -> None:
         """The call is over."""
         ticket = self._tickets.pop(call_id, None)
         if ticket is not None:
-            self._add(ticket.client, -ticket.tokens)
+            self._take(ticket.client, -ticket.room)
+            self.tokens -= ticket.tokens
             self.reply_bytes -= ticket.reply_bytes
             if not self._tickets:
                 self.throughput.busy(False)
@@ -112,27 +127,27 @@ class Admission:
         """Admitted and not over."""
         return len(self._tickets)
 
-    def _add(self, client: str, tokens: int) -> None:
-        self.tokens += tokens
-        held = self._by_client.get(client, 0) + tokens
+    def _take(self, client: str, room: int) -> None:
+        self.taken += room
+        held = self._by_client.get(client, 0) + room
         if held:
             self._by_client[client] = held
         else:
             self._by_client.pop(client, None)
 
-    def _check_tokens(self, client: str, tokens: int) -> None:
+    def _check_room(self, client: str, room: int) -> None:
         own = self._by_client.get(client, 0)
-        over_all = self.tokens + tokens - self._max_tokens
-        # What has to be computed until the share, which grows meanwhile, covers what is left of it.
-        over_share = (own + tokens - SHARE * (self._max_tokens - self.tokens)) / (SHARE + 1)
+        over_all = self.taken + room - self._max_tokens
+        # What has to end until the share, which grows meanwhile, covers what is left of it.
+        over_share = (own + room + SHARE * over_all) / (SHARE + 1)
         if over_all <= 0 and over_share <= 0:
             return
-        whose = "" if over_all > 0 else f", {own} of them this client's"
+        whose = "" if over_all > 0 else f", {own} of them by this client"
         message = (
-            f"{self.tokens} tokens wait already{whose}, and this call has {tokens} or more; at "
-            f"most {self._max_tokens} may wait"
+            f"{self.taken} tokens of the queue are taken{whose}, and this call has {room} or more; "
+            f"at most {self._max_tokens} may be"
         )
-        raise self._full(message, min(self.tokens, max(over_all, over_share)))
+        raise self._full(message, self._tokens_until_free(max(over_all, over_share)))
 
     def _check_reply(self, reply_bytes: int) -> None:
         over = self.reply_bytes + reply_bytes - self._max_reply_bytes
@@ -142,7 +157,7 @@ class Admission:
                 f"{reply_bytes}; at most {self._max_reply_bytes} may be"
             )
             part = min(1.0, over / self.reply_bytes)
-            raise self._full(message, part * self.tokens)
+            raise self._full(message, self._tokens_until_free(part * self.taken))
 
     def _check_deadline(self, ticket: Ticket, deadline: float) -> None:
         """Refuses what could not even start in time, before it costs anything."""
@@ -155,6 +170,22 @@ class Admission:
                 f"the call would start in about {wait:.1f} s, after its deadline in {left:.1f} s"
             )
             raise self._full(message, (wait - left) * self.throughput.rate)
+
+    def _tokens_until_free(self, room: float) -> int:
+        """Tokens that are computed until calls that take so much room are over.
+
+        Calls take turns: the one that has least left ends first, and until then each of the others
+        computes as much.
+        """
+        left = len(self._tickets)
+        computed = level = freed = 0
+        for ticket in sorted(self._tickets.values(), key=attrgetter("tokens")):
+            computed += (ticket.tokens - level) * left
+            level, left = ticket.tokens, left - 1
+            freed += ticket.room
+            if freed >= room:
+                break
+        return computed
 
     def _tokens_before_start(self, ticket: Ticket) -> int:
         """Tokens that are computed before a newcomer's turn.

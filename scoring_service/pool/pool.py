@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from enum import StrEnum
 
@@ -19,21 +19,18 @@ from scoring_service.engine.events import (
     CallStarted,
     Cancel,
     Credit,
-    Submit,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
+from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.executor import Executor
-from scoring_service.pool.fair_queue import FairQueue
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.parts import size_of, split
-from scoring_service.pool.reply_memory import ReplyMemory
 from scoring_service.pool.routing import prompt_keys
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stages import describe_loading, describe_loop
 from scoring_service.pool.stream import CallStream, Part
-from scoring_service.pool.window import cost, fits
 from scoring_service.pool.worker import Worker, WorkerState
 from scoring_service.types import Call, EngineInfo
 
@@ -92,10 +89,7 @@ class WorkerPool:
         self._settings = settings
         self._info: EngineInfo | None = None
         self._admission = Admission(settings.max_queue_tokens, settings.max_queue_reply_bytes)
-        self._queue: FairQueue[CallStream] = FairQueue()
-        self._replies = ReplyMemory()
-        self._held_back: dict[str, set[CallStream]] = {}
-        """Calls with parts that wait for their client to read, by client."""
+        self._dispatcher = Dispatcher(self.workers, self._expire)
         self._streams: dict[int, CallStream] = {}
         self._call_ids = itertools.count(1)
         self._part_ids = itertools.count(1)
@@ -136,9 +130,14 @@ class WorkerPool:
         return self._admission.tokens
 
     @property
+    def taken_tokens(self) -> int:
+        """Of the queue's room, which calls take until they are over."""
+        return self._admission.taken
+
+    @property
     def unread_bytes(self) -> int:
         """Results that wait for readers."""
-        return self._replies.unread
+        return self._dispatcher.unread
 
     @property
     def running_calls(self) -> int:
@@ -155,7 +154,8 @@ class WorkerPool:
         Raises:
             ServiceError: QUEUE_FULL.
         """
-        self._admission.check_room(client)
+        with self._counting_refusals():
+            self._admission.check_room(client)
 
     @asynccontextmanager
     async def run(
@@ -218,10 +218,12 @@ class WorkerPool:
                 return
             self._info = info
             self._admission.turn_tokens = TURN_BATCHES * info.max_batch_tokens
+            self._dispatcher.batch_tokens = info.max_batch_tokens
+            self._dispatcher.chunk_size = info.chunk_size
         self.observer.worker_ready(worker.index, worker.restart_seconds)
         log.info("worker_ready", worker=worker.index, seconds=round(worker.restart_seconds, 2))
         self._update_state()
-        self._dispatch()
+        self._dispatcher.dispatch()
 
     def worker_lost(self, worker: Worker, description: str) -> None:
         """What it had goes to others, where there are any."""
@@ -249,7 +251,7 @@ class WorkerPool:
             else:
                 self._retry(part)
         self._update_state()
-        self._dispatch()
+        self._dispatcher.dispatch()
 
     def worker_refused(self, worker: Worker, message: str) -> None:
         """Trying again would not help: it is given up, and the pool with the last of them."""
@@ -284,20 +286,25 @@ class WorkerPool:
                 self._admission.finished(stream.call.call_id, part.call.tokens)
                 if not stream.waiting and not stream.running:
                     self._finish(stream)
-                self._dispatch()
-            case CallFailed(_, fault):
-                self._fail(stream, fault)
-                self._dispatch()
+                self._dispatcher.dispatch()
+            case CallFailed(_, fault, in_company):
+                if in_company and not part.alone:
+                    worker.drop(part)
+                    stream.running.pop(part.part_id, None)
+                    self._retry(part, alone=True)
+                else:
+                    self._fail(stream, fault)
+                self._dispatcher.dispatch()
             case _:
                 part.delivered.note(event)
                 if stream.watch is not None:
                     stream.watch.note(event, worker.index)
                 before = stream.unread
                 stream.push(event, part)
-                self._replies.add(stream.client, stream.unread - before)
+                self._dispatcher.answered(stream.client, stream.unread - before)
                 if part.is_held_back:
                     worker.weigh(part)
-                    self._dispatch()
+                    self._dispatcher.dispatch()
 
     # What readers tell.
 
@@ -310,19 +317,15 @@ class WorkerPool:
 
     def stream_read(self, stream: CallStream, size: int) -> None:
         """A call that its reader had held back may go on."""
-        self._replies.add(stream.client, -size)
-        self._let_go(stream.client)
+        self._dispatcher.read(stream.client, size)
 
     # Calls.
 
     def _admit(self, call: Call, client: str, info: EngineInfo, avoid: int | None) -> CallStream:
         size = size_of(call)
         ticket = Ticket(call.call_id, client, call.priority, call.tokens, size.reply_bytes)
-        try:
+        with self._counting_refusals():
             self._admission.admit(ticket, call.deadline)
-        except ServiceError as error:
-            self.observer.refused(error.fault.reason)
-            raise
         stream = CallStream(call, client, self, avoid=avoid)
         stream.watch = self._auditor.choose(call, client)
         most = TURN_BATCHES * info.max_batch_tokens
@@ -331,18 +334,29 @@ class WorkerPool:
         self.waiting_calls += 1
         self._readers += 1
         self._idle.clear()
-        self._queue.add(stream)
-        self._dispatch()
+        self._dispatcher.add(stream)
+        self._dispatcher.dispatch()
         return stream
 
-    def _part(self, call: Call, stream: CallStream, retried: bool = False) -> Part:
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except ServiceError as error:
+            self.observer.refused(error.fault.reason)
+            raise
+
+    def _part(
+        self, call: Call, stream: CallStream, retried: bool = False, alone: bool = False
+    ) -> Part:
         part_id = next(self._part_ids)
         own = replace(call, call_id=part_id)
         chunk_size = 0 if self._info is None else self._info.chunk_size
         keys = prompt_keys(own, chunk_size) if len(self.workers) > 1 else []
-        return Part(part_id, own, stream, size_of(own), keys, retried=retried)
+        return Part(part_id, own, stream, size_of(own), keys, retried=retried, alone=alone)
 
-    def _retry(self, part: Part) -> None:
+    def _retry(self, part: Part, alone: bool = False) -> None:
+        """What is left of a part is computed again: where others are, or with nobody beside it."""
         stream = part.stream
         stream.usage += part.delivered.usage
         left = part.delivered.remainder(part.call)
@@ -352,19 +366,12 @@ class WorkerPool:
             return
         log.info("retried", call=stream.call.call_id, tokens=left.tokens)
         self.observer.retried()
-        stream.waiting.appendleft(self._part(left, stream, retried=True))
-        self._queue.add(stream)
-
-    def _let_go(self, client: str) -> None:
-        """What was held back for want of reading may go on."""
-        for stream in self._held_back.pop(client, ()):
-            if stream.waiting and not stream.ended:
-                self._queue.add(stream)
-        self._dispatch()
+        again = self._part(left, stream, retried=part.retried or not alone, alone=alone)
+        stream.waiting.appendleft(again)
+        self._dispatcher.add(stream)
 
     def _forget_unread(self, stream: CallStream) -> None:
-        self._replies.add(stream.client, -stream.discard())
-        self._let_go(stream.client)
+        self._dispatcher.read(stream.client, stream.discard())
 
     def _finish(self, stream: CallStream) -> None:
         usage = stream.final_usage()
@@ -383,11 +390,7 @@ class WorkerPool:
         if stream.ended:
             return
         stream.ended = True
-        self._queue.remove(stream)
-        held_back = self._held_back.get(stream.client, set())
-        held_back.discard(stream)
-        if not held_back:
-            self._held_back.pop(stream.client, None)
+        self._dispatcher.remove(stream)
         stream.waiting.clear()
         for part_id in list(stream.running):
             part = stream.running.pop(part_id)
@@ -399,37 +402,7 @@ class WorkerPool:
         if stream.queue_seconds is None:
             self.waiting_calls -= 1
         self._admission.release(stream.call.call_id)
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        """Sends out parts, by turns of clients, while workers have room for them."""
-        while (stream := self._queue.first()) is not None:
-            if stream.call.deadline <= time.monotonic():
-                self._expire(stream)
-                continue
-            if not stream.can_begin or not self._replies.may_begin(stream.client):
-                self._queue.remove(stream)
-                self._held_back.setdefault(stream.client, set()).add(stream)
-                continue
-            part = stream.waiting[0]
-            urgency = stream.call.priority
-            open_workers = [w for w in self._ready_workers() if fits(part, w, urgency, self._batch)]
-            if not open_workers:
-                return
-            chunk = 0 if self._info is None else self._info.chunk_size
-            worker = min(open_workers, key=lambda w: cost(part, w, chunk))
-            stream.waiting.popleft()
-            stream.running[part.part_id] = part
-            worker.take(part)
-            worker.prefixes.note(part.keys)
-            self._queue.charge(stream, part.size.load)
-            if not stream.waiting:
-                self._queue.remove(stream)
-            worker.send(Submit(part.call, part.credit))
-
-    @property
-    def _batch(self) -> int:
-        return 1 if self._info is None else self._info.max_batch_tokens
+        self._dispatcher.dispatch()
 
     def _expire(self, stream: CallStream) -> None:
         message = "the deadline passed before the call was finished"

@@ -19,7 +19,7 @@ def prompt_keys(call: Call, chunk_size: int) -> list[bytes]:
         call: what is to be computed.
         chunk_size: tokens between the seams at which workers share prompts; 0 = they share none.
     """
-    if chunk_size == 0:
+    if chunk_size == 0 or (isinstance(call, ScoreCall) and call.uncached):
         return []
     prompts = call.groups if isinstance(call, ScoreCall) else call.prompts
     found: dict[bytes, None] = {}

@@ -64,7 +64,7 @@ class Watch:
         return np.concatenate(self._pieces) if self._ended else None
 
     def again(self, call_id: int) -> ScoreCall:
-        """The completion alone: with no company in its call, and no prefix that anybody cached."""
+        """The completion alone: with no company in its call, and without the prefix cache."""
         group = replace(self.group, completions=(replace(self.completion, candidate_ids=None),))
         return ScoreCall(
             call_id=call_id,
@@ -72,7 +72,7 @@ class Watch:
             wants=RowWants(),
             next_token=self.call.next_token,
             priority=_LOWEST_PRIORITY,
-            cache_salt=f"{CLIENT} {call_id}",
+            uncached=True,
         )
 
 

@@ -35,6 +35,8 @@ class Part:
     delivered: Delivered = field(default_factory=Delivered)
     retried: bool = False
     """Whether a worker died over it already."""
+    alone: bool = False
+    """Whether it is computed without company, because a step with company met a bug."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
 

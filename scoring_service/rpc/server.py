@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 SERVICE_NAME = service_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
 
+_PING_SECONDS = 20.0
+"""Longest wait for the answer to a ping."""
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -53,6 +56,8 @@ class ServerConfig:
     """Calls at once on all; beyond, RESOURCE_EXHAUSTED."""
     max_connection_age: float | None = None
     """Seconds after which a connection is asked to go, its calls finished; None = never."""
+    keepalive_seconds: float = 30.0
+    """Silence after which a peer is asked whether it is still there."""
 
 
 class Server:
@@ -143,6 +148,10 @@ class Server:
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    silence, patience = (
+        int(1000 * seconds)
+        for seconds in (config.keepalive_seconds, min(config.keepalive_seconds, _PING_SECONDS))
+    )
     options = [
         ("grpc.max_receive_message_length", config.limits.max_request_bytes),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
@@ -151,8 +160,11 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         # A peer that is gone without a word, as behind a network that stalls, is noticed by this,
         # and its calls end as if it had hung up.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", silence),
+        ("grpc.keepalive_timeout_ms", patience),
+        # gRPC pings a busy connection too, to measure it, and asks for no second sign of life while
+        # that one is not answered: it has to have the same patience, which is a minute otherwise.
+        ("grpc.http2.ping_timeout_ms", patience),
     ]
     if config.max_connection_age is not None:
         milliseconds = int(config.max_connection_age * 1000)

@@ -57,6 +57,11 @@ class Pool(Protocol):
         """Tokens of admitted calls that are not answered yet."""
         ...
 
+    @property
+    def taken_tokens(self) -> int:
+        """Of the queue's room, which calls take until they are over."""
+        ...
+
 
 class Metrics(PoolObserver):
     """Every metric of one server.
@@ -215,6 +220,7 @@ class _PoolCollector(Collector):
             ("num_requests_running", "Calls that are computed.", pool.running_calls),
             ("num_requests_waiting", "Calls of which nothing was begun.", pool.waiting_calls),
             ("queue_tokens", "Tokens of admitted calls not answered yet.", pool.queued_tokens),
+            ("queue_taken_tokens", "Tokens of the queue that calls take.", pool.taken_tokens),
             ("unread_reply_bytes", "Results that wait for readers.", pool.unread_bytes),
         ):
             family = GaugeMetricFamily(f"scoring_{name}", text, labels=("model_name",))

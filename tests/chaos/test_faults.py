@@ -14,7 +14,6 @@ import grpc
 import pytest
 
 from tests.chaos.load import RETRYABLE, Load
-from tests.chaos.stalling_network import StallingNetwork
 from tests.e2e.calls import SERVING, health, reason_of, scores, stub_of, top_k_request
 from tests.e2e.processes import descriptors, idle, resident, until
 from tests.e2e.served import BIN, ROOT, serving
@@ -151,22 +150,6 @@ def test_a_reader_that_stops_is_held_back_and_at_last_let_go() -> None:
                 list(stalled)
             assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert reason_of(ended.value) == "READER_STALLED"
-
-
-def test_a_network_that_stalls_delays_answers_and_harms_none() -> None:
-    with serving() as server, StallingNetwork(server.ready) as network:
-        load = Load(network.target, threads=2)
-        load.learn()
-        with load.running():
-            for _ in range(2):
-                time.sleep(0.5)
-                network.stall()
-                time.sleep(1.0)
-                network.flow()
-            time.sleep(0.5)
-        assert not load.wrong
-        assert set(load.counted()) == {"ok"}
-        assert load.counted().total() > 10
 
 
 def test_sigterm_under_load_fails_nothing_that_was_under_way() -> None:

@@ -15,7 +15,7 @@ from tests.e2e.calls import SERVING, health
 from tests.e2e.processes import children, until
 from tests.e2e.served import Served, serving
 
-KILLS = int(short_or_long(3, 8))
+KILLS = int(short_or_long(2, 8))
 
 
 def ready_workers(server: Served) -> int:

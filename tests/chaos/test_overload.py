@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from scoring_client.proto import service_pb2_grpc
+from scoring_service.pool.admission import SHARE
 from tests.chaos.intensity import SOAK, short_or_long
 from tests.e2e.calls import reason_of, retry_delay_of, score_request
 from tests.e2e.processes import resident
@@ -26,6 +29,8 @@ REQUEST = score_request([1] * 20, [2] * 300, copies=COPIES)
 TOKENS = COPIES * 320
 QUEUE_CALLS = 12
 """Calls that fit the queue: a full load, and what is beyond it is refused."""
+QUEUE_TOKENS = QUEUE_CALLS * TOKENS * (SHARE + 1) // SHARE
+"""What is left is for other clients."""
 
 
 @dataclass
@@ -55,8 +60,25 @@ def p(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
+def report(full: Seen, over: Seen, grown: int) -> dict[str, Any]:
+    """Times in seconds, percentiles 50, 90, 99 and 100."""
+
+    def percentiles(values: list[float]) -> list[float]:
+        return [*(round(p(values, percent), 4) for percent in (50, 90, 99)), round(max(values), 4)]
+
+    return {
+        "seconds": SECONDS,
+        "full_load": dict(full.codes),
+        "overload": dict(over.codes),
+        "full_load_p50_p90_p99_max": percentiles(full.admitted),
+        "overload_p50_p90_p99_max": percentiles(over.admitted),
+        "refused_p50_p90_p99_max": percentiles(over.refused),
+        "memory_grown_mib": grown >> 20,
+    }
+
+
 async def full_load(stub: Any, seconds: float) -> Seen:
-    """As many calls at once as the queue holds, one after another."""
+    """The queue just full: as many calls at once as it holds, one after another."""
     seen = Seen()
     until = time.monotonic() + seconds
 
@@ -64,7 +86,7 @@ async def full_load(stub: Any, seconds: float) -> Seen:
         while time.monotonic() < until:
             await seen.call(stub)
 
-    await asyncio.gather(*(one() for _ in range(QUEUE_CALLS - 2)))
+    await asyncio.gather(*(one() for _ in range(QUEUE_CALLS)))
     return seen
 
 
@@ -92,24 +114,18 @@ async def measure(target: str, pid: int) -> tuple[Seen, Seen, int]:
 
 
 @pytest.mark.timeout(600)
-def test_ten_times_overload() -> None:
-    queue = str(QUEUE_CALLS * TOKENS)
-    with serving("--max-queue-tokens", queue) as server:
+def test_ten_times_overload(tmp_path: Path) -> None:
+    with serving("--max-queue-tokens", str(QUEUE_TOKENS)) as server:
         full, over, grown = asyncio.run(measure(server.ready, server.process.pid))
-    print(
-        f"full load: {len(full.admitted)} calls, p99 {p(full.admitted, 99):.3f} s; "
-        f"overload: {dict(over.codes)}, p99 of admitted {p(over.admitted, 99):.3f} s, "
-        f"refused p50 {1e3 * p(over.refused, 50):.1f} ms, p99 {1e3 * p(over.refused, 99):.1f} ms, "
-        f"memory +{grown >> 20} MiB"
-    )
+    found = report(full, over, grown)
+    print(found)
+    out = Path("benchmarks/results/overload.json") if SOAK else tmp_path / "overload.json"
+    out.write_text(json.dumps(found, indent=1) + "\n")
     assert set(full.codes) == {"ok"}
     assert set(over.codes) == {"ok", "QUEUE_FULL"}
     assert over.codes["QUEUE_FULL"] > 4 * over.codes["ok"]
     assert min(over.delays) > 0, "every refusal says when to come back"
     assert grown < 100 << 20
-    # The client shares the machine with the server; CI asks for the typical case. The aim is a
-    # factor of 2 at the 99th percentile, which `make soak` asserts and two cores miss: calls that
-    # are partly answered make room for others, with which they then share the workers.
-    percent, factor = (99, 2) if SOAK else (50, 4)
-    assert p(over.admitted, percent) <= factor * p(full.admitted, percent)
-    assert p(over.refused, percent) <= 0.05
+    assert p(over.admitted, 99) <= 2 * p(full.admitted, 99)
+    # In CI the client shares two busy cores with the server, and waits for its own turn too.
+    assert p(over.refused, 99 if SOAK else 90) <= 0.05

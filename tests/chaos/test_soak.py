@@ -20,13 +20,11 @@ SAMPLES = 20
 
 @pytest.mark.timeout(7200)
 def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
-    # The prefix cache fills the pages that there are, and each audit brings a prefix that nobody
-    # asks for again: a soak gives it few pages, and has few audits.
-    rate = short_or_long(0.1, 0.004)
-    flags = f"--num-workers 2 --self-audit-rate {rate} --metrics-port 0 --memory-utilization 0.01"
+    # The prefix cache fills the pages that there are, which is no leak: a soak gives it few.
+    flags = "--num-workers 2 --self-audit-rate 0.1 --metrics-port 0 --memory-utilization 0.01"
     with serving(*flags.split()) as server:
         until(lambda: server.ready and server.metrics["scoring_worker_ready"] == 2, patience=120)
-        load = Load(server.ready, threads=3, pause=short_or_long(0.02, 0.2))
+        load = Load(server.ready, threads=3, pause=short_or_long(0.02, 1.0))
         load.learn()
         pids = [server.process.pid, *sorted(children(server.process.pid))]
         figures = []
@@ -66,5 +64,5 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
     out = Path("benchmarks/results/soak.json") if SOAK else tmp_path / "soak.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({k: v for k, v in report.items() if k != "figures"}))
-    assert max(grown) < 32, grown
+    assert max(grown) < short_or_long(32, 20), grown
     assert max(more) <= 4, more

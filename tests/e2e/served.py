@@ -34,7 +34,9 @@ class Served:
         arguments: Sequence[str],
         env: dict[str, str] | None = None,
         launcher: Sequence[str] = (),
+        metrics_host: str | None = None,
     ) -> None:
+        self.metrics_host = metrics_host
         self.out: list[str] = []
         self.err: list[str] = []
         self._grown = threading.Condition()
@@ -89,7 +91,7 @@ class Served:
     def metrics(self) -> dict[str, float]:
         """Sums over the labels of each metric; the server was started with --metrics-port 0."""
         port = self.wait_for(r'"metrics_port": (\d+)', self.err)[1]
-        host = self.listening.rpartition(":")[0]
+        host = self.metrics_host or self.listening.rpartition(":")[0]
         with urllib.request.urlopen(f"http://{host}:{port}/metrics") as answer:
             families = text_string_to_metric_families(answer.read().decode())
         sums: dict[str, float] = {}
@@ -117,9 +119,22 @@ class Served:
 
 
 @contextmanager
-def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Served]:
-    """A server of its own on a free port; killed if the test did not end it."""
-    served = Served(["--port", "0", "--log-format", "json", *arguments], env)
+def serving(
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    launcher: Sequence[str] = (),
+    metrics_host: str | None = None,
+) -> Iterator[Served]:
+    """A server of its own on a free port; killed if the test did not end it.
+
+    Args:
+        arguments: of `serve`.
+        env: beside this process's own.
+        launcher: a command that runs the server and becomes it.
+        metrics_host: where its metrics are read; None = where it listens.
+    """
+    flags = ["--port", "0", "--log-format", "json", *arguments]
+    served = Served(flags, env, launcher, metrics_host)
     try:
         yield served
     finally:

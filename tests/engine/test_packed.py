@@ -272,6 +272,25 @@ def test_salts_do_not_share_prompts(tiny_packed: LoadedModel) -> None:
         assert usage_of(list(finish(engine)), 1).cached_tokens == 0
 
 
+def test_an_uncached_call_neither_finds_nor_leaves_a_prompt(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed)
+    prompt = list(range(130))
+    pages = engine.free_pages
+    engine.submit(score_call([(prompt, [[1, 2], [3]])], uncached=True))
+    alone = list(finish(engine))
+    assert usage_of(alone, 1).computed_tokens == 130 + 3, "its completions share their prompt"
+    assert engine._store._pool.free == pages, "kept for nobody, not even until it is wanted"
+    engine.submit(score_call([(prompt, [[1, 2], [3]])]))
+    kept = list(finish(engine))
+    assert usage_of(kept, 1).cached_tokens == 0
+    engine.submit(score_call([(prompt, [[1, 2], [3]])], uncached=True))
+    again = list(finish(engine))
+    assert usage_of(again, 1).cached_tokens == 0
+    assert engine.cache.looked_up_tokens == 130
+    assert_equal(collect(iter(alone)), collect(iter(kept)))
+    assert_equal(collect(iter(again)), collect(iter(kept)))
+
+
 def test_two_calls_of_one_prompt_at_once_compute_it_once(tiny_packed: LoadedModel) -> None:
     engine = engine_of(tiny_packed)
     prompt = list(range(200))
@@ -401,6 +420,42 @@ def test_a_bug_while_planning_ends_one_call(
     assert (failed.call_id, failed.fault.reason) == (2, "INTERNAL_ERROR")
     assert logged == [2]
     assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}
+    assert engine.free_pages == 400
+
+
+def test_a_bug_in_a_step_leaves_open_whose_it_is_until_calls_are_alone(
+    tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny_packed)
+    engine._log_bug = lambda _call_id, _error: None
+    model = engine._model
+    states = model.packed_states
+    steps: list[list[int]] = []
+
+    def broken(ids_T: torch.Tensor, *rest: Any) -> Any:
+        steps.append(ids_T.tolist())
+        if 13 in steps[-1]:
+            raise ZeroDivisionError
+        return states(ids_T, *rest)
+
+    pairs: list[Group] = [([5, 6, 7] * 20, [[6, 7] * 20])]
+    expected = score(engine_of(tiny_packed), pairs)
+    monkeypatch.setattr(model, "packed_states", broken)
+    guilty = score_call([([13, 14], [[15]])], call_id=2)
+    engine.submit(score_call(pairs))
+    engine.submit(guilty)
+    failed = {e.call_id: e.in_company for e in finish(engine) if isinstance(e, CallFailed)}
+    assert failed == {1: True, 2: True}
+    steps.clear()
+    engine.submit(score_call(pairs), alone=True)
+    engine.submit(guilty, alone=True)
+    engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=5))
+    events = list(finish(engine))
+    failed = {e.call_id: e.in_company for e in events if isinstance(e, CallFailed)}
+    assert failed == {2: False}
+    assert_equal(collect(e for e in events if not isinstance(e, CallFailed)), expected)
+    assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}
+    assert not any({3, 5} <= set(step) or {13, 5} <= set(step) for step in steps)
     assert engine.free_pages == 400
 
 

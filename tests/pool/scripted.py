@@ -65,6 +65,7 @@ class ScriptedExecutor:
         self.info = info
         self.calls: dict[int, Call] = {}
         self.cancelled: list[int] = []
+        self.alone: set[int] = set()
         self.killed = False
         self.ready_at_once = True
         self.offset = 0.0
@@ -78,6 +79,8 @@ class ScriptedExecutor:
     def send(self, command: Command) -> None:
         if isinstance(command, Submit):
             self.calls[command.call.call_id] = command.call
+            if command.alone:
+                self.alone.add(command.call.call_id)
         elif isinstance(command, Cancel):
             self.cancelled.append(command.call_id)
             self.calls.pop(command.call_id, None)

@@ -47,41 +47,63 @@ def refusal(queue: Admission, call_id: int, tokens: int, client: str = "a", **fi
     return refused.value.fault.retry_after
 
 
-def test_a_call_larger_than_the_queue_is_let_in_alone() -> None:
+def test_a_call_larger_than_the_queue_takes_half_of_it() -> None:
     admission, _ = queue(1000)
     admit(admission, 1, 5000)
-    refusal(admission, 2, 1, client="b")
+    admit(admission, 2, 400, client="b")
+    refusal(admission, 3, 5000, client="c")
+    admission.release(2)
+    refusal(admission, 4, 5000)
     admission.release(1)
-    admit(admission, 3, 1, client="b")
-    refusal(admission, 4, 5000, client="b")
+    admit(admission, 5, 1, client="b")
+    admit(admission, 6, 5000, client="c")
 
 
 def test_the_bound_holds_whatever_comes_and_goes() -> None:
-    """Against a plain sum over what was admitted."""
+    """Against plain sums over what was admitted."""
     rng = random.Random(7)
     admission, _ = queue(1000)
     held: dict[int, int] = {}
+    left: dict[int, int] = {}
     for call_id in range(3000):
         tokens = rng.randint(1, 300)
         try:
             admit(admission, call_id, tokens, client=rng.choice("abc"))
-            held[call_id] = tokens
+            held[call_id] = left[call_id] = tokens
         except ServiceError:
             assert sum(held.values()) + tokens > 1000 * 0.48, "refused with room for everybody"
-        assert admission.tokens == sum(held.values()) <= 1000
         while held and rng.random() < 0.4:
             done = rng.choice(list(held))
             if rng.random() < 0.5:
-                part = rng.randint(0, held[done])
+                part = rng.randint(0, left[done])
                 admission.finished(done, part)
-                held[done] -= part
+                left[done] -= part
             else:
                 admission.release(done)
-                del held[done]
+                del held[done], left[done]
+        assert admission.taken == sum(held.values()) <= 1000
+        assert admission.tokens == sum(left.values())
     for call_id in held:
         admission.release(call_id)
-    assert admission.tokens == 0
+    assert admission.tokens == admission.taken == 0
     admit(admission, 9999, 10**6)
+
+
+def test_answers_make_no_room_before_the_call_is_over() -> None:
+    """Else calls that are nearly done would share the workers with ever more others."""
+    admission, clock = queue(1000)
+    in_progress = 0
+    for call_id in range(100):
+        try:
+            admit(admission, call_id, 100)
+        except ServiceError:
+            break
+        clock.now += 1.0
+        admission.finished(call_id, 99)
+        in_progress += 1
+    assert in_progress == 9
+    admission.release(0)
+    admit(admission, 200, 100)
 
 
 def flood(admission: Admission) -> None:
@@ -106,15 +128,43 @@ def test_a_client_that_floods_leaves_room_for_others() -> None:
 
 def test_the_time_to_retry_follows_the_measured_rate() -> None:
     admission, clock = queue(1000)
-    admit(admission, 1, 800)
-    for _ in range(8):
+    admit(admission, 1, 450)
+    for _ in range(4):
         clock.now += 1.0
         admission.finished(1, 50)
-    assert admission.tokens == 400
     assert admission.throughput.rate == pytest.approx(50.0, rel=1e-6)
-    # 500 of 1,000 tokens too many, at 50 a second.
-    assert refusal(admission, 2, 1100, client="b") == pytest.approx(400 / 50.0, rel=0.01)
-    assert refusal(admission, 2, 850, client="b") == pytest.approx(250 / 50.0, rel=0.01)
+    # More than its share: until its call that has 250 left is over.
+    assert refusal(admission, 2, 500) == pytest.approx(250 / 50.0, rel=0.01)
+    admit(admission, 3, 300, client="b")
+    # The first to end is still the same, and meanwhile the other computes as much.
+    assert refusal(admission, 4, 350, client="c") == pytest.approx(500 / 50.0, rel=0.01)
+    admit(admission, 5, 100, client="c")
+    # 100 tokens of each of three, which is not enough, and 150 of each of two.
+    assert refusal(admission, 6, 500, client="d") == pytest.approx(600 / 50.0, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_time_to_retry_against_turns_one_token_each(seed: int) -> None:
+    rng = random.Random(seed)
+    admission, clock = queue(10**6)
+    admit(admission, 0, 100)
+    clock.now += 100.0
+    admission.finished(0, 100)
+    admission.release(0)
+    left = {call_id: rng.randint(1, 60) for call_id in range(1, 12)}
+    room = {call_id: rng.randint(60, 90) for call_id in left}
+    for call_id in left:
+        admit(admission, call_id, room[call_id])
+        admission.finished(call_id, room[call_id] - left[call_id])
+    wanted = rng.randint(1, sum(room.values()))
+    computed = 0
+    while sum(room[c] for c, tokens in left.items() if tokens == 0) < wanted:
+        for call_id, tokens in left.items():
+            if tokens:
+                left[call_id] -= 1
+                computed += 1
+    # The simulated round ends with those calls that have nothing left.
+    assert admission._tokens_until_free(wanted) == computed
 
 
 def test_idle_time_does_not_slow_the_rate() -> None:

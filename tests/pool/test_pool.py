@@ -17,7 +17,7 @@ from scoring_service.engine.events import (
     ScoreSlice,
     WorkerStats,
 )
-from scoring_service.errors import Reason, ServiceError
+from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.pool import PoolState
 from scoring_service.pool.stream import PART_CREDIT, UNREAD_LIMIT, CallStream
 from scoring_service.types import RowWants
@@ -65,6 +65,33 @@ async def test_what_a_dead_worker_had_not_answered_goes_to_another_once() -> Non
     usage = events[-1].usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.head_rows) == (1, 9, 8)
     assert sum(isinstance(event, CallFinished) for event in events) == 1
+
+
+async def test_a_bug_in_company_costs_only_the_call_that_meets_it_alone() -> None:
+    made = await Scripted(1).start()
+    worker = made.workers[0]
+    bug = Fault(Reason.INTERNAL_ERROR, "a bug in the server")
+    async with (
+        made.pool.run(score_call(1, [1], 5)) as innocent,
+        made.pool.run(score_call(2, [1], 5)) as guilty,
+    ):
+        first, second = worker.calls
+        worker.score(first, most_rows=3)
+        for part in (first, second):
+            del worker.calls[part]
+            worker.on_event(CallFailed(part, bug, in_company=True))
+        await settled()
+        again, other = worker.calls
+        assert worker.alone == {again, other}
+        assert worker.score(again) == 2, "rows that were sent are not computed again"
+        worker.on_event(CallFailed(other, bug))
+        await settled()
+        events = drain(innocent)
+        assert rows(events) == [(0, i) for i in range(5)]
+        assert isinstance(events[-1], CallFinished)
+        assert fault(drain(guilty)) is Reason.INTERNAL_ERROR
+    assert made.pool.queued_tokens == 0
+    assert all(w.load == w.samples == w.reply_bytes == 0 for w in made.pool.workers)
 
 
 async def test_the_second_death_ends_the_call() -> None:
@@ -257,7 +284,7 @@ async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
         made.pool.run(score_call(2, [1], 60)) as quick,
     ):
         slow.unread = UNREAD_LIMIT
-        made.pool._replies.add("", UNREAD_LIMIT)
+        made.pool._dispatcher.answered("", UNREAD_LIMIT)
         for _ in range(10):
             for part in list(made.workers[0].calls):
                 made.workers[0].score(part)

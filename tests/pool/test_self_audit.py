@@ -46,6 +46,7 @@ async def test_a_completion_is_computed_again_elsewhere_and_compared(offset: flo
             assert isinstance(list(iter(stream.next_nowait, None))[-1], CallFinished)
     assert (home, elsewhere) == (0, 1)
     assert [len(group.completions) for group in again.groups] == [1], "alone"
+    assert again.uncached
     assert audits.seen == [("different" if offset else "same", offset)]
     errors = [line for line in logs if line["event"] == "self_audit"]
     assert [line["difference"] for line in errors] == ([offset] if offset else [])

@@ -46,6 +46,8 @@ class CallRun:
     """Units, item by item; None while there is no room for the next item."""
     served: float
     """See `scheduler.Offer`."""
+    alone: bool = False
+    """No other call joins its steps."""
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     credit: int = INITIAL_CREDIT

@@ -114,14 +114,14 @@ class PackedEngine:
         """Forgets prompts that no call holds."""
         self._store.flush()
 
-    def submit(self, call: Call) -> None:
-        """Adds a call."""
+    def submit(self, call: Call, alone: bool = False) -> None:
+        """Adds a call; `alone`, no other one joins its steps."""
         count = _PromptCounter()
         if isinstance(call, ScoreCall):
             to_come = self._expansion.score(call, count)
         else:
             to_come = self._expansion.sample(call, count)
-        run = CallRun(call, to_come, self._least_served())
+        run = CallRun(call, to_come, self._least_served(), alone)
         count.run = run
         self._calls[call.call_id] = run
         self._stalled = False
@@ -198,6 +198,16 @@ class PackedEngine:
             (run for run in self._calls.values() if run.credit > 0),
             key=lambda run: (-run.call.priority, run.served),
         )
+        for run in ready:
+            if run.alone:
+                plan = self._plan_of([run], events)
+                if plan.units or plan.feeds:
+                    return plan
+        # One that is alone and has no room waits for what the others hold.
+        others = [run for run in ready if not run.alone]
+        return self._plan_of(others, events)
+
+    def _plan_of(self, ready: list[CallRun], events: list[CallEvent]) -> _Plan:
         feeds = self._take_feeds(ready)
         budget = prefill_budget(
             self._settings.max_batch_tokens, len(feeds), self._settings.chunk_size
@@ -417,22 +427,22 @@ class PackedEngine:
         self._end_sample(run, sample)
         return ItemFailed(run.call.call_id, sample.task.index, sample.index, fault)
 
-    def _end_calls(self, plan: _Plan, fault: Fault) -> list[CallEvent]:
+    def _end_calls(self, plan: _Plan, fault: Fault, is_bug: bool = False) -> list[CallEvent]:
         """Ends every call that had a part in a step that could not be computed.
 
         Whole calls, because what is to come of them may stand on what the step did not compute.
         """
-        events: list[CallEvent] = []
-        for run in _calls_of(plan):
+        calls = _calls_of(plan)
+        for run in calls:
             self.cancel(run.call.call_id)
-            events.append(CallFailed(run.call.call_id, fault))
-        return events
+        in_company = is_bug and len(calls) > 1
+        return [CallFailed(run.call.call_id, fault, in_company) for run in calls]
 
     def _abort(self, plan: _Plan, error: Exception) -> list[CallEvent]:
         for run in _calls_of(plan):
             self._log_bug(run.call.call_id, error)
         fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
-        return self._end_calls(plan, fault)
+        return self._end_calls(plan, fault, is_bug=True)
 
     def _account(self, plan: _Plan, seconds: float) -> None:
         """Shares a step's tokens and time among the calls that it served."""

@@ -60,7 +60,7 @@ class Expansion:
             yield from self._prompt(call, task, on_prompt)
 
     def _group(self, call: ScoreCall, group: GroupTask, on_prompt: OnPrompt) -> Units:
-        root = self._root(call.cache_salt)
+        root = None if call.uncached else self._root(call.cache_salt)
         first = len(group.prompt_ids)
         chunk = self._store.chunk_size
         tasks = [

@@ -47,7 +47,7 @@ class SegmentStore:
         """Pages of the pool."""
         return self._pool.pages
 
-    def prompt_pages(self, token_ids: Int32Array, root_key: bytes) -> int:
+    def prompt_pages(self, token_ids: Int32Array, root_key: bytes | None) -> int:
         """Pages that `prompt` would take from those available now."""
         return sum(
             pages_for(stop - start)
@@ -55,12 +55,13 @@ class SegmentStore:
             if key not in self._shared or key in self._idle
         )
 
-    def prompt(self, token_ids: Int32Array, root_key: bytes) -> list[Segment]:
+    def prompt(self, token_ids: Int32Array, root_key: bytes | None) -> list[Segment]:
         """The chain of a prompt, its end held for the caller.
 
         Args:
             token_ids: the whole prompt.
-            root_key: what the prompt's cache entries depend on beside tokens.
+            root_key: what the prompt's cache entries depend on beside tokens; None = the prompt is
+                neither looked for nor kept, and its pages are free once nobody holds it.
 
         Raises:
             IndexError: there are not enough pages; nothing is held.
@@ -76,7 +77,8 @@ class SegmentStore:
                 self._add_holder(found)
                 hits += (stop - start) if found.computed else 0
             chain.append(found)
-        self.counters.looked_up_tokens += len(token_ids)
+        if root_key is not None:
+            self.counters.looked_up_tokens += len(token_ids)
         self.counters.hit_tokens += hits
         return chain
 
@@ -185,9 +187,11 @@ class SegmentStore:
         segment.end_state = None
 
     def _prompt_segments(
-        self, token_ids: Int32Array, root_key: bytes
+        self, token_ids: Int32Array, root_key: bytes | None
     ) -> Iterator[tuple[int, int, bytes]]:
-        key = root_key
+        """(start, stop, key) of each; an empty key is the one that nothing is found by."""
+        key = root_key or b""
         for start, stop in seams(0, len(token_ids), self.chunk_size):
-            key = child_key(key, token_ids[start:stop])
+            if root_key is not None:
+                key = child_key(key, token_ids[start:stop])
             yield start, stop, key
