@@ -44,6 +44,8 @@ class Watch:
     completion: CompletionTask
     worker: int | None = None
     """Which computed it."""
+    weight_version: int | None = None
+    """Of the weights that it was computed with."""
     _pieces: list[Float32Array] = field(default_factory=list)
     _ended: bool = False
 
@@ -55,6 +57,7 @@ class Watch:
             and event.completion_index == self.completion.index
         ):
             self.worker = worker
+            self.weight_version = event.weight_version
             self._pieces.append(event.block.logprobs)
             self._ended = event.last
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from scoring_service.engine.events import CallEvent, SampleSlice, ScoreSlice
 from scoring_service.pool.delivered import Delivered
 from scoring_service.pool.parts import Size
 from scoring_service.pool.self_audit import Watch
-from scoring_service.types import Call, ScoreCall, Usage
+from scoring_service.types import Call, EngineInfo, ScoreCall, Usage
 
 PART_CREDIT = 4 << 20
 """Bytes of results that a part may have on their way before its reader must take some."""
@@ -37,6 +38,8 @@ class Part:
     """Whether a worker died over it already."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
+    weights: int | None = None
+    """Number of the weights that compute it, once it was begun anywhere."""
 
     @property
     def credit(self) -> int:
@@ -87,6 +90,12 @@ class CallStream:
     """What the self-audit compares."""
     avoid: int | None = None
     """Worker that others are preferred to."""
+    accepts: Callable[[EngineInfo], bool] | None = None
+    """Whether the weights are those that the call insists on; None = it takes any."""
+    pinned: int | None = None
+    """Number of weights that it accepts, kept for it while it lasts."""
+    told: int | None = None
+    """Number of the weights that its reader was told of last."""
     _events: asyncio.Queue[CallEvent] = field(default_factory=asyncio.Queue)
     _untaken: deque[tuple[Part, int]] = field(default_factory=deque)
     """Whose the unread bytes are, in order."""

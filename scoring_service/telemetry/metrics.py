@@ -120,6 +120,17 @@ class Metrics(PoolObserver):
             ("worker",),
             registry=self.registry,
         )
+        self._updates = counter(
+            "scoring_weight_updates", "Updates of the weights, by how they ended.", "outcome"
+        )
+        self._update_seconds = histogram(
+            "scoring_weight_update_seconds", "Time of updates of the weights, by phase.", "phase"
+        )
+        self._weight_version = Gauge(
+            "scoring_weight_version",
+            "Version of the weights that was committed last.",
+            registry=self.registry,
+        )
         self._audits = counter("scoring_self_audits", "Calls computed a second time.", "outcome")
         self._audit_difference = Gauge(
             "scoring_self_audit_max_difference",
@@ -184,6 +195,16 @@ class Metrics(PoolObserver):
     def worker_died(self, index: int, how: str) -> None:
         """See PoolObserver."""
         self._deaths.labels(str(index)).inc()
+
+    def weights_updated(
+        self, outcome: str, seconds: dict[str, float], version: int | None
+    ) -> None:
+        """See PoolObserver."""
+        self._updates.labels(outcome).inc()
+        for phase, spent in seconds.items():
+            self._update_seconds.labels(phase).observe(spent)
+        if version is not None:
+            self._weight_version.set(version)
 
     def worker_ready(self, index: int, seconds: float) -> None:
         """See PoolObserver."""
