@@ -39,7 +39,7 @@ class ServeConfig:
     """Listen on an address that others reach without TLS and without asking who calls."""
 
     allow_admin: bool = False
-    """Offer AdminService on a public address that asks nobody who they are (with allow_insecure)."""
+    """Offer AdminService also on a public address that asks nobody who calls."""
 
     admin_names: tuple[str, ...] = ()
     """Names of client certificates that may call AdminService, where there are no tokens."""

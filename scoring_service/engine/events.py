@@ -298,5 +298,7 @@ class WeightsChanged:
 
 
 WeightEvent = WeightsStaged | WeightsFailed | WeightsFilled | WeightsDropped
-CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
+CallEvent = (
+    CallStarted | WeightsChanged | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
+)
 Event = LoadProgress | Ready | LoadFailed | Heartbeat | WeightEvent | CacheFlushed | CallEvent

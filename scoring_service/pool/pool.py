@@ -196,7 +196,9 @@ class WorkerPool:
         """
         info = self.info
         if accepts is not None and not accepts(info):
-            message = f"version {info.weight_version} of the weights is not what the call insists on"
+            message = (
+                f"version {info.weight_version} of the weights is not what the call insists on"
+            )
             raise ServiceError(Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
         stream = self._admit(call, client, info, avoid)
         self._pin(stream, accepts)

@@ -109,6 +109,8 @@ class WeightUpdate:
         self._filled = False
         self._is_read = False
         """Whether another process writes into the memory."""
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once it was committed or has failed."""
         self._fault: Fault | None = None
         self._stages = False
         """Whether workers have been told to stage."""
@@ -182,6 +184,11 @@ class WeightUpdate:
     def is_over(self) -> bool:
         """Whether it was committed or has failed."""
         return self.status.phase in ENDED
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why it failed, if it did."""
+        return self._fault if self.status.phase is not Phase.COMMITTED else None
 
     def look(self) -> UpdateStatus:
         """How far it is."""
@@ -349,6 +356,7 @@ class WeightUpdate:
         self._calls.commit(generation)
         if self.status.staging is Staging.BESIDE:
             self._calls.change_samples(self._options.running_samples, "committed")
+        self.over.set_result(None)
         self._ended(self)
         self._calls.hold_back(on=False)
 
@@ -363,6 +371,7 @@ class WeightUpdate:
                 if worker.index in self._applying:
                     worker.kill()
         self._generations.abandon(self.number, self._memory, reusable=not self._is_read)
+        self.over.set_result(None)
         self._ended(self)
         self._calls.hold_back(on=False)
         self._news.set()
@@ -411,6 +420,8 @@ class WeightUpdate:
             raise ServiceError(self._fault)
 
 
-def source_config(config: EngineConfig, info: EngineInfo, source: Path | str) -> EngineConfig:
+def source_config(
+    config: EngineConfig, info: EngineInfo, source: Path | str, revision: str | None = None
+) -> EngineConfig:
     """How to read a checkpoint as the model was read, in the type that it runs in."""
-    return replace(config, model=str(source), dtype=info.dtype, device="cpu")
+    return replace(config, model=str(source), revision=revision, dtype=info.dtype, device="cpu")

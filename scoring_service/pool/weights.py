@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
@@ -29,13 +30,14 @@ from scoring_service.types import EngineInfo
 log = structlog.get_logger(__name__)
 
 
-class WeightCalls(Calls):
+class WeightCalls(Calls, Protocol):
     """What a pool does for its weights."""
 
     observer: PoolObserver
 
     def worker_admitted(self, worker: Worker) -> None:
         """A worker answers as the others do."""
+        ...
 
 
 @dataclass(slots=True)

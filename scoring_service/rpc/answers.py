@@ -137,9 +137,7 @@ class Answer(Generic[Response]):
 
     def _gather(
         self, event: CallEvent | None, stream: CallStream
-    ) -> tuple[
-        list[Message], context_pb2.Provenance | None, int, CallFinished | CallFailed | None
-    ]:
+    ) -> tuple[list[Message], context_pb2.Provenance | None, int, CallFinished | CallFailed | None]:
         """Results of this event and of those already there, up to a message's size.
 
         Returns:

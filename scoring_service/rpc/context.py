@@ -69,10 +69,7 @@ def accepted_weights(expect: pb.Expect) -> Callable[[EngineInfo], bool] | None:
 
     def accepts(info: EngineInfo) -> bool:
         return (
-            (
-                not expect.HasField("weight_version")
-                or info.weight_version == expect.weight_version
-            )
+            (not expect.HasField("weight_version") or info.weight_version == expect.weight_version)
             and (
                 not expect.HasField("min_weight_version")
                 or info.weight_version >= expect.min_weight_version

@@ -68,9 +68,7 @@ class Models:
         return [(n, m.pool.state is PoolState.READY) for n, m in self._served.items()]
 
 
-def _view(
-    name: str, info: EngineInfo, own: RequestLimits, before: ModelView | None
-) -> ModelView:
+def _view(name: str, info: EngineInfo, own: RequestLimits, before: ModelView | None) -> ModelView:
     most = info.vocab_size if own.max_k is None else min(own.max_k, info.vocab_size)
     limits = Limits(
         max_request_bytes=own.max_request_bytes,

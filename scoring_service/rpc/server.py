@@ -13,6 +13,8 @@ from grpc_reflection.v1alpha import reflection
 
 from scoring_client.proto import service_pb2, service_pb2_grpc
 from scoring_service.pool.pool import PoolState, WorkerPool
+from scoring_service.rpc import admin
+from scoring_service.rpc.admin import AdminConfig, AdminServicer
 from scoring_service.rpc.authentication import TokenInterceptor
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
 from scoring_service.rpc.observed import MetricsInterceptor
@@ -53,6 +55,8 @@ class ServerConfig:
     """Calls at once on all; beyond, RESOURCE_EXHAUSTED."""
     max_connection_age: float | None = None
     """Seconds after which a connection is asked to go, its calls finished; None = never."""
+    admin: AdminConfig | None = None
+    """None = there is no AdminService."""
 
 
 class Server:
@@ -84,7 +88,10 @@ class Server:
             ScoringServicer(models, config.progress_seconds, telemetry), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if config.admin is not None:
+            admin.add_to_server(AdminServicer(models, config.admin), self._server)
+            names.append(admin.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scoring_client.proto import weights_pb2 as pb
 from scoring_service.errors import invalid
 from scoring_service.pool.weight_receiver import TensorChunk
@@ -128,5 +130,5 @@ def tensor_message(spec: TensorSpec) -> pb.WeightTensor:
     )
 
 
-def _phase(phase: Phase) -> pb.WeightUpdatePhase:
+def _phase(phase: Phase) -> Any:
     return pb.WeightUpdatePhase.Value(f"WEIGHT_UPDATE_PHASE_{phase.name}")

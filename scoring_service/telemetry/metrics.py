@@ -196,9 +196,7 @@ class Metrics(PoolObserver):
         """See PoolObserver."""
         self._deaths.labels(str(index)).inc()
 
-    def weights_updated(
-        self, outcome: str, seconds: dict[str, float], version: int | None
-    ) -> None:
+    def weights_updated(self, outcome: str, seconds: dict[str, float], version: int | None) -> None:
         """See PoolObserver."""
         self._updates.labels(outcome).inc()
         for phase, spent in seconds.items():
