@@ -153,7 +153,8 @@ def open_memory(path: str, *, writable: bool = False) -> mmap.mmap:
     """
     fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
     try:
-        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        # A copy on write: what a reader writes by mistake stays its own.
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY
         found = mmap.mmap(fd, 0, access=access)
     finally:
         os.close(fd)

@@ -6,7 +6,6 @@ import hashlib
 import mmap
 import threading
 import time
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -38,9 +37,6 @@ _HASH_BYTES = 8 << 20
 """Hashed at a time; the thread looks in between whether it is still wanted."""
 
 _POLL_SECONDS = 0.001
-
-# Weights are mapped so that they cannot be written, which torch thinks worth a warning.
-warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 
 class _AbandonedError(Exception):

@@ -1,4 +1,4 @@
-"""Servers of two workers that take weights, and what tests ask of them."""
+"""Servers that take weights, and what tests ask of them."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class WeightServer:
 
 @asynccontextmanager
 async def weight_server(
-    workers: int = 2, admin: AdminConfig | None = None, engine: EngineConfig = ENGINE
+    admin: AdminConfig | None = None, engine: EngineConfig = ENGINE
 ) -> AsyncIterator[WeightServer]:
-    """A server in this process, its workers in threads."""
-    settings = PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens, workers=workers)
+    """A server in this process, its worker in a thread."""
+    settings = PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens)
     admin = admin or AdminConfig(engine=engine)
     async with (
         run_server(lambda _index: LocalExecutor(engine), settings, admin=admin) as running,
@@ -72,3 +72,9 @@ async def served() -> AsyncIterator[WeightServer]:
     """One for tests that leave its weights as they were, or say what they are."""
     async with weight_server() as server:
         yield server
+
+
+async def the_rest(call: Any) -> AsyncIterator[Any]:
+    """What comes after messages that were read one by one."""
+    while (message := await call.read()) is not grpc.aio.EOF:
+        yield message

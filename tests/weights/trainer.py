@@ -1,4 +1,4 @@
-"""A trainer in small: a copy of the packaged model, its versions, and what plain torch says of them."""
+"""A trainer in small: the packaged model, its versions, and what plain torch says of them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ State = dict[str, torch.Tensor]
 class Trainer:
     """Optimiser steps on the tiny model, every version kept."""
 
-    def __init__(self, version: int = 0, learning_rate: float = 3e-3) -> None:
+    def __init__(self, version: int = 0) -> None:
         path = str(tiny_model_path())
         self.network: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.version = version
         self.states: dict[int, State] = {version: self.state()}
-        self._optimiser = torch.optim.SGD(self.network.parameters(), lr=learning_rate)
+        self._optimiser = torch.optim.SGD(self.network.parameters(), lr=0.3)
         self._generator = torch.Generator().manual_seed(version)
         self._plain: Any = copy.deepcopy(self.network).eval()
         self._loaded = version
@@ -47,10 +47,7 @@ class Trainer:
         """One optimiser step on random tokens; the new version."""
         ids = torch.randint(2, 2000, (1, 24), generator=self._generator)
         self.network(input_ids=ids, labels=ids).loss.backward()
-        # Of the same size whatever the gradient is: every version differs from every other.
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 100.0)
-        for group in self._optimiser.param_groups:
-            group["lr"] = 0.3
+        # Steps of about the same size: every version differs from every other.
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self._optimiser.step()
         self._optimiser.zero_grad()
@@ -58,8 +55,8 @@ class Trainer:
         self.states[self.version] = self.state()
         return self.version
 
-    def logprobs(self, version: int, prompt: list[int], completion: list[int]) -> torch.Tensor:
-        """float64 [T] of the completion's tokens, by transformers' own forward."""
+    def rows(self, version: int, prompt: list[int], completion: list[int]) -> torch.Tensor:
+        """float64 [T, V]: log-probs of every row of a completion, by transformers' own forward."""
         if self._loaded != version:
             with torch.no_grad():
                 for name, parameter in self._plain.named_parameters():
@@ -67,7 +64,11 @@ class Trainer:
             self._loaded = version
         with torch.inference_mode():
             logits = self._plain(input_ids=torch.tensor([prompt + completion])).logits[0]
-        rows = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+        return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+
+    def logprobs(self, version: int, prompt: list[int], completion: list[int]) -> torch.Tensor:
+        """float64 [T] of the completion's tokens."""
+        rows = self.rows(version, prompt, completion)
         return rows.gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
