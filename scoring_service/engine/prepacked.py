@@ -23,6 +23,11 @@ _SHARE = 0.25
 """Weights are packed beside the originals only if they take less than this of what is free."""
 
 
+_TALL = 256
+_HEIGHTS = (*range(1, 18), 31, 32, 33, 47, 64, 100, 128, 200, _TALL)
+"""Of products that steps make."""
+
+
 def pack_weight(weight: Tensor) -> Tensor | None:
     """A copy of [N, K] in the kernel's layout; None where there is none or it does not pay."""
     if weight.is_cuda or weight.dtype != torch.bfloat16 or not _is_available():
@@ -84,6 +89,26 @@ def packed_of(layer: torch.nn.Linear) -> Tensor:
 def use_packed(layer: torch.nn.Linear, packed: Tensor) -> None:
     """Lets a layer use another packed weight."""
     layer.__dict__["forward"] = partial(_forward, packed, layer)
+
+
+def use_plain(layer: torch.nn.Linear) -> None:
+    """Lets a layer use its own weight."""
+    layer.__dict__.pop("forward", None)
+
+
+def packing_keeps_bits(layer: torch.nn.Linear) -> bool:
+    """Whether a layer gives the same bits without its packed weight, however many rows it has."""
+    packed = packed_of(layer)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(_TALL, layer.in_features, generator=generator).to(layer.weight.dtype)
+    with torch.inference_mode():
+        return all(
+            torch.equal(
+                packed_linear(rows[:height], packed, layer.bias),
+                torch.nn.functional.linear(rows[:height], layer.weight, layer.bias),
+            )
+            for height in _HEIGHTS
+        )
 
 
 def repacked(weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from scoring_service.engine.events import (
     WeightsFilled,
     WeightsStaged,
 )
+from scoring_service.engine.head import RowHead
 from scoring_service.engine.loader import LoadedModel, cache_key
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
@@ -61,6 +63,7 @@ class WeightStore:
             self._held[LOADED] = loaded.model.weights
         self._staged: dict[int, _Staging] = {}
         self._fills: dict[int, threading.Thread] = {}
+        self._helper = ThreadPoolExecutor(1)
 
     def find(self, weights: int) -> ModelWeights:
         """The weights of that number.
@@ -111,8 +114,8 @@ class WeightStore:
         except (RuntimeError, OSError, MemoryError) as error:
             raise SystemExit(f"weights cannot be written over others: {error}") from error
         self._held[command.weights] = weights
+        self._pack(staging)
         self._model.use(weights)
-        staging.tensors.clear()
         self._tell_staged(staging, usable=True)
 
     def drop(self, weights: int) -> None:
@@ -127,6 +130,8 @@ class WeightStore:
         dropped = self._held.pop(weights, None)
         if dropped is not None and self._model.weights is dropped and self._held:
             self._model.use(self._held[max(self._held)])
+        if dropped is not None and self._model.slots is not None:
+            self._model.slots.reclaim(dropped)
         if staging is not None:
             staging.tensors.clear()
         self._send(WeightsDropped(weights))
@@ -134,17 +139,25 @@ class WeightStore:
     def _run(self, staging: _Staging) -> None:
         command = staging.command
         try:
-            self._read(staging)
             beside = command.beside and self._has_room()
+            self._read(staging, prepare=beside)
             if beside:
                 self._held[command.weights] = self._build(staging)
-                staging.tensors.clear()
         except _AbandonedError:
             return
         except (OSError, RuntimeError, MemoryError) as error:
             self._send(WeightsFailed(command.weights, f"{type(error).__name__}: {error}"))
             return
         self._tell_staged(staging, usable=beside)
+        self._pack(staging)
+
+    def _pack(self, staging: _Staging) -> None:
+        """Makes what computes faster, while the weights may answer already."""
+        staging.tensors.clear()
+        weights = self._held.get(staging.command.weights)
+        slots = self._model.slots
+        if weights is not None and slots is not None and not weights.packed:
+            slots.pack(weights, lambda: staging.wanted)
 
     def _tell_staged(self, staging: _Staging, *, usable: bool) -> None:
         digest = staging.digest
@@ -157,8 +170,13 @@ class WeightStore:
             slots.extra_bytes(self._model.device), self._model.device
         )
 
-    def _read(self, staging: _Staging) -> None:
-        """Hashes tensors in the order of names, as far as they are there."""
+    def _read(self, staging: _Staging, *, prepare: bool) -> None:
+        """Hashes tensors in the order of names, as far as they are there.
+
+        Args:
+            staging: of them.
+            prepare: whether the head is to be made meanwhile.
+        """
         layout = staging.command.layout
         staging.memory = memory = open_memory(staging.command.path)
         view = memoryview(memory)
@@ -181,10 +199,19 @@ class WeightStore:
                 stop = min(end, staging.ready, place + _HASH_BYTES)
                 digest.update(view[place:stop])
                 place = stop
+            if prepare and self._model.device.type == "cpu":
+                self._prepare_head(staging, spec.name)
         _wait(staging, layout.size, complete=True)
         staging.digest = digest.hexdigest()
         view.release()
         staging.memory = None  # kept by the tensors alone, for as long as they are
+
+    def _prepare_head(self, staging: _Staging, name: str) -> None:
+        """Makes the head, on another core, as soon as its weight is there."""
+        slots = self._model.slots
+        if slots is not None and name == slots.head_needs and staging.head is None:
+            tensors = dict(staging.tensors)
+            staging.head = self._helper.submit(slots.head_of, tensors)
 
     def _build(self, staging: _Staging) -> ModelWeights:
         slots = self._model.slots
@@ -193,8 +220,10 @@ class WeightStore:
         device = self._model.device
         digest = staging.digest
         tensors = {name: tensor.to(device) for name, tensor in staging.tensors.items()}
+        head = slots.head_of(tensors) if staging.head is None else staging.head.result()
         return slots.build(
             tensors,
+            head,
             staging.command.version,
             digest,
             self._identify(digest),
@@ -215,6 +244,7 @@ class _Staging:
         """Views of the memory, or converted copies."""
         self.thread = threading.Thread()
         self.memory: mmap.mmap | None = None
+        self.head: Future[RowHead] | None = None
 
 
 def _wait(staging: _Staging, place: int, *, complete: bool = False) -> None:

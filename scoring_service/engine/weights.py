@@ -7,6 +7,7 @@ That takes microseconds a tensor, so two versions can answer by turns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +20,10 @@ from scoring_service.engine.prepacked import (
     pack_weight,
     packed_layers,
     packed_of,
+    packing_keeps_bits,
     repacked,
     use_packed,
+    use_plain,
 )
 from scoring_service.types import TensorSpec
 
@@ -41,7 +44,8 @@ class ModelWeights:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """By the first name of each."""
     packed: dict[str, Tensor] = field(default_factory=dict)
-    """Of linear layers, by the layer's name; see `prepacked`."""
+    """Of linear layers, by the layer's name; see `prepacked`. Empty while they are not made: then
+    layers use their own weights."""
 
 
 def tensor_specs(network: Any) -> tuple[TensorSpec, ...]:
@@ -75,6 +79,9 @@ class Slots:
         self._head_weight = names.get(id(getattr(output, "weight", None)), "")
         self._head_bias = names.get(id(getattr(output, "bias", None)), "")
         self._head = _without_memory(head)
+        self._spare_head: Tensor | None = None
+        self.packs_later = all(map(packing_keeps_bits, _one_of_each_shape(self._layers)))
+        """Whether layers give the same bits before their weights are packed as after it."""
 
     def own(
         self, head: RowHead, version: int, digest: str, numerics_id: str, cache_key: bytes
@@ -95,18 +102,23 @@ class Slots:
         for name, holder in self._holders:
             holder.data = weights.tensors[name]
         for name, layer in self._layers.items():
-            use_packed(layer, weights.packed[name])
+            if weights.packed:
+                use_packed(layer, weights.packed[name])
+            else:
+                use_plain(layer)
 
     def forget(self) -> None:
         """Lets go of whatever is in place, so that its memory can be had before the next comes."""
         for _, holder in self._holders:
             holder.data = torch.empty(0, dtype=holder.dtype, device=holder.device)
         for layer in self._layers.values():
-            use_packed(layer, torch.empty(0))
+            use_plain(layer)
+        self._spare_head = None
 
     def build(
         self,
         tensors: dict[str, Tensor],
+        head: RowHead,
         version: int,
         digest: str,
         numerics_id: str,
@@ -116,31 +128,54 @@ class Slots:
 
         Args:
             tensors: by the first name of each.
+            head: `head_of` them.
             version: of them.
             digest: of them.
             numerics_id: of a model with them.
             cache_key: see `ModelWeights`.
         """
-        return ModelWeights(
-            version=version,
-            digest=digest,
-            numerics_id=numerics_id,
-            cache_key=cache_key,
-            head=self._head_of(tensors),
-            tensors=tensors,
-            packed={name: repacked(tensors[own]) for name, own in self._packed_from.items()},
-        )
+        found = ModelWeights(version, digest, numerics_id, cache_key, head, tensors)
+        if not self.packs_later:
+            self.pack(found, lambda: True)
+        return found
 
-    def _head_of(self, tensors: dict[str, Tensor]) -> RowHead:
+    def pack(self, weights: ModelWeights, wanted: Callable[[], bool]) -> None:
+        """Makes what layers compute faster with, as long as somebody wants it."""
+        packed = {}
+        for name, source in self._packed_from.items():
+            if not wanted():
+                return
+            packed[name] = repacked(weights.tensors[source])
+        # All at once: a step that is under way has taken either none or all of them.
+        weights.packed = packed
+
+    @property
+    def head_needs(self) -> str:
+        """Name of the only tensor that the head is made of; empty if there are more, or none."""
+        return "" if self._head_bias else self._head_weight
+
+    def head_of(self, tensors: dict[str, Tensor]) -> RowHead:
+        """The head with other weights."""
         head = self._head
         if not isinstance(head, LinearHead):
             return head
-        weight = converted(tensors[self._head_weight], head.dtype)
+        own = tensors[self._head_weight]
+        spare, self._spare_head = self._spare_head, None
+        # Large memory that was used before costs a fraction of new memory.
+        weight = converted(own, head.dtype) if spare is None else spare.copy_(own)
         bias = head.bias_V
         if bias is not None:
             bias = tensors[self._head_bias].to(bias.dtype)
         packed = None if head.packed_weight is None else pack_weight(weight)
         return replace(head, weight_V_H=weight, bias_V=bias, packed_weight=packed)
+
+    def reclaim(self, weights: ModelWeights) -> None:
+        """Keeps memory of weights that are dropped for the next ones."""
+        head = weights.head
+        if isinstance(head, LinearHead) and self._head_weight in weights.tensors:
+            own = weights.tensors[self._head_weight]
+            if head.weight_V_H.dtype != own.dtype and not own.is_cuda:
+                self._spare_head = head.weight_V_H
 
     def extra_bytes(self, device: torch.device) -> int:
         """Memory that other weights take beside the memory that is shared with the server."""
@@ -153,6 +188,13 @@ class Slots:
             copies = converts + (self._head.packed_weight is not None)
             size += copies * _size(self._head.weight_V_H)
         return size
+
+
+def _one_of_each_shape(layers: dict[str, torch.nn.Linear]) -> list[torch.nn.Linear]:
+    """Layers whose products are of different shapes."""
+    return list(
+        {(*layer.weight.shape, layer.bias is None): layer for layer in layers.values()}.values()
+    )
 
 
 def _without_memory(head: RowHead) -> RowHead:

@@ -154,6 +154,9 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", config.limits.max_request_bytes),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
         ("grpc.so_reuseport", 0),
+        # Large messages, such as weights, in few frames: HTTP/2's default of 16 KiB costs a third
+        # of their speed.
+        ("grpc.http2.max_frame_size", 1 << 20),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         # A peer that is gone without a word, as behind a network that stalls, is noticed by this,

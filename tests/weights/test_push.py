@@ -182,7 +182,7 @@ async def drawn_while_weights_change(
 ) -> tuple[list[Any], int, int]:
     """(results of samples, the version they began with, the one that came meanwhile)."""
     before = trainer.version
-    call = one.scoring.Sample(long_sample(600))
+    call = one.scoring.Sample(long_sample(300))
     results: list[Any] = []
     version = trainer.step()
     push: asyncio.Task[Any] | None = None
@@ -221,13 +221,13 @@ async def test_samples_go_on_with_the_new_ones(
         own = [r for r in results if r.sample_index == index]
         tokens = [i for r in own for i in r.token_ids]
         logprobs = np.array([x for r in own for x in r.logprobs])
-        assert len(tokens) == 600
+        assert len(tokens) == 300
         (first, second) = own[-1].weight_spans
         assert (first.first_token, first.weight_version) == (0, before)
         assert second.weight_version == version
-        assert 0 < second.first_token < 600
+        assert 0 < second.first_token < 300
         seam = second.first_token
-        for named, rows in ((before, slice(0, seam)), (version, slice(seam, 600))):
+        for named, rows in ((before, slice(0, seam)), (version, slice(seam, 300))):
             expected = trainer.logprobs(named, PROMPT, tokens).numpy()
             assert np.abs(logprobs[rows] - expected[rows]).max() < TOLERANCE
 
@@ -251,7 +251,7 @@ async def test_a_call_keeps_the_version_it_insists_on(one: WeightServer, trainer
     """Even where samples were to go on with new weights."""
     before = trainer.version
     expect = context_pb2.Expect(weight_version=before)
-    call = one.scoring.Sample(long_sample(400, expect=expect))
+    call = one.scoring.Sample(long_sample(300, expect=expect))
     version = trainer.step()
     state = trainer.states[version]
     spans = []
