@@ -40,8 +40,6 @@ class CausalModel:
         self.weights: ModelWeights | None = None
         """What answers now; None until `keep_weights`."""
         self.slots: Slots | None = None
-        self._packed: dict[str, Tensor] = {}
-        """The packed weights that layers use, as far as `weights` has them."""
         self._rotary: Rotary | None = None
         self._model = model
         self._own_attention: str | None = model.config._attn_implementation
@@ -109,14 +107,10 @@ class CausalModel:
         self.weights = self.slots.own(
             self.head, self.weight_version, digest, numerics_id, cache_key
         )
-        self._packed = self.weights.packed
 
     def use(self, weights: ModelWeights | None) -> None:
         """Lets these weights answer from now on; None leaves those that do."""
-        if weights is None or self.slots is None:
-            return
-        if weights is not self.weights or weights.packed is not self._packed:
-            self._packed = weights.packed
+        if weights is not None and weights is not self.weights and self.slots is not None:
             self.slots.point_to(weights)
             self.head, self.weight_version, self.weights = weights.head, weights.version, weights
 

@@ -23,11 +23,6 @@ _SHARE = 0.25
 """Weights are packed beside the originals only if they take less than this of what is free."""
 
 
-_TALL = 256
-_HEIGHTS = (*range(1, 18), 31, 32, 33, 47, 64, 100, 128, 200, _TALL)
-"""Of products that steps make."""
-
-
 def pack_weight(weight: Tensor) -> Tensor | None:
     """A copy of [N, K] in the kernel's layout; None where there is none or it does not pay."""
     if weight.is_cuda or weight.dtype != torch.bfloat16 or not _is_available():
@@ -72,12 +67,7 @@ def pack_linears(network: Any) -> int:
 
 def packed_layers(network: Any) -> dict[str, torch.nn.Linear]:
     """The layers that use packed weights, by name."""
-    found = {}
-    for name, module in network.named_modules():
-        forward = module.__dict__.get("forward")
-        if isinstance(forward, partial) and forward.func is _forward:
-            found[name] = module
-    return found
+    return {name: module for name, module in network.named_modules() if is_packed(module)}
 
 
 def packed_of(layer: torch.nn.Linear) -> Tensor:
@@ -91,26 +81,6 @@ def use_packed(layer: torch.nn.Linear, packed: Tensor) -> None:
     layer.__dict__["forward"] = partial(_forward, packed, layer)
 
 
-def use_plain(layer: torch.nn.Linear) -> None:
-    """Lets a layer use its own weight."""
-    layer.__dict__.pop("forward", None)
-
-
-def packing_keeps_bits(layer: torch.nn.Linear) -> bool:
-    """Whether a layer gives the same bits without its packed weight, however many rows it has."""
-    packed = packed_of(layer)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(_TALL, layer.in_features, generator=generator).to(layer.weight.dtype)
-    with torch.inference_mode():
-        return all(
-            torch.equal(
-                packed_linear(rows[:height], packed, layer.bias),
-                torch.nn.functional.linear(rows[:height], layer.weight, layer.bias),
-            )
-            for height in _HEIGHTS
-        )
-
-
 def repacked(weight: Tensor) -> Tensor:
     """The packed form of another weight of a layer whose weight is packed already."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
@@ -121,7 +91,7 @@ def _fits(size: int) -> bool:
     return size <= _SHARE * free_memory(torch.device("cpu"))
 
 
-def is_packed(layer: torch.nn.Linear) -> bool:
+def is_packed(layer: torch.nn.Module) -> bool:
     """Whether a layer uses a packed weight."""
     forward = layer.__dict__.get("forward")
     return isinstance(forward, partial) and forward.func is _forward

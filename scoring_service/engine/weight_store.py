@@ -24,7 +24,6 @@ from scoring_service.engine.events import (
     WeightsFilled,
     WeightsStaged,
 )
-from scoring_service.engine.head import RowHead
 from scoring_service.engine.loader import LoadedModel, cache_key
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
@@ -33,7 +32,7 @@ from scoring_service.engine.weight_memory import (
     open_memory,
     progress,
 )
-from scoring_service.engine.weights import ModelWeights, room_for
+from scoring_service.engine.weights import ModelWeights, Prepared, room_for
 
 _HASH_BYTES = 8 << 20
 """Hashed at a time; the thread looks in between whether it is still wanted."""
@@ -114,7 +113,7 @@ class WeightStore:
         except (RuntimeError, OSError, MemoryError) as error:
             raise SystemExit(f"weights cannot be written over others: {error}") from error
         self._held[command.weights] = weights
-        self._pack(staging)
+        staging.tensors.clear()
         self._model.use(weights)
         self._tell_staged(staging, usable=True)
 
@@ -148,16 +147,8 @@ class WeightStore:
         except (OSError, RuntimeError, MemoryError) as error:
             self._send(WeightsFailed(command.weights, f"{type(error).__name__}: {error}"))
             return
-        self._tell_staged(staging, usable=beside)
-        self._pack(staging)
-
-    def _pack(self, staging: _Staging) -> None:
-        """Makes what computes faster, while the weights may answer already."""
         staging.tensors.clear()
-        weights = self._held.get(staging.command.weights)
-        slots = self._model.slots
-        if weights is not None and slots is not None and not weights.packed:
-            slots.pack(weights, lambda: staging.wanted)
+        self._tell_staged(staging, usable=beside)
 
     def _tell_staged(self, staging: _Staging, *, usable: bool) -> None:
         digest = staging.digest
@@ -175,7 +166,7 @@ class WeightStore:
 
         Args:
             staging: of them.
-            prepare: whether the head is to be made meanwhile.
+            prepare: whether to prepare them meanwhile.
         """
         layout = staging.command.layout
         staging.memory = memory = open_memory(staging.command.path)
@@ -199,19 +190,20 @@ class WeightStore:
                 stop = min(end, staging.ready, place + _HASH_BYTES)
                 digest.update(view[place:stop])
                 place = stop
-            if prepare and self._model.device.type == "cpu":
-                self._prepare_head(staging, spec.name)
+            if prepare and not spec.tied_to and self._model.device.type == "cpu":
+                self._prepare(staging, spec.name)
         _wait(staging, layout.size, complete=True)
         staging.digest = digest.hexdigest()
         view.release()
         staging.memory = None  # kept by the tensors alone, for as long as they are
 
-    def _prepare_head(self, staging: _Staging, name: str) -> None:
-        """Makes the head, on another core, as soon as its weight is there."""
+    def _prepare(self, staging: _Staging, name: str) -> None:
+        """Makes what takes time of a tensor that is there, on another core."""
         slots = self._model.slots
-        if slots is not None and name == slots.head_needs and staging.head is None:
-            tensors = dict(staging.tensors)
-            staging.head = self._helper.submit(slots.head_of, tensors)
+        if slots is not None:
+            tensor = staging.tensors[name]
+            making = self._helper.submit(slots.prepare, name, tensor, staging.prepared)
+            staging.making.append(making)
 
     def _build(self, staging: _Staging) -> ModelWeights:
         slots = self._model.slots
@@ -220,10 +212,11 @@ class WeightStore:
         device = self._model.device
         digest = staging.digest
         tensors = {name: tensor.to(device) for name, tensor in staging.tensors.items()}
-        head = slots.head_of(tensors) if staging.head is None else staging.head.result()
+        for making in staging.making:
+            making.result()
         return slots.build(
             tensors,
-            head,
+            staging.prepared,
             staging.command.version,
             digest,
             self._identify(digest),
@@ -244,7 +237,8 @@ class _Staging:
         """Views of the memory, or converted copies."""
         self.thread = threading.Thread()
         self.memory: mmap.mmap | None = None
-        self.head: Future[RowHead] | None = None
+        self.prepared = Prepared()
+        self.making: list[Future[None]] = []
 
 
 def _wait(staging: _Staging, place: int, *, complete: bool = False) -> None:

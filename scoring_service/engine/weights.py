@@ -7,7 +7,6 @@ That takes microseconds a tensor, so two versions can answer by turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +19,8 @@ from scoring_service.engine.prepacked import (
     pack_weight,
     packed_layers,
     packed_of,
-    packing_keeps_bits,
     repacked,
     use_packed,
-    use_plain,
 )
 from scoring_service.types import TensorSpec
 
@@ -44,8 +41,7 @@ class ModelWeights:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """By the first name of each."""
     packed: dict[str, Tensor] = field(default_factory=dict)
-    """Of linear layers, by the layer's name; see `prepacked`. Empty while they are not made: then
-    layers use their own weights."""
+    """Of linear layers, by the layer's name; see `prepacked`."""
 
 
 def tensor_specs(network: Any) -> tuple[TensorSpec, ...]:
@@ -64,6 +60,14 @@ def tensor_specs(network: Any) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
+@dataclass(slots=True)
+class Prepared:
+    """What was made of tensors that came already, while others are still on their way."""
+
+    packed: dict[str, Tensor] = field(default_factory=dict)
+    head: RowHead | None = None
+
+
 class Slots:
     """Where a network keeps its tensors, and what is made of them beside it."""
 
@@ -80,8 +84,6 @@ class Slots:
         self._head_bias = names.get(id(getattr(output, "bias", None)), "")
         self._head = _without_memory(head)
         self._spare_head: Tensor | None = None
-        self.packs_later = all(map(packing_keeps_bits, _one_of_each_shape(self._layers)))
-        """Whether layers give the same bits before their weights are packed as after it."""
 
     def own(
         self, head: RowHead, version: int, digest: str, numerics_id: str, cache_key: bytes
@@ -102,23 +104,20 @@ class Slots:
         for name, holder in self._holders:
             holder.data = weights.tensors[name]
         for name, layer in self._layers.items():
-            if weights.packed:
-                use_packed(layer, weights.packed[name])
-            else:
-                use_plain(layer)
+            use_packed(layer, weights.packed[name])
 
     def forget(self) -> None:
         """Lets go of whatever is in place, so that its memory can be had before the next comes."""
         for _, holder in self._holders:
             holder.data = torch.empty(0, dtype=holder.dtype, device=holder.device)
         for layer in self._layers.values():
-            use_plain(layer)
+            use_packed(layer, torch.empty(0))
         self._spare_head = None
 
     def build(
         self,
         tensors: dict[str, Tensor],
-        head: RowHead,
+        prepared: Prepared,
         version: int,
         digest: str,
         numerics_id: str,
@@ -128,31 +127,24 @@ class Slots:
 
         Args:
             tensors: by the first name of each.
-            head: `head_of` them.
+            prepared: what was made of some of them already; the rest is made now.
             version: of them.
             digest: of them.
             numerics_id: of a model with them.
             cache_key: see `ModelWeights`.
         """
-        found = ModelWeights(version, digest, numerics_id, cache_key, head, tensors)
-        if not self.packs_later:
-            self.pack(found, lambda: True)
-        return found
+        for source in set(self._packed_from.values()):
+            self.prepare(source, tensors[source], prepared)
+        head = prepared.head or self.head_of(tensors)
+        return ModelWeights(version, digest, numerics_id, cache_key, head, tensors, prepared.packed)
 
-    def pack(self, weights: ModelWeights, wanted: Callable[[], bool]) -> None:
-        """Makes what layers compute faster with, as long as somebody wants it."""
-        packed = {}
-        for name, source in self._packed_from.items():
-            if not wanted():
-                return
-            packed[name] = repacked(weights.tensors[source])
-        # All at once: a step that is under way has taken either none or all of them.
-        weights.packed = packed
-
-    @property
-    def head_needs(self) -> str:
-        """Name of the only tensor that the head is made of; empty if there are more, or none."""
-        return "" if self._head_bias else self._head_weight
+    def prepare(self, name: str, tensor: Tensor, prepared: Prepared) -> None:
+        """Makes what takes time of one tensor, unless it is made."""
+        for layer, source in self._packed_from.items():
+            if source == name and layer not in prepared.packed:
+                prepared.packed[layer] = repacked(tensor)
+        if name == self._head_weight and not self._head_bias and prepared.head is None:
+            prepared.head = self.head_of({name: tensor})
 
     def head_of(self, tensors: dict[str, Tensor]) -> RowHead:
         """The head with other weights."""
@@ -188,13 +180,6 @@ class Slots:
             copies = converts + (self._head.packed_weight is not None)
             size += copies * _size(self._head.weight_V_H)
         return size
-
-
-def _one_of_each_shape(layers: dict[str, torch.nn.Linear]) -> list[torch.nn.Linear]:
-    """Layers whose products are of different shapes."""
-    return list(
-        {(*layer.weight.shape, layer.bias is None): layer for layer in layers.values()}.values()
-    )
 
 
 def _without_memory(head: RowHead) -> RowHead:
