@@ -298,7 +298,7 @@ class WeightsChanged:
 
 
 WeightEvent = WeightsStaged | WeightsFailed | WeightsFilled | WeightsDropped
-CallEvent = (
-    CallStarted | WeightsChanged | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
-)
+CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
+StreamEvent = CallEvent | WeightsChanged
+"""What the reader of a call gets."""
 Event = LoadProgress | Ready | LoadFailed | Heartbeat | WeightEvent | CacheFlushed | CallEvent

@@ -42,8 +42,9 @@ class Generations:
     _spare: WeightMemory | None = None
 
     def begin(self, info: EngineInfo) -> None:
-        """The model was loaded."""
-        self.current = self._alive[LOADED] = Generation(LOADED, info)
+        """The model was loaded, or another one when all workers started again."""
+        uses = self._alive[LOADED].uses if LOADED in self._alive else 0
+        self.current = self._alive[LOADED] = Generation(LOADED, info, uses=uses)
 
     def find(self, number: int) -> Generation | None:
         """The weights of that number, if they are still held."""

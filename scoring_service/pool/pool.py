@@ -149,6 +149,11 @@ class WorkerPool:
         return self._info
 
     @property
+    def weight_version(self) -> int | None:
+        """Of the weights that calls begin with; None until the model is loaded."""
+        return None if self._info is None else self._info.weight_version
+
+    @property
     def queued_tokens(self) -> int:
         """Tokens of admitted calls that are not answered yet."""
         return self._admission.tokens
@@ -257,6 +262,8 @@ class WorkerPool:
         """It takes parts, if it computes what the others compute."""
         if self.weights.admit(worker, info):
             self.worker_admitted(worker)
+        else:
+            self._update_state()
 
     def worker_admitted(self, worker: Worker) -> None:
         """It computes what the others compute."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from scoring_service.engine.events import CallEvent, ScoreSlice
+from scoring_service.engine.events import ScoreSlice, StreamEvent
 from scoring_service.types import (
     Call,
     CompletionTask,
@@ -49,7 +49,7 @@ class Watch:
     _pieces: list[Float32Array] = field(default_factory=list)
     _ended: bool = False
 
-    def note(self, event: CallEvent, worker: int) -> None:
+    def note(self, event: StreamEvent, worker: int) -> None:
         """Takes account of an event of the call."""
         if (
             isinstance(event, ScoreSlice)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scoring_service.engine.events import CallEvent, SampleSlice, ScoreSlice
+from scoring_service.engine.events import SampleSlice, ScoreSlice, StreamEvent
 from scoring_service.pool.delivered import Delivered
 from scoring_service.pool.parts import Size
 from scoring_service.pool.self_audit import Watch
@@ -96,7 +96,7 @@ class CallStream:
     """Number of weights that it accepts, kept for it while it lasts."""
     told: int | None = None
     """Number of the weights that its reader was told of last."""
-    _events: asyncio.Queue[CallEvent] = field(default_factory=asyncio.Queue)
+    _events: asyncio.Queue[StreamEvent] = field(default_factory=asyncio.Queue)
     _untaken: deque[tuple[Part, int]] = field(default_factory=deque)
     """Whose the unread bytes are, in order."""
 
@@ -110,7 +110,7 @@ class CallStream:
         """Whether a part waits, and its results would not wait for the reader."""
         return bool(self.waiting) and self.unread < UNREAD_LIMIT
 
-    async def next(self, patience: float) -> CallEvent | None:
+    async def next(self, patience: float) -> StreamEvent | None:
         """The next event; None when none came within `patience` seconds."""
         try:
             async with asyncio.timeout(patience):
@@ -118,11 +118,11 @@ class CallStream:
         except TimeoutError:
             return None
 
-    def next_nowait(self) -> CallEvent | None:
+    def next_nowait(self) -> StreamEvent | None:
         """The next event if it is there."""
         return None if self._events.empty() else self._events.get_nowait()
 
-    def push(self, event: CallEvent, part: Part | None = None) -> None:
+    def push(self, event: StreamEvent, part: Part | None = None) -> None:
         """Called by the pool."""
         if part is not None and isinstance(event, ScoreSlice | SampleSlice):
             if not self.unread:

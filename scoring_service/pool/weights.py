@@ -193,11 +193,8 @@ class PoolWeights:
             seconds=seconds,
             message=status.error,
         )
-        self.calls.observer.weights_updated(
-            str(status.phase),
-            {str(p): s for p, s in status.phase_seconds.items() if p not in ENDED},
-            status.version if status.phase is Phase.COMMITTED else None,
-        )
+        phases = {str(p): s for p, s in status.phase_seconds.items() if p not in ENDED}
+        self.calls.observer.weights_updated(str(status.phase), phases)
 
     def _refuse(self, worker: Worker, info: EngineInfo) -> None:
         log.error("other_model", worker=worker.index, weights_digest=info.weights_digest)

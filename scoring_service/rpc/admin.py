@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
@@ -254,7 +254,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             log.exception("bug")
             await abort(context, _bug())
 
-    async def _refuse(self, context: Context, error: ServiceError) -> None:
+    async def _refuse(self, context: Context, error: ServiceError) -> NoReturn:
         fault = error.fault
         log.info("refused", reason=fault.reason, message=bounded(fault.message))
         await abort(context, fault)

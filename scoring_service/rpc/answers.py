@@ -10,13 +10,13 @@ from google.protobuf.message import Message
 
 from scoring_client.proto import context_pb2
 from scoring_service.engine.events import (
-    CallEvent,
     CallFailed,
     CallFinished,
     CallStarted,
     ItemFailed,
     SampleSlice,
     ScoreSlice,
+    StreamEvent,
     WeightsChanged,
 )
 from scoring_service.errors import Fault, ServiceError
@@ -136,7 +136,7 @@ class Answer(Generic[Response]):
         )
 
     def _gather(
-        self, event: CallEvent | None, stream: CallStream
+        self, event: StreamEvent | None, stream: CallStream
     ) -> tuple[list[Message], context_pb2.Provenance | None, int, CallFinished | CallFailed | None]:
         """Results of this event and of those already there, up to a message's size.
 

@@ -16,6 +16,8 @@ from scoring_service.pool.local import LocalExecutor
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.admin import AdminConfig
+from scoring_service.telemetry.metrics import Metrics
+from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineConfig
 from tests.rpc.calls import group, score_one
 from tests.rpc.conftest import LIMITS, run_server
@@ -34,6 +36,7 @@ class WeightServer:
     pool: WorkerPool
     scoring: Any
     admin: Any
+    metrics: Metrics | None = None
 
     async def push(self, state: State, version: int, **options: Any) -> list[Any]:
         """Every status of an update."""
@@ -59,12 +62,16 @@ async def weight_server(
     """A server in this process, its worker in a thread."""
     settings = PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens)
     admin = admin or AdminConfig(engine=engine)
+    telemetry = Telemetry(Metrics())
     async with (
-        run_server(lambda _index: LocalExecutor(engine), settings, admin=admin) as running,
+        run_server(
+            lambda _index: LocalExecutor(engine), settings, telemetry, admin=admin
+        ) as running,
         grpc.aio.insecure_channel(running.target) as channel,
     ):
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        yield WeightServer(running.target, running.pool, running.stub, stub)
+        telemetry.metrics.watch(running.pool)
+        yield WeightServer(running.target, running.pool, running.stub, stub, telemetry.metrics)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

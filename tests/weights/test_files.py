@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from scoring_client.proto import admin_pb2, weights_pb2
-from scoring_service.config import ServeConfig
 from scoring_service.errors import ServiceError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.checkpoint import allowed_path
 from scoring_service.rpc.admin import AdminConfig
-from scoring_service.serve import _admin_config
-from tests.rpc.calls import collect, failure, reason, violations
+from tests.rpc.calls import collect, failure, reason
 from tests.weights.conftest import ENGINE, WeightServer, weight_server
 from tests.weights.test_push import right
 from tests.weights.trainer import Trainer
@@ -115,54 +111,3 @@ def test_paths(tmp_path: Path) -> None:
     with pytest.raises(ServiceError) as caught:
         allowed_path(str(inside / "a"), ())
     assert caught.value.fault.reason == "SOURCE_NOT_ALLOWED"
-
-
-@pytest.mark.parametrize(
-    ("settings", "there"),
-    [
-        ({}, True),
-        ({"host": "0.0.0.0", "allow_insecure": True}, False),
-        ({"host": "0.0.0.0", "allow_insecure": True, "allow_admin": True}, True),
-        ({"host": "0.0.0.0", "auth_tokens": Path("t")}, True),
-        ({"host": "0.0.0.0", "tls_client_ca": Path("c")}, True),
-    ],
-)
-def test_where_the_service_is(settings: dict[str, Any], *, there: bool) -> None:
-    """Where callers are known, or nobody else can call, or it was asked for."""
-    assert (_admin_config(ServeConfig(**settings), ENGINE) is not None) == there
-
-
-def test_certificates_need_names() -> None:
-    """With certificates and without tokens only those that are listed have the scope."""
-    config = ServeConfig(tls_client_ca=Path("c"), admin_names=("trainer",))
-    admin = _admin_config(config, ENGINE)
-    assert admin is not None
-    assert admin.names == {"trainer"}
-    tokens = _admin_config(ServeConfig(tls_client_ca=Path("c"), auth_tokens=Path("t")), ENGINE)
-    assert tokens is not None
-    assert tokens.names is None
-
-
-async def test_callers_that_are_not_named() -> None:
-    """PERMISSION_DENIED, by every RPC."""
-    async with weight_server(AdminConfig(names=frozenset({"trainer"}), engine=ENGINE)) as server:
-        stub = server.admin
-
-        async def once(call: Any) -> Any:
-            yield await call
-
-        for answers in (
-            once(stub.GetWeights(admin_pb2.GetWeightsRequest())),
-            once(stub.AbortUpdate(admin_pb2.AbortUpdateRequest())),
-            once(stub.FlushCache(admin_pb2.FlushCacheRequest())),
-            once(stub.Resume(admin_pb2.ResumeRequest())),
-            stub.Drain(admin_pb2.DrainRequest()),
-            stub.UpdateWeights(request(os.sep, 1)),
-            stub.PushWeights(iter([admin_pb2.PushWeightsRequest()])),
-        ):
-            code, status = await failure(answers)
-            assert (code, reason(status)) == (
-                grpc.StatusCode.PERMISSION_DENIED,
-                "PERMISSION_DENIED",
-            )
-            assert not violations(status)

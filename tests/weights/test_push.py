@@ -305,3 +305,18 @@ async def test_many_tensors_in_a_message(one: WeightServer, trainer: Trainer) ->
     requests = [begin(version), part(*whole[:5]), part(*whole[5:]), commit()]
     await collect(one.admin.PushWeights(iter(requests)))
     await right(one, trainer)
+
+
+async def test_metrics(one: WeightServer, trainer: Trainer) -> None:
+    """The version, and updates by how they ended."""
+    assert one.metrics is not None
+    value = one.metrics.registry.get_sample_value
+    before = value("scoring_weight_updates_total", {"outcome": "committed"}) or 0
+    failed = value("scoring_weight_updates_total", {"outcome": "failed"}) or 0
+    version = trainer.step()
+    await one.push(trainer.states[version], version)
+    await failure(one.admin.PushWeights(iter([begin(version + 1), begin(version + 1)])))
+    assert value("scoring_weight_updates_total", {"outcome": "committed"}) == before + 1
+    assert value("scoring_weight_updates_total", {"outcome": "failed"}) == failed + 1
+    assert value("scoring_weight_update_seconds_count", {"phase": "staging"}) >= before + 1
+    assert value("scoring_weight_version", {"model_name": "tiny"}) == version
