@@ -142,12 +142,12 @@ class WeightStore:
             self._read(staging, prepare=beside)
             if beside:
                 self._held[command.weights] = self._build(staging)
+                staging.tensors.clear()
         except _AbandonedError:
             return
         except (OSError, RuntimeError, MemoryError) as error:
             self._send(WeightsFailed(command.weights, f"{type(error).__name__}: {error}"))
             return
-        staging.tensors.clear()
         self._tell_staged(staging, usable=beside)
 
     def _tell_staged(self, staging: _Staging, *, usable: bool) -> None:
