@@ -41,6 +41,9 @@ from scoring_service.types import EngineConfig, EngineInfo
 STAGING_SECONDS = 600.0
 """Longest time for workers to prepare weights, one that died and started again included."""
 
+_MOST_DEATHS = 3
+"""Deaths of workers while they take the weights, after which it is not tried again."""
+
 
 class Calls(Protocol):
     """What an update needs of its pool's calls."""
@@ -106,6 +109,7 @@ class WeightUpdate:
         self._reports: dict[int, WeightsStaged] = {}
         """By worker; a worker that dies takes its report with it."""
         self._applying: set[int] = set()
+        self._deaths = 0
         self._filled = False
         self._is_read = False
         """Whether another process writes into the memory."""
@@ -205,9 +209,14 @@ class WeightUpdate:
         self._news.set()
 
     def worker_lost(self, worker: Worker) -> None:
-        """It died."""
+        """It died; if that happens over these weights again and again, they are given up."""
         self._reports.pop(worker.index, None)
         self._applying.discard(worker.index)
+        if self.status.phase in (Phase.STAGING, Phase.APPLYING):
+            self._deaths += 1
+            if self._deaths == _MOST_DEATHS:
+                message = f"{_MOST_DEATHS} workers died over the new weights"
+                self._fault = self._fault or Fault(Reason.WORKER_DIED, message)
         self._news.set()
 
     def event(self, worker: Worker, event: WeightEvent) -> None:
