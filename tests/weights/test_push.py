@@ -291,7 +291,7 @@ async def test_drained_and_resumed(one: WeightServer) -> None:
     assert (code, reason(status)) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
     results = [r async for message in the_rest(call) for r in message.results]
     assert sum(len(result.token_ids) for result in results) == 600
-    assert [response.drained async for response in the_rest(drain)] == [True]
+    assert [response.drained async for response in the_rest(drain)][-1]
     assert (await one.weights()).model == "tiny"
     await one.admin.Resume(admin_pb2.ResumeRequest())
     assert (await one.score(PROMPT, COMPLETION)).last
