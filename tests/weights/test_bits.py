@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from scoring_client.proto import weights_pb2
+from scoring_client.proto import score_pb2, weights_pb2
 from scoring_service.models import tiny_model_path
+from tests.rpc.calls import collect, group, score_slices
 from tests.weights.conftest import ENGINE, WeightServer, weight_server
 from tests.weights.trainer import Trainer
 
@@ -23,7 +24,13 @@ SEQUENCES = [
 
 async def bits(server: WeightServer) -> list[list[float]]:
     """Log-probs of a few sequences."""
-    return [list((await server.score(*one)).logprobs) for one in SEQUENCES]
+    found = []
+    for prompt, completion in SEQUENCES:
+        request = score_pb2.ScoreRequest(groups=[group(prompt, completion)])
+        slices = score_slices(await collect(server.scoring.Score(request)))
+        found.append([x for piece in slices[0, 0] for x in piece.logprobs])
+        assert len(found[-1]) == len(completion)
+    return found
 
 
 @pytest.mark.parametrize("staging", ["BESIDE", "IN_PLACE"])
