@@ -43,6 +43,14 @@ async def processes() -> AsyncIterator[WeightServer]:
         yield server
 
 
+async def restarted(server: WeightServer, index: int, starts: int) -> None:
+    """Waits until a worker that was killed is known to be dead, and answers again."""
+    async with asyncio.timeout(60):
+        while server.pool.workers[index].starts == starts:
+            await server.pool.wait_changed()
+    await both_ready(server)
+
+
 async def both_ready(server: WeightServer) -> None:
     async with asyncio.timeout(60):
         while not all(worker.is_ready for worker in server.pool.workers):
@@ -86,6 +94,7 @@ async def test_a_worker_killed_in_an_update(processes: WeightServer, trainer: Tr
     traffic = Traffic(processes.scoring)
     version = await asyncio.to_thread(trainer.step)
     stream = list(messages(trainer.states[version], version))
+    starts = processes.pool.workers[0].starts
 
     async def requests() -> AsyncIterator[object]:
         for place, message in enumerate(stream):
@@ -96,7 +105,7 @@ async def test_a_worker_killed_in_an_update(processes: WeightServer, trainer: Tr
     async with traffic.running():
         statuses = [r.status async for r in processes.admin.PushWeights(requests())]
         assert statuses[-1].phase == COMMITTED
-        await both_ready(processes)
+        await restarted(processes, 0, starts)
         worker = processes.pool.workers[0]
         assert worker.weights == processes.pool.workers[1].weights
         # The one that came back takes part in the next update.
@@ -114,9 +123,9 @@ async def test_a_worker_killed_after_a_commit(processes: WeightServer, trainer: 
         for victim in (0, 1):
             version = await asyncio.to_thread(trainer.step)
             await processes.push(trainer.states[version], version)
+            starts = processes.pool.workers[victim].starts
             os.kill(processes.pool.workers[victim].pid or 0, signal.SIGKILL)
-            await asyncio.sleep(0.1)
-            await both_ready(processes)
+            await restarted(processes, victim, starts)
     traffic.check(trainer)
     for worker in processes.pool.workers:
         assert worker.weights == {processes.pool.weights.current.number}
