@@ -104,8 +104,12 @@ class Generations:
         for number in list(self._letting_go):
             self.dropped(worker, number)
 
-    def take_memory(self, size: int) -> WeightMemory:
+    def take_memory(self, size: int, used: int) -> WeightMemory:
         """Memory for the next weights: the last that became free, if it suits.
+
+        Args:
+            size: of the memory.
+            used: how much of it will be written, about.
 
         Raises:
             ServiceError: OUT_OF_MEMORY.
@@ -117,8 +121,8 @@ class Generations:
                 return spare
             spare.close()
         free = free_host_memory()
-        if size * _SPARE > free:
-            message = f"the weights take {size >> 20} MiB, and {free >> 20} MiB of memory are free"
+        if used * _SPARE > free:
+            message = f"the weights take {used >> 20} MiB, and {free >> 20} MiB of memory are free"
             raise ServiceError(Fault(Reason.OUT_OF_MEMORY, message))
         return WeightMemory(size)
 

@@ -599,6 +599,8 @@ class WorkerPool:
         """Calls begin with these weights from now on."""
         self._info = generation.info
         self.weights.commit(generation)
+        for worker in self.workers:
+            worker.prefixes.clear()  # what they hold was computed with other weights
         self._changed.set()
         self._changed.clear()
 

@@ -41,6 +41,9 @@ from scoring_service.types import EngineConfig, EngineInfo
 STAGING_SECONDS = 600.0
 """Longest time for workers to prepare weights, one that died and started again included."""
 
+_USUAL_BYTES = 4
+"""Of an element that comes to be converted: most often a float32."""
+
 _MOST_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
 
@@ -99,7 +102,9 @@ class WeightUpdate:
         self._ended = ended
         self._specs = base.info.tensors
         layout = lay_out(self._specs, widest_element() if options.convert_dtypes else 0)
-        self._memory = generations.take_memory(layout.size)
+        # Places are as wide as the widest type that may come; what is taken is what comes.
+        usual = lay_out(self._specs, _USUAL_BYTES if options.convert_dtypes else 0).size
+        self._memory = generations.take_memory(layout.size, usual)
         self._receiver = WeightReceiver(
             self._specs, layout, self._memory, converts=options.convert_dtypes
         )
