@@ -38,6 +38,21 @@ class ServeConfig:
     allow_insecure: bool = False
     """Listen on an address that others reach without TLS and without asking who calls."""
 
+    allow_admin: bool = False
+    """Offer AdminService also on a public address that asks nobody who calls."""
+
+    admin_names: tuple[str, ...] = ()
+    """Names of client certificates that may call AdminService, where there are no tokens."""
+
+    weights_root: tuple[Path, ...] = ()
+    """Folders that an admin may load weights from, links followed. Default: none."""
+
+    weights_hub: tuple[str, ...] = ()
+    """Hub repositories that an admin may load weights from. Default: none."""
+
+    weights_stream_timeout: float = 60.0
+    """Seconds of silence after which a stream of weights is aborted."""
+
     health_port: int | None = None
     """Another port, plain, that answers health alone: for probes that know no TLS; 0 = free."""
 
@@ -183,6 +198,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "heartbeat_timeout": (3, math.inf),
     "step_timeout": (1, math.inf),
     "reader_timeout": (1, math.inf),
+    "weights_stream_timeout": (0.1, math.inf),
     "max_queue_reply_bytes": (1, _INT64_MAX),
 }
 """Least and largest value of the settings that have bounds; unset is always allowed."""

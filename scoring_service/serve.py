@@ -21,6 +21,7 @@ from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.rpc.admin import AdminConfig
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.rpc.tls import TlsFiles, is_public
@@ -66,7 +67,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         max_k=config.max_k,
     )
     try:
-        server = Server(_server_config(config, limits), pool, telemetry)
+        server = Server(_server_config(config, limits, engine), pool, telemetry)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -132,7 +133,9 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
     )
 
 
-def _server_config(config: ServeConfig, limits: RequestLimits) -> ServerConfig:
+def _server_config(
+    config: ServeConfig, limits: RequestLimits, engine: EngineConfig
+) -> ServerConfig:
     """Where and for whom to listen.
 
     Raises:
@@ -172,6 +175,22 @@ def _server_config(config: ServeConfig, limits: RequestLimits) -> ServerConfig:
         max_concurrent_calls=config.max_concurrent_calls,
         max_connection_age=config.max_connection_age,
         keepalive_seconds=config.keepalive_seconds,
+        admin=_admin_config(config, engine),
+    )
+
+
+def _admin_config(config: ServeConfig, engine: EngineConfig) -> AdminConfig | None:
+    """What admins may do, where it is known who they are, or nobody else can call."""
+    asks = config.auth_tokens is not None or config.tls_client_ca is not None
+    if not (asks or config.allow_admin or not is_public(config.host)):
+        return None
+    by_certificate = config.tls_client_ca is not None and config.auth_tokens is None
+    return AdminConfig(
+        names=frozenset(config.admin_names) if by_certificate else None,
+        roots=config.weights_root,
+        repositories=frozenset(config.weights_hub),
+        stream_timeout=config.weights_stream_timeout,
+        engine=engine,
     )
 
 

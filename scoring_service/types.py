@@ -261,6 +261,18 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of a model's `state_dict`."""
+
+    name: str
+    dtype: str
+    """As torch names it, such as "bfloat16"."""
+    shape: tuple[int, ...]
+    tied_to: str = ""
+    """Name of the tensor whose memory it shares, the first of them in ascending order."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What a loaded model is."""
 
@@ -288,3 +300,5 @@ class EngineInfo:
     """The fast tokenizer's serialised form; None where there is none."""
     bos_token_id: int | None = None
     load_seconds: float = 0.0
+    tensors: tuple[TensorSpec, ...] = ()
+    """What an update of the weights replaces, in ascending order of names."""

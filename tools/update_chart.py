@@ -128,6 +128,8 @@ def json_type(hint: Any) -> dict[str, Any]:
     """What JSON schema calls the type of a setting."""
     if typing.get_origin(hint) is typing.Literal:
         return {"enum": list(typing.get_args(hint))}
+    if typing.get_origin(hint) is tuple:
+        return {"type": "array", "items": json_type(typing.get_args(hint)[0])}
     if isinstance(hint, types.UnionType):
         (some,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return json_type(some)

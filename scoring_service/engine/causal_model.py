@@ -12,6 +12,7 @@ from scoring_service.engine.fused import Rotary, fuse_layers
 from scoring_service.engine.head import ROW_MULTIPLE, RowHead, WholeLogits
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.packing import Packing
+from scoring_service.engine.weights import ModelWeights, Slots
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 
@@ -36,6 +37,9 @@ class CausalModel:
         self.weight_version = weight_version
         self.kernels = kernels
         self.row_multiple = ROW_MULTIPLE
+        self.weights: ModelWeights | None = None
+        """What answers now; None until `keep_weights`."""
+        self.slots: Slots | None = None
         self._rotary: Rotary | None = None
         self._model = model
         self._own_attention: str | None = model.config._attn_implementation
@@ -96,6 +100,19 @@ class CausalModel:
         """Lets norms, activations and rotary positions use the kernels, where they agree."""
         if self.kernels is not None:
             self._rotary = fuse_layers(self._model, self.kernels)
+
+    def keep_weights(self, digest: str, numerics_id: str, cache_key: bytes) -> None:
+        """Names the weights that were loaded, once nothing changes in how they are used."""
+        self.slots = Slots(self._model, self.head)
+        self.weights = self.slots.own(
+            self.head, self.weight_version, digest, numerics_id, cache_key
+        )
+
+    def use(self, weights: ModelWeights | None) -> None:
+        """Lets these weights answer from now on; None leaves those that do."""
+        if weights is not None and weights is not self.weights and self.slots is not None:
+            self.slots.point_to(weights)
+            self.head, self.weight_version, self.weights = weights.head, weights.version, weights
 
     def use_attention(self, name: str) -> None:
         """Switches the model's attention to one registered with transformers.

@@ -16,9 +16,14 @@ def weights_digest(state: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach()
-        shape = ",".join(str(n) for n in tensor.shape)
-        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape}\n".encode())
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(tensor_line(name, dtype, tuple(tensor.shape)))
         if tensor.numel():
             flat = tensor.contiguous().flatten().view(torch.uint8)
             digest.update(flat.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def tensor_line(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What stands before a tensor's elements."""
+    return f"{name} {dtype} {','.join(map(str, shape))}\n".encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scoring_service.engine.weight_memory import Layout
 from scoring_service.errors import Fault
 from scoring_service.types import (
     Call,
@@ -14,6 +15,9 @@ from scoring_service.types import (
     Usage,
 )
 
+LOADED = 0
+"""The number of the weights that a worker loads at its start; updates have larger ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submit:
@@ -22,6 +26,8 @@ class Submit:
     call: Call
     credit: int | None = None
     """Bytes of results that may be under way; None = what the engine gives every call."""
+    weights: int = LOADED
+    """Which weights compute it: those that were loaded, or an update that was staged."""
     alone: bool = False
     """No other call joins its steps."""
 
@@ -46,7 +52,70 @@ class Shutdown:
     """End the worker."""
 
 
-Command = Submit | Cancel | Credit | Shutdown
+@dataclass(frozen=True, slots=True)
+class StageWeights:
+    """Read the weights of an update while they are written, hash them, and prepare them.
+
+    Answered by WeightsStaged or WeightsFailed; calls go on meanwhile.
+    """
+
+    weights: int
+    path: str
+    """Of the memory; see `weight_memory`."""
+    layout: Layout
+    version: int
+    beside: bool
+    """Whether to prepare them beside others, if memory allows; else they are hashed alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyWeights:
+    """Forget all other weights, then prepare these: staged, but not beside others. No call runs.
+
+    Answered by WeightsStaged, or the worker ends.
+    """
+
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class FillWeights:
+    """Write tensors of weights that this worker has into an update's memory.
+
+    Answered by WeightsFilled or WeightsFailed.
+    """
+
+    weights: int
+    path: str
+    layout: Layout
+    names: tuple[str, ...]
+    source: int
+    """Which weights they are taken from."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropWeights:
+    """Nothing will ask for these weights again. Answered by WeightsDropped."""
+
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlushCache:
+    """Forget prompts that no call holds. Answered by CacheFlushed."""
+
+
+Command = (
+    Submit
+    | Cancel
+    | Credit
+    | StageWeights
+    | ApplyWeights
+    | FillWeights
+    | DropWeights
+    | FlushCache
+    | Shutdown
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,5 +253,56 @@ class Heartbeat:
     stats: WorkerStats
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsStaged:
+    """An update's weights were read to their end."""
+
+    weights: int
+    digest: str
+    numerics_id: str
+    usable: bool
+    """Whether calls may ask for them; False = they were only hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFailed:
+    """An update's weights cannot be staged or filled here."""
+
+    weights: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFilled:
+    """Everything that FillWeights asked for is written."""
+
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsDropped:
+    """This worker reads the weights' memory no more."""
+
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFlushed:
+    """The prefix cache holds only what calls use."""
+
+    pages: int
+    """That were freed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsChanged:
+    """What follows of the call comes from other weights. Made by the pool, not by workers."""
+
+    info: EngineInfo
+
+
+WeightEvent = WeightsStaged | WeightsFailed | WeightsFilled | WeightsDropped
 CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
-Event = LoadProgress | Ready | LoadFailed | Heartbeat | CallEvent
+StreamEvent = CallEvent | WeightsChanged
+"""What the reader of a call gets."""
+Event = LoadProgress | Ready | LoadFailed | Heartbeat | WeightEvent | CacheFlushed | CallEvent

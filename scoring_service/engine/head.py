@@ -146,11 +146,11 @@ def linear_head(module: torch.nn.Module, config: Any, dtype: torch.dtype) -> Lin
     """The head of a model whose output embedding is a linear layer, else None."""
     if not isinstance(module, torch.nn.Linear):
         return None
-    weight: Tensor = module.weight.detach()
+    own: Tensor = module.weight.detach()
+    weight = converted(own, dtype)
     bias: Tensor | None = module.bias
-    if dtype != weight.dtype and not (weight.is_cuda and dtype == torch.float32):
-        weight = weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    if bias is not None and weight is not own:
+        bias = bias.to(dtype)
     multiplier = 1.0
     for name in _MULTIPLIERS:
         multiplier *= _number(config, name, 1.0)
@@ -158,6 +158,13 @@ def linear_head(module: torch.nn.Module, config: Any, dtype: torch.dtype) -> Lin
         multiplier /= _number(config, name, 1.0)
     soft_cap = _number(config, "final_logit_softcapping", 0.0)
     return LinearHead(weight, bias, multiplier, soft_cap or None, dtype, pack_weight(weight))
+
+
+def converted(weight_V_H: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as the product in `dtype` takes it."""
+    if weight_V_H.is_cuda and dtype == torch.float32:
+        return weight_V_H  # CUDA multiplies half-precision factors into fp32
+    return weight_V_H.to(dtype)
 
 
 def _number(config: Any, name: str, default: float) -> float:

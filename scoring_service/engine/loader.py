@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class LoadedModel:
     info: EngineInfo
     packed: PackedSetup | None
     """None for a model that takes the plain path."""
+    numerics_id: Callable[[str], str]
+    """Of the model with the weights of a digest."""
 
 
 def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
@@ -71,7 +74,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
     on_stage(f"loading weights of {config.model}")
-    network = _load_network(config, device)
+    network = load_network(config, device)
     text_config = network.config.get_text_config()
     pack_linears(network)
     limit = _sequence_limit(text_config, config)
@@ -106,6 +109,22 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     backend = f"{_backend(packed, kernels, device)}-{device.type}"
     chunk_size = 0 if packed is None else packed.setup.settings.chunk_size
     generation = getattr(network, "generation_config", None)
+    identify = partial(
+        numerics_id,
+        dtype=dtype,
+        head_dtype=head_dtype,
+        backend=backend,
+        device=_device_name(device),
+        chunk_size=chunk_size,
+        kernels="" if kernels is None or packed is None else kernels.name,
+        attention=ATTENTION_NAME if packed else model.attention,
+        triton=None if packed is None else dispatch.version(device),
+    )
+
+    def identity(of_digest: str) -> str:
+        return identify(digest=of_digest)
+
+    model.keep_weights(digest, identity(digest), cache_key(digest, dtype))
     info = EngineInfo(
         architecture=type(network).__name__,
         vocab_size=head.vocab_size,
@@ -118,17 +137,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         backend=backend,
         device=str(device),
         deterministic=deterministic,
-        numerics_id=numerics_id(
-            digest=digest,
-            dtype=dtype,
-            head_dtype=head_dtype,
-            backend=backend,
-            device=_device_name(device),
-            chunk_size=chunk_size,
-            kernels="" if kernels is None or packed is None else kernels.name,
-            attention=ATTENTION_NAME if packed else model.attention,
-            triton=None if packed is None else dispatch.version(device),
-        ),
+        numerics_id=identity(digest),
         packed=packed is not None,
         path_reason=f"{reason}{no_kernels if packed else ''}",
         chunk_size=chunk_size,
@@ -138,8 +147,14 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         tokenizer_json=tokenizer_json,
         bos_token_id=_bos_token_id(codec),
         load_seconds=time.monotonic() - began,
+        tensors=() if model.slots is None else model.slots.specs,
     )
-    return LoadedModel(model, codec, info, None if packed is None else packed.setup)
+    return LoadedModel(model, codec, info, None if packed is None else packed.setup, identity)
+
+
+def cache_key(digest: str, dtype: str) -> bytes:
+    """What cached prompts depend on, beside tokens and salt."""
+    return f"{digest} {dtype}".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +235,12 @@ def _source(config: EngineConfig) -> tuple[str, dict[str, Any]]:
     return config.model, arguments
 
 
-def _load_network(config: EngineConfig, device: torch.device) -> Any:
+def load_network(config: EngineConfig, device: torch.device) -> Any:
+    """The model alone, ready to run.
+
+    Raises:
+        ConfigurationError: it cannot be had.
+    """
     source, arguments = _source(config)
     if config.dtype != "auto" and config.dtype not in _DTYPES:
         raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator
 
 import torch
@@ -11,6 +12,7 @@ from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.runner import Progress
 from scoring_service.engine.sampling import sample_prompt
 from scoring_service.engine.scoring import score_completion
+from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.types import Call, GroupTask, SampleCall, SamplingTask, ScoreCall, Usage
 
@@ -21,8 +23,27 @@ class PlainEngine:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
 
-    def work(self, call: Call) -> Generator[Progress, None, None]:
-        """Units of work of a call; a fault of an item is an event, and the next item goes on."""
+    def work(
+        self, call: Call, weights: ModelWeights | None = None
+    ) -> Generator[Progress, None, None]:
+        """Units of work of a call; a fault of an item is an event, and the next item goes on.
+
+        Args:
+            call: to be computed.
+            weights: to compute it with; None = those that were loaded.
+        """
+        units = self._units(call)
+        with contextlib.closing(units):
+            while True:
+                # Other calls may have had their turns since, on other weights.
+                self._loaded.model.use(weights)
+                try:
+                    progress = next(units)
+                except StopIteration:
+                    return
+                yield progress
+
+    def _units(self, call: Call) -> Generator[Progress, None, None]:
         if isinstance(call, ScoreCall):
             for group in call.groups:
                 yield Usage(prompt_tokens=len(group.prompt_ids))

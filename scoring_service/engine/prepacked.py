@@ -29,8 +29,7 @@ def pack_weight(weight: Tensor) -> Tensor | None:
         return None
     if not _fits(weight.numel() * 2):
         return None
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
-    return packed
+    return repacked(weight)
 
 
 def packed_linear(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,11 +65,33 @@ def pack_linears(network: Any) -> int:
     return packed
 
 
+def packed_layers(network: Any) -> dict[str, torch.nn.Linear]:
+    """The layers that use packed weights, by name."""
+    return {name: module for name, module in network.named_modules() if is_packed(module)}
+
+
+def packed_of(layer: torch.nn.Linear) -> Tensor:
+    """The packed weight that a layer uses now."""
+    packed: Tensor = layer.__dict__["forward"].args[0]
+    return packed
+
+
+def use_packed(layer: torch.nn.Linear, packed: Tensor) -> None:
+    """Lets a layer use another packed weight."""
+    layer.__dict__["forward"] = partial(_forward, packed, layer)
+
+
+def repacked(weight: Tensor) -> Tensor:
+    """The packed form of another weight of a layer whose weight is packed already."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+    return packed
+
+
 def _fits(size: int) -> bool:
     return size <= _SHARE * free_memory(torch.device("cpu"))
 
 
-def is_packed(layer: torch.nn.Linear) -> bool:
+def is_packed(layer: torch.nn.Module) -> bool:
     """Whether a layer uses a packed weight."""
     forward = layer.__dict__.get("forward")
     return isinstance(forward, partial) and forward.func is _forward

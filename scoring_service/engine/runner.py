@@ -26,7 +26,8 @@ INITIAL_CREDIT = 8 << 20
 Progress = CallEvent | Usage | None
 """What a unit of work leaves: an event, an addition to the usage, or nothing to send."""
 
-Work = Callable[[Call], Generator[Progress, None, None]]
+Work = Callable[..., Generator[Progress, None, None]]
+"""From a call, and `weights=` where it is not to be computed with those that were loaded."""
 
 
 @dataclass(slots=True)
@@ -55,12 +56,18 @@ class Runner:
         self._calls: dict[int, _Running] = {}
         self._turn = 0
 
-    def submit(self, call: Call, alone: bool = False) -> None:
-        """Adds a call; all of them are computed alone here."""
+    def flush_cache(self) -> int:
+        """Nothing is cached."""
+        return 0
+
+    def submit(self, call: Call, weights: object = None, alone: bool = False) -> None:
+        """Adds a call, to be computed with these weights; None = those that were loaded.
+
+        All calls are computed alone here.
+        """
         self._turn += 1
-        self._calls[call.call_id] = _Running(
-            call, self._work(call), time.monotonic(), turn=self._turn
-        )
+        work = self._work(call) if weights is None else self._work(call, weights=weights)
+        self._calls[call.call_id] = _Running(call, work, time.monotonic(), turn=self._turn)
 
     def cancel(self, call_id: int) -> None:
         """Forgets a call and frees what it holds."""

@@ -10,22 +10,30 @@ from collections.abc import Callable
 from typing import Protocol
 
 from scoring_service.engine.events import (
+    ApplyWeights,
+    CacheFlushed,
     CallEvent,
     CallFailed,
     Cancel,
     Command,
     Credit,
+    DropWeights,
     Event,
+    FillWeights,
+    FlushCache,
     LoadFailed,
     LoadProgress,
     Ready,
+    StageWeights,
     Submit,
 )
-from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.loader import LoadedModel, cache_key, load
 from scoring_service.engine.monitor import Monitor
 from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.plain import PlainEngine
 from scoring_service.engine.runner import INITIAL_CREDIT, Runner
+from scoring_service.engine.weight_store import WeightStore
+from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import ConfigurationError, Fault, Reason
 from scoring_service.types import Call, EngineConfig
 
@@ -52,10 +60,11 @@ def run_worker(
     except ConfigurationError as error:
         send(LoadFailed(str(error)))
         return
+    store = WeightStore(loaded, send)
     send(Ready(loaded.info))
     runner = make_runner(loaded, _log_bug)
     monitor.watch(runner.gauges)
-    while _obey(runner, commands, send):
+    while _obey(runner, store, commands, send):
         if runner.can_step:
             monitor.begin_step()
             events = runner.step()
@@ -72,8 +81,15 @@ class CallRunner(Protocol):
     is_sound: bool
     """Whether it can be relied on; if not, its worker ends and is started again."""
 
-    def submit(self, call: Call, alone: bool = False) -> None:
-        """Adds a call; `alone`, no other one joins its steps."""
+    def submit(self, call: Call, weights: ModelWeights | None = None, alone: bool = False) -> None:
+        """Adds a call, to be computed with these weights; None = those that were loaded.
+
+        With `alone`, no other one joins its steps.
+        """
+        ...
+
+    def flush_cache(self) -> int:
+        """Forgets prompts that no call holds; how many pages they had."""
         ...
 
     def cancel(self, call_id: int) -> None:
@@ -108,12 +124,14 @@ def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
         loaded.packed.settings,
         loaded.info.eos_token_ids,
         loaded.codec,
-        f"{loaded.info.weights_digest} {loaded.info.dtype}".encode(),
+        cache_key(loaded.info.weights_digest, loaded.info.dtype),
         log_bug,
     )
 
 
-def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command], send: Send) -> bool:
+def _obey(
+    runner: CallRunner, store: WeightStore, commands: queue.SimpleQueue[Command], send: Send
+) -> bool:
     """Carries out every waiting command, and waits for one when there is no work."""
     while True:
         try:
@@ -122,19 +140,29 @@ def _obey(runner: CallRunner, commands: queue.SimpleQueue[Command], send: Send) 
             return True
         match command:
             case Submit():
-                _submit(runner, command, send)
+                _submit(runner, store, command, send)
             case Cancel(call_id):
                 runner.cancel(call_id)
             case Credit(call_id, size):
                 runner.add_credit(call_id, size)
+            case StageWeights():
+                store.stage(command)
+            case ApplyWeights():
+                store.apply(command)
+            case FillWeights():
+                store.fill(command)
+            case DropWeights(weights):
+                store.drop(weights)
+            case FlushCache():
+                send(CacheFlushed(runner.flush_cache()))
             case _:
                 return False
 
 
-def _submit(runner: CallRunner, command: Submit, send: Send) -> None:
+def _submit(runner: CallRunner, store: WeightStore, command: Submit, send: Send) -> None:
     call_id = command.call.call_id
     try:
-        runner.submit(command.call, command.alone)
+        runner.submit(command.call, store.find(command.weights), command.alone)
     except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
         _log_bug(call_id, error)
         runner.cancel(call_id)

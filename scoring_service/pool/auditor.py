@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from scoring_service.pool.self_audit import (
     largest_difference,
 )
 from scoring_service.pool.stream import CallStream
-from scoring_service.types import Call
+from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,11 @@ class Runs(Protocol):
         ...
 
     def run(
-        self, call: Call, client: str = "", avoid: int | None = None
+        self,
+        call: Call,
+        client: str = "",
+        avoid: int | None = None,
+        accepts: Callable[[EngineInfo], bool] | None = None,
     ) -> AbstractAsyncContextManager[CallStream]:
         """Admits a call and gives its events."""
         ...
@@ -69,8 +74,12 @@ class Auditor:
             return
         again = watch.again(self._pool.new_call_id())
         second = Watch(again, again.groups[0], again.groups[0].completions[0])
+
+        def same_weights(info: EngineInfo) -> bool:
+            return info.weight_version == watch.weight_version
+
         try:
-            async with self._pool.run(again, CLIENT, avoid=watch.worker) as stream:
+            async with self._pool.run(again, CLIENT, watch.worker, same_weights) as stream:
                 await _read(stream, second)
         except ServiceError:
             self._pool.observer.audited("refused")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from scoring_service.engine.events import Submit
+from scoring_service.engine.events import LOADED, Submit
+from scoring_service.errors import Fault, Reason
 from scoring_service.pool.fair_queue import FairQueue
 from scoring_service.pool.reply_memory import ReplyMemory
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.stream import CallStream, Part
+from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.window import cost, fits
 from scoring_service.pool.worker import Worker
 
@@ -18,20 +20,33 @@ class Dispatcher:
 
     Args:
         workers: of the pool; those that answer are given parts.
+        weights: that the pool's workers have.
         expire: ends a call whose deadline has passed.
+        fail: ends a call that no worker can compute.
     """
 
-    def __init__(self, workers: Sequence[Worker], expire: Callable[[CallStream], None]) -> None:
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        weights: PoolWeights,
+        expire: Callable[[CallStream], None],
+        fail: Callable[[CallStream, Fault], None],
+    ) -> None:
         self.batch_tokens = 1
         """Tokens of a step."""
         self.chunk_size = 0
         """Tokens between seams."""
         self._workers = workers
+        self._weights = weights
         self._expire = expire
+        self._fail = fail
         self._queue: FairQueue[CallStream] = FairQueue()
         self._replies = ReplyMemory()
         self._held_back: dict[str, set[CallStream]] = {}
         """Calls with parts that wait for their client to read, by client."""
+        self._begins_nothing = False
+        self._set_aside: set[CallStream] = set()
+        """Calls that wait for the next weights."""
 
     @property
     def unread(self) -> int:
@@ -49,6 +64,17 @@ class Dispatcher:
         held_back.discard(stream)
         if not held_back:
             self._held_back.pop(stream.client, None)
+        self._set_aside.discard(stream)
+
+    def hold_back(self, *, on: bool) -> None:
+        """While on, nothing is begun but what must end on the running weights."""
+        self._begins_nothing = on
+        if not on:
+            waiting, self._set_aside = self._set_aside, set()
+            for stream in waiting:
+                if stream.waiting and not stream.ended:
+                    self._queue.add(stream)
+            self.dispatch()
 
     def answered(self, client: str, size: int) -> None:
         """So many bytes of results wait for a client's reader."""
@@ -73,18 +99,49 @@ class Dispatcher:
                 self._held_back.setdefault(stream.client, set()).add(stream)
                 continue
             part = stream.waiting[0]
-            urgency = stream.call.priority
+            if self._begins_nothing and part.weights is None:
+                self._queue.remove(stream)
+                self._set_aside.add(stream)
+                continue
+            weights = part.weights if part.weights is not None else self._weights_for(stream)
+            ready = [worker for worker in self._workers if worker.is_ready]
+            able = [worker for worker in ready if weights in worker.weights]
+            if ready and not able:
+                self._fail(stream, _without_weights(part))
+                continue
             batch, chunk = self.batch_tokens, self.chunk_size
-            ready = (worker for worker in self._workers if worker.is_ready)
-            open_workers = [worker for worker in ready if fits(part, worker, urgency, batch)]
+            urgency = stream.call.priority
+            open_workers = [worker for worker in able if fits(part, worker, urgency, batch)]
             if not open_workers:
                 return
-            worker = min(open_workers, key=lambda w: cost(part, w, chunk))
-            stream.waiting.popleft()
-            stream.running[part.part_id] = part
-            worker.take(part)
-            worker.prefixes.note(part.keys)
-            self._queue.charge(stream, part.size.load)
-            if not stream.waiting:
-                self._queue.remove(stream)
-            worker.send(Submit(part.call, part.credit, part.alone))
+            self._send(stream, min(open_workers, key=lambda w: cost(part, w, chunk)), weights)
+
+    def _send(self, stream: CallStream, worker: Worker, weights: int | None) -> None:
+        """Hands the first part that waits to a worker."""
+        part = stream.waiting.popleft()
+        stream.running[part.part_id] = part
+        worker.take(part)
+        worker.prefixes.note(part.keys)
+        self._queue.charge(stream, part.size.load)
+        if not stream.waiting:
+            self._queue.remove(stream)
+        if part.weights is None and weights is not None:
+            part.weights = weights
+            self._weights.generations.hold(weights)
+        worker.send(Submit(part.call, part.credit, part.weights or LOADED, part.alone))
+
+    def _weights_for(self, stream: CallStream) -> int | None:
+        """Number of the weights that a part which is begun now is computed with."""
+        current = self._weights.current
+        if stream.accepts is None or stream.accepts(current.info):
+            return current.number
+        return stream.pinned
+
+
+def _without_weights(part: Part) -> Fault:
+    """No worker has what a part is to be computed with."""
+    if part.weights is None:
+        message = "the weights that the call insists on were replaced"
+        return Fault(Reason.WEIGHT_VERSION_MISMATCH, message)
+    message = "the worker died that had the weights which this call began with"
+    return Fault(Reason.WORKER_DIED, message, retry_after=0.1)

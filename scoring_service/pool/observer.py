@@ -20,3 +20,6 @@ class PoolObserver:
 
     def audited(self, outcome: str, difference: float | None = None) -> None:
         """A completion was computed a second time ("same", "different"), or could not be."""
+
+    def weights_updated(self, outcome: str, seconds: dict[str, float]) -> None:
+        """An update of the weights ended ("committed", "failed", "aborted"); its phases."""

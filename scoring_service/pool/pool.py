@@ -19,20 +19,27 @@ from scoring_service.engine.events import (
     CallStarted,
     Cancel,
     Credit,
+    WeightEvent,
+    WeightsChanged,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
+from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.executor import Executor
+from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.parts import size_of, split
 from scoring_service.pool.routing import prompt_keys
+from scoring_service.pool.running_samples import unfinished
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stages import describe_loading, describe_loop
 from scoring_service.pool.stream import CallStream, Part
+from scoring_service.pool.weight_status import RunningSamples
+from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.worker import Worker, WorkerState
-from scoring_service.types import Call, EngineInfo
+from scoring_service.types import Call, EngineInfo, SampleCall
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +58,8 @@ class PoolState(StrEnum):
     FAILED = "failed"
     DRAINING = "draining"
     CRASH_LOOP = "crash_loop"
+    PAUSED = "paused"
+    """Workers answer, but an admin had new calls refused."""
 
 
 class WorkerPool:
@@ -86,10 +95,13 @@ class WorkerPool:
             Worker(index, make_executor, settings, self) for index in range(settings.workers)
         ]
         self.observer = observer or PoolObserver()
+        self.weights = PoolWeights(self, self.workers)
+        self.cache = CacheFlush()
+        self._paused = False
         self._settings = settings
         self._info: EngineInfo | None = None
         self._admission = Admission(settings.max_queue_tokens, settings.max_queue_reply_bytes)
-        self._dispatcher = Dispatcher(self.workers, self._expire)
+        self._dispatcher = Dispatcher(self.workers, self.weights, self._expire, self._fail)
         self._streams: dict[int, CallStream] = {}
         self._call_ids = itertools.count(1)
         self._part_ids = itertools.count(1)
@@ -115,6 +127,8 @@ class WorkerPool:
         """
         if self.state is PoolState.DRAINING:
             raise ServiceError(Fault(Reason.DRAINING, "the server is shutting down"))
+        if self.state is PoolState.PAUSED:
+            raise ServiceError(Fault(Reason.DRAINING, self.stage))
         if self.state is PoolState.CRASH_LOOP:
             retry_after = self._seconds_to_ready()
             raise ServiceError(Fault(Reason.CRASH_LOOP, self.stage, retry_after=retry_after))
@@ -123,6 +137,11 @@ class WorkerPool:
             message = f"the model is not ready: {self.stage}"
             raise ServiceError(Fault(Reason.LOADING, message, retry_after=retry_after))
         return self._info
+
+    @property
+    def weight_version(self) -> int | None:
+        """Of the weights that calls begin with; None until the model is loaded."""
+        return None if self._info is None else self._info.weight_version
 
     @property
     def queued_tokens(self) -> int:
@@ -159,7 +178,11 @@ class WorkerPool:
 
     @asynccontextmanager
     async def run(
-        self, call: Call, client: str = "", avoid: int | None = None
+        self,
+        call: Call,
+        client: str = "",
+        avoid: int | None = None,
+        accepts: Callable[[EngineInfo], bool] | None = None,
     ) -> AsyncIterator[CallStream]:
         """Admits a call and gives its events; leaving the context early cancels it.
 
@@ -167,12 +190,20 @@ class WorkerPool:
             call: with an id from `new_call_id`.
             client: whose share of the queue it takes.
             avoid: index of a worker that computes it only if no other one may.
+            accepts: whether weights are those that the call insists on; the running ones are.
 
         Raises:
-            ServiceError: QUEUE_FULL, LOADING, CRASH_LOOP, DRAINING.
+            ServiceError: QUEUE_FULL, LOADING, CRASH_LOOP, DRAINING, WEIGHT_VERSION_MISMATCH.
         """
         info = self.info
+        if accepts is not None and not accepts(info):
+            message = (
+                f"version {info.weight_version} of the weights is not what the call insists on"
+            )
+            raise ServiceError(Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
         stream = self._admit(call, client, info, avoid)
+        self._pin(stream, accepts)
+        self._dispatcher.dispatch()
         try:
             yield stream
         finally:
@@ -204,18 +235,36 @@ class WorkerPool:
         if self._housekeeping is not None:
             self._housekeeping.cancel()
         await asyncio.gather(*(worker.stop(_STOP_SECONDS) for worker in self.workers))
+        self.weights.close()
+
+    def pause(self) -> None:
+        """Refuses new calls; those that were admitted go on."""
+        self._paused = True
+        self._update_state()
+
+    def resume(self) -> None:
+        """Takes calls again."""
+        self._paused = False
+        self._update_state()
+
+    @property
+    def calls_left(self) -> int:
+        """Calls that their readers have not left yet."""
+        return self._readers
 
     # What workers tell.
 
     def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
         """It takes parts, if it computes what the others compute."""
-        others = [w for w in self._ready_workers() if w is not worker]
-        if self._info is None or not _same_model(self._info, info):
-            if others:
-                log.error("other_model", worker=worker.index, weights_digest=info.weights_digest)
-                worker.state = WorkerState.LOADING
-                worker.kill()
-                return
+        if self.weights.admit(worker, info):
+            self.worker_admitted(worker)
+        else:
+            self._update_state()
+
+    def worker_admitted(self, worker: Worker) -> None:
+        """It computes what the others compute."""
+        info = self.weights.current.info
+        if self._info is None or info is not self._info:
             self._info = info
             self._admission.turn_tokens = TURN_BATCHES * info.max_batch_tokens
             self._dispatcher.batch_tokens = info.max_batch_tokens
@@ -225,8 +274,19 @@ class WorkerPool:
         self._update_state()
         self._dispatcher.dispatch()
 
+    def weight_event(self, worker: Worker, event: WeightEvent) -> None:
+        """Something about weights."""
+        self.weights.event(worker, event)
+
+    def cache_flushed(self, worker: Worker, pages: int) -> None:
+        """It forgot cached prompts."""
+        worker.prefixes.clear()
+        self.cache.flushed(worker.index, pages)
+
     def worker_lost(self, worker: Worker, description: str) -> None:
         """What it had goes to others, where there are any."""
+        self.weights.worker_lost(worker)
+        self.cache.flushed(worker.index, 0)
         self.observer.worker_died(worker.index, description)
         parts = list(worker.parts.values())
         for part in parts:
@@ -250,6 +310,7 @@ class WorkerPool:
                 self._fail(part.stream, fault)
             else:
                 self._retry(part)
+            self._free(part)
         self._update_state()
         self._dispatcher.dispatch()
 
@@ -281,6 +342,7 @@ class WorkerPool:
                     stream.push(event)
             case CallFinished(_, usage):
                 worker.drop(part)
+                self._free(part)
                 stream.running.pop(part.part_id, None)
                 stream.usage += usage
                 self._admission.finished(stream.call.call_id, part.call.tokens)
@@ -292,6 +354,7 @@ class WorkerPool:
                     worker.drop(part)
                     stream.running.pop(part.part_id, None)
                     self._retry(part, alone=True)
+                    self._free(part)
                 else:
                     self._fail(stream, fault)
                 self._dispatcher.dispatch()
@@ -299,6 +362,7 @@ class WorkerPool:
                 part.delivered.note(event)
                 if stream.watch is not None:
                     stream.watch.note(event, worker.index)
+                self._tell_weights(part)
                 before = stream.unread
                 stream.push(event, part)
                 self._dispatcher.answered(stream.client, stream.unread - before)
@@ -335,8 +399,15 @@ class WorkerPool:
         self._readers += 1
         self._idle.clear()
         self._dispatcher.add(stream)
-        self._dispatcher.dispatch()
         return stream
+
+    def _pin(self, stream: CallStream, accepts: Callable[[EngineInfo], bool] | None) -> None:
+        """Keeps the running weights for a call that insists on what they are."""
+        current = self.weights.current
+        stream.told = current.number
+        if accepts is not None:
+            stream.accepts, stream.pinned = accepts, current.number
+            self.weights.generations.hold(current.number)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:
@@ -355,8 +426,29 @@ class WorkerPool:
         keys = prompt_keys(own, chunk_size) if len(self.workers) > 1 else []
         return Part(part_id, own, stream, size_of(own), keys, retried=retried, alone=alone)
 
-    def _retry(self, part: Part, alone: bool = False) -> None:
-        """What is left of a part is computed again: where others are, or with nobody beside it."""
+    def _tell_weights(self, part: Part) -> None:
+        """Says so before results come from other weights than those before them."""
+        generation = None if part.weights is None else self.weights.generations.find(part.weights)
+        if generation is not None and part.stream.told != generation.number:
+            part.stream.told = generation.number
+            part.stream.push(WeightsChanged(generation.info))
+
+    def _free(self, part: Part) -> None:
+        """A part that is over needs no weights."""
+        if part.weights is not None:
+            self.weights.generations.release(part.weights)
+            part.weights = None
+        if self.weights.update is not None:
+            self.weights.update.parts_changed()
+
+    def _retry(self, part: Part, *, alone: bool = False, anew: bool = False) -> None:
+        """What is left of a part is computed again, with the weights that it had.
+
+        Args:
+            part: that ended too early.
+            alone: with nobody beside it, wherever that is; else where others are.
+            anew: with whatever weights are running.
+        """
         stream = part.stream
         stream.usage += part.delivered.usage
         left = part.delivered.remainder(part.call)
@@ -364,9 +456,15 @@ class WorkerPool:
             if not stream.waiting and not stream.running:
                 self._finish(stream)
             return
-        log.info("retried", call=stream.call.call_id, tokens=left.tokens)
-        self.observer.retried()
-        again = self._part(left, stream, retried=part.retried or not alone, alone=alone)
+        again = self._part(
+            left, stream, retried=part.retried or not (alone or anew), alone=alone or part.alone
+        )
+        if not anew:
+            log.info("retried", call=stream.call.call_id, tokens=left.tokens)
+            self.observer.retried()
+            again.weights = part.weights
+            if part.weights is not None:
+                self.weights.generations.hold(part.weights)
         stream.waiting.appendleft(again)
         self._dispatcher.add(stream)
 
@@ -391,9 +489,15 @@ class WorkerPool:
             return
         stream.ended = True
         self._dispatcher.remove(stream)
+        for part in stream.waiting:
+            self._free(part)
         stream.waiting.clear()
+        if stream.pinned is not None:
+            self.weights.generations.release(stream.pinned)
+            stream.pinned = None
         for part_id in list(stream.running):
             part = stream.running.pop(part_id)
+            self._free(part)
             for worker in self.workers:
                 if part_id in worker.parts:
                     worker.drop(part)
@@ -403,6 +507,56 @@ class WorkerPool:
             self.waiting_calls -= 1
         self._admission.release(stream.call.call_id)
         self._dispatcher.dispatch()
+
+    # What an update of the weights does.
+
+    def hold_back(self, *, on: bool) -> None:
+        """While on, nothing is begun but what must end on the running weights."""
+        self._dispatcher.hold_back(on=on)
+
+    def parts_running(self) -> int:
+        """Parts that workers compute, and those that a dead one left to others."""
+        waiting = sum(p.weights is not None for s in self._streams.values() for p in s.waiting)
+        return waiting + sum(len(worker.parts) for worker in self.workers)
+
+    def change_samples(self, policy: RunningSamples, reason: str) -> None:
+        """Does with the samples that are being drawn what an update says."""
+        if policy is RunningSamples.FINISH:
+            return
+        count = 0
+        for worker in self.workers:
+            for part in [p for p in worker.parts.values() if isinstance(p.call, SampleCall)]:
+                current, accepts = self.weights.current, part.stream.accepts
+                if accepts is not None and not accepts(current.info):
+                    continue  # it insists on what it has
+                count += 1
+                worker.drop(part)
+                worker.send(Cancel(part.part_id))
+                part.stream.running.pop(part.part_id, None)
+                if policy is RunningSamples.CONTINUE:
+                    self._retry(part, anew=True)
+                else:
+                    self._abort_samples(part)
+                self._free(part)
+        log.info("samples_changed", policy=str(policy), when=reason, parts=count)
+        self._dispatcher.dispatch()
+
+    def _abort_samples(self, part: Part) -> None:
+        stream = part.stream
+        for event in unfinished(part):
+            stream.push(event)
+        stream.usage += part.delivered.usage
+        if not stream.waiting and not stream.running:
+            self._finish(stream)
+
+    def commit(self, generation: Generation) -> None:
+        """Calls begin with these weights from now on."""
+        self._info = generation.info
+        self.weights.commit(generation)
+        for worker in self.workers:
+            worker.prefixes.clear()  # what they hold was computed with other weights
+        self._changed.set()
+        self._changed.clear()
 
     def _expire(self, stream: CallStream) -> None:
         message = "the deadline passed before the call was finished"
@@ -444,7 +598,10 @@ class WorkerPool:
         if self.state in (PoolState.DRAINING, PoolState.FAILED):
             return
         if self._ready_workers():
-            self._set(PoolState.READY, "ready")
+            if self._paused:
+                self._set(PoolState.PAUSED, "an admin had the server drained")
+            else:
+                self._set(PoolState.READY, "ready")
             return
         alive = [w for w in self.workers if w.state is not WorkerState.GONE]
         looping = [w for w in alive if w.policy.looping]
@@ -457,12 +614,3 @@ class WorkerPool:
         self.state, self.stage = state, stage
         self._changed.set()
         self._changed.clear()
-
-
-def _same_model(left: EngineInfo, right: EngineInfo) -> bool:
-    """Whether two workers give the same numbers."""
-    return (left.weights_digest, left.weight_version, left.numerics_id) == (
-        right.weights_digest,
-        right.weight_version,
-        right.numerics_id,
-    )

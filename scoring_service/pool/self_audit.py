@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from scoring_service.engine.events import CallEvent, ScoreSlice
+from scoring_service.engine.events import ScoreSlice, StreamEvent
 from scoring_service.types import (
     Call,
     CompletionTask,
@@ -44,10 +44,12 @@ class Watch:
     completion: CompletionTask
     worker: int | None = None
     """Which computed it."""
+    weight_version: int | None = None
+    """Of the weights that it was computed with."""
     _pieces: list[Float32Array] = field(default_factory=list)
     _ended: bool = False
 
-    def note(self, event: CallEvent, worker: int) -> None:
+    def note(self, event: StreamEvent, worker: int) -> None:
         """Takes account of an event of the call."""
         if (
             isinstance(event, ScoreSlice)
@@ -55,6 +57,7 @@ class Watch:
             and event.completion_index == self.completion.index
         ):
             self.worker = worker
+            self.weight_version = event.weight_version
             self._pieces.append(event.block.logprobs)
             self._ended = event.last
 

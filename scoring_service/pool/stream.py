@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scoring_service.engine.events import CallEvent, SampleSlice, ScoreSlice
+from scoring_service.engine.events import SampleSlice, ScoreSlice, StreamEvent
 from scoring_service.pool.delivered import Delivered
 from scoring_service.pool.parts import Size
 from scoring_service.pool.self_audit import Watch
-from scoring_service.types import Call, ScoreCall, Usage
+from scoring_service.types import Call, EngineInfo, ScoreCall, Usage
 
 PART_CREDIT = 4 << 20
 """Bytes of results that a part may have on their way before its reader must take some."""
@@ -39,6 +40,8 @@ class Part:
     """Whether it is computed without company, because a step with company met a bug."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
+    weights: int | None = None
+    """Number of the weights that compute it, once it was begun anywhere."""
 
     @property
     def credit(self) -> int:
@@ -89,7 +92,13 @@ class CallStream:
     """What the self-audit compares."""
     avoid: int | None = None
     """Worker that others are preferred to."""
-    _events: asyncio.Queue[CallEvent] = field(default_factory=asyncio.Queue)
+    accepts: Callable[[EngineInfo], bool] | None = None
+    """Whether the weights are those that the call insists on; None = it takes any."""
+    pinned: int | None = None
+    """Number of weights that it accepts, kept for it while it lasts."""
+    told: int | None = None
+    """Number of the weights that its reader was told of last."""
+    _events: asyncio.Queue[StreamEvent] = field(default_factory=asyncio.Queue)
     _untaken: deque[tuple[Part, int]] = field(default_factory=deque)
     """Whose the unread bytes are, in order."""
 
@@ -103,7 +112,7 @@ class CallStream:
         """Whether a part waits, and its results would not wait for the reader."""
         return bool(self.waiting) and self.unread < UNREAD_LIMIT
 
-    async def next(self, patience: float) -> CallEvent | None:
+    async def next(self, patience: float) -> StreamEvent | None:
         """The next event; None when none came within `patience` seconds."""
         try:
             async with asyncio.timeout(patience):
@@ -111,11 +120,11 @@ class CallStream:
         except TimeoutError:
             return None
 
-    def next_nowait(self) -> CallEvent | None:
+    def next_nowait(self) -> StreamEvent | None:
         """The next event if it is there."""
         return None if self._events.empty() else self._events.get_nowait()
 
-    def push(self, event: CallEvent, part: Part | None = None) -> None:
+    def push(self, event: StreamEvent, part: Part | None = None) -> None:
         """Called by the pool."""
         if part is not None and isinstance(event, ScoreSlice | SampleSlice):
             if not self.unread:

@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from scoring_service.engine.events import (
+    CacheFlushed,
     CallEvent,
     Command,
     Event,
@@ -19,6 +20,11 @@ from scoring_service.engine.events import (
     LoadFailed,
     LoadProgress,
     Ready,
+    WeightEvent,
+    WeightsDropped,
+    WeightsFailed,
+    WeightsFilled,
+    WeightsStaged,
     WorkerStats,
 )
 from scoring_service.pool.executor import Executor, WorkerExited
@@ -67,6 +73,14 @@ class Owner(Protocol):
         """Something of a part."""
         ...
 
+    def weight_event(self, worker: Worker, event: WeightEvent) -> None:
+        """Something about weights."""
+        ...
+
+    def cache_flushed(self, worker: Worker, pages: int) -> None:
+        """It forgot cached prompts."""
+        ...
+
 
 @dataclass(eq=False, slots=True)
 class Worker:
@@ -88,6 +102,10 @@ class Worker:
     samples: int = 0
     reply_bytes: int = 0
     """What those parts take; see `parts.Size`."""
+    weights: set[int] = field(default_factory=set)
+    """Numbers of the weights that it can compute with."""
+    staging: set[int] = field(default_factory=set)
+    """Numbers of those that it reads, or may be reading."""
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
     stats: WorkerStats = field(default_factory=WorkerStats)
     policy: RestartPolicy = field(init=False)
@@ -206,6 +224,10 @@ class Worker:
                 self._heartbeat(event)
             case WorkerExited():
                 self._exited(event)
+            case WeightsStaged() | WeightsFailed() | WeightsFilled() | WeightsDropped():
+                self.owner.weight_event(self, event)
+            case CacheFlushed(pages):
+                self.owner.cache_flushed(self, pages)
             case _:
                 self.owner.part_event(self, event)
 

@@ -10,18 +10,19 @@ from google.protobuf.message import Message
 
 from scoring_client.proto import context_pb2
 from scoring_service.engine.events import (
-    CallEvent,
     CallFailed,
     CallFinished,
     CallStarted,
     ItemFailed,
     SampleSlice,
     ScoreSlice,
+    StreamEvent,
+    WeightsChanged,
 )
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.pool.stream import CallStream
 from scoring_service.rpc.parse_score import ItemFault
-from scoring_service.types import Usage
+from scoring_service.types import EngineInfo, Usage
 
 MESSAGE_BYTES = 1 << 19
 """Results are joined into one message until it holds this much; one more slice may come on top."""
@@ -41,6 +42,7 @@ class Answer(Generic[Response]):
         render_fault: (index, part, fault) of an item to its result message.
         items: items asked for.
         progress_seconds: how often a call that waits gives a sign of life.
+        render_provenance: a model, as other weights make it, to its provenance.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Answer(Generic[Response]):
         render_fault: Callable[[int, int | None, Fault], Message],
         items: int,
         progress_seconds: float,
+        render_provenance: Callable[[EngineInfo], context_pb2.Provenance],
     ) -> None:
         self.usage = Usage()
         self.ok = 0
@@ -65,6 +68,9 @@ class Answer(Generic[Response]):
         self._progress_seconds = progress_seconds
         self._render = render
         self._render_fault = render_fault
+        self._render_provenance = render_provenance
+        self._changed: EngineInfo | None = None
+        """What computes the results that come next, if the reader was not told yet."""
 
     def opening(self, faults: list[ItemFault], **preamble: Any) -> Iterator[Response]:
         """The first message, with provenance and processing; the items that failed at once."""
@@ -96,9 +102,9 @@ class Answer(Generic[Response]):
                 continue
             if not started:
                 started, self.started_ns = True, time.time_ns()
-            results, taken, end = self._gather(event, stream)
+            results, provenance, taken, end = self._gather(event, stream)
             if results:
-                yield self._sent(results=results)
+                yield self._sent(results=results, provenance=provenance)
                 # The transport took the message: as much again may be computed.
                 stream.taken(taken)
             if isinstance(end, CallFailed):
@@ -130,31 +136,42 @@ class Answer(Generic[Response]):
         )
 
     def _gather(
-        self, event: CallEvent | None, stream: CallStream
-    ) -> tuple[list[Message], int, CallFinished | CallFailed | None]:
+        self, event: StreamEvent | None, stream: CallStream
+    ) -> tuple[list[Message], context_pb2.Provenance | None, int, CallFinished | CallFailed | None]:
         """Results of this event and of those already there, up to a message's size.
 
         Returns:
-            The result messages, the bytes of their arrays, and the call's end if it came.
+            The result messages, their provenance if it changed, the bytes of their arrays, and the
+            call's end if it came.
         """
         results: list[Message] = []
         taken = 0
+        provenance = self._take_provenance()
         while event is not None:
             match event:
                 case CallFinished() | CallFailed():
-                    return results, taken, event
+                    return results, provenance, taken, event
                 case ScoreSlice() | SampleSlice():
                     results.append(self._render(event))
                     self.ok += event.last
                     taken += event.size
                 case ItemFailed(_, index, part, fault):
                     results.append(self._render_fault(index, part, fault))
+                case WeightsChanged(info):
+                    self._changed = info
+                    if results:  # they are the last of what was told before
+                        break
+                    provenance = self._take_provenance()
                 case CallStarted():
                     pass
             if taken + len(results) * RESULT_OVERHEAD >= MESSAGE_BYTES:
                 break
             event = stream.next_nowait()
-        return results, taken, None
+        return results, provenance, taken, None
+
+    def _take_provenance(self) -> context_pb2.Provenance | None:
+        changed, self._changed = self._changed, None
+        return None if changed is None else self._render_provenance(changed)
 
     def _sent(self, **fields: Any) -> Response:
         response = self._make(**fields)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 
 from scoring_client.proto import context_pb2 as pb
 from scoring_client.proto import tensor_pb2
 from scoring_service import __version__
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
 from scoring_service.rpc.model_view import ModelView
+from scoring_service.types import EngineInfo
 
 _MAX_ID = 128
 _MAX_TAGS = 16
@@ -55,6 +57,30 @@ def wants_bytes(encoding: tensor_pb2.Encoding) -> bool:
     if encoding not in tensor_pb2.Encoding.values():
         raise invalid("encoding", f"{int(encoding)} is not a known value")
     return encoding == tensor_pb2.ENCODING_BYTES
+
+
+def accepted_weights(expect: pb.Expect) -> Callable[[EngineInfo], bool] | None:
+    """Whether weights are those that a request insists on; None if it takes any.
+
+    Weights may change between the check of the expectations and the computation.
+    """
+    if not any(map(expect.HasField, ("weight_version", "min_weight_version", "weights_digest"))):
+        return None
+
+    def accepts(info: EngineInfo) -> bool:
+        return (
+            (not expect.HasField("weight_version") or info.weight_version == expect.weight_version)
+            and (
+                not expect.HasField("min_weight_version")
+                or info.weight_version >= expect.min_weight_version
+            )
+            and (
+                not expect.HasField("weights_digest")
+                or info.weights_digest == expect.weights_digest
+            )
+        )
+
+    return accepts
 
 
 def check_expectations(expect: pb.Expect, view: ModelView) -> None:

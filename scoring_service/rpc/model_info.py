@@ -7,7 +7,7 @@ from scoring_service import __version__
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.processing import unsupported_settings
 
-CONTRACT_REVISION = 1
+CONTRACT_REVISION = 2
 """Grows with every addition to the contract."""
 
 

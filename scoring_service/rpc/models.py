@@ -39,7 +39,7 @@ class ServedModel:
         """
         info = self.pool.info
         if self._view is None or self._view.info is not info:
-            self._view = _view(self.pool.name, info, self.request_limits)
+            self._view = _view(self.pool.name, info, self.request_limits, self._view)
         return self._view
 
 
@@ -68,7 +68,7 @@ class Models:
         return [(n, m.pool.state is PoolState.READY) for n, m in self._served.items()]
 
 
-def _view(name: str, info: EngineInfo, own: RequestLimits) -> ModelView:
+def _view(name: str, info: EngineInfo, own: RequestLimits, before: ModelView | None) -> ModelView:
     most = info.vocab_size if own.max_k is None else min(own.max_k, info.vocab_size)
     limits = Limits(
         max_request_bytes=own.max_request_bytes,
@@ -78,5 +78,8 @@ def _view(name: str, info: EngineInfo, own: RequestLimits) -> ModelView:
         preferred_tokens_per_call=own.preferred_tokens_per_call,
         max_queue_tokens=own.max_queue_tokens,
     )
-    codec = None if info.tokenizer_json is None else TextCodec(info.tokenizer_json)
+    if before is not None and before.info.tokenizer_json == info.tokenizer_json:
+        codec = before.text  # other weights; to build a large tokenizer takes a second
+    else:
+        codec = None if info.tokenizer_json is None else TextCodec(info.tokenizer_json)
     return ModelView(name, info, limits, codec)

@@ -75,10 +75,29 @@ def top_k_result(
     return result
 
 
+class WeightSpans:
+    """Which versions the tokens of a call's samples come from."""
+
+    def __init__(self) -> None:
+        self._spans: dict[tuple[int, int], list[tuple[int, int]]] = {}
+
+    def note(self, piece: SampleSlice) -> list[tuple[int, int]]:
+        """(first token, version) of every span of the sample so far, this slice included."""
+        spans = self._spans.setdefault((piece.prompt_index, piece.sample_index), [])
+        if not spans or spans[-1][1] != piece.weight_version:
+            spans.append((piece.start, piece.weight_version))
+        return spans
+
+
 def sample_result(
-    piece: SampleSlice, parsed: ParsedSample, return_text: bool, as_bytes: bool
+    piece: SampleSlice,
+    parsed: ParsedSample,
+    return_text: bool,
+    as_bytes: bool,
+    spans: WeightSpans,
 ) -> sample_pb2.SampleResult:
     """A slice of a sample."""
+    so_far = spans.note(piece)
     result = sample_pb2.SampleResult(
         prompt_index=piece.prompt_index,
         sample_index=piece.sample_index,
@@ -101,8 +120,8 @@ def sample_result(
     elif piece.matched_stop is not None:
         result.matched_stop.token_id = piece.matched_stop
     if piece.last:
-        span = sample_pb2.WeightSpan(first_token=0, weight_version=piece.weight_version)
-        result.weight_spans.append(span)
+        for first, version in so_far:
+            result.weight_spans.add(first_token=first, weight_version=version)
         if piece.prompt_index in parsed.prompts:
             result.prompt_token_ids.extend(parsed.prompts[piece.prompt_index].tolist())
     return result

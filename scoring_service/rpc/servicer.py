@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from scoring_service.rpc.answers import Answer
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import (
+    accepted_weights,
     check_context,
     check_expectations,
     new_request_id,
@@ -40,6 +42,7 @@ from scoring_service.rpc.models import Models, ServedModel
 from scoring_service.rpc.parse_sample import ParsedSample, parse_sample
 from scoring_service.rpc.parse_score import ParsedScore, parse_score
 from scoring_service.rpc.results import (
+    WeightSpans,
     failed_sample,
     failed_score,
     sample_result,
@@ -49,7 +52,7 @@ from scoring_service.rpc.results import (
 from scoring_service.rpc.status import abort, bounded, to_status
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
 from scoring_service.telemetry.telemetry import Telemetry
-from scoring_service.types import Call
+from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +137,12 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             return failed_score(group, completion, to_status(fault, caller.request_id))
 
         answer = Answer(
-            score_pb2.ScoreResponse, render, render_fault, parsed.items, self._progress_seconds
+            score_pb2.ScoreResponse,
+            render,
+            render_fault,
+            parsed.items,
+            self._progress_seconds,
+            _provenance_of(view, caller),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -161,6 +169,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             render_fault,
             parsed.items,
             self._progress_seconds,
+            _provenance_of(view, caller),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -178,13 +187,19 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             parsed=parsed,
             return_text=request.return_text,
             as_bytes=wants_bytes(request.encoding),
+            spans=WeightSpans(),
         )
 
         def render_fault(prompt: int, sample: int | None, fault: Fault) -> sample_pb2.SampleResult:
             return failed_sample(prompt, sample, to_status(fault, caller.request_id))
 
         answer = Answer(
-            sample_pb2.SampleResponse, render, render_fault, parsed.items, self._progress_seconds
+            sample_pb2.SampleResponse,
+            render,
+            render_fault,
+            parsed.items,
+            self._progress_seconds,
+            _provenance_of(view, caller),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -285,7 +300,11 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         }
         admitted_ns = time.time_ns()
         if call.tokens:
-            async with served.pool.run(call, caller.client) as stream:
+            accepts = accepted_weights(request.expect)
+            async with served.pool.run(call, caller.client, accepts=accepts) as stream:
+                # Weights may have changed since the view was taken; the stream tells of later ones.
+                now = replace(view, info=served.pool.weights.current.info)
+                preamble["provenance"] = provenance(now, caller.request_id)
                 for response in answer.opening(parsed.faults, **preamble):
                     yield response
                 async for response in answer.results(stream):
@@ -335,6 +354,13 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
 
 def _rpc_name(request: Message) -> str:
     return request.DESCRIPTOR.name.removesuffix("Request")
+
+
+def _provenance_of(
+    view: ModelView, caller: Caller
+) -> Callable[[EngineInfo], context_pb2.Provenance]:
+    """Provenance of the same model with other weights."""
+    return lambda info: provenance(replace(view, info=info), caller.request_id)
 
 
 def _bug() -> Fault:

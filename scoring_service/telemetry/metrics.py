@@ -43,6 +43,11 @@ class Pool(Protocol):
         ...
 
     @property
+    def weight_version(self) -> int | None:
+        """Of the weights that calls begin with."""
+        ...
+
+    @property
     def workers(self) -> Sequence[Worker]:
         """Its workers."""
         ...
@@ -125,6 +130,12 @@ class Metrics(PoolObserver):
             ("worker",),
             registry=self.registry,
         )
+        self._updates = counter(
+            "scoring_weight_updates", "Updates of the weights, by how they ended.", "outcome"
+        )
+        self._update_seconds = histogram(
+            "scoring_weight_update_seconds", "Time of updates of the weights, by phase.", "phase"
+        )
         self._audits = counter("scoring_self_audits", "Calls computed a second time.", "outcome")
         self._audit_difference = Gauge(
             "scoring_self_audit_max_difference",
@@ -190,6 +201,12 @@ class Metrics(PoolObserver):
         """See PoolObserver."""
         self._deaths.labels(str(index)).inc()
 
+    def weights_updated(self, outcome: str, seconds: dict[str, float]) -> None:
+        """See PoolObserver."""
+        self._updates.labels(outcome).inc()
+        for phase, spent in seconds.items():
+            self._update_seconds.labels(phase).observe(spent)
+
     def worker_ready(self, index: int, seconds: float) -> None:
         """See PoolObserver."""
         self._start_seconds.labels(str(index)).set(seconds)
@@ -226,6 +243,12 @@ class _PoolCollector(Collector):
             family = GaugeMetricFamily(f"scoring_{name}", text, labels=("model_name",))
             family.add_metric((pool.name,), value)
             yield family
+        version = GaugeMetricFamily(
+            "scoring_weight_version", "Version that calls begin with.", labels=("model_name",)
+        )
+        if pool.weight_version is not None:
+            version.add_metric((pool.name,), pool.weight_version)
+        yield version
         yield from _worker_metrics(pool.workers)
 
 

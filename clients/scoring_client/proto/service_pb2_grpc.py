@@ -30,8 +30,12 @@ class ScoringServiceStub(object):
     (retry)
     UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
     PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
+    ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
+    that running samples are to be aborted)
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    AdminService (admin.proto) adds reasons of its own.
     """
 
     def __init__(self, channel):
@@ -89,8 +93,12 @@ class ScoringServiceServicer(object):
     (retry)
     UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
     PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
+    ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
+    that running samples are to be aborted)
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    AdminService (admin.proto) adds reasons of its own.
     """
 
     def Score(self, request, context):
@@ -186,8 +194,12 @@ class ScoringService(object):
     (retry)
     UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
     PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
+    ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
+    that running samples are to be aborted)
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    AdminService (admin.proto) adds reasons of its own.
     """
 
     @staticmethod

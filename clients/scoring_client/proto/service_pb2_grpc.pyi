@@ -42,8 +42,12 @@ class ScoringServiceStub:
                            (retry)
       UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
       PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
+      ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
+                           that running samples are to be aborted)
       DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
       INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    AdminService (admin.proto) adds reasons of its own.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -101,8 +105,12 @@ class ScoringServiceAsyncStub:
                            (retry)
       UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
       PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
+      ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
+                           that running samples are to be aborted)
       DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
       INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    AdminService (admin.proto) adds reasons of its own.
     """
 
     Score: grpc.aio.UnaryStreamMultiCallable[
@@ -159,8 +167,12 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
                            (retry)
       UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
       PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
+      ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
+                           that running samples are to be aborted)
       DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
       INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    AdminService (admin.proto) adds reasons of its own.
     """
 
     @abc.abstractmethod

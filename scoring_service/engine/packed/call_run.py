@@ -11,6 +11,7 @@ from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.runner import INITIAL_CREDIT
+from scoring_service.engine.weights import ModelWeights
 from scoring_service.types import Call, Usage
 
 
@@ -46,6 +47,8 @@ class CallRun:
     """Units, item by item; None while there is no room for the next item."""
     served: float
     """See `scheduler.Offer`."""
+    weights: ModelWeights | None = None
+    """What it is computed with; None = whatever the model has."""
     alone: bool = False
     """No other call joins its steps."""
     submitted: float = field(default_factory=time.monotonic)

@@ -31,6 +31,7 @@ from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.packed.store import CacheCounters, SegmentStore
 from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import Fault, Reason
 from scoring_service.types import Call, ScoreCall
 
@@ -82,10 +83,11 @@ class PackedEngine:
         self._store = SegmentStore(pool, settings.chunk_size)
         self._room = Room(self._store)
         self._body = PackedBody(model, pool)
-        self._expansion = Expansion(
-            self._store, self._room, root_key, eos_ids, codec, settings.max_samples
-        )
+        self._expansion = Expansion(self._store, self._room, eos_ids, codec, settings.max_samples)
         self._calls: dict[int, CallRun] = {}
+        self._root_key = root_key
+        self._last_weights: ModelWeights | None = None
+        """What the last step ran on."""
         self._stalled = False
         self.is_sound = True
         """False once the host's memory ran out: oneDNN remembers what it could not create then."""
@@ -110,18 +112,25 @@ class PackedEngine:
             "hit_tokens": self.cache.hit_tokens,
         }
 
-    def flush_cache(self) -> None:
-        """Forgets prompts that no call holds."""
-        self._store.flush()
+    def flush_cache(self) -> int:
+        """Forgets prompts that no call holds; how many pages they had."""
+        return self._store.flush()
 
-    def submit(self, call: Call, alone: bool = False) -> None:
-        """Adds a call; `alone`, no other one joins its steps."""
+    def submit(self, call: Call, weights: ModelWeights | None = None, alone: bool = False) -> None:
+        """Adds a call.
+
+        Args:
+            call: to be computed.
+            weights: with these; None = those that were loaded.
+            alone: no other call joins its steps.
+        """
         count = _PromptCounter()
+        root_key = self._root_key if weights is None else weights.cache_key
         if isinstance(call, ScoreCall):
-            to_come = self._expansion.score(call, count)
+            to_come = self._expansion.score(call, count, root_key)
         else:
-            to_come = self._expansion.sample(call, count)
-        run = CallRun(call, to_come, self._least_served(), alone)
+            to_come = self._expansion.sample(call, count, root_key)
+        run = CallRun(call, to_come, self._least_served(), weights, alone)
         count.run = run
         self._calls[call.call_id] = run
         self._stalled = False
@@ -154,7 +163,7 @@ class PackedEngine:
         began = time.monotonic()
         events: list[CallEvent] = []
         self._expire(began, events)
-        plan = self._plan(events)
+        plan = self._next_plan(events)
         if not plan.units and not plan.feeds:
             # Whatever could go on waits for a reader or for room that only a reader can make.
             before = len(events)
@@ -192,10 +201,31 @@ class PackedEngine:
                 message = "the deadline passed before the call was finished"
                 events.append(CallFailed(call_id, Fault(Reason.DEADLINE_EXCEEDED, message)))
 
-    def _plan(self, events: list[CallEvent]) -> _Plan:
+    def _next_plan(self, events: list[CallEvent]) -> _Plan:
+        """A step's plan, on weights that did not have the last one if others have work too."""
+        plan = _Plan([], [], [])
+        for weights in self._weights_by_turns():
+            self._model.use(weights)
+            plan = self._plan(events, weights)
+            if plan.units or plan.feeds:
+                self._last_weights = weights
+                break
+        return plan
+
+    def _weights_by_turns(self) -> list[ModelWeights | None]:
+        """Those that calls run on, most urgent calls first, then those that waited longest."""
+        found: dict[ModelWeights | None, int] = {}
+        for run in self._calls.values():
+            if run.credit > 0:
+                found[run.weights] = max(
+                    found.get(run.weights, run.call.priority), run.call.priority
+                )
+        return sorted(found, key=lambda weights: (-found[weights], weights is self._last_weights))
+
+    def _plan(self, events: list[CallEvent], weights: ModelWeights | None) -> _Plan:
         # In the order of `scheduler.share`, because who is first asked gets the pages.
         ready = sorted(
-            (run for run in self._calls.values() if run.credit > 0),
+            (run for run in self._calls.values() if run.credit > 0 and run.weights is weights),
             key=lambda run: (-run.call.priority, run.served),
         )
         for run in ready:

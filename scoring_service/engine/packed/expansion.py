@@ -31,14 +31,12 @@ class Expansion:
         self,
         store: SegmentStore,
         room: Room,
-        root_key: bytes,
         eos_ids: tuple[int, ...],
         codec: TextCodec | None,
         max_samples: int,
     ) -> None:
         self._store = store
         self._room = room
-        self._root_key = root_key
         self._eos_ids = eos_ids
         self._codec = codec
         self._max_samples = max_samples
@@ -49,18 +47,27 @@ class Expansion:
         """Another sample may begin."""
         self._samples -= 1
 
-    def score(self, call: ScoreCall, on_prompt: OnPrompt) -> Units:
-        """Prompt by prompt, each with its completions behind it."""
+    def score(self, call: ScoreCall, on_prompt: OnPrompt, root_key: bytes) -> Units:
+        """Prompt by prompt, each with its completions behind it.
+
+        Args:
+            call: to be computed.
+            on_prompt: see there.
+            root_key: what its cached prompts depend on beside tokens and salt.
+        """
+        root = None if call.uncached else _root(root_key, call.cache_salt)
         for group in call.groups:
-            yield from self._group(call, group, on_prompt)
+            yield from self._group(call, group, on_prompt, root)
 
-    def sample(self, call: SampleCall, on_prompt: OnPrompt) -> Units:
-        """Prompt by prompt, each with its samples behind it."""
+    def sample(self, call: SampleCall, on_prompt: OnPrompt, root_key: bytes) -> Units:
+        """Prompt by prompt, each with its samples behind it; arguments as of `score`."""
+        root = _root(root_key, call.cache_salt)
         for task in call.prompts:
-            yield from self._prompt(call, task, on_prompt)
+            yield from self._prompt(call, task, on_prompt, root)
 
-    def _group(self, call: ScoreCall, group: GroupTask, on_prompt: OnPrompt) -> Units:
-        root = None if call.uncached else self._root(call.cache_salt)
+    def _group(
+        self, call: ScoreCall, group: GroupTask, on_prompt: OnPrompt, root: bytes | None
+    ) -> Units:
         first = len(group.prompt_ids)
         chunk = self._store.chunk_size
         tasks = [
@@ -96,8 +103,9 @@ class Expansion:
             self._room.close(reservation)
             self._store.release(chain[-1])
 
-    def _prompt(self, call: SampleCall, task: SamplingTask, on_prompt: OnPrompt) -> Units:
-        root = self._root(call.cache_salt)
+    def _prompt(
+        self, call: SampleCall, task: SamplingTask, on_prompt: OnPrompt, root: bytes
+    ) -> Units:
         own = pages_for(task.max_tokens)
         while not self._room.admits(self._store.prompt_pages(task.prompt_ids, root), own):
             yield None
@@ -119,5 +127,6 @@ class Expansion:
         finally:
             self._store.release(chain[-1])
 
-    def _root(self, salt: str) -> bytes:
-        return hashlib.blake2b(self._root_key + salt.encode(), digest_size=16).digest()
+
+def _root(root_key: bytes, salt: str) -> bytes:
+    return hashlib.blake2b(root_key + salt.encode(), digest_size=16).digest()

@@ -136,10 +136,12 @@ class SegmentStore:
                     self._drop(here)
             here = above
 
-    def flush(self) -> None:
-        """Forgets everything that nobody holds."""
+    def flush(self) -> int:
+        """Forgets everything that nobody holds; how many pages it had."""
+        pages = self._idle_pages
         while self._idle:
             self._evict()
+        return pages
 
     def _extend(
         self,

@@ -1,0 +1,171 @@
+"""Memory that holds the weights of an update: the server writes it once, its workers map it.
+
+It is a memfd: it has no name that could be left behind, and goes when the last process that has it
+ends, however that ends. Workers open it through the server's descriptor in /proc, which other users
+cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import threading
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import prod
+
+from scoring_service.types import TensorSpec
+
+ALIGNMENT = 64
+"""Of every tensor, as allocators of tensors align them."""
+
+HEADER_BYTES = 4096
+"""Before the first tensor: how far the writer is, and whether it goes on."""
+
+ELEMENT_BYTES = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "bool": 1,
+}
+"""Element types that an update may carry, by their names in torch."""
+
+FLOATING = frozenset(name for name in ELEMENT_BYTES if "float" in name)
+"""Those that can be converted into one another."""
+
+_STATE = struct.Struct("<qq")
+"""Bytes that can be read, counted from the first tensor; and what becomes of the rest."""
+
+
+class WriterState(IntEnum):
+    """What a reader may expect."""
+
+    WRITING = 0
+    COMPLETE = 1
+    ABANDONED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where one tensor lies."""
+
+    spec: TensorSpec
+    offset: int
+    """From the beginning of the memory."""
+    dtype: str
+    """Element type of what lies there."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.spec.shape) * ELEMENT_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Every tensor that has memory of its own, in ascending order of names: that of the digest."""
+
+    regions: dict[str, Region]
+    size: int
+    """Of the whole memory."""
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(region.size for region in self.regions.values())
+
+
+def lay_out(specs: tuple[TensorSpec, ...], widest: int = 0) -> Layout:
+    """Places tensors one after another; tied ones once, where their first name stands.
+
+    Args:
+        specs: of the model, in ascending order of names.
+        widest: bytes that an element of a floating-point tensor may take at most, if more than its
+            own type.
+    """
+    regions: dict[str, Region] = {}
+    place = HEADER_BYTES
+    for spec in specs:
+        if spec.tied_to:
+            continue
+        regions[spec.name] = Region(spec, place, spec.dtype)
+        width = ELEMENT_BYTES[spec.dtype]
+        if spec.dtype in FLOATING:
+            width = max(width, widest)
+        size = prod(spec.shape) * width
+        place += size + -size % ALIGNMENT
+    return Layout(regions, place)
+
+
+@dataclass(eq=False, slots=True)
+class WeightMemory:
+    """The writer's end."""
+
+    size: int
+    view: memoryview = field(init=False)
+    """All of it, writable."""
+    _fd: int = field(init=False)
+    _map: mmap.mmap = field(init=False)
+    _barrier: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        self._fd = os.memfd_create("weights", os.MFD_CLOEXEC)
+        os.ftruncate(self._fd, self.size)
+        self._map = mmap.mmap(self._fd, self.size)
+        # Where the kernel lets shared memory have large pages, they cost a fraction to touch.
+        with contextlib.suppress(OSError):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.view = memoryview(self._map)
+
+    @property
+    def path(self) -> str:
+        """What readers open."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def publish(self, ready: int, state: WriterState = WriterState.WRITING) -> None:
+        """Tells readers how many bytes from the first tensor on they may read."""
+        with self._barrier:
+            pass  # what was written before is seen before what is written now, on any processor
+        _STATE.pack_into(self.view, 0, ready, state)
+
+    def close(self) -> None:
+        """Gives it up; those who have mapped it keep it until they let go."""
+        self.view.release()
+        self._map.close()
+        os.close(self._fd)
+
+
+def open_memory(path: str, *, writable: bool = False) -> mmap.mmap:
+    """A reader's end, or that of a helper that writes tensors.
+
+    Raises:
+        OSError: the writer is gone.
+    """
+    fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+    try:
+        # A copy on write: what a reader writes by mistake stays its own.
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY
+        found = mmap.mmap(fd, 0, access=access)
+    finally:
+        os.close(fd)
+    with contextlib.suppress(OSError):
+        found.madvise(mmap.MADV_HUGEPAGE)
+    return found
+
+
+def progress(memory: mmap.mmap) -> tuple[int, WriterState]:
+    """How far the writer is: bytes from the first tensor on, and whether more is to come."""
+    ready, state = _STATE.unpack_from(memory, 0)
+    with threading.Lock():
+        pass  # nothing is read before this was
+    return ready, WriterState(state)

@@ -1,0 +1,298 @@
+"""The weights that a worker has: those it loaded, and those of updates."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from scoring_service.engine.digest import tensor_line
+from scoring_service.engine.events import (
+    LOADED,
+    ApplyWeights,
+    FillWeights,
+    StageWeights,
+    WeightEvent,
+    WeightsDropped,
+    WeightsFailed,
+    WeightsFilled,
+    WeightsStaged,
+)
+from scoring_service.engine.loader import LoadedModel, cache_key
+from scoring_service.engine.weight_memory import (
+    HEADER_BYTES,
+    Region,
+    WriterState,
+    open_memory,
+    progress,
+)
+from scoring_service.engine.weights import ModelWeights, Prepared, room_for
+
+_HASH_BYTES = 8 << 20
+"""Hashed at a time; the thread looks in between whether it is still wanted."""
+
+_POLL_SECONDS = 0.001
+
+_NICENESS = 5
+"""Of threads that stage: a third of a core's time while steps want all of it."""
+
+
+class _AbandonedError(Exception):
+    """The update is given up: nobody waits for its weights."""
+
+
+class WeightStore:
+    """Stages, holds and drops weights; staging has a thread of its own, so that calls go on.
+
+    Args:
+        loaded: the model, with the weights it came with.
+        send: takes events, from any thread.
+    """
+
+    def __init__(self, loaded: LoadedModel, send: Callable[[WeightEvent], None]) -> None:
+        self._model = loaded.model
+        self._info = loaded.info
+        self._identify = loaded.numerics_id
+        self._send = send
+        self._held: dict[int, ModelWeights] = {}
+        if loaded.model.weights is not None:
+            self._held[LOADED] = loaded.model.weights
+        self._staged: dict[int, _Staging] = {}
+        self._fills: dict[int, threading.Thread] = {}
+        self._helper = ThreadPoolExecutor(1, initializer=_give_way)
+
+    def find(self, weights: int) -> ModelWeights:
+        """The weights of that number.
+
+        Raises:
+            KeyError: they are not held here.
+        """
+        return self._held[weights]
+
+    def stage(self, command: StageWeights) -> None:
+        """Begins to stage weights."""
+        staging = self._staged[command.weights] = _Staging(command)
+        staging.thread = threading.Thread(target=self._run, args=(staging,), daemon=True)
+        staging.thread.start()
+
+    def fill(self, command: FillWeights) -> None:
+        """Begins to write tensors of weights that are held here."""
+        source = self._held[command.source]
+
+        def run() -> None:
+            try:
+                _fill(command, source)
+            except (OSError, RuntimeError) as error:
+                self._send(WeightsFailed(command.weights, f"{type(error).__name__}: {error}"))
+            else:
+                self._send(WeightsFilled(command.weights))
+
+        thread = self._fills[command.weights] = threading.Thread(target=run, daemon=True)
+        thread.start()
+
+    def apply(self, command: ApplyWeights) -> None:
+        """Lets go of all weights but these, and prepares them.
+
+        Raises:
+            SystemExit: they cannot be; nothing is left to answer with.
+        """
+        slots = self._model.slots
+        staging = self._staged[command.weights]
+        if slots is None:
+            raise SystemExit("the weights of this model cannot be replaced")
+        slots.forget()
+        self._held.clear()
+        self._model.weights = None
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            weights = self._build(staging)
+        except (RuntimeError, OSError, MemoryError) as error:
+            raise SystemExit(f"weights cannot be written over others: {error}") from error
+        self._held[command.weights] = weights
+        staging.tensors.clear()
+        self._model.use(weights)
+        self._tell_staged(staging, usable=True)
+
+    def drop(self, weights: int) -> None:
+        """Lets go of weights, staged or not."""
+        filling = self._fills.pop(weights, None)
+        if filling is not None:
+            filling.join()
+        staging = self._staged.pop(weights, None)
+        if staging is not None:
+            staging.wanted = False
+            staging.thread.join()
+        dropped = self._held.pop(weights, None)
+        if dropped is not None and self._model.weights is dropped and self._held:
+            self._model.use(self._held[max(self._held)])
+        if dropped is not None and self._model.slots is not None:
+            self._model.slots.reclaim(dropped)
+        # Giving back hundreds of megabytes takes tens of milliseconds: not between steps.
+        held: list[object] = [dropped, staging]
+        del dropped, staging
+        self._helper.submit(self._let_go, weights, held)
+
+    def _let_go(self, weights: int, held: list[object]) -> None:
+        held.clear()
+        self._send(WeightsDropped(weights))
+
+    def _run(self, staging: _Staging) -> None:
+        _give_way()
+        command = staging.command
+        try:
+            beside = command.beside and self._has_room()
+            self._read(staging, prepare=beside)
+            if beside:
+                self._held[command.weights] = self._build(staging)
+                staging.tensors.clear()
+        except _AbandonedError:
+            return
+        except (OSError, RuntimeError, MemoryError) as error:
+            self._send(WeightsFailed(command.weights, f"{type(error).__name__}: {error}"))
+            return
+        self._tell_staged(staging, usable=beside)
+
+    def _tell_staged(self, staging: _Staging, *, usable: bool) -> None:
+        digest = staging.digest
+        number = staging.command.weights
+        self._send(WeightsStaged(number, digest, self._identify(digest), usable))
+
+    def _has_room(self) -> bool:
+        slots = self._model.slots
+        return slots is not None and room_for(
+            slots.extra_bytes(self._model.device), self._model.device
+        )
+
+    def _read(self, staging: _Staging, *, prepare: bool) -> None:
+        """Hashes tensors in the order of names, as far as they are there.
+
+        Args:
+            staging: of them.
+            prepare: whether to prepare them meanwhile.
+        """
+        layout = staging.command.layout
+        staging.memory = memory = open_memory(staging.command.path)
+        view = memoryview(memory)
+        digest = hashlib.sha256()
+        for spec in self._info.tensors:
+            region = layout.regions[spec.tied_to or spec.name]
+            digest.update(tensor_line(spec.name, spec.dtype, spec.shape))
+            if region.dtype != spec.dtype:
+                _wait(staging, region.offset + region.size)
+                tensor = tensor_in(memory, region).to(getattr(torch, spec.dtype)).contiguous()
+                staging.tensors.setdefault(region.spec.name, tensor)
+                if tensor.numel():
+                    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+                continue
+            staging.tensors.setdefault(region.spec.name, tensor_in(memory, region))
+            end = region.offset + region.size
+            place = region.offset
+            while place < end:
+                _wait(staging, min(end, place + 1))
+                stop = min(end, staging.ready, place + _HASH_BYTES)
+                digest.update(view[place:stop])
+                place = stop
+            if prepare and not spec.tied_to and self._model.device.type == "cpu":
+                self._prepare(staging, spec.name)
+        _wait(staging, layout.size, complete=True)
+        staging.digest = digest.hexdigest()
+        view.release()
+        staging.memory = None  # kept by the tensors alone, for as long as they are
+
+    def _prepare(self, staging: _Staging, name: str) -> None:
+        """Makes what takes time of a tensor that is there, on another core."""
+        slots = self._model.slots
+        if slots is not None:
+            tensor = staging.tensors[name]
+            making = self._helper.submit(slots.prepare, name, tensor, staging.prepared)
+            staging.making.append(making)
+
+    def _build(self, staging: _Staging) -> ModelWeights:
+        slots = self._model.slots
+        if slots is None:
+            raise RuntimeError("the weights of this model cannot be replaced")
+        device = self._model.device
+        digest = staging.digest
+        tensors = {name: tensor.to(device) for name, tensor in staging.tensors.items()}
+        for making in staging.making:
+            making.result()
+        return slots.build(
+            tensors,
+            staging.prepared,
+            staging.command.version,
+            digest,
+            self._identify(digest),
+            cache_key(digest, self._info.dtype),
+        )
+
+
+def _give_way() -> None:
+    """Lets steps go before this thread where cores are few: calls should notice no update."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+class _Staging:
+    """An update on its way to weights."""
+
+    def __init__(self, command: StageWeights) -> None:
+        self.command = command
+        self.wanted = True
+        self.ready = 0
+        """Bytes of the memory that may be read, its header included."""
+        self.digest = ""
+        self.tensors: dict[str, Tensor] = {}
+        """Views of the memory, or converted copies."""
+        self.thread = threading.Thread()
+        self.memory: mmap.mmap | None = None
+        self.prepared = Prepared()
+        self.making: list[Future[None]] = []
+
+
+def _wait(staging: _Staging, place: int, *, complete: bool = False) -> None:
+    """Waits until the memory may be read up to `place`, or to its end.
+
+    Raises:
+        _AbandonedError: it will not be written to its end.
+    """
+    while staging.wanted:
+        if staging.ready >= place and not complete:
+            return
+        if staging.memory is None:
+            raise _AbandonedError
+        ready, state = progress(staging.memory)
+        staging.ready = HEADER_BYTES + ready
+        if state is WriterState.ABANDONED:
+            raise _AbandonedError
+        if state is WriterState.COMPLETE and complete:
+            return
+        if staging.ready < place or complete:
+            time.sleep(_POLL_SECONDS)
+    raise _AbandonedError
+
+
+def tensor_in(memory: mmap.mmap, region: Region) -> Tensor:
+    """A tensor that lies in the memory, without a copy."""
+    dtype: torch.dtype = getattr(torch, region.dtype)
+    count = region.size // dtype.itemsize
+    if count == 0:
+        return torch.empty(region.spec.shape, dtype=dtype)
+    flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
+    return flat.reshape(region.spec.shape)
+
+
+def _fill(command: FillWeights, source: ModelWeights) -> None:
+    memory = open_memory(command.path, writable=True)
+    for name in command.names:
+        region = command.layout.regions[name]
+        if region.size:
+            tensor_in(memory, region).copy_(source.tensors[name])

@@ -1,0 +1,201 @@
+"""The weights of one version, as a network takes them; and how a network changes them.
+
+A network keeps its modules and changes what is in them: every parameter is pointed to another
+tensor, so that whatever refers to a module or a parameter (ties, hooks, fused layers) stays right.
+That takes microseconds a tensor, so two versions can answer by turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoring_service.engine.head import LinearHead, RowHead, converted
+from scoring_service.engine.memory import free_memory
+from scoring_service.engine.prepacked import (
+    pack_weight,
+    packed_layers,
+    packed_of,
+    repacked,
+    use_packed,
+)
+from scoring_service.types import TensorSpec
+
+_SPARE = 1.25
+"""New weights are put beside old ones if so many times their size is free."""
+
+
+@dataclass(eq=False, slots=True)
+class ModelWeights:
+    """Tensors of one version, and what is made of them."""
+
+    version: int
+    digest: str
+    numerics_id: str
+    cache_key: bytes
+    """What cached prompts depend on, beside tokens and salt."""
+    head: RowHead
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """By the first name of each."""
+    packed: dict[str, Tensor] = field(default_factory=dict)
+    """Of linear layers, by the layer's name; see `prepacked`."""
+
+
+def tensor_specs(network: Any) -> tuple[TensorSpec, ...]:
+    """The tensors of a network's `state_dict`, in ascending order of names."""
+    first: dict[tuple[Any, ...], str] = {}
+    found = []
+    state: dict[str, Tensor] = network.state_dict()
+    for name in sorted(state):
+        tensor = state[name]
+        # Tensors without elements have no address of their own.
+        where = (tensor.data_ptr(), tensor.shape, tensor.dtype) if tensor.numel() else (name,)
+        tied_to = first.setdefault(where, name)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape = tuple(tensor.shape)
+        found.append(TensorSpec(name, dtype, shape, "" if tied_to == name else tied_to))
+    return tuple(found)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What was made of tensors that came already, while others are still on their way."""
+
+    packed: dict[str, Tensor] = field(default_factory=dict)
+    head: RowHead | None = None
+
+
+class Slots:
+    """Where a network keeps its tensors, and what is made of them beside it."""
+
+    def __init__(self, network: Any, head: RowHead) -> None:
+        self.specs = tensor_specs(network)
+        state: dict[str, Tensor] = network.state_dict(keep_vars=True)
+        # Every name has its holder: tied tensors may be one parameter, or two with one memory.
+        self._holders = [(spec.tied_to or spec.name, state[spec.name]) for spec in self.specs]
+        self._layers = packed_layers(network)
+        names = {id(holder): name for name, holder in self._holders}
+        self._packed_from = {name: names[id(layer.weight)] for name, layer in self._layers.items()}
+        output = network.get_output_embeddings()
+        self._head_weight = names.get(id(getattr(output, "weight", None)), "")
+        self._head_bias = names.get(id(getattr(output, "bias", None)), "")
+        self._head = _without_memory(head)
+        self._spare_head: Tensor | None = None
+
+    def own(
+        self, head: RowHead, version: int, digest: str, numerics_id: str, cache_key: bytes
+    ) -> ModelWeights:
+        """What is in place now, as the model was loaded."""
+        return ModelWeights(
+            version=version,
+            digest=digest,
+            numerics_id=numerics_id,
+            cache_key=cache_key,
+            head=head,
+            tensors={name: holder.data for name, holder in self._holders},
+            packed={name: packed_of(layer) for name, layer in self._layers.items()},
+        )
+
+    def point_to(self, weights: ModelWeights) -> None:
+        """Lets the network use these."""
+        for name, holder in self._holders:
+            holder.data = weights.tensors[name]
+        for name, layer in self._layers.items():
+            use_packed(layer, weights.packed[name])
+
+    def forget(self) -> None:
+        """Lets go of whatever is in place, so that its memory can be had before the next comes."""
+        for _, holder in self._holders:
+            holder.data = torch.empty(0, dtype=holder.dtype, device=holder.device)
+        for layer in self._layers.values():
+            use_packed(layer, torch.empty(0))
+        self._spare_head = None
+
+    def build(
+        self,
+        tensors: dict[str, Tensor],
+        prepared: Prepared,
+        version: int,
+        digest: str,
+        numerics_id: str,
+        cache_key: bytes,
+    ) -> ModelWeights:
+        """Weights of other tensors, of the network's own types and shapes, on its device.
+
+        Args:
+            tensors: by the first name of each.
+            prepared: what was made of some of them already; the rest is made now.
+            version: of them.
+            digest: of them.
+            numerics_id: of a model with them.
+            cache_key: see `ModelWeights`.
+        """
+        for source in set(self._packed_from.values()):
+            self.prepare(source, tensors[source], prepared)
+        head = prepared.head or self.head_of(tensors)
+        return ModelWeights(version, digest, numerics_id, cache_key, head, tensors, prepared.packed)
+
+    def prepare(self, name: str, tensor: Tensor, prepared: Prepared) -> None:
+        """Makes what takes time of one tensor, unless it is made."""
+        for layer, source in self._packed_from.items():
+            if source == name and layer not in prepared.packed:
+                prepared.packed[layer] = repacked(tensor)
+        if name == self._head_weight and not self._head_bias and prepared.head is None:
+            prepared.head = self.head_of({name: tensor})
+
+    def head_of(self, tensors: dict[str, Tensor]) -> RowHead:
+        """The head with other weights."""
+        head = self._head
+        if not isinstance(head, LinearHead):
+            return head
+        own = tensors[self._head_weight]
+        spare, self._spare_head = self._spare_head, None
+        # Large memory that was used before costs a fraction of new memory.
+        weight = converted(own, head.dtype) if spare is None else spare.copy_(own)
+        bias = head.bias_V
+        if bias is not None:
+            bias = tensors[self._head_bias].to(bias.dtype)
+        packed = None if head.packed_weight is None else pack_weight(weight)
+        return replace(head, weight_V_H=weight, bias_V=bias, packed_weight=packed)
+
+    def reclaim(self, weights: ModelWeights) -> None:
+        """Keeps memory of weights that are dropped for the next ones."""
+        head = weights.head
+        if isinstance(head, LinearHead) and self._head_weight in weights.tensors:
+            own = weights.tensors[self._head_weight]
+            if head.weight_V_H.dtype != own.dtype and not own.is_cuda:
+                self._spare_head = head.weight_V_H
+
+    def extra_bytes(self, device: torch.device) -> int:
+        """Memory that other weights take beside the memory that is shared with the server."""
+        held = dict(self._holders)
+        if device.type != "cpu":
+            return sum(map(_size, held.values()))
+        size = sum(_size(held[name]) for name in self._packed_from.values())
+        if isinstance(self._head, LinearHead):
+            converts = self._head.dtype != held[self._head_weight].dtype
+            copies = converts + (self._head.packed_weight is not None)
+            size += copies * _size(self._head.weight_V_H)
+        return size
+
+
+def _without_memory(head: RowHead) -> RowHead:
+    """What a head does, without the weights that it has."""
+    if not isinstance(head, LinearHead):
+        return head
+    weight = head.weight_V_H.to("meta")
+    return replace(
+        head, weight_V_H=weight, packed_weight=None if head.packed_weight is None else weight
+    )
+
+
+def room_for(size: int, device: torch.device) -> bool:
+    """Whether so many bytes may be taken beside what there is."""
+    return size * _SPARE <= free_memory(device)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

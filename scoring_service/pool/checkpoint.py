@@ -1,0 +1,64 @@
+"""Reads weights from files in a process of its own, as the model was read at start."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+from pathlib import Path
+
+from scoring_service.engine.weight_memory import Layout
+from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.types import EngineConfig, TensorSpec
+
+READER_MODULE = "scoring_service.engine.checkpoint"
+
+
+async def read_checkpoint(
+    config: EngineConfig, specs: tuple[TensorSpec, ...], layout: Layout, memory: str
+) -> None:
+    """Fills an update's memory.
+
+    Raises:
+        ServiceError: WEIGHTS_UNREADABLE, or INTERNAL_ERROR when the reader died.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        READER_MODULE,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        process_group=0,
+    )
+    try:
+        answer, _ = await process.communicate(pickle.dumps((config, specs, layout, memory)))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        message = f"the process that reads weights ended with {process.returncode}"
+        raise ServiceError(Fault(Reason.INTERNAL_ERROR, message))
+    if answer:
+        raise ServiceError(Fault(Reason.WEIGHTS_UNREADABLE, answer.decode()))
+
+
+def allowed_path(path: str, roots: tuple[Path, ...]) -> Path:
+    """Where a path leads, if it lies under one of the roots once links are followed.
+
+    Raises:
+        ServiceError: SOURCE_NOT_ALLOWED, whether it exists or not; WEIGHTS_NOT_FOUND.
+    """
+    given = Path(path)
+    try:
+        # Not strict: what lies outside of the roots must not tell whether it is there.
+        resolved = given.resolve()
+        allowed = any(resolved.is_relative_to(root.resolve()) for root in roots)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null character
+        allowed = False
+    if not given.is_absolute() or not allowed:
+        message = "the path is not absolute, or outside of every --weights-root"
+        raise ServiceError(Fault(Reason.SOURCE_NOT_ALLOWED, message))
+    if not resolved.exists():
+        raise ServiceError(Fault(Reason.WEIGHTS_NOT_FOUND, f"there is nothing at {path}"))
+    return resolved

@@ -1,0 +1,441 @@
+"""One update of the weights, from its first byte to its commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from scoring_service.engine.events import (
+    ApplyWeights,
+    FillWeights,
+    StageWeights,
+    WeightEvent,
+    WeightsFailed,
+    WeightsFilled,
+    WeightsStaged,
+)
+from scoring_service.engine.weight_memory import lay_out
+from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool.checkpoint import read_checkpoint
+from scoring_service.pool.generations import Generation, Generations
+from scoring_service.pool.weight_receiver import (
+    TensorChunk,
+    WeightReceiver,
+    incomplete,
+    widest_element,
+)
+from scoring_service.pool.weight_status import (
+    ENDED,
+    Phase,
+    RunningSamples,
+    Staging,
+    UpdateOptions,
+    UpdateStatus,
+)
+from scoring_service.pool.worker import Worker
+from scoring_service.types import EngineConfig, EngineInfo
+
+STAGING_SECONDS = 600.0
+"""Longest time for workers to prepare weights, one that died and started again included."""
+
+_USUAL_BYTES = 4
+"""Of an element that comes to be converted: most often a float32."""
+
+_MOST_DEATHS = 3
+"""Deaths of workers while they take the weights, after which it is not tried again."""
+
+
+class Calls(Protocol):
+    """What an update needs of its pool's calls."""
+
+    def hold_back(self, *, on: bool) -> None:
+        """While on, nothing is begun but what must end on the running weights."""
+        ...
+
+    def change_samples(self, policy: RunningSamples, reason: str) -> None:
+        """Does with the samples that are being drawn what an update says."""
+        ...
+
+    def parts_running(self) -> int:
+        """Parts that workers compute."""
+        ...
+
+    def commit(self, generation: Generation) -> None:
+        """Calls begin with these weights from now on."""
+        ...
+
+
+class WeightUpdate:
+    """Receives, stages, commits; or gives up, and nothing has changed.
+
+    Args:
+        number: of the new weights.
+        options: what was asked for.
+        status: told to whoever asks.
+        calls: of the pool.
+        generations: of the pool.
+        ended: called once, however it ends.
+
+    Raises:
+        ServiceError: OUT_OF_MEMORY.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        options: UpdateOptions,
+        status: UpdateStatus,
+        calls: Calls,
+        generations: Generations,
+        base: Generation,
+        ended: Callable[[WeightUpdate], None],
+    ) -> None:
+        self.number = number
+        self.status = status
+        self._options = options
+        self._calls = calls
+        self._generations = generations
+        self._base = base
+        self._ended = ended
+        self._specs = base.info.tensors
+        layout = lay_out(self._specs, widest_element() if options.convert_dtypes else 0)
+        # Places are as wide as the widest type that may come; what is taken is what comes.
+        usual = lay_out(self._specs, _USUAL_BYTES if options.convert_dtypes else 0).size
+        self._memory = generations.take_memory(layout.size, usual)
+        self._receiver = WeightReceiver(
+            self._specs, layout, self._memory, converts=options.convert_dtypes
+        )
+        status.bytes_total = layout.tensor_bytes
+        status.tensors_total = len(layout.regions)
+        self._news = asyncio.Event()
+        self._reports: dict[int, WeightsStaged] = {}
+        """By worker; a worker that dies takes its report with it."""
+        self._applying: set[int] = set()
+        self._deaths = 0
+        self._filled = False
+        self._is_read = False
+        """Whether another process writes into the memory."""
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once it was committed or has failed."""
+        self._fault: Fault | None = None
+        self._stages = False
+        """Whether workers have been told to stage."""
+        self._finishing: asyncio.Task[None] | None = None
+        if not (options.convert_dtypes or options.partial):
+            # Where and as what everything will lie is known: workers hash what comes at once.
+            self._begin_staging()
+
+    # What its caller does.
+
+    def take(self, chunk: TensorChunk, path: str) -> None:
+        """Takes bytes of a tensor; `path` is that of the field, for messages.
+
+        Raises:
+            ServiceError: INVALID_FIELD, or why the update has ended meanwhile.
+        """
+        self._check()
+        self._receiver.take(chunk, path)
+        self.status.bytes_received = self._receiver.bytes_received
+
+    async def read_files(self, config: EngineConfig) -> None:
+        """Takes every tensor from a checkpoint.
+
+        Raises:
+            ServiceError: WEIGHTS_UNREADABLE, or why the update has ended meanwhile.
+        """
+        self._check()
+        reading = asyncio.create_task(
+            read_checkpoint(config, self._specs, self._receiver.layout, self._memory.path)
+        )
+        self._is_read = True
+        try:
+            while not reading.done():
+                self._check()
+                changed = asyncio.create_task(self._news.wait())
+                await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                self._news.clear()
+            reading.result()
+        finally:
+            reading.cancel()
+        self._is_read = False
+        self.status.bytes_received = self.status.bytes_total
+        self.status.tensors_received = self.status.tensors_total
+        self._filled = True
+
+    async def commit(self, digest: str = "") -> None:
+        """Stages what came, and lets it answer.
+
+        Raises:
+            ServiceError: why it cannot be; the old weights go on.
+        """
+        self._check()
+        self._finishing = asyncio.create_task(self._finish(digest))
+        # Nobody may be left to be told.
+        self._finishing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            await asyncio.shield(self._finishing)
+        except asyncio.CancelledError:
+            self.give_up(Fault(Reason.UPDATE_ABORTED, "its caller left"))
+            raise
+
+    def give_up(self, fault: Fault) -> bool:
+        """Ends it without a commit, unless it is too late for that; whether it was in time."""
+        if self.status.phase in ENDED or self.status.phase is Phase.APPLYING:
+            return False
+        self._end(Phase.ABORTED if fault.reason is Reason.UPDATE_ABORTED else Phase.FAILED, fault)
+        return True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was committed or has failed."""
+        return self.status.phase in ENDED
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why it failed, if it did."""
+        return self._fault if self.status.phase is not Phase.COMMITTED else None
+
+    def look(self) -> UpdateStatus:
+        """How far it is."""
+        if not self.is_over and not self._filled:
+            self.status.tensors_received = self._receiver.tensors_received
+        return self.status
+
+    # What workers tell.
+
+    def worker_ready(self, worker: Worker) -> None:
+        """A worker answers, and has to be told."""
+        if self._stages and not self.is_over:
+            self._stage_at(worker)
+        self._news.set()
+
+    def worker_lost(self, worker: Worker) -> None:
+        """It died; if that happens over these weights again and again, they are given up."""
+        self._reports.pop(worker.index, None)
+        self._applying.discard(worker.index)
+        if self.status.phase in (Phase.STAGING, Phase.APPLYING):
+            self._deaths += 1
+            if self._deaths == _MOST_DEATHS:
+                message = f"{_MOST_DEATHS} workers died over the new weights"
+                self._fault = self._fault or Fault(Reason.WORKER_DIED, message)
+        self._news.set()
+
+    def event(self, worker: Worker, event: WeightEvent) -> None:
+        """Something about this update's weights."""
+        match event:
+            case WeightsStaged():
+                self._reports[worker.index] = event
+                if event.usable:
+                    worker.weights.add(self.number)
+            case WeightsFailed(_, message):
+                room = "MemoryError" in message or "out of memory" in message
+                reason = Reason.OUT_OF_MEMORY if room else Reason.INTERNAL_ERROR
+                message = f"worker {worker.index} cannot stage the weights: {message}"
+                self._fault = self._fault or Fault(reason, message)
+            case WeightsFilled():
+                self._filled = True
+        self.status.workers_staged = len(self._reports)
+        self._news.set()
+
+    def parts_changed(self) -> None:
+        """A part ended."""
+        self._news.set()
+
+    # The rest of the way.
+
+    async def _finish(self, digest: str) -> None:
+        try:
+            async with asyncio.timeout(STAGING_SECONDS):
+                await self._complete()
+                self._memory_is_whole()
+                self.status.enter(Phase.STAGING)
+                await self._until_staged()
+                self._check_digest(digest)
+                if self._in_place:
+                    await self._apply_in_place()
+                self._commit()
+        except TimeoutError:
+            message = f"the workers did not stage the weights within {STAGING_SECONDS:g} s"
+            self._end(Phase.FAILED, Fault(Reason.WORKER_DIED, message))
+        except ServiceError as error:
+            if not self.is_over:
+                self._end(Phase.FAILED, error.fault)
+        if self._fault is not None and self.status.phase is not Phase.COMMITTED:
+            raise ServiceError(self._fault)
+
+    async def _complete(self) -> None:
+        """Makes sure that every tensor is there.
+
+        Raises:
+            ServiceError: WEIGHTS_INCOMPLETE.
+        """
+        missing = [] if self._filled else self._receiver.missing
+        if not missing:
+            return
+        if self._receiver.begun or not self._options.partial:
+            raise incomplete(self._receiver)
+        while not self._filled:
+            donor = await self._a_worker()
+            donor.staging.add(self.number)
+            donor.send(
+                FillWeights(
+                    self.number,
+                    self._memory.path,
+                    self._receiver.layout,
+                    tuple(missing),
+                    self._base.number,
+                )
+            )
+            started = donor.starts
+            while not self._filled and donor.is_ready and donor.starts == started:
+                await self._wait()
+
+    def _memory_is_whole(self) -> None:
+        self._receiver.filled()
+        self.status.tensors_received = self.status.tensors_total
+        if not self._stages:
+            self._begin_staging()
+
+    async def _until_staged(self) -> None:
+        """Until every worker that answers has read the weights."""
+        while True:
+            ready = self._ready()
+            self.status.workers_total = len(ready)
+            if ready and all(worker.index in self._reports for worker in ready):
+                return
+            await self._wait()
+
+    def _check_digest(self, digest: str) -> None:
+        """Raises ServiceError where the digest is not the one that was expected."""
+        found = {report.digest for report in self._reports.values()}
+        if len(found) != 1:
+            message = f"workers read different weights: {', '.join(sorted(found))}"
+            raise ServiceError(Fault(Reason.INTERNAL_ERROR, message))
+        (self.status.digest,) = found
+        for expected in (self._options.digest, digest):
+            if expected and expected != self.status.digest:
+                message = f"the weights have the digest {self.status.digest}, not {expected}"
+                raise ServiceError(Fault(Reason.WEIGHTS_DIGEST_MISMATCH, message))
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether some worker has no room beside the running weights.
+
+        Raises:
+            ServiceError: OUT_OF_MEMORY, if it was asked for.
+        """
+        usable = all(self._reports[worker.index].usable for worker in self._ready())
+        if not usable and self._options.staging is Staging.BESIDE:
+            message = "a worker has no room for the weights beside those that run"
+            raise ServiceError(Fault(Reason.OUT_OF_MEMORY, message))
+        self.status.staging = Staging.BESIDE if usable else Staging.IN_PLACE
+        return not usable
+
+    async def _apply_in_place(self) -> None:
+        self.status.enter(Phase.DRAINING)
+        self._calls.hold_back(on=True)
+        self._calls.change_samples(self._options.running_samples, "drained")
+        while self._calls.parts_running():
+            await self._wait()
+        self.status.enter(Phase.APPLYING)
+        while True:
+            ready = self._ready()
+            waiting = [worker for worker in ready if self.number not in worker.weights]
+            if ready and not waiting:
+                return
+            for worker in waiting:
+                if worker.index in self._reports and worker.index not in self._applying:
+                    self._applying.add(worker.index)
+                    # It forgets all others.
+                    worker.weights.clear()
+                    worker.send(ApplyWeights(self.number))
+            await self._wait()
+
+    def _commit(self) -> None:
+        report = next(iter(self._reports.values()))
+        info = replace(
+            self._base.info,
+            weight_version=self.status.version,
+            weights_digest=report.digest,
+            numerics_id=report.numerics_id,
+        )
+        generation = Generation(self.number, info, self._memory, self._receiver.layout)
+        self.status.enter(Phase.COMMITTED)
+        for worker in self._generations.workers:
+            worker.staging.discard(self.number)
+        self._calls.commit(generation)
+        if self.status.staging is Staging.BESIDE:
+            self._calls.change_samples(self._options.running_samples, "committed")
+        self.over.set_result(None)
+        self._ended(self)
+        self._calls.hold_back(on=False)
+
+    def _end(self, phase: Phase, fault: Fault) -> None:
+        applied = self.status.phase is Phase.APPLYING
+        self._fault = fault
+        self.status.error = fault.message
+        self.status.enter(phase)
+        if applied:
+            # Workers that have forgotten the running weights start again with them.
+            for worker in self._generations.workers:
+                if worker.index in self._applying:
+                    worker.kill()
+        self._generations.abandon(self.number, self._memory, reusable=not self._is_read)
+        self.over.set_result(None)
+        self._ended(self)
+        self._calls.hold_back(on=False)
+        self._news.set()
+
+    def _begin_staging(self) -> None:
+        self._stages = True
+        for worker in self._ready():
+            self._stage_at(worker)
+
+    def _stage_at(self, worker: Worker) -> None:
+        worker.staging.add(self.number)
+        worker.send(
+            StageWeights(
+                self.number,
+                self._memory.path,
+                self._receiver.layout,
+                self.status.version,
+                beside=self._options.staging is not Staging.IN_PLACE,
+            )
+        )
+
+    def _ready(self) -> list[Worker]:
+        return [worker for worker in self._generations.workers if worker.is_ready]
+
+    async def _a_worker(self) -> Worker:
+        """A worker that has the running weights."""
+        while True:
+            for worker in self._ready():
+                if self._base.number in worker.weights:
+                    return worker
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Until something happened.
+
+        Raises:
+            ServiceError: the update has ended, or a worker cannot go on with it.
+        """
+        self._check()
+        await self._news.wait()
+        self._news.clear()
+        self._check()
+
+    def _check(self) -> None:
+        if self._fault is not None:
+            raise ServiceError(self._fault)
+
+
+def source_config(
+    config: EngineConfig, info: EngineInfo, source: Path | str, revision: str | None = None
+) -> EngineConfig:
+    """How to read a checkpoint as the model was read, in the type that it runs in."""
+    return replace(config, model=str(source), revision=revision, dtype=info.dtype, device="cpu")

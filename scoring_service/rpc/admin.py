@@ -1,0 +1,395 @@
+"""The RPCs of AdminService."""
+
+# gRPC fixes the names of the methods.
+# ruff: noqa: N802
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from scoring_client.proto import admin_pb2 as pb
+from scoring_client.proto import admin_pb2_grpc
+from scoring_client.proto.weights_pb2 import WeightChunk, WeightUpdateStatus
+from scoring_service.errors import Fault, Reason, ServiceError, invalid
+from scoring_service.pool.checkpoint import allowed_path
+from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.weight_status import Phase
+from scoring_service.pool.weight_update import WeightUpdate, source_config
+from scoring_service.rpc.authentication import identity_of
+from scoring_service.rpc.malformed import Malformed
+from scoring_service.rpc.models import Models
+from scoring_service.rpc.status import abort, bounded
+from scoring_service.rpc.unknown_fields import refuse_unknown_fields
+from scoring_service.rpc.weight_messages import (
+    parse_chunk,
+    parse_digest,
+    parse_options,
+    status_message,
+    tensor_message,
+)
+from scoring_service.rpc.weight_wire import WirePart, read_push
+from scoring_service.types import EngineConfig
+
+log = structlog.get_logger(__name__)
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Response = TypeVar("Response", bound=Message)
+
+_STATUS_SECONDS = 5.0
+"""How often an update, or a drain, tells how far it is."""
+
+_LOOK_SECONDS = 0.1
+"""How often it is looked whether there is something to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminConfig:
+    """Who may change what is served, and from where weights may be read."""
+
+    names: frozenset[str] | None = None
+    """Callers' names that have the scope, where no token says so; None = every caller has it."""
+    roots: tuple[Path, ...] = ()
+    """Folders that weights may be read from."""
+    repositories: frozenset[str] = frozenset()
+    """Hub repositories that they may."""
+    stream_timeout: float = 60.0
+    """Seconds of silence after which a stream of weights is aborted."""
+    engine: EngineConfig | None = None
+    """How the model was loaded; None = checkpoints cannot be."""
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Checks callers and requests; the pool does the rest."""
+
+    def __init__(self, models: Models, config: AdminConfig) -> None:
+        self._models = models
+        self._config = config
+
+    async def PushWeights(
+        self,
+        request_iterator: AsyncIterator[pb.PushWeightsRequest | WirePart | Malformed],
+        context: Context,
+    ) -> AsyncIterator[pb.PushWeightsResponse]:
+        """Weights from the caller."""
+        try:
+            self._check_caller(context)
+            stream = _Pushed(request_iterator, self._config.stream_timeout)
+            begin = await stream.begin()
+            options = parse_options(begin.options, "begin.options")
+            update = self._pool(begin.model).weights.begin(options, identity_of(context))
+            async for status in _told(update, stream.receive(update)):
+                yield pb.PushWeightsResponse(status=status)
+        except ServiceError as error:
+            await self._refuse(context, error)
+        except Exception:
+            log.exception("bug")
+            await abort(context, _bug())
+
+    async def UpdateWeights(
+        self, request: pb.UpdateWeightsRequest, context: Context
+    ) -> AsyncIterator[pb.UpdateWeightsResponse]:
+        """Weights from files that the server can read."""
+        try:
+            self._check_caller(context)
+            refuse_unknown_fields(request)
+            for name in ("partial", "convert_dtypes"):
+                if getattr(request.options, name):
+                    raise invalid(
+                        f"options.{name}", "checkpoints are read whole, in the model's type"
+                    )
+            options = parse_options(request.options, "options")
+            pool = self._pool(request.model)
+            source = self._source(request, pool)
+            update = pool.weights.begin(options, identity_of(context))
+            async for status in _told(update, _read(update, source)):
+                yield pb.UpdateWeightsResponse(status=status)
+        except ServiceError as error:
+            await self._refuse(context, error)
+        except Exception:
+            log.exception("bug")
+            await abort(context, _bug())
+
+    async def GetWeights(
+        self, request: pb.GetWeightsRequest, context: Context
+    ) -> pb.GetWeightsResponse:
+        """Which weights answer, and what is under way."""
+        return await self._unary(request, context, self._get_weights)
+
+    async def AbortUpdate(
+        self, request: pb.AbortUpdateRequest, context: Context
+    ) -> pb.AbortUpdateResponse:
+        """Gives up an update that is not committed yet."""
+        return await self._unary(request, context, self._abort_update)
+
+    async def FlushCache(
+        self, request: pb.FlushCacheRequest, context: Context
+    ) -> pb.FlushCacheResponse:
+        """Forgets cached prompts."""
+        return await self._unary(request, context, self._flush_cache)
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
+        """Takes calls again."""
+        return await self._unary(request, context, self._resume)
+
+    async def Drain(
+        self, request: pb.DrainRequest, context: Context
+    ) -> AsyncIterator[pb.DrainResponse]:
+        """Refuses new calls, and tells when those that were admitted have ended."""
+        try:
+            self._check_caller(context)
+            refuse_unknown_fields(request)
+            pool = self._pool(request.model)
+            pool.pause()
+            log.info("drain", identity=identity_of(context))
+            told = -_STATUS_SECONDS
+            while pool.calls_left:
+                if time.monotonic() - told >= _STATUS_SECONDS:
+                    told = time.monotonic()
+                    yield pb.DrainResponse(calls_left=pool.calls_left)
+                await asyncio.sleep(_LOOK_SECONDS)
+            yield pb.DrainResponse(calls_left=0, drained=True)
+        except ServiceError as error:
+            await self._refuse(context, error)
+        except Exception:
+            log.exception("bug")
+            await abort(context, _bug())
+
+    async def _get_weights(self, request: pb.GetWeightsRequest) -> pb.GetWeightsResponse:
+        pool = self._pool(request.model)
+        weights = pool.weights
+        info = weights.current.info
+        response = pb.GetWeightsResponse(
+            model=pool.name,
+            version=info.weight_version,
+            weights_digest=info.weights_digest,
+            numerics_id=info.numerics_id,
+            updates_committed=weights.committed,
+            stream_timeout_seconds=self._config.stream_timeout,
+        )
+        if weights.update is not None:
+            response.update.CopyFrom(status_message(weights.update.look()))
+        if weights.last is not None:
+            response.last_update.CopyFrom(status_message(weights.last))
+        for held in weights.generations.older:
+            parts = sum(p.weights == held.number for w in pool.workers for p in w.parts.values())
+            response.held.add(
+                version=held.info.weight_version,
+                weights_digest=held.info.weights_digest,
+                running_parts=parts,
+            )
+        if request.list_tensors:
+            response.tensors.extend(map(tensor_message, info.tensors))
+        return response
+
+    async def _abort_update(self, request: pb.AbortUpdateRequest) -> pb.AbortUpdateResponse:
+        status = self._pool(request.model).weights.abort(request.update_id)
+        return pb.AbortUpdateResponse(status=status_message(status))
+
+    async def _flush_cache(self, request: pb.FlushCacheRequest) -> pb.FlushCacheResponse:
+        pool = self._pool(request.model)
+        info = pool.weights.current.info
+        workers = [w for w in pool.workers if w.is_ready] if info.packed else []
+        freed = await pool.cache.flush(workers)
+        return pb.FlushCacheResponse(pages_freed=sum(freed), workers=len(workers))
+
+    async def _resume(self, request: pb.ResumeRequest) -> pb.ResumeResponse:
+        self._pool(request.model).resume()
+        return pb.ResumeResponse()
+
+    def _pool(self, model: str) -> WorkerPool:
+        return self._models.find(model).pool
+
+    def _source(self, request: pb.UpdateWeightsRequest, pool: WorkerPool) -> EngineConfig:
+        """What to read.
+
+        Raises:
+            ServiceError: INVALID_FIELD, SOURCE_NOT_ALLOWED, WEIGHTS_NOT_FOUND.
+        """
+        info = pool.weights.current.info
+        if self._config.engine is None:
+            message = "this server does not read checkpoints"
+            raise ServiceError(Fault(Reason.UPDATES_UNSUPPORTED, message))
+        engine = self._config.engine
+        match request.WhichOneof("source"):
+            case "path":
+                found = allowed_path(request.path, self._config.roots)
+                return source_config(engine, info, found)
+            case "hub":
+                repository = request.hub.repository
+                if repository not in self._config.repositories:
+                    message = f"{repository!r} is none of those that --weights-hub names"
+                    raise ServiceError(Fault(Reason.SOURCE_NOT_ALLOWED, message))
+                return source_config(engine, info, repository, request.hub.revision or None)
+            case _:
+                raise invalid("source", "give `path` or `hub`")
+
+    def _check_caller(self, context: Context) -> None:
+        """Raises ServiceError for a caller without the scope; tokens are looked at before."""
+        names = self._config.names
+        if names is not None and identity_of(context) not in names:
+            message = f"{identity_of(context)!r} is none of those that --admin-names lists"
+            raise ServiceError(Fault(Reason.PERMISSION_DENIED, message))
+
+    async def _unary(
+        self, request: Any, context: Context, handler: Callable[[Any], Awaitable[Response]]
+    ) -> Response:
+        try:
+            self._check_caller(context)
+            refuse_unknown_fields(request)
+            return await handler(request)
+        except ServiceError as error:
+            await self._refuse(context, error)
+        except Exception:
+            log.exception("bug")
+            await abort(context, _bug())
+
+    async def _refuse(self, context: Context, error: ServiceError) -> NoReturn:
+        fault = error.fault
+        log.info("refused", reason=fault.reason, message=bounded(fault.message))
+        await abort(context, fault)
+
+
+def _bug() -> Fault:
+    return Fault(Reason.INTERNAL_ERROR, "a bug in the server; its log tells")
+
+
+class _Pushed:
+    """Messages of a stream of weights, each in its place."""
+
+    def __init__(self, messages: AsyncIterator[Any], patience: float) -> None:
+        self._messages = aiter(messages)
+        self._patience = patience
+        self._count = 0
+
+    async def begin(self) -> pb.PushWeightsBegin:
+        """The first message.
+
+        Raises:
+            ServiceError: INVALID_FIELD, UPDATE_ABORTED.
+        """
+        first = await self._next()
+        if isinstance(first, WirePart) or first is None or first.WhichOneof("step") != "begin":
+            raise invalid("step", "a stream of weights begins with `begin`")
+        begin: pb.PushWeightsBegin = first.begin
+        return begin
+
+    async def receive(self, update: WeightUpdate) -> None:
+        """Everything after it, up to the commit.
+
+        Raises:
+            ServiceError: why the update failed.
+        """
+        while (message := await self._next()) is not None:
+            if isinstance(message, WirePart):
+                _take(update, message.chunks)
+            elif message.WhichOneof("step") == "part":
+                _take(update, [(c, memoryview(c.data)) for c in message.part.chunks])
+            elif message.WhichOneof("step") == "commit":
+                digest = parse_digest(message.commit.weights_digest, "commit.weights_digest")
+                await update.commit(digest)
+                return
+            else:
+                raise invalid("step", "`part` or `commit` comes here")
+        message = "the stream ended without `commit`"
+        raise ServiceError(Fault(Reason.UPDATE_ABORTED, message))
+
+    async def _next(self) -> Any:
+        """The next message, None after the last."""
+        try:
+            async with asyncio.timeout(self._patience):
+                message = await anext(self._messages)
+        except StopAsyncIteration:
+            return None
+        except TimeoutError:
+            text = f"nothing came for {self._patience:g} s"
+            raise ServiceError(Fault(Reason.UPDATE_ABORTED, text)) from None
+        if isinstance(message, Malformed):
+            raise ServiceError(message.fault)
+        if not isinstance(message, WirePart):
+            refuse_unknown_fields(message)
+        return message
+
+
+def _take(update: WeightUpdate, chunks: Sequence[tuple[WeightChunk, memoryview]]) -> None:
+    for place, (chunk, data) in enumerate(chunks):
+        path = f"part.chunks[{place}]"
+        refuse_unknown_fields(chunk)
+        update.take(parse_chunk(chunk, data, path), path)
+    if not chunks:
+        raise invalid("part.chunks", "is empty")
+
+
+async def _read(update: WeightUpdate, source: EngineConfig) -> None:
+    await update.read_files(source)
+    await update.commit()
+
+
+async def _told(update: WeightUpdate, work: Awaitable[None]) -> AsyncIterator[WeightUpdateStatus]:
+    """How far an update is, now and then, while the work goes on.
+
+    Whatever ends this before the commit ends the update.
+
+    Raises:
+        ServiceError: why the update failed.
+    """
+    task = asyncio.ensure_future(work)
+    last: tuple[Phase, float] | None = None
+    try:
+        while not task.done() and not update.is_over:
+            now = time.monotonic()
+            if last is None or last[0] != update.status.phase or now - last[1] >= _STATUS_SECONDS:
+                last = update.status.phase, now
+                yield status_message(update.look())
+            await asyncio.wait(
+                {task, update.over}, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        if update.fault is not None:
+            raise ServiceError(update.fault)
+        await task
+        yield status_message(update.look())
+    except ServiceError as error:
+        update.give_up(error.fault)
+        raise
+    except BaseException:
+        update.give_up(Fault(Reason.UPDATE_ABORTED, "its caller left"))
+        raise
+    finally:
+        task.cancel()
+
+
+def add_to_server(servicer: AdminServicer, server: grpc.aio.Server) -> None:
+    """Registers the service, with a reader that leaves the tensors of a stream where they came."""
+    unary, streamed = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+    handlers = {
+        name: make(
+            getattr(servicer, name),
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
+        for name, make, request, response in (
+            ("UpdateWeights", streamed, pb.UpdateWeightsRequest, pb.UpdateWeightsResponse),
+            ("GetWeights", unary, pb.GetWeightsRequest, pb.GetWeightsResponse),
+            ("AbortUpdate", unary, pb.AbortUpdateRequest, pb.AbortUpdateResponse),
+            ("FlushCache", unary, pb.FlushCacheRequest, pb.FlushCacheResponse),
+            ("Drain", streamed, pb.DrainRequest, pb.DrainResponse),
+            ("Resume", unary, pb.ResumeRequest, pb.ResumeResponse),
+        )
+    }
+    handlers["PushWeights"] = grpc.stream_stream_rpc_method_handler(
+        servicer.PushWeights,
+        request_deserializer=read_push,  # type: ignore[arg-type]  # a message or what stands for it
+        response_serializer=pb.PushWeightsResponse.SerializeToString,
+    )
+    generic = grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
+    server.add_generic_rpc_handlers((generic,))

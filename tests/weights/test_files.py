@@ -1,0 +1,104 @@
+"""Weights from files: which may be read, what is wrong with some, and who may ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scoring_client.proto import admin_pb2, weights_pb2
+from scoring_service.errors import ServiceError
+from scoring_service.models import tiny_model_path
+from scoring_service.pool.checkpoint import allowed_path
+from scoring_service.rpc.admin import AdminConfig
+from tests.rpc.calls import collect, failure, reason
+from tests.weights.conftest import ENGINE, WeightServer, weight_server
+from tests.weights.test_push import right
+from tests.weights.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+def request(path: str, version: int, **options: Any) -> admin_pb2.UpdateWeightsRequest:
+    named = weights_pb2.WeightUpdateOptions(version=version, **options)
+    return admin_pb2.UpdateWeightsRequest(options=named, path=path)
+
+
+async def test_a_checkpoint(root: Path) -> None:
+    """Read as transformers reads it, sharded as well."""
+    trainer = Trainer()
+    version = trainer.step()
+    trainer.network.save_pretrained(root / "step-1", max_shard_size="2MB")
+    other = {"hidden_size": 32, "intermediate_size": 64}
+    config = type(trainer.network.config)(**{**trainer.network.config.to_dict(), **other})
+    type(trainer.network)(config).save_pretrained(root / "other")
+    admin = AdminConfig(roots=(root,), engine=ENGINE)
+    async with weight_server(admin) as server:
+        statuses = await collect(server.admin.UpdateWeights(request(str(root / "step-1"), version)))
+        assert statuses[-1].status.phase == weights_pb2.WEIGHT_UPDATE_PHASE_COMMITTED
+        await right(server, trainer)
+        await _refused_sources(server, root)
+        await right(server, trainer)
+
+
+async def _refused_sources(server: WeightServer, root: Path) -> None:
+    """What is not allowed, not there, or not this model; the weights stay."""
+    before = await server.weights()
+    hub = admin_pb2.HubWeights(repository="someone/model")
+    options = weights_pb2.WeightUpdateOptions(version=2)
+    nothing = admin_pb2.UpdateWeightsRequest(options=options)
+    repository = admin_pb2.UpdateWeightsRequest(options=options, hub=hub)
+    for message, code, wanted in (
+        (request(str(tiny_model_path()), 2), "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
+        (request(str(root / "none"), 2), "NOT_FOUND", "WEIGHTS_NOT_FOUND"),
+        (request(str(root / "other"), 2), "FAILED_PRECONDITION", "WEIGHTS_UNREADABLE"),
+        (request(str(root / "other"), 2, partial=True), "INVALID_ARGUMENT", "INVALID_FIELD"),
+        (nothing, "INVALID_ARGUMENT", "INVALID_FIELD"),
+        (repository, "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
+    ):
+        found, status = await failure(server.admin.UpdateWeights(message))
+        assert (found.name, reason(status)) == (code, wanted)
+    after = await server.weights()
+    assert after.weights_digest == before.weights_digest
+    assert not after.HasField("update")
+
+
+def test_paths(tmp_path: Path) -> None:
+    """Only what lies under a root once links are followed; outside, nothing tells what is there."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside / "a", outside / "secret"):
+        folder.mkdir(parents=True)
+    (inside / "link").symlink_to(outside / "secret")
+    (inside / "round").symlink_to(inside / "round")
+    (outside / "back").symlink_to(inside / "a")
+    roots = (inside,)
+    assert allowed_path(str(inside / "a"), roots) == inside / "a"
+    assert allowed_path(str(outside / "back"), roots) == inside / "a"
+    assert allowed_path(str(inside / "a" / ".." / "a"), roots) == inside / "a"
+    refused = [
+        inside / "link",
+        inside / "link" / "x",
+        inside / ".." / "out" / "secret",
+        outside / "secret",
+        outside / "none",
+        Path(f"{inside}-beside"),
+        Path("/"),
+        Path("in/a"),
+    ]
+    messages = set()
+    for path in refused:
+        with pytest.raises(ServiceError) as caught:
+            allowed_path(str(path), roots)
+        assert caught.value.fault.reason == "SOURCE_NOT_ALLOWED", path
+        messages.add(caught.value.fault.message)
+    assert len(messages) == 1
+    for odd in ("\0", f"{inside}/\0"):
+        with pytest.raises(ServiceError):
+            allowed_path(odd, roots)
+    with pytest.raises(ServiceError) as caught:
+        allowed_path(str(inside / "a"), ())
+    assert caught.value.fault.reason == "SOURCE_NOT_ALLOWED"
