@@ -1,9 +1,9 @@
 """Names of parameters without what trainers wrap around modules.
 
 Wrappers register the module they wrap as a child, and its name becomes a part of every parameter's
-name: torch.compile, FSDP, activation checkpointing, DDP and PEFT. Without those parts a name is that
-of transformers' ``state_dict``, which is what servers know. Renaming beyond it (checkpoints whose
-layout differs from the module's) takes the model's class, and is left to the server.
+name: torch.compile, FSDP, activation checkpointing, DDP and PEFT. Without those parts a name is
+that of transformers' ``state_dict``, which is what servers know. Checkpoints whose layout differs
+from the module's (experts one by one) are for ``update_weights``, where transformers reads them.
 """
 
 from scoring_client.errors import InvalidRequestError
@@ -33,8 +33,8 @@ def plain_name(name: str, *, merged_lora: bool = False) -> str | None:
             refused, because base layers alone are other weights than those that are trained.
 
     Returns:
-        The name, or None for a tensor that is no part of the model: an adapter that was merged, or a
-        module that PEFT replaced by a trained copy.
+        The name, or None for a tensor that is no part of the model: an adapter that was merged, or
+        a module that PEFT replaced by a trained copy.
 
     Raises:
         InvalidRequestError: adapters that were not merged, or FSDP's flattened shards.
@@ -43,7 +43,7 @@ def plain_name(name: str, *, merged_lora: bool = False) -> str | None:
     if "_flat_param" in parts:
         raise InvalidRequestError(
             f"{name} is a flattened shard of FSDP: gather whole tensors first "
-            "(StateDictType.FULL_STATE_DICT, or FSDP2's fully_shard, whose tensors are gathered here)"
+            "(StateDictType.FULL_STATE_DICT), or use fully_shard, whose tensors are gathered here"
         )
     plain = ".".join(parts)
     while plain.startswith(_DATA_PARALLEL):

@@ -1,8 +1,9 @@
 """A trainer's tensors as bytes: little-endian, C order, without a copy where there need not be one.
 
-torch is never imported: where a tensor is torch's, its methods are enough.
+torch is never imported: whoever hands in its tensors has imported it.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class HostTensor:
     data: memoryview
     """The elements, in C order, little-endian."""
     volatile: bool = False
-    """Whether ``data`` holds only until the next tensor is asked for."""
+    """Whether ``data`` holds only until the next tensor is brought."""
 
 
 class HostTensors:
@@ -36,52 +37,38 @@ class HostTensors:
     Large tensors of a GPU pass through one pinned buffer, so each is valid only until the next.
     """
 
-    def __init__(self, dtype: str | None = None) -> None:
-        """Args: dtype: Cast floating-point tensors to this type, such as ``bfloat16``."""
-        self._dtype = dtype
+    def __init__(self) -> None:
         self._pinned: Any = None
 
-    def __call__(self, name: str, tensor: Any) -> HostTensor:
+    def bring(self, name: str, tensor: Any, dtype: str | None = None) -> HostTensor:
         """Return a tensor's bytes.
 
         Args:
             name: Its name.
-            tensor: torch's (on any device; sharded ones are gathered), or anything that numpy takes
-                for an array.
+            tensor: torch's, on any device, or anything that numpy takes for an array.
+            dtype: Cast it to this element type first.
 
         Raises:
             InvalidRequestError: it has no bytes that could be sent.
         """
-        if isinstance(tensor, (np.ndarray, np.generic)):
-            return self._of_numpy(name, np.asarray(tensor))
-        if hasattr(tensor, "data_ptr") and hasattr(tensor, "detach"):
-            return self._of_torch(name, tensor)
+        if is_torch(tensor):
+            return self._of_torch(name, tensor.detach(), dtype)
         if hasattr(tensor, "__array__"):
-            return self._of_numpy(name, np.asarray(tensor))
+            return _of_numpy(name, np.asarray(tensor), dtype)
         raise InvalidRequestError(f"{name} is a {type(tensor).__name__}, not a tensor")
 
-    def _of_numpy(self, name: str, array: np.ndarray[Any, Any]) -> HostTensor:
-        if array.dtype.kind not in "fiubV" or array.dtype.names is not None or array.dtype == "V":
-            raise InvalidRequestError(f"{name} has elements of type {array.dtype}")
-        if self._dtype is not None and _is_floating(array.dtype):
-            array = array.astype(_numpy_dtype(self._dtype), copy=False)
-        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-        # Types that numpy does not know natively (bfloat16) have no buffer; their bytes have.
-        data = memoryview(array.reshape(-1).view(np.uint8))
-        return HostTensor(name, array.dtype.name, array.shape, data)
-
-    def _of_torch(self, name: str, tensor: Any) -> HostTensor:
-        whole = gathered(tensor).detach()
-        if self._dtype is not None and whole.is_floating_point():
-            whole = whole.to(_torch_dtype(whole, self._dtype))
-        dtype = str(whole.dtype).removeprefix("torch.")
-        shape = tuple(whole.shape)
-        if whole.layout != _torch_of(whole).strided or whole.is_quantized or whole.is_meta:
-            raise InvalidRequestError(f"{name} is a {whole.layout} tensor of {whole.dtype}")
-        flat = _bytes_of(whole)
-        volatile = flat.is_cuda and flat.numel() >= _PINNED_BYTES
-        flat = self._through_pinned(flat) if volatile else flat.cpu()
-        return HostTensor(name, dtype, shape, memoryview(flat.numpy()), volatile)
+    def _of_torch(self, name: str, tensor: Any, dtype: str | None) -> HostTensor:
+        torch = sys.modules["torch"]
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InvalidRequestError(f"{name} is a {tensor.layout} tensor on {tensor.device}")
+        if dtype is not None:
+            tensor = tensor.to(getattr(torch, dtype))
+        flat = byte_view(tensor)
+        pinned = flat.is_cuda and flat.numel() >= _PINNED_BYTES
+        host = self._through_pinned(flat) if pinned else flat.cpu()
+        name_of_type = str(tensor.dtype).removeprefix("torch.")
+        data = memoryview(host.numpy())
+        return HostTensor(name, name_of_type, tuple(tensor.shape), data, volatile=pinned)
 
     def _through_pinned(self, flat: Any) -> Any:
         """Return a tensor of bytes in the pinned buffer, which grows to the largest."""
@@ -93,41 +80,61 @@ class HostTensors:
         return target
 
 
+def is_torch(tensor: Any) -> bool:
+    """Return whether it is a tensor of torch's."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(tensor, torch.Tensor)
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Return whether every rank holds a part of it (DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
 def gathered(tensor: Any) -> Any:
-    """Return the whole of a sharded tensor (DTensor): every rank has to call it. Others as they are."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    """Return the whole of a sharded tensor; every rank has to call it. Others as they are."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def _bytes_of(tensor: Any) -> Any:
-    """Return a torch tensor's elements as a flat uint8 tensor; a view where it is contiguous."""
-    torch = _torch_of(tensor)
+def dtype_of(tensor: Any) -> str:
+    """Return the name of a tensor's element type."""
+    dtype = getattr(tensor, "dtype", None)
+    return dtype.name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
+
+
+def byte_view(tensor: Any) -> Any:
+    """Return a torch tensor's elements as a flat uint8 tensor; without a copy if contiguous."""
+    torch = sys.modules["torch"]
     flat = tensor.contiguous().reshape(-1)
     return flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8)
 
 
-def _torch_of(tensor: Any) -> Any:
-    """Return torch: whoever has a tensor has imported it."""
-    import sys
-
-    return sys.modules["torch"]
-
-
-def _torch_dtype(tensor: Any, name: str) -> Any:
-    dtype = getattr(_torch_of(tensor), name, None)
-    if dtype is None:
-        raise InvalidRequestError(f"torch has no element type {name!r}")
-    return dtype
+def same_memory(one: Any, other: Any) -> bool:
+    """Return whether two tensors that exist at once are views of the same elements."""
+    if one is other:
+        return True
+    if is_torch(one) and is_torch(other):
+        return bool(_torch_place(one) == _torch_place(other))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return bool(_numpy_place(one) == _numpy_place(other))
+    return False
 
 
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError as error:
-        raise InvalidRequestError(
-            f"numpy has no element type {name!r} (ml_dtypes adds bfloat16; torch has it)"
-        ) from error
+def _torch_place(tensor: Any) -> Any:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _is_floating(dtype: np.dtype[Any]) -> bool:
-    # ml_dtypes' types have the kind of raw bytes.
-    return dtype.kind in "fV"
+def _numpy_place(array: Any) -> Any:
+    return array.__array_interface__["data"], array.shape, array.strides, array.dtype
+
+
+def _of_numpy(name: str, array: Any, dtype: str | None) -> HostTensor:
+    # "V" is the kind of bfloat16 and the other types that ml_dtypes adds.
+    if array.dtype.kind not in "fiubV" or array.dtype.names is not None:
+        raise InvalidRequestError(f"{name} has elements of type {array.dtype}")
+    if dtype is not None:
+        array = array.astype(np.dtype(dtype))
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    shape = array.shape
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return HostTensor(name, array.dtype.name, shape, flat.view(np.uint8).data)
