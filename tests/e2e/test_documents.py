@@ -72,6 +72,7 @@ SCRIPTS = {
         "docs/recipes.md",
         "docs/training.md",
     )
+    for name in ("README.md", "docs/client.md", "docs/training.md", "docs/weights.md")
 }
 PLANS = [b for b in blocks() if b.comment == "plan"]
 NOT_RUN = {
