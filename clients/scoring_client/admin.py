@@ -18,6 +18,7 @@ from scoring_client.channel import (
 )
 from scoring_client.errors import DeadlineError, ProtocolError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
+from scoring_client.retry import countdown
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
 from scoring_client.weights.push import push
@@ -204,7 +205,7 @@ class AdminClient:
             DeadlineError: it did not come in time.
             ScoringError: see ``scoring_client.errors``.
         """
-        for pause in self._settings.pauses(timeout):
+        for _, pause in countdown(timeout):
             info = self.get_weights(model)
             if info.version >= version:
                 return info

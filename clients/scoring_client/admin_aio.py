@@ -20,6 +20,7 @@ from scoring_client.channel import (
 )
 from scoring_client.errors import DeadlineError, ProtocolError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
+from scoring_client.retry import countdown
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
 from scoring_client.weights.push_aio import push
@@ -200,7 +201,7 @@ class AsyncAdminClient:
             DeadlineError: it did not come in time.
             ScoringError: see ``scoring_client.errors``.
         """
-        for pause in self._settings.pauses(timeout):
+        for _, pause in countdown(timeout):
             info = await self.get_weights(model)
             if info.version >= version:
                 return info

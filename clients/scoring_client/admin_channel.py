@@ -1,8 +1,6 @@
 """What the two admin clients share: channel options, settings, errors."""
 
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +11,6 @@ from scoring_client.errors import ScoringError, reworded
 from scoring_client.status import error_from_rpc
 
 _UNARY_SECONDS = 30.0
-_FIRST_PAUSE = 0.01
-_LONGEST_PAUSE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +34,6 @@ class AdminSettings:
     def unary_timeout(self) -> float:
         """Seconds of a short call."""
         return _UNARY_SECONDS if self.timeout is None else min(self.timeout, _UNARY_SECONDS)
-
-    def pauses(self, timeout: float) -> Iterator[float]:
-        """Yield how long to sleep before the next look, until the timeout has passed."""
-        deadline = time.monotonic() + timeout
-        for pause in growing_pauses():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return
-            yield min(pause, left)
-
-
-def growing_pauses() -> Iterator[float]:
-    """Yield how long to sleep before the next look, a little longer each time."""
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
 def admin_options(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
