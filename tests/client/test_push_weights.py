@@ -570,3 +570,39 @@ def test_drain():
 def test_a_server_without_the_service_says_so(admin):
     with ToyServer() as server, pytest.raises(ServerError, match="--allow-admin"):
         admin(server.target, "push_weights", state(), version=1)
+
+
+class LoraLinear(torch.nn.Module):
+    """PEFT's LoRA layer as far as names and `merged` go."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = torch.nn.Linear(3, 2)
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(3, 1, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(1, 2, bias=False)})
+        self.merged = False
+
+
+def test_lora_is_pushed_when_it_is_merged(admin):
+    policy = torch.nn.Module()
+    policy.base_model = torch.nn.Module()
+    policy.base_model.model = torch.nn.ModuleDict(
+        {"proj": LoraLinear(), "norm": torch.nn.LayerNorm(2)}
+    )
+    layer = policy.base_model.model["proj"]
+    specs = {
+        "proj.weight": ("float32", (2, 3), ""),
+        "proj.bias": ("float32", (2,), ""),
+        "norm.weight": ("float32", (2,), ""),
+        "norm.bias": ("float32", (2,), ""),
+    }
+    with WeightsServer(specs) as server:
+        for weights in (policy, policy.state_dict()):
+            with pytest.raises(InvalidRequestError, match="merge_adapter"):
+                admin(server.target, "push_weights", weights, version=1)
+        layer.merged = True
+        admin(server.target, "push_weights", policy, version=1)
+        assert server.tensors["proj.weight"] == raw(layer.base_layer.weight.detach())
+        state = policy.state_dict()
+        admin(server.target, "push_weights", state, version=2, merged_lora=True)
+        assert set(server.tensors) == set(specs)
