@@ -246,6 +246,8 @@ def test_equal_copies_of_tied_tensors_travel_once(admin):
         ({"model.norm.weight": torch.zeros(1000)}, "float32.*bfloat16.*convert_dtypes"),
         ({"model.norm.weight": None}, "1 tensors of the model are missing: model.norm.weight"),
         ({"model.scale": "text"}, "model.scale"),
+        ({"model.steps": torch.zeros(2)}, "float32.*int64"),
+        ({"critic.lm_head.weight": torch.zeros(300, 1000)}, "no tensor critic.lm_head.weight"),
     ],
 )
 def test_what_is_not_the_models_is_refused_before_anything_is_sent(admin, change, said):

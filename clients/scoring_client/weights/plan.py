@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,8 @@ class WeightPlan:
             )
         self._specs = {tensor.name: tensor for tensor in tensors}
         self._tied = {tensor.tied_to for tensor in tensors if tensor.tied_to}
-        self._prefixes = {name.partition(".")[0] for name in self._specs}
+        prefixes = Counter(name.partition(".")[0] for name in self._specs)
+        self._base = max(prefixes, key=prefixes.__getitem__, default="")
         self._options = options
         self._host = HostTensors()
         self._sent: dict[str, _Sent] = {}
@@ -131,10 +133,8 @@ class WeightPlan:
         )
         if plain is None:
             return None
-        # As transformers loads: the base model's prefix may be there or not.
-        without = plain.partition(".")[2]
-        candidates = [plain, without, *(f"{prefix}.{plain}" for prefix in sorted(self._prefixes))]
-        for candidate in candidates:
+        # As transformers loads: the base model's tensors may come without its prefix.
+        for candidate in (plain, f"{self._base}.{plain}"):
             if candidate in self._specs:
                 return self._specs[candidate]
         near = difflib.get_close_matches(plain, self._specs, n=1)
@@ -150,10 +150,13 @@ class WeightPlan:
                 f"{spec.name} has shape {list(shape)}, but the model's has {list(spec.shape)}"
             )
         dtype = dtype_of(tensor)
-        if dtype != spec.dtype and not self._options.convert_dtypes:
+        if dtype == spec.dtype:
+            return
+        convertible = _is_floating(dtype) and _is_floating(spec.dtype)
+        if not (convertible and self._options.convert_dtypes):
+            hint = ": convert_dtypes=True converts it" if convertible else ""
             raise InvalidRequestError(
-                f"{spec.name} is {dtype}, but the server holds it in {spec.dtype}: "
-                "convert_dtypes=True converts it"
+                f"{spec.name} is {dtype}, but the server holds it in {spec.dtype}{hint}"
             )
 
     def _cast(self, spec: WeightTensor, tensor: Any) -> str | None:
@@ -215,6 +218,10 @@ class _Sent:
 
 def _root(spec: WeightTensor) -> str:
     return spec.tied_to or spec.name
+
+
+def _is_floating(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat"))
 
 
 def _bytes(spec: WeightTensor) -> int:
