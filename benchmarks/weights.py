@@ -47,16 +47,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/weights.json"))
     arguments = parser.parse_args()
     tensors = _trainer_tensors(arguments.model)
-    total = _bytes(tensors)
-    found: dict[str, Any] = {"machine": describe(), "bytes": total}
-    if arguments.only in (None, "limits"):
-        found["limits"] = _limits(tensors, total)
-    if arguments.only in (None, "client"):
-        found["client"] = _client_alone(tensors, arguments.repetitions)
-    if arguments.only in (None, "server"):
-        found["server"] = _whole_way(tensors, arguments)
+    found: dict[str, Any] = {"machine": describe(), "bytes": _bytes(tensors)}
+    parts = {
+        "limits": lambda: _limits(tensors, found["bytes"]),
+        "client": lambda: _client_alone(tensors, arguments.repetitions),
+        "server": lambda: _whole_way(tensors, arguments),
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    for name, measure in parts.items():
+        if arguments.only in (None, name):
+            found[name] = measure()
+            # After every part: nothing is lost by a stop.
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     _print(found)
 
 
