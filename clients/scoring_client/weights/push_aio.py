@@ -45,6 +45,9 @@ async def push(
     """Send tensors to every server and have each commit them; see the blocking ``push``.
 
     Tensors are read in the event loop's thread, a message at a time.
+
+    When the server ends the call while a message is being written, grpc.aio may report INTERNAL in
+    place of the server's status; ``get_weights().last_update.error`` has the server's words then.
     """
     given = GivenWeights(weights)
     try:
