@@ -216,6 +216,8 @@ def test_refusals_of_a_server_that_drains_do_not_count():
     clock.now += 59.9
     with pytest.raises(UnavailableError, match="shutting down"):
         attempts.wait_after(draining, progressed=False)
+
+
 def test_waiting_for_a_version(ask):
     with ToyServer() as server:
         server.version = 6
