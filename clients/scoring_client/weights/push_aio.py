@@ -65,6 +65,9 @@ async def push(
                 call = await server.open_push(options.get("timeout"))
                 streams[name] = _Stream(call, report)
             await _send_all(streams, begin)
+            # A refusal comes whole when nothing is being written meanwhile.
+            await asyncio.gather(*(stream.answered.wait() for stream in streams.values()))
+            _raise_early(streams)
             for message in part_messages(plan, given, on_bytes=report.add):
                 await _send_all(streams, message)
                 report.sent()
@@ -88,6 +91,8 @@ class _Stream:
         self._report = report
         self.error: ScoringError | None = None
         self._update: WeightUpdate | None = None
+        self.answered = asyncio.Event()
+        """Set by the first answer, or the end."""
         self._reader = asyncio.create_task(self._read())
 
     async def send(self, message: bytes) -> None:
@@ -134,6 +139,7 @@ class _Stream:
         try:
             async for response in self._call:
                 self._update = weight_update(response.status)
+                self.answered.set()
                 if self._update.phase != "receiving":
                     self._report.update(self._update)
         except grpc.RpcError as failure:
@@ -141,6 +147,8 @@ class _Stream:
         except asyncio.CancelledError:
             # Cancelling the call cancels whoever reads it.
             self.error = ScoringError("the push was given up")
+        finally:
+            self.answered.set()
 
 
 async def _send_all(streams: dict[str, _Stream], message: bytes) -> None:
