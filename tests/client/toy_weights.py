@@ -87,6 +87,7 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
 
     def PushWeights(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802
         if not self._busy.acquire(blocking=False):
+            next(requests)
             abort(context, grpc.StatusCode.ABORTED, "UPDATE_IN_PROGRESS", "one at a time")
         try:
             yield from self._receive(requests, context)
