@@ -9,9 +9,12 @@
 Needs no torch. ``AsyncScoringClient`` is its asynchronous twin.
 """
 
+from scoring_client.admin import AdminClient, push_to_all
+from scoring_client.admin_aio import AsyncAdminClient, async_push_to_all
 from scoring_client.aio import AsyncScoringClient
 from scoring_client.client import ScoringClient
 from scoring_client.errors import (
+    AbortedError,
     AccessDeniedError,
     CancelledCallError,
     DeadlineError,
@@ -21,6 +24,7 @@ from scoring_client.errors import (
     MessageTooLargeError,
     MixedWeightsError,
     ModelNotFoundError,
+    NotFoundError,
     OverloadedError,
     PreconditionFailedError,
     ProtocolError,
@@ -28,6 +32,7 @@ from scoring_client.errors import (
     ScoringError,
     ServerError,
     UnavailableError,
+    UpdateInProgressError,
 )
 from scoring_client.inputs import (
     Completion,
@@ -47,9 +52,20 @@ from scoring_client.results import (
     TopKNextToken,
 )
 from scoring_client.samples import Sample, SampleResults, WeightSpan
+from scoring_client.weights.given import gather_weights
+from scoring_client.weights.replicas import ReplicaError, replica_targets
+from scoring_client.weights.results import (
+    WeightProgress,
+    WeightsInfo,
+    WeightTensor,
+    WeightUpdate,
+)
 
 __all__ = [
+    "AbortedError",
     "AccessDeniedError",
+    "AdminClient",
+    "AsyncAdminClient",
     "AsyncScoringClient",
     "CancelledCallError",
     "Completion",
@@ -66,6 +82,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFoundError",
     "NextToken",
+    "NotFoundError",
     "OverloadedError",
     "PreconditionFailedError",
     "Processing",
@@ -73,6 +90,7 @@ __all__ = [
     "PromptGroup",
     "ProtocolError",
     "Provenance",
+    "ReplicaError",
     "RequestContext",
     "ResolvedProcessing",
     "ResultChangedError",
@@ -86,6 +104,15 @@ __all__ = [
     "ServerError",
     "TopKNextToken",
     "UnavailableError",
+    "UpdateInProgressError",
     "Usage",
+    "WeightProgress",
     "WeightSpan",
+    "WeightTensor",
+    "WeightUpdate",
+    "WeightsInfo",
+    "async_push_to_all",
+    "gather_weights",
+    "push_to_all",
+    "replica_targets",
 ]

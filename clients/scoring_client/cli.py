@@ -1,18 +1,18 @@
 """The ``scoring-client`` command: ask a scoring server from a terminal."""
 
-import json
 import math
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.text import Text
 
+from scoring_client.cli_admin import register
+from scoring_client.cli_options import Common, print_json
 from scoring_client.client import ScoringClient
 from scoring_client.colours import style_of
 from scoring_client.contrast import contrasts
@@ -56,43 +56,9 @@ app = App(
     help="Ask a scoring server how likely tokens are, what else was likely, or for samples.",
 )
 
+register(app)
+
 TextOption = Parameter(allow_leading_hyphen=True)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options of every command."""
-
-    target: Annotated[str, Parameter(env_var="SCORING_TARGET")] = "localhost:50051"
-    """Host and port of the server."""
-    model: str = ""
-    """Model to ask; by default the only one served."""
-    token: Annotated[str | None, Parameter(env_var="SCORING_TOKEN", show_default=False)] = None
-    """Sent as `authorization: Bearer …`."""
-    root_certificates: Path | None = None
-    """Use TLS, with a server whose certificate those in this PEM file sign."""
-    client_certificate: Path | None = None
-    """Show this certificate (PEM) to a server that asks for one; with --client-key."""
-    client_key: Path | None = None
-    """Its key."""
-    timeout: float = 600.0
-    """Seconds for the whole call."""
-    json: Annotated[bool, Parameter(negative="")] = False
-    """Print JSON instead of tables."""
-
-    def connect(self) -> ScoringClient:
-        """Return a client."""
-        return ScoringClient(
-            self.target,
-            model=self.model,
-            timeout=self.timeout,
-            token=self.token,
-            root_certificates=self.root_certificates,
-            client_certificate=self.client_certificate,
-            client_key=self.client_key,
-            max_attempts=CONNECT_ATTEMPTS,
-        )
 
 
 @Parameter(name="*")
@@ -117,6 +83,20 @@ class Shape:
             name: getattr(self, name)
             for name in ("temperature", "top_k", "top_p", "min_p", "defaults")
         }
+
+
+def connect(common: Common) -> ScoringClient:
+    """Return a client."""
+    return ScoringClient(
+        common.target,
+        model=common.model,
+        timeout=common.timeout,
+        token=common.token,
+        root_certificates=common.root_certificates,
+        client_certificate=common.client_certificate,
+        client_key=common.client_key,
+        max_attempts=CONNECT_ATTEMPTS,
+    )
 
 
 @app.command
@@ -146,7 +126,7 @@ def score(
     table
         Print a row for each token. Unset: for up to 64 tokens.
     """
-    with common.connect() as client:
+    with connect(common) as client:
         prompt, completions = _what_to_score(client, text, prompt, completion)
         results = client.score(
             [PromptGroup(prompt, completions)],
@@ -157,7 +137,7 @@ def score(
     scored = results[0]
     compared = contrasts(completions, [total_logprob(scores) for scores in scored])
     if common.json:
-        _print_json(
+        print_json(
             {
                 "prompt": prompt,
                 "completions": [
@@ -214,7 +194,7 @@ def topk(
     prompt = prompt if text is None else text
     # The row that follows the prompt is row 0 of whatever comes next: any token will do.
     asked = Completion([0], rows=[(0, 1)]) if completion is None else Completion(completion)
-    with common.connect() as client:
+    with connect(common) as client:
         results = client.topk_logprobs(
             [PromptGroup(prompt or "", [asked])],
             k,
@@ -224,7 +204,7 @@ def topk(
         )
     answer = results[0][0]
     if common.json:
-        _print_json(
+        print_json(
             {"prompt": prompt, "completion": completion, **jsonable(answer), "usage": results.usage}
         )
         return
@@ -279,12 +259,12 @@ def sample(
     asked = SamplePrompt(
         prompt or "", n=n, seed=seed, min_tokens=min_tokens, stop=stop or (), ignore_eos=ignore_eos
     )
-    with common.connect() as client:
+    with connect(common) as client:
         if common.json:
             results = client.sample(
                 [asked], max_tokens=max_tokens, return_text=True, **shape.options()
             )
-            _print_json({"prompt": prompt, "samples": results[0], "usage": results.usage})
+            print_json({"prompt": prompt, "samples": results[0], "usage": results.usage})
             return
         stream = _SampleStream(_console(), prompt or "")
         for part in client.sample_slices(
@@ -296,11 +276,11 @@ def sample(
 @app.command
 def info(*, common: Common = Common()) -> None:
     """Show what the server says of its model: limits, digests, versions."""
-    with common.connect() as client:
+    with connect(common) as client:
         models = client.list_models()
         said = client.model_info()
     if common.json:
-        _print_json({**jsonable(said), "models": models})
+        print_json({**jsonable(said), "models": models})
         return
     _console().print(info_table(said, models))
 
@@ -441,10 +421,6 @@ def _title(prompt: str, completion: str, width: int = 40) -> str:
     if len(after) > width:
         after = f"{after[: width - 1]}…"
     return f"{before} → {after}"
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))
 
 
 def _console() -> Console:

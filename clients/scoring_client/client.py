@@ -25,7 +25,7 @@ from scoring_client.model_info import ModelInfo, ServedModel, model_info, served
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import Attempts, RetryPolicy
+from scoring_client.retry import Attempts, RetryPolicy, countdown
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
@@ -169,6 +169,30 @@ class ScoringClient:
         """
         request = model_info_pb2.ListModelsRequest()
         return served_models(self._unary(self._stub.ListModels, request, timeout))
+
+    def wait_for_version(
+        self, version: int, timeout: float = 60.0, *, model: str | None = None
+    ) -> ModelInfo:
+        """Wait until the server answers from this version of the weights, or a later one.
+
+        To have one call wait, give it ``expect=Expect(min_weight_version=…)`` instead. Of several
+        servers behind the target this asks one after the other, whichever gRPC picks.
+
+        Args:
+            version: Least version.
+            timeout: Seconds to wait.
+            model: Name of the model; default: the client's.
+
+        Raises:
+            DeadlineError: it did not come in time.
+            UnavailableError: no server answered.
+        """
+        for left, pause in countdown(timeout):
+            info = self.model_info(model, timeout=left)
+            if info.weight_version >= version:
+                return info
+            time.sleep(pause)
+        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
 
     def score(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]

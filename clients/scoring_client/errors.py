@@ -124,6 +124,22 @@ class MixedWeightsError(ScoringError):
     """
 
 
+class AbortedError(ScoringError):
+    """Something else took its place (ABORTED): its ``reason`` tells what.
+
+    ``UPDATE_ABORTED``: an update of the weights was given up. ``WEIGHTS_REPLACED``: a sample met
+    new weights whose update aborts samples.
+    """
+
+
+class UpdateInProgressError(AbortedError):
+    """Another update of the weights is under way; one at a time."""
+
+
+class NotFoundError(ScoringError, LookupError):
+    """No such weights, or no such update (NOT_FOUND)."""
+
+
 class DeadlineError(ScoringError, TimeoutError):
     """The call's timeout passed (DEADLINE_EXCEEDED)."""
 
@@ -161,12 +177,19 @@ _BY_CODE: dict[grpc.StatusCode, type[ScoringError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: CancelledCallError,
+    grpc.StatusCode.ABORTED: AbortedError,
+}
+
+_BY_REASON: dict[str, type[ScoringError]] = {
+    "UPDATE_IN_PROGRESS": UpdateInProgressError,
+    "UPDATE_NOT_FOUND": NotFoundError,
+    "WEIGHTS_NOT_FOUND": NotFoundError,
 }
 
 
-def error_class(code: grpc.StatusCode) -> type[ScoringError]:
-    """Return the class that stands for a gRPC status."""
-    return _BY_CODE.get(code, ServerError)
+def error_class(code: grpc.StatusCode, reason: str = "") -> type[ScoringError]:
+    """Return the class that stands for a gRPC status, or for a reason that says more."""
+    return _BY_REASON.get(reason) or _BY_CODE.get(code, ServerError)
 
 
 def invalid(field: str, description: str) -> InvalidRequestError:

@@ -3,7 +3,7 @@
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,6 +17,8 @@ BACKOFF_FACTOR = 3.0
 """How much longer each wait is than the one before: five attempts take about ten seconds."""
 MAX_BACKOFF = 10.0
 """Most seconds between attempts, before jitter, unless the server names more."""
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +116,21 @@ class Attempts:
         if self._deadline is not None and self._clock() + delay >= self._deadline:
             raise error
         return delay
+
+
+def countdown(timeout: float) -> Iterator[tuple[float, float]]:
+    """Yield the seconds left, and how long to sleep before the next look, until none are left."""
+    deadline = time.monotonic() + timeout
+    for pause in growing_pauses():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        yield left, min(pause, left)
+
+
+def growing_pauses() -> Iterator[float]:
+    """Yield how long to sleep before the next look, a little longer each time."""
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause
+        pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -57,7 +57,7 @@ def error_from_status(status: Any, *, request_id: str) -> ScoringError:
         detail.Unpack(info)
         detail.Unpack(request)
         invited = detail.Unpack(retry) or invited
-    return error_class(code)(
+    return error_class(code, info.reason)(
         status.message or code.name,
         code=code,
         reason=info.reason,

@@ -7,10 +7,13 @@ import sys
 
 import grpc
 import pytest
+import safetensors.torch
+import torch
 
 from scoring_client.cli import main
 from tests.client import toy_model
 from tests.client.toy_server import Fault, ToyServer
+from tests.client.toy_weights import WeightsServer
 
 
 @pytest.fixture(scope="module")
@@ -380,3 +383,30 @@ def test_help_lists_the_commands(run):
     assert status == 0
     assert "--max-tokens" in out
     assert "SCORING_TARGET" in out
+
+
+def test_weights_are_shown_pushed_and_read_by_the_server(run, tmp_path):
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
+    specs = {"a": ("bfloat16", (3,), ""), "b": ("float32", (2, 3), "")}
+    file = tmp_path / "new.safetensors"
+    safetensors.torch.save_file(tensors, file)
+    with WeightsServer(specs, version=4) as admin:
+        status, out, _ = run("weights", "--target", admin.target)
+        assert status == 0
+        assert "4" in lines_with("version", out)[0]
+        status, out, err = run(
+            "weights", "push", str(file), "--version", "5", "--target", admin.target
+        )
+        assert status == 0, err
+        assert "version 5 answers" in out
+        assert admin.tensors["b"] == tensors["b"].numpy().tobytes()
+        at = ("--target", admin.target, "--json")
+        status, out, _ = run("weights", "update", "/models/new", "--version", "6", *at)
+        assert json.loads(out)["phase"] == "committed"
+        assert run("weights", "update", "/nowhere", "--version", "7", *at)[0] != 0
+        assert json.loads(run("flush-cache", *at)[1]) == {"pages_freed": 12}
+        assert json.loads(run("drain", *at)[1]) == {"drained": True}
+        assert json.loads(run("resume", *at)[1]) == {"resumed": True}
+        assert (
+            run("weights", "push", str(tmp_path / "no.safetensors"), "--version", "9", *at)[0] == 2
+        )

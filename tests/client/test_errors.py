@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from scoring_client import (
+    AbortedError,
     AccessDeniedError,
     CancelledCallError,
     DeadlineError,
@@ -47,7 +48,7 @@ ONE = [([1, 2], [[3, 4]])]
         ("UNKNOWN", ServerError, Exception),
         ("UNIMPLEMENTED", ServerError, Exception),
         ("DATA_LOSS", ServerError, Exception),
-        ("ABORTED", ServerError, Exception),
+        ("ABORTED", AbortedError, Exception),
     ],
 )
 @pytest.mark.parametrize("method", ["score", "sample"])

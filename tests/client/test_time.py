@@ -216,3 +216,15 @@ def test_refusals_of_a_server_that_drains_do_not_count():
     clock.now += 59.9
     with pytest.raises(UnavailableError, match="shutting down"):
         attempts.wait_after(draining, progressed=False)
+
+
+def test_waiting_for_a_version(ask):
+    with ToyServer() as server:
+        server.version = 6
+        assert ask(server.target, "wait_for_version", 6).weight_version == 6
+        later = threading.Timer(0.2, lambda: setattr(server, "version", 7))
+        later.start()
+        assert ask(server.target, "wait_for_version", 7, 10).weight_version == 7
+        later.join()
+        with pytest.raises(DeadlineError):
+            ask(server.target, "wait_for_version", 8, 0.05)

@@ -71,6 +71,7 @@ SCRIPTS = {
         "docs/concepts.md",
         "docs/recipes.md",
         "docs/training.md",
+        "docs/weights.md",
     )
 }
 PLANS = [b for b in blocks() if b.comment == "plan"]

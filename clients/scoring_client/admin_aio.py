@@ -1,0 +1,346 @@
+"""The asynchronous client of a server's administration."""
+
+# ruff: noqa: ASYNC109 - gRPC enforces the deadline, and the server learns of it.
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+
+from scoring_client.admin_channel import AdminSettings, admin_error, admin_options
+from scoring_client.channel import (
+    ChannelOptions,
+    Pem,
+    call_metadata,
+    channel_credentials,
+    full_target,
+    with_trace,
+)
+from scoring_client.errors import DeadlineError, ProtocolError
+from scoring_client.proto import admin_pb2, admin_pb2_grpc
+from scoring_client.retry import countdown
+from scoring_client.weights.given import Weights
+from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
+from scoring_client.weights.push_aio import push
+from scoring_client.weights.replicas import check_one_server
+from scoring_client.weights.results import (
+    WeightProgress,
+    WeightsInfo,
+    WeightUpdate,
+    weight_update,
+    weights_info,
+)
+
+
+class AsyncAdminClient:
+    """Changes what one server serves; callers need the scope ``admin``.
+
+    Use it as a context manager, or close it. Every call may raise the exceptions of
+    ``scoring_client.errors``. Nothing is sent again by itself.
+    """
+
+    def __init__(
+        self,
+        target: str = "localhost:50051",
+        *,
+        model: str = "",
+        timeout: float | None = 600.0,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
+        channel: grpc.aio.Channel | None = None,
+        channel_options: ChannelOptions = (),
+    ) -> None:
+        """Prepare a channel; it opens with the first call, in that call's loop.
+
+        Args:
+            target: Host and port of one server. Several servers behind one name each have weights
+                of their own: see ``push_to_all``.
+            model: Model of calls that name none. Empty = the only one served.
+            timeout: Seconds for calls that set none; None = no limit.
+            token: As of ScoringClient, and so are the arguments that follow.
+            credentials: TLS with these.
+            root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
+            client_certificate: Shown to a server that asks for one (PEM, or a path).
+            client_key: Its key.
+            channel: Use this one, and leave it open; the arguments about channels are ignored.
+            channel_options: gRPC's options; they win over this package's.
+
+        Raises:
+            ValueError: an argument makes no sense.
+            OSError: the file of certificates cannot be read.
+        """
+        self._settings = AdminSettings(target, model, timeout, call_metadata(token))
+        self._owns_channel = channel is None
+        self._channel = channel
+        self._credentials = channel_credentials(
+            credentials, root_certificates, client_certificate, client_key
+        )
+        self._channel_options = channel_options
+
+    async def __aenter__(self) -> "AsyncAdminClient":
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel, unless it was handed in. Calls that run are cancelled."""
+        if self._owns_channel and self._channel is not None:
+            await self._channel.close()
+
+    @property
+    def target(self) -> str:
+        """Where the server is."""
+        return self._settings.target
+
+    async def push_weights(
+        self, weights: Weights, *, version: int, **options: Unpack[PushOptions]
+    ) -> WeightUpdate:
+        """Send weights from this process's memory and have the server answer from them.
+
+        Args:
+            weights: A torch module, its ``state_dict``, or pairs of name and tensor (an iterator
+                may make them one by one). Tensors are torch's, on any device and sharded by FSDP2
+                as well, or numpy's. Wrappers' parts of names (``module.``, ``_orig_mod.``, …) are
+                left out.
+            version: Number of the new weights, larger than the running one.
+            options: Those of PushOptions: ``base_version``, ``allow_older_version``, ``partial``,
+                ``convert_dtypes``, ``digest``, ``weights_digest``, ``running_samples``,
+                ``staging``, ``names``, ``merged_lora``, ``model``, ``timeout``, ``on_progress``.
+
+        Returns:
+            The update, committed: every answer that begins from now on has these weights.
+
+        Raises:
+            InvalidRequestError: the tensors are not the model's.
+            UpdateInProgressError: somebody else's update is under way.
+            PreconditionFailedError: the version, digest or set of tensors is not what was asked.
+            ScoringError: see ``scoring_client.errors``. The old weights go on serving then.
+        """
+        return (await async_push_to_all([self], weights, version=version, **options))[0]
+
+    async def update_weights(
+        self,
+        *,
+        version: int,
+        path: str | None = None,
+        repository: str | None = None,
+        revision: str | None = None,
+        **options: Unpack[UpdateOptions],
+    ) -> WeightUpdate:
+        """Have the server read weights itself, from where it was started to allow.
+
+        Args:
+            version: Number of the new weights, larger than the running one.
+            path: Folder or file on the server.
+            repository: Or a model on the Hub.
+            revision: Its branch, tag or commit.
+            options: Those of UpdateOptions: ``base_version``, ``allow_older_version``,
+                ``weights_digest``, ``running_samples``, ``staging``, ``model``, ``timeout``,
+                ``on_progress``.
+
+        Returns:
+            The update, committed.
+
+        Raises:
+            AccessDeniedError: the path or repository is not one of those allowed.
+            NotFoundError: there is nothing.
+            ScoringError: as of ``push_weights``.
+        """
+        model = options.get("model", self._settings.model)
+        request = update_request(model, version, path, repository, revision, options)
+        on_progress = options.get("on_progress")
+        update: WeightUpdate | None = None
+        timeout = options.get("timeout", self._settings.timeout)
+        async for answer in self._stream("UpdateWeights", request, timeout):
+            update = weight_update(answer.status)
+            if on_progress is not None:
+                on_progress(WeightProgress(update.phase, update.bytes_received, update.bytes_total))
+        if update is None or update.phase != "committed":
+            raise ProtocolError("the server ended the update without committing it")
+        return update
+
+    async def get_weights(
+        self, model: str | None = None, *, list_tensors: bool = False
+    ) -> WeightsInfo:
+        """Return which weights answer, and which update is under way.
+
+        Args:
+            model: Name of the model; default: the client's.
+            list_tensors: Whether to list the model's tensors.
+
+        Raises:
+            ScoringError: see ``scoring_client.errors``.
+        """
+        request = admin_pb2.GetWeightsRequest(
+            model=self._settings.name(model), list_tensors=list_tensors
+        )
+        return weights_info(await self._unary("GetWeights", request))
+
+    async def wait_for_version(
+        self, version: int, timeout: float = 60.0, *, model: str | None = None
+    ) -> WeightsInfo:
+        """Wait until the server answers from this version of the weights, or a later one.
+
+        Args:
+            version: Least version.
+            timeout: Seconds to wait.
+            model: Name of the model; default: the client's.
+
+        Raises:
+            DeadlineError: it did not come in time.
+            ScoringError: see ``scoring_client.errors``.
+        """
+        for _, pause in countdown(timeout):
+            info = await self.get_weights(model)
+            if info.version >= version:
+                return info
+            await asyncio.sleep(pause)
+        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
+
+    async def abort_update(self, update_id: str = "", *, model: str | None = None) -> WeightUpdate:
+        """Give up an update that is not committed yet, and return how it ended.
+
+        Args:
+            update_id: Its name; "" = whichever is under way.
+            model: Name of the model; default: the client's.
+
+        Raises:
+            NotFoundError: it is not under way.
+        """
+        request = admin_pb2.AbortUpdateRequest(
+            model=self._settings.name(model), update_id=update_id
+        )
+        return weight_update((await self._unary("AbortUpdate", request)).status)
+
+    async def flush_cache(self, model: str | None = None) -> int:
+        """Forget cached prompts; no answer changes by it. Return the pages that were freed.
+
+        Args:
+            model: Name of the model; default: the client's.
+        """
+        request = admin_pb2.FlushCacheRequest(model=self._settings.name(model))
+        return int((await self._unary("FlushCache", request)).pages_freed)
+
+    async def drain(
+        self, model: str | None = None, *, timeout: float | None = None
+    ) -> AsyncGenerator[int, None]:
+        """Refuse new calls until ``resume``, and yield how many are left until none are.
+
+        It lasts also when the iterator is left early.
+
+        Args:
+            model: Name of the model; default: the client's.
+            timeout: Seconds to wait for calls that run; None = no limit.
+        """
+        request = admin_pb2.DrainRequest(model=self._settings.name(model))
+        async for answer in self._stream("Drain", request, timeout):
+            yield answer.calls_left
+
+    async def resume(self, model: str | None = None) -> None:
+        """Take calls again after ``drain``.
+
+        Args:
+            model: Name of the model; default: the client's.
+        """
+        request = admin_pb2.ResumeRequest(model=self._settings.name(model))
+        await self._unary("Resume", request)
+
+    async def open_push(self, timeout: float | None) -> Any:
+        """Begin a stream of weights, for ``push_weights``."""
+        if self._owns_channel:
+            await asyncio.to_thread(check_one_server, self.target)
+        # Messages are serialised already; see weights/messages.py.
+        method: Any = self._open().stream_stream(
+            "/scoring.v1.AdminService/PushWeights",
+            request_serializer=None,
+            response_deserializer=admin_pb2.PushWeightsResponse.FromString,
+        )
+        return method(timeout=timeout, metadata=with_trace(self._settings.metadata))
+
+    @property
+    def settings(self) -> AdminSettings:
+        """What calls use that say nothing else."""
+        return self._settings
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = _open_channel(self.target, self._credentials, self._channel_options)
+        return self._channel
+
+    def _method(self, rpc: str) -> Any:
+        return getattr(admin_pb2_grpc.AdminServiceStub(self._open()), rpc)
+
+    async def _unary(self, rpc: str, request: Any) -> Any:
+        try:
+            return await self._method(rpc)(
+                request,
+                timeout=self._settings.unary_timeout,
+                metadata=with_trace(self._settings.metadata),
+            )
+        except grpc.RpcError as error:
+            raise admin_error(error, request) from error
+
+    async def _stream(
+        self, rpc: str, request: Any, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
+        call = self._method(rpc)(
+            request, timeout=timeout, metadata=with_trace(self._settings.metadata)
+        )
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.RpcError as error:
+            raise admin_error(error, request) from error
+        finally:
+            call.cancel()
+
+
+async def async_push_to_all(
+    clients: Sequence[AsyncAdminClient],
+    weights: Weights,
+    *,
+    version: int,
+    **options: Unpack[PushOptions],
+) -> list[WeightUpdate]:
+    """Push the same weights to several servers at once, reading each tensor once.
+
+    Nothing is committed anywhere unless every server took every tensor. Commits are not one
+    transaction: servers change within milliseconds of one another, each answer names its version,
+    and a server that fails at its commit is reported beside those that went on.
+
+    Args:
+        clients: One for each server; ``replica_targets`` lists the servers behind a name.
+        weights: As of ``AsyncAdminClient.push_weights``.
+        version: As there.
+        options: As there; model and timeout default to the first client's.
+
+    Returns:
+        The updates, in the order of ``clients``.
+
+    Raises:
+        ReplicaError: some of several servers failed; ``errors`` names them, ``updates`` the others.
+        ScoringError: as of ``AsyncAdminClient.push_weights``.
+    """
+    settings: Any = clients[0].settings if clients else AdminSettings("", "", None, ())
+    filled: PushOptions = {"timeout": settings.timeout, **options}
+    return await push(clients, weights, version, options.get("model", settings.model), filled)
+
+
+def _open_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
+) -> grpc.aio.Channel:
+    options = admin_options(target, extra)
+    if credentials is None:
+        return grpc.aio.insecure_channel(full_target(target), options=options)
+    return grpc.aio.secure_channel(full_target(target), credentials, options=options)

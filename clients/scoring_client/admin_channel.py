@@ -1,0 +1,55 @@
+"""What the two admin clients share: channel options, settings, errors."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from scoring_client.channel import ChannelOptions, Metadata, channel_options
+from scoring_client.errors import ScoringError, reworded
+from scoring_client.status import error_from_rpc
+
+_UNARY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """What calls use that say nothing else."""
+
+    target: str
+    """Where the server is."""
+    model: str
+    """Model of calls that name none."""
+    timeout: float | None
+    """Seconds of an update."""
+    metadata: Metadata
+    """Sent with every call."""
+
+    def name(self, model: str | None) -> str:
+        """Return the model that a call means."""
+        return self.model if model is None else model
+
+    @property
+    def unary_timeout(self) -> float:
+        """Seconds of a short call."""
+        return _UNARY_SECONDS if self.timeout is None else min(self.timeout, _UNARY_SECONDS)
+
+
+def admin_options(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
+    """Return channel options: those of other channels, but every call goes to one server."""
+    config = json.dumps({"loadBalancingConfig": [{"pick_first": {}}]})
+    return channel_options(target, [("grpc.service_config", config), *extra])
+
+
+def admin_error(error: grpc.RpcError, request: Any = None) -> ScoringError:
+    """Return this package's exception, with a hint where the whole service is missing."""
+    size = 0 if request is None else request.ByteSize()
+    found = error_from_rpc(error, request_id="", request_bytes=size)
+    if found.code is grpc.StatusCode.UNIMPLEMENTED:
+        return reworded(
+            found,
+            "this server lets nobody change its weights: AdminService is there only with tokens or "
+            f"client certificates, on a loopback address, or with --allow-admin [{found.message}]",
+        )
+    return found

@@ -1,0 +1,613 @@
+"""Pushes of weights through both clients, to a real gRPC server that checks every chunk."""
+
+import asyncio
+import gc
+import hashlib
+import threading
+import tracemalloc
+
+import grpc
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from scoring_client import (
+    AbortedError,
+    AdminClient,
+    AsyncAdminClient,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionFailedError,
+    ReplicaError,
+    ScoringError,
+    ServerError,
+    UpdateInProgressError,
+    WeightProgress,
+    async_push_to_all,
+    gather_weights,
+    push_to_all,
+    replica_targets,
+)
+from scoring_client.proto import admin_pb2
+from scoring_client.weights.messages import CHUNK_BYTES
+from scoring_client.weights.replicas import check_one_server, targets_of
+from tests.client.toy_server import ToyServer
+from tests.client.toy_weights import WeightsServer
+
+SPECS = {
+    "lm_head.weight": ("bfloat16", (300, 1000), "model.embed_tokens.weight"),
+    "model.embed_tokens.weight": ("bfloat16", (300, 1000), ""),
+    "model.layers.0.weight": ("bfloat16", (1000, 3001), ""),
+    "model.layers.0.bias": ("float32", (7,), ""),
+    "model.norm.weight": ("bfloat16", (1000,), ""),
+    "model.scale": ("float32", (), ""),
+    "model.steps": ("int64", (2,), ""),
+    "model.nothing": ("float32", (0, 4), ""),
+}
+ROOTS = {name for name, spec in SPECS.items() if not spec[2]}
+
+
+def state(seed=0, tied=True):
+    """A trainer's state_dict for SPECS."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, (dtype, shape, _) in SPECS.items():
+        values = torch.randn(shape, generator=generator) * 50
+        tensors[name] = values.to(getattr(torch, dtype))
+    if tied:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    return tensors
+
+
+def raw(tensor):
+    """Bytes as another library writes them: what follows the header of a safetensors file."""
+    file = safetensors.torch.save({"t": tensor.contiguous()})
+    return file[8 + int.from_bytes(file[:8], "little") :]
+
+
+def assert_holds(server, tensors):
+    for name in ROOTS:
+        assert server.tensors[name] == raw(tensors[name]), name
+
+
+class Both:
+    """Calls through one client or the other."""
+
+    def __init__(self, kind, runner):
+        self.kind, self._runner = kind, runner
+
+    def __call__(self, target, method, *args, **kw):
+        if self.kind == "sync":
+            with AdminClient(target) as client:
+                return getattr(client, method)(*args, **kw)
+
+        async def main():
+            async with AsyncAdminClient(target) as client:
+                return await getattr(client, method)(*args, **kw)
+
+        return self._runner.run(main())
+
+    def to_all(self, targets, *args, **kw):
+        if self.kind == "sync":
+            clients = [AdminClient(target) for target in targets]
+            try:
+                return push_to_all(clients, *args, **kw)
+            finally:
+                for client in clients:
+                    client.close()
+
+        async def main():
+            clients = [AsyncAdminClient(target) for target in targets]
+            try:
+                return await async_push_to_all(clients, *args, **kw)
+            finally:
+                await asyncio.gather(*(client.close() for client in clients))
+
+        return self._runner.run(main())
+
+
+@pytest.fixture(params=["sync", "async"])
+def admin(request, runner):
+    return Both(request.param, runner)
+
+
+def test_every_byte_arrives_once_and_tied_tensors_travel_once(admin):
+    tensors = state()
+    seen = []
+    with WeightsServer(SPECS) as server:
+        update = admin(server.target, "push_weights", tensors, version=3, on_progress=seen.append)
+        assert_holds(server, tensors)
+    total = sum(t.numel() * t.element_size() for n, t in tensors.items() if n in ROOTS)
+    assert server.received == total
+    assert (update.version, update.phase, update.staging) == (3, "committed", "beside")
+    assert max(server.message_sizes) < CHUNK_BYTES + 1024
+    # Small tensors share messages: begin, two full parts, the rest, commit.
+    assert len(server.requests) == 3 + -(-total // CHUNK_BYTES) - 1
+    assert seen[-1] == WeightProgress("committed", total, total)
+    assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
+
+
+def test_messages_are_ordinary_ones(admin):
+    with WeightsServer(SPECS) as server:
+        admin(server.target, "push_weights", state(), version=1)
+    for request in server.requests:
+        # What protobuf writes of what it read holds the same, and nothing unknown.
+        again = admin_pb2.PushWeightsRequest.FromString(request.SerializeToString())
+        assert again == request
+        assert request.ByteSize() in server.message_sizes
+
+
+@pytest.mark.parametrize("form", ["module", "pairs", "iterator", "numpy"])
+def test_forms_of_weights(admin, form):
+    tensors = state()
+    if form == "module":
+        weights = Module(tensors)
+    elif form == "pairs":
+        weights = list(tensors.items())
+    elif form == "iterator":
+        weights = ((name, tensor.clone()) for name, tensor in tensors.items())
+    else:
+        bf16 = {n for n, spec in SPECS.items() if spec[0] == "bfloat16"}
+        weights = {n: t.float().numpy() if n in bf16 else t.numpy() for n, t in tensors.items()}
+    with WeightsServer(SPECS) as server:
+        if form == "numpy":
+            # Without ml_dtypes numpy has no bfloat16, so the server converts.
+            admin(server.target, "push_weights", weights, version=1, convert_dtypes=True)
+            assert server.tensors["model.layers.0.bias"] == raw(tensors["model.layers.0.bias"])
+            sent = np.frombuffer(server.tensors["model.norm.weight"], np.float32)
+            assert sent.tolist() == tensors["model.norm.weight"].float().tolist()
+        else:
+            admin(server.target, "push_weights", weights, version=1)
+            assert_holds(server, tensors)
+
+
+class Module:
+    def __init__(self, tensors):
+        self._tensors = tensors
+
+    def state_dict(self):
+        return self._tensors
+
+
+def test_views_are_sent_in_the_order_of_their_indices(admin):
+    tensors = state()
+    wide = torch.randn(3001, 1000).to(torch.bfloat16)
+    tensors["model.layers.0.weight"] = wide.T
+    with WeightsServer(SPECS) as server:
+        admin(server.target, "push_weights", tensors, version=1)
+    assert server.tensors["model.layers.0.weight"] == raw(
+        wide.T.clone(memory_format=torch.contiguous_format)
+    )
+
+
+def test_an_iterator_may_use_one_buffer_again_and_again(admin):
+    specs = {f"w{i}": ("float32", (5,), "") for i in range(20)}
+
+    def generate():
+        buffer = torch.empty(5)
+        for i in range(20):
+            yield f"w{i}", buffer.fill_(i)
+
+    with WeightsServer(specs) as server:
+        admin(server.target, "push_weights", generate(), version=1)
+    assert server.tensors == {f"w{i}": raw(torch.full((5,), float(i))) for i in range(20)}
+
+
+@pytest.mark.parametrize("names", ["wrapped", "base model", "renamed"])
+def test_names(admin, names):
+    tensors = state()
+    if names == "wrapped":
+        weights = {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}
+        options = {}
+    elif names == "base model":
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        options = {}
+    else:
+        weights = {f"policy/{name}": tensor for name, tensor in tensors.items()}
+        weights["critic/v_head.weight"] = torch.zeros(3)
+        options = {"names": lambda n: None if "critic" in n else n.removeprefix("policy/")}
+    with WeightsServer(SPECS) as server:
+        admin(server.target, "push_weights", weights, version=1, **options)
+        assert_holds(server, tensors)
+
+
+def test_either_name_of_tied_tensors_will_do(admin):
+    tensors = state()
+    for absent in ("lm_head.weight", "model.embed_tokens.weight"):
+        weights = {name: tensor for name, tensor in tensors.items() if name != absent}
+        with WeightsServer(SPECS) as server:
+            admin(server.target, "push_weights", weights, version=1)
+            assert_holds(server, tensors)
+
+
+@pytest.mark.parametrize("form", [dict, lambda tensors: iter(tensors.items())])
+def test_tied_tensors_that_differ_are_refused(admin, form):
+    with WeightsServer(SPECS) as server:
+        with pytest.raises(InvalidRequestError, match="ties"):
+            admin(server.target, "push_weights", form(state(tied=False)), version=1)
+        assert server.version == 0
+
+
+def test_equal_copies_of_tied_tensors_travel_once(admin):
+    tensors = state()
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
+    with WeightsServer(SPECS) as server:
+        admin(server.target, "push_weights", tensors, version=1)
+        names = [c.name for r in server.requests for c in r.part.chunks]
+        assert "lm_head.weight" in names
+        assert "model.embed_tokens.weight" not in names
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.layers.0.bais": torch.zeros(7)}, "no tensor model.layers.0.bais; did you mean"),
+        ({"model.layers.0.bias": torch.zeros(8)}, r"shape \[8\].*\[7\]"),
+        ({"model.norm.weight": torch.zeros(1000)}, "float32.*bfloat16.*convert_dtypes"),
+        ({"model.norm.weight": None}, "1 tensors of the model are missing: model.norm.weight"),
+        ({"model.scale": "text"}, "model.scale"),
+        ({"model.steps": torch.zeros(2)}, "float32.*int64"),
+        ({"critic.lm_head.weight": torch.zeros(300, 1000)}, "no tensor critic.lm_head.weight"),
+    ],
+)
+def test_what_is_not_the_models_is_refused_before_anything_is_sent(admin, change, said):
+    tensors = {n: t for n, t in (state() | change).items() if t is not None}
+    with WeightsServer(SPECS) as server:
+        with pytest.raises(InvalidRequestError, match=said):
+            admin(server.target, "push_weights", tensors, version=1)
+        assert server.version == 0
+
+
+def test_a_part_of_the_tensors(admin):
+    with WeightsServer(SPECS) as server:
+        only = {"model.norm.weight": state()["model.norm.weight"]}
+        admin(server.target, "push_weights", only, version=1, partial=True, base_version=0)
+        assert set(server.tensors) == {"model.norm.weight"}
+        options = server.requests[0].begin.options
+        assert options.partial
+        assert options.HasField("base_version")
+
+
+def test_types_are_converted_here_as_the_server_would(admin):
+    tensors = state()
+    wide = {name: tensor.double() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    wide["model.norm.weight"] = exact = torch.randn(1000, dtype=torch.float32)
+    wide["lm_head.weight"] = wide["model.embed_tokens.weight"]
+    with WeightsServer(SPECS) as server:
+        admin(server.target, "push_weights", tensors | wide, version=1, convert_dtypes=True)
+        assert_holds(server, tensors | {"model.norm.weight": exact.to(torch.bfloat16)})
+
+
+@pytest.mark.parametrize("absent", [None, "lm_head.weight"])
+def test_the_digest_covers_tied_tensors_under_all_of_their_names(admin, absent):
+    tensors = state()
+    weights = {name: tensor for name, tensor in tensors.items() if name != absent}
+    with WeightsServer(SPECS) as server:
+        admin(server.target, "push_weights", weights, version=1, digest=True)
+    expected = hashlib.sha256()
+    for name in sorted(SPECS):
+        dtype, shape, _ = SPECS[name]
+        expected.update(
+            f"{name} {dtype} {','.join(map(str, shape))}\n".encode() + raw(tensors[name])
+        )
+    assert server.requests[-1].commit.weights_digest == expected.hexdigest()
+    assert server.version == 1
+
+
+def test_a_digest_needs_sorted_names_of_all_tensors(admin):
+    with WeightsServer(SPECS) as server:
+        backwards = ((name, tensor) for name, tensor in sorted(state().items(), reverse=True))
+        with pytest.raises(InvalidRequestError, match="order of names"):
+            admin(server.target, "push_weights", backwards, version=1, digest=True)
+        with pytest.raises(InvalidRequestError, match="digest or partial"):
+            admin(server.target, "push_weights", {}, version=1, digest=True, partial=True)
+
+
+def test_a_server_that_refuses_is_heard_at_once(admin):
+    def fail(request, number):
+        if number == 1:
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no room"
+        return None
+
+    specs = {f"w{i:02}": ("float32", (1 << 20,), "") for i in range(40)}
+    made = []
+
+    def generate():
+        for name in specs:
+            made.append(name)
+            yield name, torch.zeros(1 << 20)
+
+    with WeightsServer(specs, fail=fail) as server:
+        with pytest.raises(ScoringError) as caught:
+            admin(server.target, "push_weights", generate(), version=1)
+        # grpc.aio reports INTERNAL where a write met the end of the call before its status.
+        if admin.kind == "sync" or caught.value.code is not grpc.StatusCode.INTERNAL:
+            assert caught.value.reason == "OUT_OF_MEMORY"
+        assert len(server.requests) == 2
+    # Other ranks may be gathering with this one, so the iterator is run to its end all the same.
+    assert made == list(specs)
+
+
+def test_conditions_of_the_server_are_typed(admin):
+    with WeightsServer(SPECS, version=5) as server:
+        with pytest.raises(PreconditionFailedError) as caught:
+            admin(server.target, "push_weights", state(), version=5)
+        assert caught.value.reason == "WEIGHT_VERSION_NOT_NEWER"
+        admin(server.target, "push_weights", state(), version=5, allow_older_version=True)
+        with pytest.raises(InvalidRequestError, match="running_samples"):
+            admin(server.target, "push_weights", state(), version=6, running_samples="stop")
+
+
+def test_an_exception_in_the_iterator_cancels_the_update(admin):
+    def broken():
+        yield from list(state().items())[:3]
+        raise ZeroDivisionError("in the trainer")
+
+    with WeightsServer(SPECS) as server:
+        with pytest.raises(ZeroDivisionError, match="in the trainer"):
+            admin(server.target, "push_weights", broken(), version=1)
+        assert server.ended.wait(10)
+        assert server.version == 0
+        assert all(request.WhichOneof("step") != "commit" for request in server.requests)
+        admin(server.target, "push_weights", state(), version=1)
+        assert server.version == 1
+
+
+def test_two_trainers_at_once(admin):
+    with WeightsServer(SPECS, commit_slow=1.5) as server:
+        first = threading.Thread(
+            target=lambda: AdminClient(server.target).push_weights(state(), version=1)
+        )
+        first.start()
+        while not server.requests:
+            pass
+        with pytest.raises(UpdateInProgressError) as caught:
+            admin(server.target, "push_weights", state(), version=2)
+        assert isinstance(caught.value, AbortedError)
+        first.join()
+        assert server.version == 1
+
+
+def test_memory_is_bounded_by_messages_not_by_the_model():
+    count, elements = 48, 1 << 20
+    specs = {f"w{i:02}": ("float32", (elements,), "") for i in range(count)}
+
+    class Discarding(WeightsServer):
+        def _take(self, new, chunk):
+            self.received += len(chunk.data)
+            self.requests.clear()
+
+        def _commit(self, new, commit, version, context):
+            yield self._status("COMMITTED", version)
+
+    with Discarding(specs, slow=0.002) as server, AdminClient(server.target) as client:
+        generate = ((name, np.zeros(elements, np.float32)) for name in specs)
+        gc.collect()
+        tracemalloc.start()
+        client.push_weights(generate, version=1)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert server.received == count * elements * 4
+    # One tensor of 4 MiB, a handful of messages, and as much at the server, of 192 MiB in all.
+    assert peak < 60 << 20
+
+
+class Sharded:
+    """What a DTensor is to the client; the real one needs a process group."""
+
+    def __init__(self, tensor, log):
+        self._tensor, self._log = tensor, log
+
+    def full_tensor(self):
+        self._log.append(self._tensor.data_ptr())
+        return self._tensor.clone()
+
+
+def test_sharded_tensors_are_gathered_in_the_order_given_on_every_rank(admin):
+    tensors = state()
+    ours, theirs = [], []
+    with WeightsServer(SPECS) as server:
+        admin(
+            server.target,
+            "push_weights",
+            {name: Sharded(tensor, ours) for name, tensor in tensors.items()},
+            version=1,
+        )
+        assert_holds(server, tensors)
+        gather_weights({name: Sharded(tensor, theirs) for name, tensor in tensors.items()})
+        assert ours == theirs
+        assert len(ours) == len(SPECS)
+        # And when the server refuses, so that no other rank waits for ever.
+        ours.clear()
+        with pytest.raises(PreconditionFailedError):
+            admin(
+                server.target,
+                "push_weights",
+                {name: Sharded(tensor, ours) for name, tensor in tensors.items()},
+                version=1,
+            )
+        assert ours == theirs
+
+
+def test_real_dtensors(admin):
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+
+    tensors = state()
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = {
+            name: DTensor.from_local(t, mesh, [Shard(0) if t.dim() else Replicate()])
+            for name, t in tensors.items()
+        }
+        with WeightsServer(SPECS) as server:
+            admin(server.target, "push_weights", sharded, version=1)
+            assert_holds(server, tensors)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_several_servers_read_each_tensor_once(admin):
+    tensors = state()
+    read = []
+
+    def generate():
+        for name, tensor in tensors.items():
+            read.append(name)
+            yield name, tensor
+
+    with WeightsServer(SPECS) as one, WeightsServer(SPECS) as two, WeightsServer(SPECS) as three:
+        targets = [server.target for server in (one, two, three)]
+        updates = admin.to_all(targets, generate(), version=4)
+        assert [update.version for update in updates] == [4, 4, 4]
+        for server in (one, two, three):
+            assert_holds(server, tensors)
+    assert read == list(tensors)
+
+
+def test_a_server_that_fails_before_the_commit_keeps_all_from_changing(admin):
+    def fail(request, number):
+        if number == 2:
+            return grpc.StatusCode.UNAVAILABLE, "WORKER_DIED", "lost"
+        return None
+
+    with WeightsServer(SPECS) as one, WeightsServer(SPECS, fail=fail) as two:
+        with pytest.raises(ReplicaError, match="no server changed") as caught:
+            admin.to_all([one.target, two.target], state(), version=4)
+        assert set(caught.value.errors) == {two.target}
+        assert caught.value.updates == {}
+        assert one.ended.wait(10)
+        assert (one.version, two.version) == (0, 0)
+
+
+def test_a_server_that_fails_at_the_commit_is_named(admin):
+    def fail(request, number):
+        if request.WhichOneof("step") == "commit":
+            return grpc.StatusCode.UNAVAILABLE, "WORKER_DIED", "lost"
+        return None
+
+    with WeightsServer(SPECS) as one, WeightsServer(SPECS, fail=fail) as two:
+        with pytest.raises(ReplicaError, match="the others committed") as caught:
+            admin.to_all([one.target, two.target], state(), version=4)
+        assert set(caught.value.errors) == {two.target}
+        assert caught.value.errors[two.target].reason == "WORKER_DIED"
+        assert set(caught.value.updates) == {one.target}
+        assert one.version == 4
+
+
+def test_different_models_are_told_apart(admin):
+    other = {**SPECS, "model.norm.weight": ("float32", (1000,), "")}
+    with (
+        WeightsServer(SPECS) as one,
+        WeightsServer(other) as two,
+        pytest.raises(InvalidRequestError, match="different models"),
+    ):
+        admin.to_all([one.target, two.target], state(), version=4)
+
+
+def test_several_servers_behind_one_name_are_refused():
+    with pytest.raises(InvalidRequestError, match="2 servers"):
+        check_one_server("ipv4:10.0.0.1:5,10.0.0.2:5")
+    check_one_server("localhost:50051")
+    check_one_server("unix:/tmp/socket")
+    check_one_server("name.that.does.not.exist.invalid:1")
+    assert replica_targets("127.0.0.1:5") == ["127.0.0.1:5"]
+    assert targets_of([(2, "10.0.0.1"), (2, "10.0.0.2"), (10, "fd00::1")], "5") == [
+        "10.0.0.1:5",
+        "10.0.0.2:5",
+    ]
+    assert targets_of([(10, "fd00::1"), (10, "fd00::1")], "5") == ["[fd00::1]:5"]
+    with pytest.raises(InvalidRequestError, match="no port"):
+        replica_targets("scoring")
+
+
+def test_update_from_files(admin):
+    seen = []
+    with WeightsServer(SPECS) as server:
+        update = admin(
+            server.target,
+            "update_weights",
+            version=2,
+            path="/models/new",
+            running_samples="continue",
+            staging="in_place",
+            on_progress=seen.append,
+        )
+        assert update.phase == "committed"
+        assert [progress.phase for progress in seen] == ["receiving", "staging", "committed"]
+        request = server.requests[0]
+        assert request.path == "/models/new"
+        assert request.options.running_samples == 2
+        assert request.options.staging == 3
+        admin(server.target, "update_weights", version=3, repository="a/b", revision="main")
+        assert server.requests[1].hub.revision == "main"
+        with pytest.raises(NotFoundError):
+            admin(server.target, "update_weights", version=4, path="/nowhere")
+        for wrong in ({}, {"path": "/a", "repository": "b"}, {"path": "/a", "revision": "c"}):
+            with pytest.raises(InvalidRequestError):
+                admin(server.target, "update_weights", version=4, **wrong)
+
+
+def test_the_other_calls(admin):
+    with WeightsServer(SPECS, version=7) as server:
+        info = admin(server.target, "get_weights", list_tensors=True)
+        assert (info.version, info.update) == (7, None)
+        assert [tensor.name for tensor in info.tensors] == sorted(SPECS)
+        by_name = {tensor.name: tensor for tensor in info.tensors}
+        assert by_name["lm_head.weight"].tied_to == "model.embed_tokens.weight"
+        assert by_name["model.layers.0.weight"].dtype == "bfloat16"
+        assert admin(server.target, "flush_cache") == 12
+        with pytest.raises(NotFoundError):
+            admin(server.target, "abort_update", "u7")
+        admin(server.target, "resume")
+        assert admin(server.target, "wait_for_version", 7).version == 7
+        with pytest.raises(TimeoutError):
+            admin(server.target, "wait_for_version", 8, timeout=0.05)
+
+
+def test_drain():
+    with WeightsServer(SPECS) as server, AdminClient(server.target) as client:
+        assert list(client.drain()) == [2, 0]
+
+
+def test_a_server_without_the_service_says_so(admin):
+    with ToyServer() as server, pytest.raises(ServerError, match="--allow-admin"):
+        admin(server.target, "push_weights", state(), version=1)
+
+
+class LoraLinear(torch.nn.Module):
+    """PEFT's LoRA layer as far as names and `merged` go."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = torch.nn.Linear(3, 2)
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(3, 1, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(1, 2, bias=False)})
+        self.merged = False
+
+
+def test_lora_is_pushed_when_it_is_merged(admin):
+    policy = torch.nn.Module()
+    policy.base_model = torch.nn.Module()
+    policy.base_model.model = torch.nn.ModuleDict(
+        {"proj": LoraLinear(), "norm": torch.nn.LayerNorm(2)}
+    )
+    layer = policy.base_model.model["proj"]
+    specs = {
+        "proj.weight": ("float32", (2, 3), ""),
+        "proj.bias": ("float32", (2,), ""),
+        "norm.weight": ("float32", (2,), ""),
+        "norm.bias": ("float32", (2,), ""),
+    }
+    with WeightsServer(specs) as server:
+        for weights in (policy, policy.state_dict()):
+            with pytest.raises(InvalidRequestError, match="merge_adapter"):
+                admin(server.target, "push_weights", weights, version=1)
+        layer.merged = True
+        admin(server.target, "push_weights", policy, version=1)
+        assert server.tensors["proj.weight"] == raw(layer.base_layer.weight.detach())
+        state = policy.state_dict()
+        admin(server.target, "push_weights", state, version=2, merged_lora=True)
+        assert set(server.tensors) == set(specs)
