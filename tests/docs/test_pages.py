@@ -48,7 +48,8 @@ def test_troubleshooting_has_an_entry_for_each_reason() -> None:
     codes = {reason.value: Fault(reason, "").code.value for reason in Reason}
     assert {name: status for name, status in entries.items() if name in codes} == codes
     assert {name for name in entries if name not in codes} <= set(Code)
-    contract = (ROOT / "protos/scoring/v1/service.proto").read_text()
+    services = (ROOT / "protos/scoring/v1" / name for name in ("service.proto", "admin.proto"))
+    contract = "".join(service.read_text() for service in services)
     named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", contract))
     assert set(codes) - {"DEADLINE_EXCEEDED"} <= named, "the contract lists all reasons"
 
