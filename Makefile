@@ -42,7 +42,7 @@ test: $(INSTALLED) ## run the tests
 ifdef ARGS
 	$(BIN)/python -m pytest -q $(ARGS)
 else
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --ignore tests/chaos tests
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/chaos tests
 	$(BIN)/python -m pytest -q tests/chaos
 endif
 

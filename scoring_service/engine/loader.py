@@ -111,6 +111,8 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     generation = getattr(network, "generation_config", None)
     identify = partial(
         numerics_id,
+        # Of this thread: another one, which stages weights, may have its own number.
+        threads=torch.get_num_threads(),
         dtype=dtype,
         head_dtype=head_dtype,
         backend=backend,

@@ -21,12 +21,11 @@ _HEIGHTS = (*range(1, 18), 31, 32, 33, 47, _TALL)
 
 
 def numerics_id(**facts: object) -> str:
-    """Hash of everything that decides bits: the given facts, libraries, threads, processor."""
+    """Hash of everything that decides bits: the given facts, libraries, processor."""
     facts = {
         **facts,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
     }

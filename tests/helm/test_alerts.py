@@ -33,7 +33,8 @@ class OneWorker:
 
 class OnePool:
     name = "a"
-    waiting_calls = running_calls = queued_tokens = unread_bytes = 0
+    waiting_calls = running_calls = queued_tokens = taken_tokens = unread_bytes = 0
+    weight_version = 0
     workers = (OneWorker(),)
 
 
