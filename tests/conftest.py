@@ -15,3 +15,11 @@ if importlib.util.find_spec("triton") is not None and shutil.which("nvidia-smi")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         import triton  # noqa: F401
+
+_LONG = ("tests/weights/", "tests/e2e/", "tests/plan/", "tests/helm/")
+"""Where files have few tests that take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: at the end no process is left alone with one."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
