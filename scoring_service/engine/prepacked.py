@@ -105,8 +105,12 @@ def adding(layer: torch.nn.Linear, residual: Tensor) -> Iterator[None]:
         RuntimeError: the layer was not called.
     """
     layer.__dict__[_RESIDUAL] = residual
-    yield
-    if layer.__dict__.pop(_RESIDUAL, None) is not None:
+    try:
+        yield
+    finally:
+        # A step that failed before the product must not leave it to the next one.
+        left = layer.__dict__.pop(_RESIDUAL, None)
+    if left is not None:
         raise RuntimeError("a layer that should have added a residual was not called")
 
 

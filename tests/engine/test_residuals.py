@@ -76,7 +76,10 @@ def test_a_residual_that_nobody_added_is_a_bug(tmp_path: Path) -> None:
         pass
     rows = torch.ones(2, layer.in_features, dtype=torch.bfloat16)
     with torch.inference_mode():
-        assert torch.equal(layer(rows), layer(rows))
+        expected = layer(rows)
+        with pytest.raises(KeyError), adding(layer, torch.ones(2, layer.out_features)):
+            raise KeyError
+        assert torch.equal(layer(rows), expected)
 
 
 @NEEDS_PACKING
