@@ -130,13 +130,13 @@ class WholeLogits:
         return states.float()
 
 
-def tile_rows(vocab_size: int, device_type: str = "cpu") -> int:
+def tile_rows(vocab_size: int, dtype: torch.dtype, device_type: str = "cpu") -> int:
     """Rows of a tile of logits, a multiple of 16: about 24 MiB, and on a GPU 512 MiB.
 
-    A GPU reads the whole weight for a tile, so that few rows would wait for it each time.
+    The whole weight is read for a tile, so that few rows would wait for it each time.
     """
     if device_type == "cpu":
-        rows, most = _TILE_BYTES // (4 * vocab_size), 256
+        rows, most = _TILE_BYTES // (dtype.itemsize * vocab_size), 256
     else:
         rows, most = _GPU_TILE_BYTES // (4 * vocab_size), 2048
     return max(ROW_MULTIPLE, min(most, rows - rows % ROW_MULTIPLE))

@@ -40,7 +40,7 @@ def rows_are_invariant(head: RowHead, states_T_H: Tensor) -> bool:
     """
     if states_T_H.device.type != "cpu":
         return False
-    full = tile_rows(head.vocab_size)
+    full = tile_rows(head.vocab_size, head.dtype)
     states = states_T_H.repeat(-(-full // len(states_T_H)), 1)[:full]
     return _same_at_heights(head.logits, states, [*_HEIGHTS, full - ROW_MULTIPLE])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import torch
 
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import ScoreSlice
@@ -113,7 +114,7 @@ def _tile_runs(
     # The last token's own state is only wanted for the next_token row; it is computed always, so
     # that a row's bits do not depend on whether that row was asked for.
     states = model.states(ids)[len(group.prompt_ids) - 1 :]
-    tile = tile_rows(model.head.vocab_size)
+    tile = tile_rows(model.head.vocab_size, torch.float32)
     for first in range(0, len(rows), tile):
         tile_indices = rows[first : first + tile]
         realised = realised_ids(completion, tile_indices)

@@ -131,7 +131,7 @@ def test_the_probe_notices(differs: bool) -> None:
     assert rows_are_invariant(UnevenHead(differs), states) == (not differs)
 
 
-FULL = tile_rows(97)
+FULL = tile_rows(97, torch.float32)
 
 
 @pytest.mark.parametrize("height", [1, 16, 17, 32, FULL - 16, FULL])

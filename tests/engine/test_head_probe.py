@@ -93,10 +93,11 @@ def test_a_head_that_is_no_linear_layer_runs_whole(
 
 
 @pytest.mark.parametrize("vocab", [1, 97, 2048, 49152, 151936, 262144, 10**7])
-def test_tiles(vocab: int) -> None:
-    """16 to 256 rows, a multiple of 16, at most 24 MiB of fp32 where 16 rows fit into that."""
-    rows = tile_rows(vocab)
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_tiles(dtype: torch.dtype, width: int, vocab: int) -> None:
+    """16 to 256 rows, a multiple of 16, at most 24 MiB where 16 rows fit into that."""
+    rows = tile_rows(vocab, dtype)
     assert rows % 16 == 0
     assert 16 <= rows <= 256
-    assert rows == 16 or rows * vocab * 4 <= 24 << 20
-    assert rows == 256 or (rows + 16) * vocab * 4 > 24 << 20
+    assert rows == 16 or rows * vocab * width <= 24 << 20
+    assert rows == 256 or (rows + 16) * vocab * width > 24 << 20

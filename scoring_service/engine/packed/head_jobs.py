@@ -38,7 +38,7 @@ def score_rows(
         states: the step's table of states, [S, H].
         wanted: rows, those of one call and one processing side by side.
     """
-    tile = tile_rows(head.vocab_size, states.device.type)
+    tile = tile_rows(head.vocab_size, head.dtype, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
     spans = _spans(wanted)
     index = torch.from_numpy(places).to(states.device)
@@ -156,7 +156,7 @@ def draw_samples(
             by side.
         kernels: what reads logits on a CPU, if there is anything.
     """
-    tile = tile_rows(head.vocab_size, states.device.type)
+    tile = tile_rows(head.vocab_size, head.dtype, states.device.type)
     index = torch.tensor([place for _, place in wanted], device=states.device)
     for first in range(0, len(wanted), tile):
         logits_T_V = _finished(head, head.product(states[index[first : first + tile]]), kernels)

@@ -76,9 +76,11 @@ def _folders() -> Iterator[Path]:
 def _flags() -> list[str]:
     capability = torch.backends.cpu.get_cpu_capability()
     torch_root = Path(torch.__file__).parent
-    instructions = _CAPABILITIES.get(capability)
+    instructions = [*_CAPABILITIES.get(capability, [])]
+    if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+        instructions.append("-mavx512bf16")
     macros = ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]
-    if instructions is not None:
+    if instructions:
         macros = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
     return [
         *("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"),
@@ -88,7 +90,7 @@ def _flags() -> list[str]:
             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         ),
         *macros,
-        *(instructions or []),
+        *instructions,
         f"-I{torch_root / 'include'}",
         f"-I{torch_root / 'include' / 'torch' / 'csrc' / 'api' / 'include'}",
         f"-L{torch_root / 'lib'}",

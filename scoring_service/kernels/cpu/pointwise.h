@@ -11,7 +11,7 @@
 namespace scoring {
 
 inline Vec rounded(const Vec& a, const Vec& b, Vec& second) {
-  const auto [x, y] = at::vec::convert_bfloat16_float(at::vec::convert_float_bfloat16(a, b));
+  const auto [x, y] = at::vec::convert_bfloat16_float(narrow(a, b));
   second = y;
   return x;
 }

@@ -71,7 +71,7 @@ int64_t race(const Row<T>& row, float max, float pivot, int64_t least_id, const 
       const Vec q = Vec::blendv(zero, (b - by).exp_u20(), b >= bound);
       p.store(weights + (i - first));
       q.store(weights + (i - first) + Vec::size());
-      largest = at::vec::maximum(largest, at::vec::maximum(p, q));
+      largest = larger(largest, larger(p, q));
     });
     const float most = reduce_max(largest);
     if (most == 0.0f || best * kMargin * most < kLeast) {

@@ -61,8 +61,8 @@ double sum_of_exp(const Row<T>& row, int64_t begin, int64_t end, float shift, Am
     Vec sum_a(0.0f), sum_b(0.0f);
     row.each(start, std::min(end, start + kPartial), -kInfinity,
              [&](int64_t, const Vec& a, const Vec& b) {
-               sum_a = sum_a + (among(a) - by).exp();
-               sum_b = sum_b + (among(b) - by).exp();
+               sum_a = sum_a + exp_of(among(a) - by);
+               sum_b = sum_b + exp_of(among(b) - by);
              });
     total += reduce_sum(sum_a + sum_b);
   }
@@ -79,14 +79,27 @@ struct RowSums {
 template <typename T>
 RowSums row_sums(const Row<T>& row) {
   const Vec none(-kInfinity);
-  Vec largest_a = none, largest_b = none;
-  int64_t possible = 0;
-  row.each(0, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
-    largest_a = at::vec::maximum(largest_a, a);
-    largest_b = at::vec::maximum(largest_b, b);
-    possible += lanes_that(a > none) + lanes_that(b > none);
+  Vec largest_a = none, largest_b = none, smallest_a(kInfinity), smallest_b(kInfinity);
+  const int64_t whole = row.size / (2 * Vec::size()) * (2 * Vec::size());
+  row.each(0, whole, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
+    largest_a = larger(largest_a, a);
+    largest_b = larger(largest_b, b);
+    smallest_a = smaller(smallest_a, a);
+    smallest_b = smaller(smallest_b, b);
   });
-  const float max = reduce_max(at::vec::maximum(largest_a, largest_b));
+  float max = reduce_max(larger(largest_a, largest_b));
+  float min = reduce_min(smaller(smallest_a, smallest_b));
+  for (int64_t id = whole; id < row.size; ++id) {
+    max = std::max(max, row.at(id));
+    min = std::min(min, row.at(id));
+  }
+  int64_t possible = row.size;
+  if (min == -kInfinity) {
+    possible = 0;
+    row.each(0, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
+      possible += lanes_that(a > none) + lanes_that(b > none);
+    });
+  }
   const Vec by(max), least(-1e30f); // a token at -inf has probability 0, and its term is 0
   double total = 0.0, weighted = 0.0;
   for (int64_t start = 0; start < row.size; start += kPartial) {
@@ -94,11 +107,11 @@ RowSums row_sums(const Row<T>& row) {
     row.each(start, std::min(row.size, start + kPartial), -kInfinity,
              [&](int64_t, const Vec& x, const Vec& y) {
                const Vec a = x - by, b = y - by;
-               const Vec p = a.exp(), q = b.exp();
+               const Vec p = exp_of(a), q = exp_of(b);
                sum_a = sum_a + p;
                sum_b = sum_b + q;
-               mean_a = at::vec::fmadd(p, at::vec::maximum(a, least), mean_a);
-               mean_b = at::vec::fmadd(q, at::vec::maximum(b, least), mean_b);
+               mean_a = at::vec::fmadd(p, larger(a, least), mean_a);
+               mean_b = at::vec::fmadd(q, larger(b, least), mean_b);
              });
     total += reduce_sum(sum_a + sum_b);
     weighted += reduce_sum(mean_a + mean_b);
@@ -129,6 +142,9 @@ int64_t rank(const Row<T>& row, int64_t id, int64_t limit) {
   return before + 1;
 }
 
+// Sums outside come of exponentials that left fp32's range.
+constexpr double kLeastSum = 1e-20, kLargestSum = 1e20;
+
 // Log of the sum of exp(x) over the ids that a list of the largest x leaves out: x below the last
 // listed, its equals with higher ids, and every id at or above `limit`.
 template <typename T>
@@ -138,23 +154,26 @@ double log_rest(const Row<T>& row, int64_t last_id, int64_t limit) {
   const auto below = [&](const Vec& x) { return Vec::blendv(none, x, x < bound); };
   const auto not_above = [&](const Vec& x) { return Vec::blendv(none, x, x <= bound); };
   const auto all = [](const Vec& x) { return x; };
+  // Listed x are no smaller, so that no term is above 1; only ids at or above the limit may be larger.
+  const auto sum = [&](float shift) {
+    return sum_of_exp(row, 0, last_id + 1, shift, below) +
+        sum_of_exp(row, last_id + 1, limit, shift, not_above) +
+        sum_of_exp(row, limit, row.size, shift, all);
+  };
+  if (const double total = sum(kth); total > kLeastSum && total < kLargestSum) {
+    return kth + std::log(total);
+  }
   Vec largest(-kInfinity);
   const auto widen = [&](const auto& among) {
     return [&](int64_t, const Vec& a, const Vec& b) {
-      largest = at::vec::maximum(largest, at::vec::maximum(among(a), among(b)));
+      largest = larger(largest, larger(among(a), among(b)));
     };
   };
   row.each(0, last_id + 1, -kInfinity, widen(below));
   row.each(last_id + 1, limit, -kInfinity, widen(not_above));
   row.each(limit, row.size, -kInfinity, widen(all));
   const float shift = reduce_max(largest);
-  if (shift == -kInfinity) {
-    return -kInfinity;
-  }
-  const double total = sum_of_exp(row, 0, last_id + 1, shift, below) +
-      sum_of_exp(row, last_id + 1, limit, shift, not_above) +
-      sum_of_exp(row, limit, row.size, shift, all);
-  return shift + std::log(total);
+  return shift == -kInfinity ? -kInfinity : shift + std::log(sum(shift));
 }
 
 // int32 that orders as the float does; -0 and +0 are equal.
@@ -215,8 +234,8 @@ float lower_bound_of_top(const Row<T>& row, int64_t k, int64_t limit, TopScratch
   for (int64_t first = 0; first + groups <= limit; first += groups) {
     row.each(first, first + groups, -kInfinity, [&](int64_t i, const Vec& a, const Vec& b) {
       float* to = maxima + (i - first);
-      at::vec::maximum(Vec::loadu(to), a).store(to);
-      at::vec::maximum(Vec::loadu(to + Vec::size()), b).store(to + Vec::size());
+      larger(Vec::loadu(to), a).store(to);
+      larger(Vec::loadu(to + Vec::size()), b).store(to + Vec::size());
     });
   }
   return kth_largest(maxima, groups, k);

@@ -21,9 +21,31 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// The larger of each two numbers, in one instruction: a NaN in `a` is lost, unlike in torch's
+// `maximum`. Whoever sums exp(x - max) afterwards still meets it.
+inline Vec larger(const Vec& a, const Vec& b) {
+  return at::vec::clamp_min(b, a);
+}
+
+inline Vec smaller(const Vec& a, const Vec& b) {
+  return at::vec::clamp_max(b, a);
+}
+
 inline float reduce_max(const Vec& vector) {
-  return at::vec::vec_reduce_all<float>(
-      [](Vec& a, Vec& b) { return at::vec::maximum(a, b); }, vector);
+  return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return larger(a, b); }, vector);
+}
+
+inline float reduce_min(const Vec& vector) {
+  return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return smaller(a, b); }, vector);
+}
+
+// Two vectors rounded to bf16, to nearest and ties to even.
+inline HalfVec narrow(const Vec& a, const Vec& b) {
+#ifdef __AVX512BF16__
+  return HalfVec(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+#else
+  return at::vec::convert_float_bfloat16(a, b);
+#endif
 }
 
 inline float reduce_sum(const Vec& vector) {
@@ -58,7 +80,7 @@ inline void put(T* target, int64_t left, const Vec& a, const Vec& b) {
       b.store(target + low, left - low);
     }
   } else {
-    at::vec::convert_float_bfloat16(a, b).store(target, left);
+    narrow(a, b).store(target, left);
   }
 }
 
@@ -112,11 +134,40 @@ inline void store_scaled(const float* source, int64_t n, float factor, T* target
 
 // n is a multiple of the vector's size, here and below.
 inline float largest_of(const float* source, int64_t n) {
-  Vec largest(-std::numeric_limits<float>::infinity());
-  for (int64_t i = 0; i < n; i += Vec::size()) {
-    largest = at::vec::maximum(largest, Vec::loadu(source + i));
+  constexpr int64_t kChains = 4; // One would wait for each comparison's result.
+  Vec largest[kChains];
+  std::fill(largest, largest + kChains, Vec(-std::numeric_limits<float>::infinity()));
+  int64_t i = 0;
+  for (; i + kChains * Vec::size() <= n; i += kChains * Vec::size()) {
+    for (int64_t chain = 0; chain < kChains; ++chain) {
+      largest[chain] = larger(largest[chain], Vec::loadu(source + i + chain * Vec::size()));
+    }
   }
-  return reduce_max(largest);
+  for (; i < n; i += Vec::size()) {
+    largest[0] = larger(largest[0], Vec::loadu(source + i));
+  }
+  return reduce_max(larger(larger(largest[0], largest[1]), larger(largest[2], largest[3])));
+}
+
+// exp(x) for x up to 88, within two units of fp32's last place; 0 below the normal numbers, NaN for
+// NaN. torch's own calls a library for each vector, which costs more than the exponential.
+// The polynomial is that of Cephes' expf (Moshier): exp(x) = 2^n * exp(r), |r| <= log(2) / 2.
+inline Vec exp_of(const Vec& x) {
+  constexpr float kCoefficients[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                                     1.6666665459e-1f, 5.0000001201e-1f};
+  const Vec least(-87.3365447f), zero(0.0f), one(1.0f);
+  const Vec inside = at::vec::clamp_min(x, least);
+  const Vec n = (inside * Vec(1.44269504f)).round();
+  Vec r = at::vec::fmadd(n, Vec(-0.693359375f), inside); // log(2) in two parts
+  r = at::vec::fmadd(n, Vec(2.12194440e-4f), r);
+  Vec sum(1.9875691500e-4f);
+  for (const float coefficient : kCoefficients) {
+    sum = at::vec::fmadd(sum, r, Vec(coefficient));
+  }
+  const Vec power = at::vec::fmadd(sum, r * r, r) + one;
+  const auto exponent = at::vec::convert_to_int_of_same_size(n) + at::vec::Vectorized<int32_t>(127);
+  const Vec scale = at::vec::cast<float>(exponent << at::vec::Vectorized<int32_t>(23));
+  return Vec::blendv(power * scale, zero, x < least);
 }
 
 // exp((source - shift) * unit) into target, rounded to T; returns the sum before rounding.
