@@ -29,7 +29,8 @@ class Service:
         self._server = subprocess.Popen(
             [command, "serve", config.model, *flags], stdout=subprocess.PIPE, text=True
         )
-        self._client = ScoringClient(self._await_address())
+        self.target = self._await_address()
+        self._client = ScoringClient(self.target)
         children = Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text()
         self.pids = {"grpc": self._server.pid, "worker": int(children.split()[0])}
 
