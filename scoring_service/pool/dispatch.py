@@ -45,6 +45,7 @@ class Dispatcher:
         self._held_back: dict[str, set[CallStream]] = {}
         """Calls with parts that wait for their client to read, by client."""
         self._begins_nothing = False
+        self._dispatching = False
         self._set_aside: set[CallStream] = set()
         """Calls that wait for the next weights."""
 
@@ -90,6 +91,15 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Sends out parts, by turns of clients, while workers have room for them."""
+        if self._dispatching:
+            return  # a call ended while parts were sent out, which goes on by itself
+        self._dispatching = True
+        try:
+            self._send_out()
+        finally:
+            self._dispatching = False
+
+    def _send_out(self) -> None:
         while (stream := self._queue.first()) is not None:
             if stream.call.deadline <= time.monotonic():
                 self._expire(stream)

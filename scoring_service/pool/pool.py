@@ -202,9 +202,9 @@ class WorkerPool:
             )
             raise ServiceError(Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
         stream = self._admit(call, client, info, avoid)
-        self._pin(stream, accepts)
-        self._dispatcher.dispatch()
         try:
+            self._pin(stream, accepts)
+            self._dispatcher.dispatch()
             yield stream
         finally:
             self._end(stream)
@@ -274,6 +274,21 @@ class WorkerPool:
         self._update_state()
         self._dispatcher.dispatch()
 
+    def model_replaced(self, info: EngineInfo) -> None:
+        """No worker was left, and the first that came back has loaded another model.
+
+        It has the number of the first one, so nothing may go on by that number alone.
+        """
+        log.warning("model_replaced", weights_digest=info.weights_digest)
+        for stream in list(self._streams.values()):
+            stream.told = None
+            if any(part.weights is not None for part in stream.waiting):
+                message = "the workers died that had the weights which this call began with"
+                self._fail(stream, Fault(Reason.WORKER_DIED, message, retry_after=0.1))
+            elif stream.accepts is not None and not stream.accepts(info):
+                message = "the weights that the call insists on were replaced"
+                self._fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
+
     def weight_event(self, worker: Worker, event: WeightEvent) -> None:
         """Something about weights."""
         self.weights.event(worker, event)
@@ -291,7 +306,6 @@ class WorkerPool:
         parts = list(worker.parts.values())
         for part in parts:
             worker.drop(part)
-            part.stream.running.pop(part.part_id, None)
         if self._info is None:
             worker.state = WorkerState.GONE
             self._give_up(f"the worker died while it loaded the model ({description})")
@@ -304,10 +318,13 @@ class WorkerPool:
         )
         # Backwards, because each goes to the front of its call's parts.
         for part in reversed(parts):
-            if part.stream.ended:
-                continue
+            stream = part.stream
+            if stream.ended:
+                continue  # and all that was running of it is free
+            # One by one: a call is over only when none of its parts is left.
+            stream.running.pop(part.part_id, None)
             if part.retried or not can_move:
-                self._fail(part.stream, fault)
+                self._fail(stream, fault)
             else:
                 self._retry(part)
             self._free(part)

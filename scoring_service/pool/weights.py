@@ -39,6 +39,10 @@ class WeightCalls(Calls, Protocol):
         """A worker answers as the others do."""
         ...
 
+    def model_replaced(self, info: EngineInfo) -> None:
+        """What is loaded is another model than before."""
+        ...
+
 
 @dataclass(slots=True)
 class PoolWeights:
@@ -129,6 +133,8 @@ class PoolWeights:
         if current is None or (current.number == LOADED and not others):
             if current is None or not _same_model(current.info, info):
                 self.generations.begin(info)
+                if current is not None:
+                    self.calls.model_replaced(info)
         elif current.number == LOADED:
             if not _same_model(current.info, info):
                 self._refuse(worker, info)

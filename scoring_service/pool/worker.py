@@ -257,6 +257,8 @@ class Worker:
     def _exited(self, event: WorkerExited) -> None:
         answered = None if self._ready_since is None else time.monotonic() - self._ready_since
         self._executor = None
+        if self.state is WorkerState.GONE:
+            return  # it was given up when it said that it cannot load its model
         self.last_death = event.description
         self.prefixes.clear()
         pause = self.policy.died(from_outside=event.from_outside, answered_seconds=answered)
