@@ -423,6 +423,24 @@ def test_a_bug_while_planning_ends_one_call(
     assert engine.free_pages == 400
 
 
+def test_a_short_completion_leaves_the_rest_of_the_promise_to_a_longer_one(
+    tiny_packed: LoadedModel,
+) -> None:
+    """What a group was promised for its longest completion is nobody else's meanwhile."""
+    engine = engine_of(tiny_packed, pages=12, max_batch_tokens=16, chunk_size=16)
+    first: list[Group] = [([5] * 16, [[6, 7] * 15, [7, 8, 9] * 37])]
+    second: list[Group] = [([8] * 16, [[9, 6] * 63])]
+    engine.submit(score_call(first))
+    events = list(engine.step())
+    engine.submit(score_call(second, call_id=2))
+    events += finish(engine)
+    assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 2}
+    found = collect(e for e in events if isinstance(e, ScoreSlice) and e.call_id == 1)
+    assert_equal(found, score(engine_of(tiny_packed, chunk_size=16), first))
+    engine.flush_cache()
+    assert engine.free_pages == 12
+
+
 def test_a_bug_in_a_step_leaves_open_whose_it_is_until_calls_are_alone(
     tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

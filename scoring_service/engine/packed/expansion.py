@@ -86,10 +86,10 @@ class Expansion:
                 run = CompletionRun.begin(call, group, task, chain[-1])
                 pages = self._store.branch_pages(first, first + tokens)
                 if pages:
-                    takes_promised = not reservation.used
+                    takes_promised = reservation.used is None
                     while not self._room.use(reservation, pages):
                         yield None
-                        takes_promised = not reservation.used
+                        takes_promised = reservation.used is None
                     run.reservation = reservation if takes_promised else None
                 if tokens:
                     branch = self._store.branch(chain[-1], task.token_ids[:tokens])

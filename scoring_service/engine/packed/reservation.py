@@ -13,7 +13,8 @@ class Reservation:
     """Pages for the longest completion of a group, used by one completion after another."""
 
     pages: int
-    used: bool = False
+    used: int | None = None
+    """What a completion took of it; None while none does."""
     closed: bool = False
     """Whether the group has no further completion to begin."""
 
@@ -56,25 +57,25 @@ class Room:
     def use(self, reservation: Reservation, pages: int) -> bool:
         """Whether a completion of the group may take `pages` now.
 
-        The first takes what was promised; others share what is promised to nobody.
+        The first takes of what was promised, and leaves the rest promised to those after it;
+        others share what is promised to nobody.
         """
-        if not reservation.used:
-            reservation.used = True
-            self._promised -= reservation.pages
+        if reservation.used is None:
+            reservation.used = pages
+            self._promised -= pages
             return True
         return pages <= self.free
 
     def unuse(self, reservation: Reservation) -> None:
         """The completion that took the promised pages gave them back."""
-        reservation.used = False
         if not reservation.closed:
-            self._promised += reservation.pages
+            self._promised += reservation.used or 0
+        reservation.used = None
 
     def close(self, reservation: Reservation) -> None:
         """The group has no further completion to begin."""
         reservation.closed = True
-        if not reservation.used:
-            self._promised -= reservation.pages
+        self._promised -= reservation.pages - (reservation.used or 0)
 
     def add_sample(self, sample: SampleRun, pages: int) -> None:
         """A sample is under way that may come to need so many pages."""
