@@ -27,9 +27,6 @@ from scoring_service.types import EngineInfo, Usage
 MESSAGE_BYTES = 1 << 19
 """Results are joined into one message until it holds this much; one more slice may come on top."""
 
-RESULT_OVERHEAD = 64
-"""Bytes of a result message beside its arrays, about."""
-
 Response = TypeVar("Response", bound=Message)
 
 
@@ -145,7 +142,7 @@ class Answer(Generic[Response]):
             call's end if it came.
         """
         results: list[Message] = []
-        taken = 0
+        taken = size = 0
         provenance = self._take_provenance()
         while event is not None:
             match event:
@@ -153,10 +150,12 @@ class Answer(Generic[Response]):
                     return results, provenance, taken, event
                 case ScoreSlice() | SampleSlice():
                     results.append(self._render(event))
+                    size += results[-1].ByteSize()
                     self.ok += event.last
                     taken += event.size
                 case ItemFailed(_, index, part, fault):
                     results.append(self._render_fault(index, part, fault))
+                    size += results[-1].ByteSize()
                 case WeightsChanged(info):
                     self._changed = info
                     if results:  # they are the last of what was told before
@@ -164,7 +163,7 @@ class Answer(Generic[Response]):
                     provenance = self._take_provenance()
                 case CallStarted():
                     pass
-            if taken + len(results) * RESULT_OVERHEAD >= MESSAGE_BYTES:
+            if size >= MESSAGE_BYTES:
                 break
             event = stream.next_nowait()
         return results, provenance, taken, None

@@ -10,13 +10,13 @@ import numpy as np
 from scoring_client.proto import processing_pb2, sample_pb2
 from scoring_service.errors import ServiceError, invalid
 from scoring_service.rpc.caller import Caller
+from scoring_service.rpc.items import MAX_ITEMS, check_items
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.parse_score import SLICE_BYTES, ItemFault
 from scoring_service.rpc.processing import ProcessingTable, resolve
 from scoring_service.rpc.sequences import check_ids, read_tokens
 from scoring_service.types import Int32Array, ResolvedProcessing, SampleCall, SamplingTask
 
-_MAX_N = 65536
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 _MAX_SAMPLE_INDEX = 2**31 - 1
@@ -63,14 +63,15 @@ def parse_sample(request: sample_pb2.SampleRequest, view: ModelView) -> ParsedSa
     if not request.prompts:
         raise invalid("prompts", "is empty")
     n = _check_n(request.n if request.HasField("n") else 1, "n")
+    counts = [prompt.n if prompt.HasField("n") else n for prompt in request.prompts]
+    items = sum(max(1, min(count, MAX_ITEMS)) for count in counts)
+    check_items(items, "prompts", "samples")
     _check_request_sampling(request, view)
-    parsed = ParsedSample(ProcessingTable())
+    parsed = ParsedSample(ProcessingTable(), items)
     for index, prompt in enumerate(request.prompts):
         path = f"prompts[{index}]"
-        own = prompt.n if prompt.HasField("n") else n
-        parsed.items += max(1, min(own, _MAX_N))
         try:
-            task = _task(request, prompt, view, parsed.table, index, own, path)
+            task = _task(request, prompt, view, parsed.table, index, counts[index], path)
         except ServiceError as error:
             parsed.faults.append(ItemFault(index, None, error.fault))
             continue
@@ -174,8 +175,8 @@ def _seed(prompt: sample_pb2.SamplePrompt, base: sample_pb2.SamplingParams) -> i
 
 
 def _check_n(n: int, path: str) -> int:
-    if not 1 <= n <= _MAX_N:
-        raise invalid(path, f"{n} is not in [1, {_MAX_N}]")
+    if not 1 <= n <= MAX_ITEMS:
+        raise invalid(path, f"{n} is not in [1, {MAX_ITEMS}]")
     return n
 
 

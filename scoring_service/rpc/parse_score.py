@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from scoring_client.proto import score_pb2, sequence_pb2, topk_pb2
 from scoring_service.errors import Fault, ServiceError, invalid
 from scoring_service.rpc.caller import Caller
+from scoring_service.rpc.items import check_items
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.processing import ProcessingTable, resolve
 from scoring_service.rpc.sequences import check_ids, read_tokens
@@ -91,6 +92,7 @@ def parse_score(request: ScoringRequest, view: ModelView) -> ParsedScore:
     # Faults of the request's own processing end the call, whatever its groups override.
     resolve(base, None, view.info.generation_config, "processing", "", sampling=False)
     items = sum(max(1, len(group.completions)) for group in request.groups)
+    check_items(items, "groups", "completions")
     parsed = ParsedScore(ProcessingTable(), items, wants)
     for index in range(len(request.groups)):
         try:

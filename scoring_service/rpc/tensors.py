@@ -12,18 +12,21 @@ from scoring_service.types import Float32Array, Int32Array
 
 _LITTLE_INT32 = np.dtype("<i4")
 _LITTLE_FLOAT32 = np.dtype("<f4")
+_MOST_AXES = 32
 
 
 def read_int32(tensor: tensor_pb2.Tensor, path: str) -> Int32Array:
     """An int32 array from either payload.
 
     Raises:
-        ServiceError: INVALID_FIELD under `path` for another dtype, a negative extent, or a
-            payload that does not fill the shape.
+        ServiceError: INVALID_FIELD under `path` for another dtype, a shape that no array has, or a
+            payload that does not fill it.
     """
     if tensor.dtype != tensor_pb2.DATA_TYPE_INT32:
         raise invalid(f"{path}.dtype", "must be DATA_TYPE_INT32")
     shape = tuple(tensor.shape)
+    if len(shape) > _MOST_AXES:
+        raise invalid(f"{path}.shape", f"has {len(shape)} axes, more than {_MOST_AXES}")
     if any(extent < 0 for extent in shape):
         raise invalid(f"{path}.shape", f"{list(shape)} has a negative extent")
     if len(tensor.floats) or (tensor.data and len(tensor.ints)):
@@ -39,7 +42,10 @@ def read_int32(tensor: tensor_pb2.Tensor, path: str) -> Int32Array:
             found = f"{len(tensor.ints)} numbers"
             raise invalid(f"{path}.ints", f"{found} do not fill the shape {list(shape)}")
         array = np.array(tensor.ints, dtype=np.int32)
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError as error:  # of no elements, and extents whose product no array has
+        raise invalid(f"{path}.shape", f"{list(shape)} is no array's") from error
 
 
 def write_int32(array: Int32Array, as_bytes: bool) -> tensor_pb2.Tensor:

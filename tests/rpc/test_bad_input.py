@@ -87,7 +87,22 @@ WHOLE_CALL: dict[str, tuple[Any, str]] = {
         top_k(k=1025, outputs=score_pb2.RowOutputs(tokens=True)),
         "outputs.tokens",
     ),
+    "too many completions": (
+        score(
+            groups=[
+                sequence_pb2.PromptGroup(
+                    prompt=sequence_pb2.TokenSequence(token_ids=[1]),
+                    completions=[sequence_pb2.Completion(token_ids=[4])] * 65_537,
+                )
+            ]
+        ),
+        "groups",
+    ),
     "no prompts": (sample(prompts=[]), "prompts"),
+    "too many samples": (
+        sample(prompts=[sample_pb2.SamplePrompt(token_ids=[1])] * 2, n=40_000),
+        "prompts",
+    ),
     "max_tokens missing": (sample(sampling=sample_pb2.SamplingParams()), "sampling.max_tokens"),
     "max_tokens negative": (sample(sampling=sampling(max_tokens=-1)), "sampling.max_tokens"),
     "max_tokens 0": (sample(sampling=sampling(max_tokens=0)), "sampling.max_tokens"),
@@ -174,6 +189,11 @@ ONE_ITEM: dict[str, tuple[Any, str]] = {
     "rows empty": (with_rows((2, 0)), f"{COMPLETION}.rows[0].length"),
     "rows negative": (with_rows((-1, 2)), f"{COMPLETION}.rows[0].start"),
     "candidates of a wrong shape": (with_candidates([3, 1], [1, 2, 3]), f"{CANDIDATES}.shape"),
+    "candidates of 65 dimensions": (with_candidates([1] * 65, [1]), f"{CANDIDATES}.shape"),
+    "candidates of no array's shape": (
+        with_candidates([0, *[2**31 - 1] * 3], []),
+        f"{CANDIDATES}.shape",
+    ),
     "candidates of one dimension": (with_candidates([2], [1, 2]), f"{CANDIDATES}.shape"),
     "candidates that do not fill": (with_candidates([2, 2], [1, 2, 3]), f"{CANDIDATES}.ints"),
     "candidates without dtype": (with_candidates([1, 1], [1], dtype=0), f"{CANDIDATES}.dtype"),

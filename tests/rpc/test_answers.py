@@ -1,0 +1,54 @@
+"""Messages of an answer stay small, whatever their results carry beside arrays."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from scoring_client.proto import score_pb2
+from scoring_service.engine.events import CallFinished, ScoreSlice
+from scoring_service.rpc.answers import MESSAGE_BYTES, Answer
+from scoring_service.rpc.parse_score import ParsedScore
+from scoring_service.rpc.processing import ProcessingTable
+from scoring_service.rpc.results import score_result
+from scoring_service.types import RowBlock, RowWants, Usage
+
+
+class _Stream:
+    """Events that are there already."""
+
+    tokens_ahead = 0
+
+    def __init__(self, events: list[Any]) -> None:
+        self._events = events
+        self.read = 0
+
+    async def next(self, _patience: float) -> Any:
+        return self._events.pop(0)
+
+    def next_nowait(self) -> Any:
+        return self._events.pop(0) if self._events else None
+
+    def taken(self, size: int) -> None:
+        self.read += size
+
+
+async def test_a_long_prompt_that_is_sent_back_with_each_completion_fills_messages_too() -> None:
+    """4,000 ids of a text prompt under each of 300 completions of 8 rows."""
+    prompt = np.full(4000, 40_000, dtype=np.int32)
+    parsed = ParsedScore(ProcessingTable(), 300, RowWants(), prompts={0: prompt})
+    events: list[Any] = [
+        ScoreSlice(1, 0, i, 0, 4000, 0, RowBlock(8, np.zeros(8, np.float32)), True, 1, 32)
+        for i in range(300)
+    ]
+    stream: Any = _Stream([*events, CallFinished(1, Usage())])
+    render = partial(score_result, parsed=parsed, codec=None, as_bytes=True)
+    unused: Any = None
+    answer = Answer(score_pb2.ScoreResponse, render, unused, 300, 15.0, unused)
+    messages = [message async for message in answer.results(stream)]
+    assert [r.completion_index for m in messages for r in m.results] == list(range(300))
+    assert all(list(r.prompt_token_ids) == prompt.tolist() for m in messages for r in m.results)
+    assert all(m.ByteSize() < 2 * MESSAGE_BYTES for m in messages)
+    assert stream.read == 300 * 32
