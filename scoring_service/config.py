@@ -94,7 +94,8 @@ class ServeConfig:
 
     chunk_size: int | None = None
     """Tokens of a chunk: sequences are computed in chunks that end at multiples of it, and bits
-    depend on it alone, never on max_batch_tokens. Default: 64 on a CPU, 256 on a GPU."""
+    depend on it alone, never on max_batch_tokens. A multiple of 16. Default: 64 on a CPU, 256 on
+    a GPU."""
 
     memory_utilization: float | None = None
     """Share of the memory left beside the weights that pages of keys and values may take.
@@ -173,6 +174,9 @@ class ServeConfig:
 _INT32_MAX = (1 << 31) - 1
 _INT64_MAX = (1 << 63) - 1
 
+_PAGE_TOKENS = 16
+"""Tokens of a page of keys and values, as `engine.packed.pages` has them."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "health_port": (0, 65_535),
@@ -215,3 +219,7 @@ def check_ranges(config: ServeConfig) -> None:
         if value is not None and not least <= value <= largest:
             bounds = f"at least {least}" if largest == math.inf else f"from {least} to {largest}"
             raise ValueError(f"{name} must be {bounds}, not {value}")
+    if config.chunk_size is not None and config.chunk_size % _PAGE_TOKENS:
+        # Else seams fall inside pages, and a sequence takes more of them than its length says.
+        message = f"must be a multiple of {_PAGE_TOKENS}, not {config.chunk_size}"
+        raise ValueError(f"chunk_size {message}")

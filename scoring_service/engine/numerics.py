@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from scoring_service.engine.head import ROW_MULTIPLE, LinearHead, RowHead, tile_rows
+from scoring_service.engine.processor import describe_processor
 
 _TALL = 64
 _HEIGHTS = (*range(1, 18), 31, 32, 33, 47, _TALL)
@@ -21,12 +22,12 @@ _HEIGHTS = (*range(1, 18), 31, 32, 33, 47, _TALL)
 
 
 def numerics_id(**facts: object) -> str:
-    """Hash of everything that decides bits: the given facts, libraries, processor."""
+    """Hash of everything that decides bits: the given facts, libraries, on a CPU the processor."""
     facts = {
         **facts,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": describe_processor() if facts.get("device") == "cpu" else "",
         "machine": platform.machine(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from scoring_service.engine import processor
 from scoring_service.engine.head import ROW_MULTIPLE, WholeLogits, tile_rows
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.numerics import body_row_multiple, numerics_id, rows_are_invariant
@@ -191,12 +192,21 @@ def test_whole_logits_promise_nothing(tmp_path: object) -> None:
     assert (head.logits(states) == states.float()).all()
 
 
-def test_numerics_ids() -> None:
+def test_numerics_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything named decides, and not the thread that asks."""
     facts = {"digest": "d", "dtype": "float32", "device": "cpu", "threads": 2}
     same = numerics_id(**facts)
     assert numerics_id(**dict(reversed(facts.items()))) == same
     assert all(numerics_id(**{**facts, name: "other"}) != same for name in facts)
+    gpu = {**facts, "device": "NVIDIA H200"}
+    on_gpu = numerics_id(**gpu)
+    with monkeypatch.context() as patch:
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        assert numerics_id(**facts) != same
+        assert numerics_id(**gpu) == on_gpu
+    with monkeypatch.context() as patch:
+        patch.setattr(processor, "_cpuinfo", lambda: "model name : another\nflags : avx2 amx_bf16")
+        assert numerics_id(**facts) != same
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     assert numerics_id(**facts) == same

@@ -12,7 +12,9 @@ import huggingface_hub.constants
 import pytest
 from safetensors.torch import load_file, save_file
 
+from scoring_service.config import ServeConfig, check_ranges
 from scoring_service.engine.loader import load
+from scoring_service.engine.packed.pages import PAGE_TOKENS
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
 from scoring_service.types import EngineConfig
@@ -190,3 +192,12 @@ def test_a_model_that_reads_both_ways(tmp_path: Path, is_decoder: bool) -> None:
         load_model(tmp_path)
     else:
         assert "no causal LM" in refused(tmp_path)
+
+
+def test_chunks_are_whole_pages() -> None:
+    """Else a sequence that is short enough could need more pages than there are, and wait."""
+    for size in (PAGE_TOKENS, 3 * PAGE_TOKENS):
+        check_ranges(ServeConfig(chunk_size=size))
+    for size in (PAGE_TOKENS + 1, 100):
+        with pytest.raises(ValueError, match="chunk_size must be a multiple of 16, not"):
+            check_ranges(ServeConfig(chunk_size=size))
