@@ -37,6 +37,7 @@ from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
 from scoring_client.status import error_from_rpc
 from scoring_client.streams import OpenCall
+from scoring_client.tokenize import token_ids, tokenize_request
 
 READY_POLL_SECONDS = 0.5
 
@@ -154,6 +155,22 @@ class AsyncScoringClient:
         """
         request = model_info_pb2.ListModelsRequest()
         return served_models(await self._unary("ListModels", request, timeout))
+
+    async def tokenize(
+        self,
+        texts: Iterable[str],
+        *,
+        add_special_tokens: bool = True,
+        model: str | None = None,
+        timeout: float | None = 30.0,
+    ) -> list[list[int]]:
+        """Return the token ids of texts, by the model's own tokenizer.
+
+        Arguments and errors as of ``ScoringClient.tokenize``.
+        """
+        name = self._model if model is None else model
+        request = tokenize_request(name, texts, add_special_tokens)
+        return token_ids(await self._unary("Tokenize", request, timeout))
 
     async def wait_for_version(
         self, version: int, timeout: float = 60.0, *, model: str | None = None

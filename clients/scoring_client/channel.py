@@ -19,7 +19,7 @@ Pem = bytes | str | os.PathLike[str]
 
 _RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 _LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\]|::1)(:\d+)?$")
-_UNARY_METHODS = ("ListModels", "GetModelInfo")
+_UNARY_METHODS = ("ListModels", "GetModelInfo", "Tokenize")
 
 
 def full_target(target: str) -> str:

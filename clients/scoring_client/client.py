@@ -31,6 +31,7 @@ from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
 from scoring_client.status import error_from_rpc
 from scoring_client.streams import OpenCall, run_together
+from scoring_client.tokenize import token_ids, tokenize_request
 
 READY_POLL_SECONDS = 0.5
 
@@ -169,6 +170,30 @@ class ScoringClient:
         """
         request = model_info_pb2.ListModelsRequest()
         return served_models(self._unary(self._stub.ListModels, request, timeout))
+
+    def tokenize(
+        self,
+        texts: Iterable[str],
+        *,
+        add_special_tokens: bool = True,
+        model: str | None = None,
+        timeout: float | None = 30.0,
+    ) -> list[list[int]]:
+        """Return the token ids of texts, by the model's own tokenizer.
+
+        Args:
+            texts: About a megabyte of them at most.
+            add_special_tokens: Whether the tokenizer adds those that it adds to a prompt.
+            model: Name of the model; default: the client's.
+            timeout: Seconds; None = no limit.
+
+        Raises:
+            PreconditionFailedError: the model has no tokenizer that the server can run.
+            UnavailableError: no server answered, or the model is loading.
+        """
+        name = self._model if model is None else model
+        request = tokenize_request(name, texts, add_special_tokens)
+        return token_ids(self._unary(self._stub.Tokenize, request, timeout))
 
     def wait_for_version(
         self, version: int, timeout: float = 60.0, *, model: str | None = None

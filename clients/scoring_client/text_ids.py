@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from scoring_client.batches import batches
 from scoring_client.client import ScoringClient
-from scoring_client.errors import ProtocolError
-from scoring_client.inputs import Completion, PromptGroup
+
+_CALL_CHARACTERS = 1 << 18
+"""Of the texts of one call: a character is a token at most but for rare ones, an id three bytes."""
 
 
 class TextIds:
@@ -15,7 +16,7 @@ class TextIds:
 
     def __init__(self, client: ScoringClient) -> None:
         """Ask ``client``, which stays open."""
-        self._client, self._info = client, client.model_info()
+        self._client = client
         self._known: dict[tuple[str, bool], list[int]] = {("", True): [], ("", False): []}
 
     def __call__(self, text: str, *, special_tokens: bool = True) -> list[int]:
@@ -33,14 +34,10 @@ class TextIds:
             ScoringError: see ``scoring_client.errors``.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        # A prompt's ids come back with the scores of what follows it: one token, any token.
-        asked = [Completion([self._info.eos_token_ids[0]])]
-        # Characters, for want of tokens: rarely fewer.
-        sized = ((text, len(text[0])) for text in new)
-        for part in batches(sized, self._info.limits.preferred_tokens_per_call):
-            groups = [PromptGroup(t, asked, add_special_tokens=special) for t, special in part]
-            for text, scores in zip(part, self._client.score(groups), strict=True):
-                ids = scores[0].prompt_token_ids
-                if ids is None:
-                    raise ProtocolError("a prompt of text came back without its token ids")
-                self._known[text] = ids.tolist()
+        for special in (True, False):
+            sized = ((text, len(text)) for text, with_special in new if with_special == special)
+            for part in batches(sized, _CALL_CHARACTERS):
+                found = self._client.tokenize(part, add_special_tokens=special, timeout=None)
+                self._known.update(
+                    ((text, special), ids) for text, ids in zip(part, found, strict=True)
+                )

@@ -7,7 +7,7 @@ from scoring_service import __version__
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.processing import unsupported_settings
 
-CONTRACT_REVISION = 2
+CONTRACT_REVISION = 3
 """Grows with every addition to the contract."""
 
 

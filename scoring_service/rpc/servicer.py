@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from scoring_client.proto import (
     sample_pb2,
     score_pb2,
     service_pb2_grpc,
+    tokenize_pb2,
     topk_pb2,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
@@ -50,6 +51,7 @@ from scoring_service.rpc.results import (
     top_k_result,
 )
 from scoring_service.rpc.status import abort, bounded, to_status
+from scoring_service.rpc.tokenize import tokenize
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import Call, EngineInfo
@@ -112,6 +114,18 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     ) -> model_info_pb2.GetModelInfoResponse:
         """What a trainer has to know of a model."""
         return await self._unary(request, context, self._model_info)
+
+    async def Tokenize(
+        self, request: tokenize_pb2.TokenizeRequest, context: Context
+    ) -> tokenize_pb2.TokenizeResponse:
+        """Token ids of texts."""
+        # In a thread: long texts take their time, and the event loop serves others.
+        return await self._unary(
+            request, context, lambda asked: asyncio.to_thread(self._tokenize, asked)
+        )
+
+    def _tokenize(self, request: tokenize_pb2.TokenizeRequest) -> tokenize_pb2.TokenizeResponse:
+        return tokenize(request, self._models.find(request.model).view)
 
     def _list_models(
         self, _request: model_info_pb2.ListModelsRequest
@@ -272,11 +286,15 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
                 yield make(progress=context_pb2.Progress(tokens_ahead=0))
 
     async def _unary(
-        self, request: Any, context: Context, handler: Callable[[Any], Response]
+        self,
+        request: Any,
+        context: Context,
+        handler: Callable[[Any], Response | Awaitable[Response]],
     ) -> Response:
         try:
             refuse_unknown_fields(request)
-            return handler(request)
+            answer = handler(request)
+            return await answer if isinstance(answer, Awaitable) else answer
         except ServiceError as error:
             await abort(context, error.fault)
         except Exception:

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from scoring_client.proto import model_info_pb2, sample_pb2, score_pb2, topk_pb2
+from scoring_client.proto import model_info_pb2, sample_pb2, score_pb2, tokenize_pb2, topk_pb2
 
 REQUESTS: dict[str, type[Message]] = {
     "Score": score_pb2.ScoreRequest,
@@ -16,6 +16,7 @@ REQUESTS: dict[str, type[Message]] = {
     "Sample": sample_pb2.SampleRequest,
     "GetModelInfo": model_info_pb2.GetModelInfoRequest,
     "ListModels": model_info_pb2.ListModelsRequest,
+    "Tokenize": tokenize_pb2.TokenizeRequest,
 }
 
 _SMALL = [0, 1, 2, 3, 5, 17, 64]

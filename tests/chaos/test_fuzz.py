@@ -78,7 +78,7 @@ async def send_all(target: str) -> tuple[Counter[Any], list[Any]]:
         names = list(REQUESTS)
         jobs = [
             structured(rpc, request(rng, REQUESTS[rpc]))
-            for rpc in rng.choices(names, weights=(5, 4, 5, 1, 1), k=REQUEST_COUNT)
+            for rpc in rng.choices(names, weights=(5, 4, 5, 1, 1, 1), k=REQUEST_COUNT)
         ]
         for rpc in rng.choices(names, k=RAW_COUNT):
             data = request(rng, REQUESTS[rpc]).SerializeToString()

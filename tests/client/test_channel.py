@@ -47,7 +47,7 @@ def test_options():
     config = json.loads(options["grpc.service_config"])
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     retried = {entry["method"] for entry in config["methodConfig"][0]["name"]}
-    assert retried == {"ListModels", "GetModelInfo"}
+    assert retried == {"ListModels", "GetModelInfo", "Tokenize"}
 
 
 def test_calls_are_spread_over_all_addresses():

@@ -18,6 +18,7 @@ from scoring_client.proto import (
     sample_pb2,
     score_pb2,
     service_pb2_grpc,
+    tokenize_pb2,
     topk_pb2,
 )
 from tests.client import toy_model
@@ -166,6 +167,16 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         if self._bos:
             info.bos_token_id = toy_model.BOS
         return info
+
+    def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._unary(context)
+        self.requests.append(request)
+        self._check_model(request.model, context)
+        special = not request.HasField("add_special_tokens") or request.add_special_tokens
+        ids = [toy_model.encode(text, add_special_tokens=special) for text in request.texts]
+        return tokenize_pb2.TokenizeResponse(
+            texts=[tokenize_pb2.TokenizedText(token_ids=found) for found in ids]
+        )
 
     # How an answer is put together
 

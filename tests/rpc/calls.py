@@ -53,7 +53,7 @@ async def score_one(stub: Any, request: score_pb2.ScoreRequest) -> score_pb2.Sco
 async def failure(call: Any) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """How a call ended that had to fail."""
     try:
-        messages = await collect(call)
+        messages = await (call if isinstance(call, grpc.aio.UnaryUnaryCall) else collect(call))
     except grpc.aio.AioRpcError as error:
         for key, value in error.trailing_metadata() or ():
             if key == "grpc-status-details-bin":

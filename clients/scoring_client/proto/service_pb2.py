@@ -15,16 +15,17 @@ _sym_db = _symbol_database.Default()
 from scoring_client.proto import model_info_pb2 as scoring_dot_v1_dot_model__info__pb2
 from scoring_client.proto import sample_pb2 as scoring_dot_v1_dot_sample__pb2
 from scoring_client.proto import score_pb2 as scoring_dot_v1_dot_score__pb2
+from scoring_client.proto import tokenize_pb2 as scoring_dot_v1_dot_tokenize__pb2
 from scoring_client.proto import topk_pb2 as scoring_dot_v1_dot_topk__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18scoring/v1/service.proto\x12\nscoring.v1\x1a\x1bscoring/v1/model_info.proto\x1a\x17scoring/v1/sample.proto\x1a\x16scoring/v1/score.proto\x1a\x15scoring/v1/topk.proto2\x88\x03\n\x0eScoringService\x12>\n\x05Score\x12\x18.scoring.v1.ScoreRequest\x1a\x19.scoring.v1.ScoreResponse0\x01\x12S\n\x0cTopKLogprobs\x12\x1f.scoring.v1.TopKLogprobsRequest\x1a .scoring.v1.TopKLogprobsResponse0\x01\x12\x41\n\x06Sample\x12\x19.scoring.v1.SampleRequest\x1a\x1a.scoring.v1.SampleResponse0\x01\x12K\n\nListModels\x12\x1d.scoring.v1.ListModelsRequest\x1a\x1e.scoring.v1.ListModelsResponse\x12Q\n\x0cGetModelInfo\x12\x1f.scoring.v1.GetModelInfoRequest\x1a .scoring.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18scoring/v1/service.proto\x12\nscoring.v1\x1a\x1bscoring/v1/model_info.proto\x1a\x17scoring/v1/sample.proto\x1a\x16scoring/v1/score.proto\x1a\x19scoring/v1/tokenize.proto\x1a\x15scoring/v1/topk.proto2\xcf\x03\n\x0eScoringService\x12>\n\x05Score\x12\x18.scoring.v1.ScoreRequest\x1a\x19.scoring.v1.ScoreResponse0\x01\x12S\n\x0cTopKLogprobs\x12\x1f.scoring.v1.TopKLogprobsRequest\x1a .scoring.v1.TopKLogprobsResponse0\x01\x12\x41\n\x06Sample\x12\x19.scoring.v1.SampleRequest\x1a\x1a.scoring.v1.SampleResponse0\x01\x12K\n\nListModels\x12\x1d.scoring.v1.ListModelsRequest\x1a\x1e.scoring.v1.ListModelsResponse\x12Q\n\x0cGetModelInfo\x12\x1f.scoring.v1.GetModelInfoRequest\x1a .scoring.v1.GetModelInfoResponse\x12\x45\n\x08Tokenize\x12\x1b.scoring.v1.TokenizeRequest\x1a\x1c.scoring.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'scoring_client.proto.service_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_SCORINGSERVICE']._serialized_start=142
-  _globals['_SCORINGSERVICE']._serialized_end=534
+  _globals['_SCORINGSERVICE']._serialized_start=169
+  _globals['_SCORINGSERVICE']._serialized_end=632
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ import grpc
 from scoring_client.proto import model_info_pb2 as scoring_dot_v1_dot_model__info__pb2
 from scoring_client.proto import sample_pb2 as scoring_dot_v1_dot_sample__pb2
 from scoring_client.proto import score_pb2 as scoring_dot_v1_dot_score__pb2
+from scoring_client.proto import tokenize_pb2 as scoring_dot_v1_dot_tokenize__pb2
 from scoring_client.proto import topk_pb2 as scoring_dot_v1_dot_topk__pb2
 
 
@@ -68,6 +69,11 @@ class ScoringServiceStub(object):
                 '/scoring.v1.ScoringService/GetModelInfo',
                 request_serializer=scoring_dot_v1_dot_model__info__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=scoring_dot_v1_dot_model__info__pb2.GetModelInfoResponse.FromString,
+                )
+        self.Tokenize = channel.unary_unary(
+                '/scoring.v1.ScoringService/Tokenize',
+                request_serializer=scoring_dot_v1_dot_tokenize__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=scoring_dot_v1_dot_tokenize__pb2.TokenizeResponse.FromString,
                 )
 
 
@@ -137,6 +143,13 @@ class ScoringServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Token ids of texts. From contract revision 3.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +177,11 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=scoring_dot_v1_dot_model__info__pb2.GetModelInfoRequest.FromString,
                     response_serializer=scoring_dot_v1_dot_model__info__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=scoring_dot_v1_dot_tokenize__pb2.TokenizeRequest.FromString,
+                    response_serializer=scoring_dot_v1_dot_tokenize__pb2.TokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -284,5 +302,22 @@ class ScoringService(object):
         return grpc.experimental.unary_unary(request, target, '/scoring.v1.ScoringService/GetModelInfo',
             scoring_dot_v1_dot_model__info__pb2.GetModelInfoRequest.SerializeToString,
             scoring_dot_v1_dot_model__info__pb2.GetModelInfoResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/scoring.v1.ScoringService/Tokenize',
+            scoring_dot_v1_dot_tokenize__pb2.TokenizeRequest.SerializeToString,
+            scoring_dot_v1_dot_tokenize__pb2.TokenizeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -10,6 +10,7 @@ import grpc.aio
 import scoring_client.proto.model_info_pb2
 import scoring_client.proto.sample_pb2
 import scoring_client.proto.score_pb2
+import scoring_client.proto.tokenize_pb2
 import scoring_client.proto.topk_pb2
 import typing
 
@@ -83,6 +84,12 @@ class ScoringServiceStub:
     ]
     """What a trainer has to know before it starts. UNAVAILABLE while the model loads."""
 
+    Tokenize: grpc.UnaryUnaryMultiCallable[
+        scoring_client.proto.tokenize_pb2.TokenizeRequest,
+        scoring_client.proto.tokenize_pb2.TokenizeResponse,
+    ]
+    """Token ids of texts. From contract revision 3."""
+
 class ScoringServiceAsyncStub:
     """Scores sequences, exports distributions and draws samples under one model's current weights.
 
@@ -144,6 +151,12 @@ class ScoringServiceAsyncStub:
         scoring_client.proto.model_info_pb2.GetModelInfoResponse,
     ]
     """What a trainer has to know before it starts. UNAVAILABLE while the model loads."""
+
+    Tokenize: grpc.aio.UnaryUnaryMultiCallable[
+        scoring_client.proto.tokenize_pb2.TokenizeRequest,
+        scoring_client.proto.tokenize_pb2.TokenizeResponse,
+    ]
+    """Token ids of texts. From contract revision 3."""
 
 class ScoringServiceServicer(metaclass=abc.ABCMeta):
     """Scores sequences, exports distributions and draws samples under one model's current weights.
@@ -216,5 +229,13 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[scoring_client.proto.model_info_pb2.GetModelInfoResponse, collections.abc.Awaitable[scoring_client.proto.model_info_pb2.GetModelInfoResponse]]:
         """What a trainer has to know before it starts. UNAVAILABLE while the model loads."""
+
+    @abc.abstractmethod
+    def Tokenize(
+        self,
+        request: scoring_client.proto.tokenize_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[scoring_client.proto.tokenize_pb2.TokenizeResponse, collections.abc.Awaitable[scoring_client.proto.tokenize_pb2.TokenizeResponse]]:
+        """Token ids of texts. From contract revision 3."""
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -162,6 +162,27 @@ def test_windows_of_a_text_that_is_too_long(served: str, model_path: str) -> Non
     )
 
 
+def test_a_text_longer_than_the_model_takes(
+    both: tuple[ScoringServiceLM, HFLM], model_path: str
+) -> None:
+    """Its tokens are counted before it is cut: no call holds all of them."""
+    ours, _ = both
+    text = (ROOT / "README.md").read_text()
+    while len(ours.tok_encode(text)) <= ours.max_length:
+        text += text
+    asked = requests("loglikelihood_rolling", (text,))
+    expected = HFLM(
+        model_path,
+        dtype="float32",
+        device="cpu",
+        max_length=ours.max_length - 1,
+        prefix_token_id=ours.prefix_token_id,
+    ).loglikelihood_rolling(asked)
+    assert ours.loglikelihood_rolling(asked) == pytest.approx(expected, abs=1e-3, rel=1e-5)
+    (answer,) = ours.generate_until(requests("generate_until", (text, {"max_gen_toks": 4})))
+    assert isinstance(answer, str)
+
+
 def test_generation_is_greedy_and_stops(both: tuple[ScoringServiceLM, HFLM]) -> None:
     asked = requests(
         "generate_until",
