@@ -26,6 +26,7 @@ from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.packed.score_run import CompletionRun
+from scoring_service.errors import Reason
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall, Usage
 from tests.engine.driving import engine_of, finish
@@ -421,6 +422,24 @@ def test_a_bug_while_planning_ends_one_call(
     assert logged == [2]
     assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}
     assert engine.free_pages == 400
+
+
+def test_want_of_memory_in_a_step_is_put_down_to_no_call_until_calls_are_alone(
+    tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny_packed)
+
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(engine._model, "packed_states", full)
+    for calls in (1, 2):
+        for call_id in range(calls):
+            engine.submit(score_call([([5, 6], [[7]])], call_id=call_id))
+        failed = [e for e in finish(engine) if isinstance(e, CallFailed)]
+        assert [e.fault.reason for e in failed] == [Reason.OUT_OF_MEMORY] * calls
+        assert {e.in_company for e in failed} == {calls > 1}
+    assert not engine.is_sound
 
 
 def test_a_short_completion_leaves_the_rest_of_the_promise_to_a_longer_one(

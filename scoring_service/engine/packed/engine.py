@@ -457,7 +457,7 @@ class PackedEngine:
         self._end_sample(run, sample)
         return ItemFailed(run.call.call_id, sample.task.index, sample.index, fault)
 
-    def _end_calls(self, plan: _Plan, fault: Fault, is_bug: bool = False) -> list[CallEvent]:
+    def _end_calls(self, plan: _Plan, fault: Fault) -> list[CallEvent]:
         """Ends every call that had a part in a step that could not be computed.
 
         Whole calls, because what is to come of them may stand on what the step did not compute.
@@ -465,14 +465,14 @@ class PackedEngine:
         calls = _calls_of(plan)
         for run in calls:
             self.cancel(run.call.call_id)
-        in_company = is_bug and len(calls) > 1
+        in_company = len(calls) > 1  # whose fault it is shows when each is computed alone
         return [CallFailed(run.call.call_id, fault, in_company) for run in calls]
 
     def _abort(self, plan: _Plan, error: Exception) -> list[CallEvent]:
         for run in _calls_of(plan):
             self._log_bug(run.call.call_id, error)
         fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
-        return self._end_calls(plan, fault, is_bug=True)
+        return self._end_calls(plan, fault)
 
     def _account(self, plan: _Plan, seconds: float) -> None:
         """Shares a step's tokens and time among the calls that it served."""
