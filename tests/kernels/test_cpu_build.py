@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_compiled_once_and_found_again(fake_compiler: Path) -> None:
     assert compiled_library() == library
     assert runs(fake_compiler) == 1
     assert [path.name for path in library.parent.iterdir()] == [library.name], "nothing left over"
+
+
+def test_processes_that_start_together_compile_once(fake_compiler: Path) -> None:
+    script = fake_compiler / "fake-c++"
+    script.write_text(script.read_text().replace("echo library", "sleep 0.5\necho library"))
+    with ThreadPoolExecutor(3) as pool:
+        # Each opens the folder anew, so that threads wait for one another as processes do.
+        found = list(pool.map(lambda _: compiled_library(), range(3)))
+    assert len(set(found)) == 1
+    assert runs(fake_compiler) == 1
 
 
 def test_another_version_of_torch_is_another_library(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
 import shutil
@@ -50,17 +51,40 @@ def compiled_library() -> Path:
             return library
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as partial:
-                pass
+            with _alone(folder):
+                if not library.is_file():
+                    _compile_to(library, command)
         except OSError:
             continue
-        try:
-            _compile(command, Path(partial.name))
-            Path(partial.name).replace(library)
-        finally:
-            Path(partial.name).unlink(missing_ok=True)
         return library
     raise KernelsUnavailableError("there is no folder to keep them in")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Workers start side by side: one compiles, and the others wait and find what it made."""
+    # Not on Windows, where there are no kernels to compile either.
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Where the file system knows no locks, each compiles for itself.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _compile_to(library: Path, command: list[str]) -> None:
+    """The library appears whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so", delete=False) as partial:
+        pass
+    try:
+        _compile(command, Path(partial.name))
+        Path(partial.name).replace(library)
+    finally:
+        Path(partial.name).unlink(missing_ok=True)
 
 
 def _folders() -> Iterator[Path]:
