@@ -17,6 +17,13 @@ class WorkerExited:
     """How it ended, such as "SIGKILL" or "exit code 1"."""
     from_outside: bool = False
     """Whether somebody ended it, rather than a fault of its own."""
+    started: bool = True
+    """False: it could not even be started, for the reason that `description` gives."""
+
+    def in_words(self, doing: str = "") -> str:
+        """What happened, for people; `doing` says when, of one that died."""
+        what = f"died{doing}" if self.started else "could not be started"
+        return f"the worker {what} ({self.description})"
 
 
 OnEvent = Callable[[Event | WorkerExited], None]
@@ -26,7 +33,11 @@ class Executor(Protocol):
     """One worker. `on_event` is called from any thread, in the order of the worker's events."""
 
     def start(self, on_event: OnEvent) -> None:
-        """Starts the worker; its model loads in the background."""
+        """Starts the worker; its model loads in the background.
+
+        Raises:
+            OSError: the machine has no process, thread or file for it; nothing is left of it.
+        """
         ...
 
     def send(self, command: Command) -> None:

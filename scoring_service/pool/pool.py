@@ -27,7 +27,7 @@ from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.dispatch import Dispatcher
-from scoring_service.pool.executor import Executor
+from scoring_service.pool.executor import Executor, WorkerExited
 from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.parts import size_of, split
@@ -298,22 +298,22 @@ class WorkerPool:
         worker.prefixes.clear()
         self.cache.flushed(worker.index, pages)
 
-    def worker_lost(self, worker: Worker, description: str) -> None:
+    def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
         """What it had goes to others, where there are any."""
         self.weights.worker_lost(worker)
         self.cache.flushed(worker.index, 0)
-        self.observer.worker_died(worker.index, description)
+        self.observer.worker_died(worker.index, exited.description)
         parts = list(worker.parts.values())
         for part in parts:
             worker.drop(part)
         if self._info is None:
             worker.state = WorkerState.GONE
-            self._give_up(f"the worker died while it loaded the model ({description})")
+            self._give_up(exited.in_words(" while it loaded the model"))
             return
         can_move = bool(self._ready_workers())
         fault = Fault(
             Reason.WORKER_DIED,
-            f"the worker died ({description})",
+            exited.in_words(),
             retry_after=worker.settings.first_backoff + worker.restart_seconds,
         )
         # Backwards, because each goes to the front of its call's parts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import signal
@@ -100,6 +101,17 @@ def _environment() -> dict[str, str]:
     return {**defaults, **os.environ}
 
 
+def _spawn(channel: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", WORKER_MODULE, "--fd", str(channel.fileno())],
+        pass_fds=[channel.fileno()],
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        # Ctrl-C in a terminal is for the server alone, which ends its worker itself.
+        process_group=0,
+    )
+
+
 class ProcessExecutor:
     """Starts `python -m scoring_service.engine.worker` and talks to it over a socket pair.
 
@@ -116,18 +128,23 @@ class ProcessExecutor:
         return None if self._worker is None else self._worker.process.pid
 
     def start(self, on_event: OnEvent) -> None:
-        """Starts the process."""
+        """Starts the process.
+
+        Raises:
+            OSError: there is no process, thread or file to be had.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", WORKER_MODULE, "--fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C in a terminal is for the server alone, which ends its worker itself.
-                process_group=0,
-            )
-        self._worker = _Worker(process, Channel(ours), on_event, _oom_kills())
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            with theirs:
+                process = _spawn(theirs)
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            try:
+                self._worker = _Worker(process, Channel(ours), on_event, _oom_kills())
+            except RuntimeError as error:  # what Python says when there is no thread to be had
+                raise OSError(errno.EAGAIN, str(error)) from error
+            undo.pop_all()
         self._worker.send(self._config)
 
     def send(self, command: Command) -> None:

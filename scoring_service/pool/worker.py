@@ -57,8 +57,8 @@ class Owner(Protocol):
         """It loaded its model."""
         ...
 
-    def worker_lost(self, worker: Worker, description: str) -> None:
-        """It died; its parts are still in `parts`."""
+    def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
+        """It died, or could not be started; its parts are still in `parts`."""
         ...
 
     def worker_refused(self, worker: Worker, message: str) -> None:
@@ -134,7 +134,12 @@ class Worker:
                 loop.call_soon_threadsafe(self._handle, executor, event)
 
         self._set(WorkerState.LOADING, "starting the worker")
-        executor.start(on_event)
+        try:
+            executor.start(on_event)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self._exited(WorkerExited(reason, started=False))
+            return
         self._tasks = [asyncio.create_task(self._watch(executor))]
 
     def send(self, command: Command) -> None:
@@ -262,19 +267,19 @@ class Worker:
         self.last_death = event.description
         self.prefixes.clear()
         pause = self.policy.died(from_outside=event.from_outside, answered_seconds=answered)
-        self.state, self.stage = WorkerState.DOWN, f"the worker died ({event.description})"
-        self.owner.worker_lost(self, event.description)
+        self.state, self.stage = WorkerState.DOWN, event.in_words()
+        self.owner.worker_lost(self, event)
         if self.state is not WorkerState.DOWN:
             return  # the pool gave it up
         log.error(
-            "worker_died",
+            "worker_died" if event.started else "worker_not_started",
             worker=self.index,
             how=event.description,
             restart_in=pause,
             crashes=self.policy.crashes,
         )
         self._started = time.monotonic() + pause
-        self._set(WorkerState.DOWN, f"the worker died ({event.description}) and starts again")
+        self._set(WorkerState.DOWN, f"{event.in_words()}; it is tried again")
         self._tasks.append(asyncio.create_task(self._start_later(pause)))
 
     async def _start_later(self, pause: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -81,6 +82,19 @@ def test_a_model_that_kills_its_worker_is_not_tried_for_ever() -> None:
         os.kill(server.worker_pid, signal.SIGKILL)
         written = ended_by_itself(server)
     assert "error: the worker died while it loaded the model (SIGKILL)" in written
+
+
+def test_a_worker_that_cannot_be_started_ends_the_server_with_the_reason() -> None:
+    """As where there are no more processes, files or memory to be had."""
+    no_python = (
+        "import runpy, sys; sys.executable = '/nothing/python'; sys.argv.pop(0); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    with serving("--num-workers", "2", launcher=(sys.executable, "-c", no_python)) as server:
+        written = ended_by_itself(server)
+    assert "error: the worker could not be started (No such file or directory)\n" in written
+    assert '"stopped"' in written
+    assert "Traceback" not in written
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -68,11 +68,15 @@ class ScriptedExecutor:
         self.alone: set[int] = set()
         self.killed = False
         self.ready_at_once = True
+        self.refusal: OSError | None = None
+        """Why it cannot be started."""
         self.offset = 0.0
         self.row_bytes = 4
 
     def start(self, on_event: OnEvent) -> None:
         self.on_event = on_event
+        if self.refusal is not None:
+            raise self.refusal
         if self.ready_at_once:
             on_event(Ready(self.info))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from dataclasses import replace
 
@@ -202,6 +204,30 @@ async def test_kills_of_a_worker_that_answers_are_no_crash_loop() -> None:
         await asyncio.sleep(0.05)
         assert made.pool.state is PoolState.READY
     assert len(made.starts[0]) == 9
+
+
+async def test_a_worker_that_cannot_be_started_again_is_tried_again() -> None:
+    made = await Scripted(1).start()
+    refusals = iter([OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), OSError("no more files")])
+    made.prepare = lambda executor: setattr(executor, "refusal", next(refusals, None))
+    async with made.pool.run(score_call(1, [1], 5)) as stream:
+        made.workers[0].die("SIGKILL", from_outside=True)
+        await settled()
+        assert fault(drain(stream)) is Reason.WORKER_DIED
+    await asyncio.sleep(0.02)
+    assert "could not be started (Resource temporarily unavailable)" in made.pool.stage
+    await asyncio.sleep(0.2)
+    assert len(made.starts[0]) == 4
+    assert made.pool.state is PoolState.READY
+
+
+async def test_workers_that_cannot_be_started_at_all_end_the_pool() -> None:
+    made = Scripted(2)
+    made.prepare = lambda executor: setattr(executor, "refusal", OSError("no more files"))
+    await made.start()
+    assert made.pool.state is PoolState.FAILED
+    assert made.pool.failure == "the worker could not be started (no more files)"
+    await made.pool.drain(patience=1)
 
 
 async def test_a_worker_with_other_weights_takes_no_part() -> None:
