@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 from typing import TextIO, cast
@@ -28,6 +29,14 @@ class _Unbreakable:
             self._stream.flush()
 
 
+_encode = json.JSONEncoder(default=repr).encode
+
+
+def _to_json(event: object, **_options: object) -> str:
+    """As `json.dumps` does it, which makes an encoder for each line."""
+    return _encode(event)
+
+
 def configure_logs(level: str, log_format: str) -> None:
     """Sets up structlog for the process.
 
@@ -40,7 +49,7 @@ def configure_logs(level: str, log_format: str) -> None:
     if console:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     else:
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(_to_json)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -52,6 +61,6 @@ def configure_logs(level: str, log_format: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unbreakable(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Unbreakable(sys.stderr))),
         cache_logger_on_first_use=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -15,6 +15,8 @@ from scoring_service.engine.events import ROWS_BUCKETS, WorkerStats
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.telemetry.labels import BoundedLabel
 from scoring_service.types import Usage
+
+_Labelled = TypeVar("_Labelled", Counter, Histogram)
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 150, 300, 600)
 
@@ -80,6 +82,7 @@ class Metrics(PoolObserver):
         self._usage_tag = usage_tag
         self._identities = BoundedLabel()
         self._tags = BoundedLabel()
+        self._series: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=self.registry)
@@ -164,23 +167,23 @@ class Metrics(PoolObserver):
 
     def rpc_started(self, kind: str, service: str, method: str) -> None:
         """An RPC begins."""
-        self._started.labels(kind, service, method).inc()
+        self._of(self._started, kind, service, method).inc()
 
     def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
         """An RPC ended."""
-        self._handled.labels(kind, service, method, code).inc()
-        self._handling.labels(kind, service, method).observe(seconds)
+        self._of(self._handled, kind, service, method, code).inc()
+        self._of(self._handling, kind, service, method).observe(seconds)
 
     def answered(
         self, rpc: str, identity: str, tags: Iterable[tuple[str, str]], usage: Usage, sent: int
     ) -> None:
         """A call was answered to its end."""
         labels = self._identities.of(identity), self._tag(tags)
-        self._queue_time.labels(rpc).observe(usage.queue_seconds)
-        self._compute_time.labels(rpc).observe(usage.compute_seconds)
+        self._of(self._queue_time, rpc).observe(usage.queue_seconds)
+        self._of(self._compute_time, rpc).observe(usage.compute_seconds)
         for name, metric in self._tokens.items():
-            metric.labels(*labels).inc(getattr(usage, name))
-        self._reply_bytes.labels(*labels).inc(sent)
+            self._of(metric, *labels).inc(getattr(usage, name))
+        self._of(self._reply_bytes, *labels).inc(sent)
 
     def audited(self, outcome: str, difference: float | None = None) -> None:
         """See PoolObserver."""
@@ -210,6 +213,13 @@ class Metrics(PoolObserver):
     def worker_ready(self, index: int, seconds: float) -> None:
         """See PoolObserver."""
         self._start_seconds.labels(str(index)).set(seconds)
+
+    def _of(self, metric: _Labelled, *labels: str) -> _Labelled:
+        """The series of these labels. To look it up in the metric takes longer than to count."""
+        series = self._series.get((metric, labels))
+        if series is None:
+            series = self._series[metric, labels] = metric.labels(*labels)
+        return series
 
     def _tag(self, tags: Iterable[tuple[str, str]]) -> str:
         if self._usage_tag is None:
