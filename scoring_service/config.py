@@ -98,8 +98,8 @@ class ServeConfig:
     a GPU."""
 
     memory_utilization: float | None = None
-    """Share of the memory left beside the weights that pages of keys and values may take.
-    Default: 0.25 on a CPU, 0.9 on a GPU."""
+    """Share of the memory left beside the weights that pages of keys and values may take, with what
+    the largest step takes. Default: 0.25 on a CPU, 0.9 on a GPU."""
 
     path: Literal["auto", "plain"] = "auto"
     """auto = many sequences a forward pass where a probe finds the model fit for it; plain = one

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scoring_service.peak_memory import StepLimits
+
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 
@@ -83,6 +85,11 @@ class CompletionTask:
     """(start, length) of the wanted rows, ascending; the next_token row is not among them."""
     candidate_ids: Int32Array | None = None
     """int32 [n, C] or [1, C]; -1 = not asked."""
+
+    @property
+    def candidates(self) -> int:
+        """C, the candidates of a row."""
+        return 0 if self.candidate_ids is None else int(self.candidate_ids.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +256,7 @@ class EngineConfig:
     chunk_size: int | None = None
     """Tokens between seams on the packed path; None = what suits the device."""
     memory_utilization: float | None = None
-    """Share of what is left beside the weights that pages may take; None = by device."""
+    """Share of what is left beside the weights that pages and steps may take; None = by device."""
     path: str = "auto"
     """auto = packed where a probe allows it; plain = never packed."""
     cpu_kernels: str = "auto"
@@ -302,3 +309,5 @@ class EngineInfo:
     load_seconds: float = 0.0
     tensors: tuple[TensorSpec, ...] = ()
     """What an update of the weights replaces, in ascending order of names."""
+    limits: StepLimits | None = None
+    """What steps may take of the worker's memory; None on the plain path."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.fused import Rotary, fuse_layers
-from scoring_service.engine.head import ROW_MULTIPLE, RowHead, WholeLogits
+from scoring_service.engine.head import RowHead, WholeLogits
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.packing import Packing
+from scoring_service.engine.tiles import ROW_MULTIPLE
 from scoring_service.engine.weights import ModelWeights, Slots
 from scoring_service.kernels.cpu.ops import CpuKernels
 

@@ -10,13 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoring_service.engine.prepacked import pack_weight, packed_linear
+from scoring_service.engine.tiles import ROW_MULTIPLE
 
-ROW_MULTIPLE = 16
-"""Products are padded to a multiple of this many rows, unless a probe finds that they need not be:
-on a CPU the bits of a row may depend on the number of rows in small or ragged matrix products."""
-
-_TILE_BYTES = 24 << 20
-_GPU_TILE_BYTES = 512 << 20
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
 
@@ -128,18 +123,6 @@ class WholeLogits:
     def logits(self, states: Tensor) -> Tensor:
         """float32 [T, V] of logits [T, V]."""
         return states.float()
-
-
-def tile_rows(vocab_size: int, dtype: torch.dtype, device_type: str = "cpu") -> int:
-    """Rows of a tile of logits, a multiple of 16: about 24 MiB, and on a GPU 512 MiB.
-
-    The whole weight is read for a tile, so that few rows would wait for it each time.
-    """
-    if device_type == "cpu":
-        rows, most = _TILE_BYTES // (dtype.itemsize * vocab_size), 256
-    else:
-        rows, most = _GPU_TILE_BYTES // (4 * vocab_size), 2048
-    return max(ROW_MULTIPLE, min(most, rows - rows % ROW_MULTIPLE))
 
 
 def linear_head(module: torch.nn.Module, config: Any, dtype: torch.dtype) -> LinearHead | None:

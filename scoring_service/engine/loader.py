@@ -26,6 +26,7 @@ from scoring_service.engine.numerics import (
     rows_are_invariant,
 )
 from scoring_service.engine.packed.attention import ATTENTION_NAME
+from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.probe import (
     PLAIN,
     CannotPackError,
@@ -34,11 +35,13 @@ from scoring_service.engine.packed.probe import (
 )
 from scoring_service.engine.packed.setup import PackedSetup, set_up
 from scoring_service.engine.prepacked import pack_linears
+from scoring_service.engine.step_shape import step_shape
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.errors import ConfigurationError
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.build import KernelsUnavailableError
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+from scoring_service.peak_memory import StepShape
 from scoring_service.types import EngineConfig, EngineInfo
 
 OnStage = Callable[[str], None]
@@ -150,6 +153,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         bos_token_id=_bos_token_id(codec),
         load_seconds=time.monotonic() - began,
         tensors=() if model.slots is None else model.slots.specs,
+        limits=None if packed is None else packed.setup.limits,
     )
     return LoadedModel(model, codec, info, None if packed is None else packed.setup, identity)
 
@@ -180,8 +184,26 @@ def _choose_path(
     except CannotPackError as refusal:
         return None, f"{PLAIN}: {refusal}"
     deterministic = bits_do_not_depend_on_company(model, shapes)
-    setup = set_up(config, shapes, model.dtype, model.device)
+    shape = _step_shape(network, model, shapes)
+    setup = set_up(config, shapes, shape, limit, model.dtype, model.device)
     return _PackedPath(setup, deterministic), "a probe found packed and plain attention equal"
+
+
+def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:
+    """What decides the memory of the model's steps as it is run here."""
+    kernels, head = model.kernels, model.head
+    even = all(width % 2 == 0 for layer in shapes for width in (layer.key_dim, layer.value_dim))
+    on_gpu = dispatch.backend(model.device) == "triton"
+    return step_shape(
+        network.config.get_text_config().to_dict(),
+        vocab_size=head.vocab_size,
+        element_bytes=model.dtype.itemsize,
+        logit_bytes=head.dtype.itemsize,
+        device_type=model.device.type,
+        compiled_attention=kernels is not None and kernels.takes(model.dtype) and even,
+        compiled_head=on_gpu or kernels is not None,
+        finishes_logits=not head.finishes_nothing,
+    )
 
 
 def _cpu_kernels(

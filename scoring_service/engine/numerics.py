@@ -13,8 +13,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from scoring_service.engine.head import ROW_MULTIPLE, LinearHead, RowHead, tile_rows
+from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.processor import describe_processor
+from scoring_service.engine.tiles import ROW_MULTIPLE, tile_rows
 
 _TALL = 64
 _HEIGHTS = (*range(1, 18), 31, 32, 33, 47, _TALL)
@@ -41,7 +42,7 @@ def rows_are_invariant(head: RowHead, states_T_H: Tensor) -> bool:
     """
     if states_T_H.device.type != "cpu":
         return False
-    full = tile_rows(head.vocab_size, head.dtype)
+    full = tile_rows(head.vocab_size, head.dtype.itemsize)
     states = states_T_H.repeat(-(-full // len(states_T_H)), 1)[:full]
     return _same_at_heights(head.logits, states, [*_HEIGHTS, full - ROW_MULTIPLE])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,8 +32,10 @@ class DrawnToken:
     token_id: int
     logprob: float
     processed_logprob: float
-    top_ids: list[int]
-    top_logprobs: list[float]
+    top_ids: npt.ArrayLike
+    """int32 [K]."""
+    top_logprobs: npt.ArrayLike
+    """float32 [K]."""
 
 
 @dataclass(slots=True)
@@ -139,12 +142,12 @@ def draw_token(
         processed_1 = reference.processed_logprobs_at(
             allowed_1_V, allowed_lse_1, keep_1_V, kept_1, id_1
         )
-    top_ids: list[int] = []
-    top_values: list[float] = []
+    top_ids: npt.ArrayLike = ()
+    top_values: npt.ArrayLike = ()
     if top_logprobs:
         top_1_K = reference.top_k_ids(x_1_V, top_logprobs)
-        top_ids = top_1_K[0].tolist()
-        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].tolist()
+        top_ids = top_1_K[0].int().numpy()
+        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].numpy()
     logprob = reference.logprobs_at(x_1_V, lse_1, id_1[:, None]).item()
     return DrawnToken(int(id_1.item()), logprob, processed_1.item(), top_ids, top_values)
 

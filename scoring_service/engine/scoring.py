@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import ScoreSlice
-from scoring_service.engine.head import tile_rows
 from scoring_service.engine.rows import block_bytes, compute_rows, cut_rows, join_rows
+from scoring_service.engine.tiles import tile_rows
 from scoring_service.kernels import reference
 from scoring_service.kernels.tile import ReferenceTile
 from scoring_service.types import CompletionTask, GroupTask, Int32Array, RowBlock, ScoreCall
@@ -114,7 +113,7 @@ def _tile_runs(
     # The last token's own state is only wanted for the next_token row; it is computed always, so
     # that a row's bits do not depend on whether that row was asked for.
     states = model.states(ids)[len(group.prompt_ids) - 1 :]
-    tile = tile_rows(model.head.vocab_size, torch.float32)
+    tile = tile_rows(model.head.vocab_size, 4)
     for first in range(0, len(rows), tile):
         tile_indices = rows[first : first + tile]
         realised = realised_ids(completion, tile_indices)
@@ -139,9 +138,7 @@ def contiguous_runs(rows: Int32Array, block: RowBlock) -> Iterator[Run]:
 
 def row_bytes(call: ScoreCall, completion: CompletionTask) -> int:
     """What a row takes of the reply, at most."""
-    candidates = completion.candidate_ids
-    width = 0 if candidates is None else candidates.shape[1]
-    return 4 * _SCALARS + 8 * call.wants.top_k + 4 * width
+    return 4 * _SCALARS + 8 * call.wants.top_k + 4 * completion.candidates
 
 
 def rows_per_slice(call: ScoreCall, completion: CompletionTask) -> int:

@@ -83,7 +83,7 @@ def plan_text(model: str | None, config: PlanConfig) -> str:
     )  # fmt: skip
     if config.json:
         parts = {
-            "model": asdict(shape),
+            "model": {name: v for name, v in asdict(shape).items() if name != "config"},
             "hardware": asdict(hardware),
             "traffic": asdict(traffic),
             "plan": asdict(plan),

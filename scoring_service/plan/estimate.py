@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scoring_service.engine.page_budget import (
+    BATCH_TOKENS,
+    CHUNK_TOKENS,
+    MAX_SAMPLES,
+    MEMORY_SHARE,
+    PAGE_TOKENS,
+    SPARE_PAGES,
+    page_bytes,
+    pages_beside,
+    step_tokens,
+)
+from scoring_service.engine.step_shape import step_shape
+from scoring_service.peak_memory import StepLimits, largest_step, step_bytes
 from scoring_service.plan.hardware import Hardware
 from scoring_service.plan.shape import ModelShape
 from scoring_service.plan.traffic import Traffic
 
-PAGE_TOKENS = 16
-"""As the engine's pages have."""
-SPARE_PAGES = 4
-"""Pages that a sequence may take beyond its tokens, as the engine counts: segments begin a page."""
-BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
-MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
-"""The server's own defaults."""
+HEAD_BYTES = 4
+"""The server's own default: a head in float32."""
 HEADROOM = 0.7
 """Share of a replica's capacity that the traffic may take: the rest is for peaks and restarts."""
-MOST_SAMPLES = 256
-"""Samples that are assumed to be drawn at once, where pages allow."""
 _PART_SECONDS = 5.0
 """How long a part of a divided call should take a server."""
 _QUEUE_SECONDS = 60.0
@@ -37,6 +43,8 @@ class Plan:
     """What a deployment needs. Bytes, tokens and seconds; rates are of one replica."""
 
     weights_bytes: int
+    step_bytes: int
+    """What a step takes beside weights and pages, at most."""
     kv_bytes_per_token: int
     pages: int
     tokens_in_pages: int
@@ -84,21 +92,26 @@ def estimate(
     kv = shape.kv_width * dtype_bytes
     share = memory_utilization or MEMORY_SHARE[hardware.device]
     left = hardware.memory_bytes - weights
-    pages = max(0, int(left * share)) // (kv * PAGE_TOKENS)
+    limits = step_limits(shape, hardware, traffic, dtype_bytes)
+    working = step_bytes(limits.shape, largest_step(limits))
+    page = page_bytes(shape.kv_width, shape.hidden, dtype_bytes)
+    pages = pages_beside(left * share, working, page)
     group_pages = _pages_of_group(traffic)
     if pages < group_pages:
         raise DoesNotFitError(
             f"{weights / 1e9:.1f} GB of weights leave {max(0.0, left) / 1e9:.1f} GB, of which "
-            f"pages take {share:.0%}: {pages} pages, and one prompt group needs {group_pages}"
+            f"pages and steps take {share:.0%}, and a step {working / 1e9:.2f} GB: {pages} pages, "
+            f"and one prompt group needs {group_pages}"
         )
     flops = _flops(shape, traffic)
-    batch = min(MOST_SAMPLES, pages // group_pages * traffic.completions)
+    batch = min(MAX_SAMPLES, pages // group_pages * traffic.completions)
     seconds = _seconds(shape, hardware, traffic, batch, weights, kv)
     demand = traffic.groups_per_second * seconds
     replicas = max(1, math.ceil(demand / HEADROOM))
     rate = traffic.called_tokens / seconds
     return Plan(
         weights_bytes=weights,
+        step_bytes=working,
         kv_bytes_per_token=kv,
         pages=pages,
         tokens_in_pages=pages * PAGE_TOKENS,
@@ -111,8 +124,38 @@ def estimate(
         reply_bytes_per_second=traffic.reply_bytes * traffic.groups_per_second,
         utilisation=demand / replicas,
         replicas=replicas,
-        flags=_flags(hardware, traffic, batch, rate, share),
+        flags=_flags(hardware, traffic, rate, share),
     )
+
+
+def step_limits(
+    shape: ModelShape, hardware: Hardware, traffic: Traffic, dtype_bytes: int
+) -> StepLimits:
+    """What bounds the steps of a server with the flags of the plan."""
+    device = hardware.device
+    return StepLimits(
+        shape=step_shape(
+            shape.config,
+            vocab_size=shape.vocab_size,
+            element_bytes=dtype_bytes,
+            logit_bytes=HEAD_BYTES,
+            device_type=device,
+            # C++ kernels on a CPU, Triton's on a GPU, whose attention is torch's own.
+            compiled_attention=device == "cpu",
+            compiled_head=True,
+            finishes_logits=shape.finishes_logits,
+        ),
+        step_tokens=step_tokens(_batch_tokens(hardware, traffic), CHUNK_TOKENS[device]),
+        chunk_tokens=CHUNK_TOKENS[device],
+        max_samples=MAX_SAMPLES,
+        context=traffic.sequence_tokens,
+    )
+
+
+def _batch_tokens(hardware: Hardware, traffic: Traffic) -> int:
+    """Of a step, so that all samples join it."""
+    steps = BATCH_TOKENS[hardware.device]
+    return max(steps, MAX_SAMPLES) if traffic.rpc == "sample" else steps
 
 
 def _pages_of_group(traffic: Traffic) -> int:
@@ -149,18 +192,13 @@ def _seconds(
     return prefill + traffic.rows / batch * step
 
 
-def _flags(
-    hardware: Hardware, traffic: Traffic, batch: int, rate: float, share: float
-) -> dict[str, str]:
+def _flags(hardware: Hardware, traffic: Traffic, rate: float, share: float) -> dict[str, str]:
     part = min(max(int(rate * _PART_SECONDS), traffic.called_tokens), 65_536)
     queue = min(max(int(rate * _QUEUE_SECONDS), 4 * traffic.called_tokens), _LARGEST_QUEUE)
-    steps = BATCH_TOKENS[hardware.device]
-    if traffic.rpc == "sample":
-        steps = max(steps, batch)
     return {
         "--max-model-len": str(traffic.sequence_tokens),
         "--memory-utilization": f"{share:g}",
-        "--max-batch-tokens": str(steps),
+        "--max-batch-tokens": str(_batch_tokens(hardware, traffic)),
         "--preferred-tokens-per-call": str(part),
         "--max-queue-tokens": str(queue),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scoring_service.plan.estimate import HEADROOM, PAGE_TOKENS, Plan
+from scoring_service.engine.page_budget import PAGE_TOKENS
+from scoring_service.plan.estimate import HEADROOM, Plan
 from scoring_service.plan.hardware import Hardware
 from scoring_service.plan.shape import ModelShape
 from scoring_service.plan.traffic import Traffic
@@ -14,6 +15,7 @@ def page(name: str, shape: ModelShape, hardware: Hardware, traffic: Traffic, pla
         ("model", f"{name} ({shape.family}), {_short(shape.parameters)} parameters"),
         ("device", f"{hardware.device}, {_bytes(hardware.memory_bytes)}"),
         ("weights", _bytes(plan.weights_bytes)),
+        ("a step", f"{_bytes(plan.step_bytes)} beside weights and pages, at most"),
         ("keys and values", f"{_bytes(plan.kv_bytes_per_token)} a token"),
         ("pages", f"{plan.pages:,} of {PAGE_TOKENS} tokens = {plan.tokens_in_pages:,} tokens"),
         ("in flight", f"{plan.groups_in_flight:,} prompt groups"),
@@ -26,7 +28,7 @@ def page(name: str, shape: ModelShape, hardware: Hardware, traffic: Traffic, pla
         ("replicas", f"{plan.replicas}, busy {plan.utilisation:.0%} of the time"),
     ]  # fmt: skip
     if plan.decode_batch:
-        rows.insert(7, ("drawn at once", f"{plan.decode_batch} samples"))
+        rows.insert(8, ("drawn at once", f"{plan.decode_batch} samples"))
     lines = [f"{label:<18} {value}" for label, value in rows]
     flags = " ".join(f"{flag} {value}" for flag, value in plan.flags.items())
     return "\n".join([*lines, "", f"scoring-service serve … {flags}", "", *_assumptions(hardware)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -32,6 +32,12 @@ class ModelShape:
     """Elements of keys and values that all layers keep of a token."""
     pair_flops: int
     """FLOPs of attention for one (query, key) pair, all layers."""
+    hidden: int
+    """Elements of a state."""
+    finishes_logits: bool
+    """Whether logits are scaled or soft-capped after the head's product."""
+    config: Config = field(repr=False, compare=False)
+    """What was counted, for the memory of steps (`engine.step_shape`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,9 @@ def model_shape(config: Config) -> ModelShape:
         head_parameters=embeddings,
         kv_width=layers * attention.kv_width,
         pair_flops=2 * layers * attention.pair_width,
+        hidden=hidden,
+        finishes_logits=bool(config.get("final_logit_softcapping")),
+        config=config,
     )
 
 
@@ -113,6 +122,9 @@ def _gpt2(config: Config) -> ModelShape:
         head_parameters=vocab * hidden,
         kv_width=layers * 2 * hidden,
         pair_flops=2 * layers * 2 * hidden,
+        hidden=hidden,
+        finishes_logits=False,
+        config=config,
     )
 
 

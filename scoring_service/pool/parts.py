@@ -18,7 +18,7 @@ from scoring_service.types import (
 MOST_SAMPLES = 32
 """Samples of a part."""
 
-_TOKEN_BYTES = 12
+TOKEN_BYTES = 12
 """Of a sampled token: its id and two log-probs."""
 
 
@@ -57,16 +57,16 @@ def size_of(call: Call) -> Size:
             load += _group_tokens(group)
             for completion in group.completions:
                 rows = sum(length for _, length in completion.spans) + call.next_token
-                reply += rows * _row_bytes(call.wants, completion)
+                reply += rows * row_bytes(call.wants, completion)
         return Size(load, 0, reply)
     samples = sum(task.n for task in call.prompts)
     tokens = sum(task.n * task.max_tokens for task in call.prompts)
     load = sum(len(task.prompt_ids) + task.n for task in call.prompts)
-    return Size(load, samples, tokens * (_TOKEN_BYTES + 8 * call.top_logprobs))
+    return Size(load, samples, tokens * (TOKEN_BYTES + 8 * call.top_logprobs))
 
 
-def _row_bytes(wants: RowWants, completion: CompletionTask) -> int:
-    columns = 0 if completion.candidate_ids is None else completion.candidate_ids.shape[1]
+def row_bytes(wants: RowWants, completion: CompletionTask) -> int:
+    """What a row takes of the reply."""
     scalars = 2 + sum(
         (
             wants.processed_logprobs,
@@ -77,7 +77,7 @@ def _row_bytes(wants: RowWants, completion: CompletionTask) -> int:
             wants.support_size,
         )
     )
-    return 4 * (scalars + columns + 2 * wants.top_k)
+    return 4 * (scalars + completion.candidates + 2 * wants.top_k)
 
 
 def _group_tokens(group: GroupTask) -> int:

@@ -26,6 +26,7 @@ from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cache_flush import CacheFlush
+from scoring_service.pool.call_memory import check_memory
 from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.executor import Executor, WorkerExited
 from scoring_service.pool.generations import Generation
@@ -193,7 +194,8 @@ class WorkerPool:
             accepts: whether weights are those that the call insists on; the running ones are.
 
         Raises:
-            ServiceError: QUEUE_FULL, LOADING, CRASH_LOOP, DRAINING, WEIGHT_VERSION_MISMATCH.
+            ServiceError: QUEUE_FULL, OUT_OF_MEMORY, LOADING, CRASH_LOOP, DRAINING,
+                WEIGHT_VERSION_MISMATCH.
         """
         info = self.info
         if accepts is not None and not accepts(info):
@@ -406,6 +408,7 @@ class WorkerPool:
         size = size_of(call)
         ticket = Ticket(call.call_id, client, call.priority, call.tokens, size.reply_bytes)
         with self._counting_refusals():
+            check_memory(call, info.limits)
             self._admission.admit(ticket, call.deadline)
         stream = CallStream(call, client, self, avoid=avoid)
         stream.watch = self._auditor.choose(call, client)

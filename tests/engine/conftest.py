@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from scoring_service.engine.loader import LoadedModel
@@ -65,6 +66,27 @@ def tiny_bfloat16() -> LoadedModel:
 @pytest.fixture(scope="session")
 def plain_tiny() -> Any:
     return plain.load(tiny_model_path(), torch.float32)
+
+
+@pytest.fixture(scope="session")
+def smollm2_wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M's config with random weights and two of its thirty layers.
+
+    Layers run one after another, so that a step takes as much with two of them as with thirty.
+    """
+    folder = tmp_path_factory.mktemp("smollm2-wide")
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

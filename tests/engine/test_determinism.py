@@ -12,9 +12,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from scoring_service.engine import processor
-from scoring_service.engine.head import ROW_MULTIPLE, WholeLogits, tile_rows
+from scoring_service.engine.head import WholeLogits
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.numerics import body_row_multiple, numerics_id, rows_are_invariant
+from scoring_service.engine.tiles import ROW_MULTIPLE, tile_rows
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing
 from tests.engine.loading import load_model
@@ -132,7 +133,7 @@ def test_the_probe_notices(differs: bool) -> None:
     assert rows_are_invariant(UnevenHead(differs), states) == (not differs)
 
 
-FULL = tile_rows(97, torch.float32)
+FULL = tile_rows(97, 4)
 
 
 @pytest.mark.parametrize("height", [1, 16, 17, 32, FULL - 16, FULL])

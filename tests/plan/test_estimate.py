@@ -15,10 +15,10 @@ import pytest
 
 from scoring_client import ScoringClient
 from scoring_service import config as server_config
-from scoring_service.engine.packed import setup
+from scoring_service.engine.page_budget import page_bytes
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.command import PlanConfig, plan_text
-from scoring_service.plan.estimate import SPARE_PAGES, DoesNotFitError, estimate
+from scoring_service.plan.estimate import DoesNotFitError, estimate
 from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.shape import model_shape
 from scoring_service.plan.traffic import Traffic
@@ -70,8 +70,9 @@ def test_replicas_and_rates() -> None:
 def test_memory_is_divided_as_the_engine_divides_it() -> None:
     plan = plan_of(memory_utilization=0.5)
     left = 1e9 - TINY.parameters * 2
-    assert plan.pages == int(left * 0.5) // (TINY.kv_width * 2 * 16)
-    assert setup._SPARE_PAGES == SPARE_PAGES
+    page = page_bytes(TINY.kv_width, TINY.hidden, 2)
+    assert page >= (16 * TINY.kv_width + TINY.hidden) * 2
+    assert plan.pages == (int(left * 0.5) - plan.step_bytes) // page
     # On a CPU a float32 copy of the head stands beside a bfloat16 body.
     on_cpu = plan_of(hardware=replace(MACHINE, device="cpu"))
     assert on_cpu.weights_bytes == TINY.parameters * 2 + TINY.vocab_size * 160 * 4

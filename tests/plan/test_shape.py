@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from scoring_service.engine.packed.pages import PAGE_TOKENS, token_bytes
+from scoring_service.engine.packed.pages import token_bytes
+from scoring_service.engine.page_budget import PAGE_TOKENS
 from scoring_service.models import tiny_model_path
-from scoring_service.plan import estimate
+from scoring_service.plan.estimate import step_limits
+from scoring_service.plan.hardware import PRESETS
 from scoring_service.plan.shape import ModelShape, UnknownFamilyError, model_shape
+from scoring_service.plan.traffic import Traffic
 from tests.engine.loading import load_model
 from tests.engine.small_models import ARCHITECTURES, save_model
 
@@ -125,8 +129,12 @@ def test_pages_are_as_large_as_the_engine_makes_them(architecture: Any, tmp_path
     assert shape.kv_width * 4 == token_bytes(loaded.packed.shapes, torch.float32)
     pool = loaded.packed.pool
     held = sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))
-    assert held == pool.pages * estimate.PAGE_TOKENS * shape.kv_width * 4
-    assert estimate.PAGE_TOKENS == PAGE_TOKENS
+    assert held == pool.pages * PAGE_TOKENS * shape.kv_width * 4
+    # What a step takes beside them is predicted from the same widths, with a compiler or without.
+    planned = step_limits(shape, PRESETS["cpu-2-cores"], Traffic("score", 16, 16, 1, 0, 1.0), 4)
+    found = loaded.packed.limits.shape
+    compiled = found.compiled_attention
+    assert found == replace(planned.shape, compiled_attention=compiled, compiled_head=compiled)
 
 
 def test_the_packaged_model_is_what_its_card_says() -> None:

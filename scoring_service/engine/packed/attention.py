@@ -22,12 +22,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from scoring_service.engine.packed.packing import Bucket, Node, Packing, Walk
 from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.runs import tables
+from scoring_service.engine.step_shape import SCORE_ELEMENTS
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 ATTENTION_NAME = "scoring_packed"
-
-_SCORE_ELEMENTS = 8 << 20
-"""Attention scores held at once; beyond it, one head after another."""
 
 _FEW_ROWS, _FEW_KEYS = 16, 256
 """Queries and keys of a product that is fastest in fp32."""
@@ -187,7 +185,7 @@ def _attend_node(
         mask = packing.mask(node.tokens, 0, None)
     else:
         mask = packing.mask(node.tokens, before, window)
-    if queries.shape[0] * queries.shape[1] * keys.shape[1] <= _SCORE_ELEMENTS:
+    if queries.shape[0] * queries.shape[1] * keys.shape[1] <= SCORE_ELEMENTS:
         return _products(layer, queries, keys, values, mask, layer.sinks)
     return torch.cat(
         [

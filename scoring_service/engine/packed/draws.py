@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -87,11 +88,12 @@ def drawn_tokens(
     finite = torch.isfinite(tile.logsumexp_T).tolist()
     drawable = torch.isfinite(allowed_logsumexp_T).tolist()
     logprobs = tile.logprobs_at(ids_T[:, None])[:, 0].tolist()
-    top_ids: list[list[int]] = [[] for _ in rows]
-    top_values: list[list[float]] = [[] for _ in rows]
+    top_ids: Sequence[npt.ArrayLike] = [()] * len(rows)
+    top_values: Sequence[npt.ArrayLike] = [()] * len(rows)
     if top_ids_T_K is not None:
-        top_ids = top_ids_T_K.tolist()
-        top_values = tile.logprobs_at(top_ids_T_K).tolist()
+        # A row's own memory each: samples that share a step are not sent at the same time.
+        top_ids = [row.copy() for row in top_ids_T_K.int().cpu().numpy()]
+        top_values = [row.copy() for row in tile.logprobs_at(top_ids_T_K).cpu().numpy()]
     drawn: list[DrawnToken | Fault] = []
     for place, (token, processed) in enumerate(
         zip(ids_T.tolist(), processed_T.tolist(), strict=True)

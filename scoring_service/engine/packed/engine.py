@@ -30,9 +30,11 @@ from scoring_service.engine.packed.scheduler import Offer, prefill_budget, share
 from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.packed.store import CacheCounters, SegmentStore
+from scoring_service.engine.page_budget import MAX_SAMPLES
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import Fault, Reason
+from scoring_service.peak_memory import answer_limit
 from scoring_service.types import Call, ScoreCall
 
 LogBug = Callable[[int, BaseException], None]
@@ -46,7 +48,7 @@ class PackedSettings:
     """Tokens between seams."""
     max_batch_tokens: int
     """Tokens of a step, except that a segment is never cut."""
-    max_samples: int = 256
+    max_samples: int = MAX_SAMPLES
     """Samples under way at once."""
 
 
@@ -259,10 +261,14 @@ class PackedEngine:
                     Offer(run.call.call_id, run.call.priority, run.served, run.call.deadline, sizes)
                 )
         taken = share(offers, budget) if budget else {}
-        units = []
+        units: list[tuple[CallRun, Unit]] = []
+        room = answer_limit(self._settings.max_batch_tokens)
         for call_id, count in taken.items():
             run = self._calls[call_id]
             for _ in range(count):
+                room -= run.units[0].reply_bytes
+                if units and room < 0:
+                    break
                 unit = run.units.popleft()
                 if unit.sample is not None:
                     unit.sample.begun = True

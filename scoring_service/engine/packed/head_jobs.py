@@ -9,19 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoring_service.engine.head import RowHead, tile_rows
+from scoring_service.engine.head import RowHead
 from scoring_service.engine.packed.draws import draw_rows
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
 from scoring_service.engine.rows import compute_rows, cut_rows
 from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.dispatch import make_tile
 from scoring_service.types import Int32Array, RowBlock
-
-_BLOCK_BYTES = 6 << 20
-"""Of logits that a CPU makes into numbers together: few enough to stay in its cache."""
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
 """A completion, indices of its rows, and their numbers or why there are none."""
@@ -38,7 +36,7 @@ def score_rows(
         states: the step's table of states, [S, H].
         wanted: rows, those of one call and one processing side by side.
     """
-    tile = tile_rows(head.vocab_size, head.dtype, states.device.type)
+    tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
     spans = _spans(wanted)
     index = torch.from_numpy(places).to(states.device)
@@ -49,6 +47,7 @@ def score_rows(
         for _, members in groupby(inside, key=lambda span: _kind(span[0])):
             pieces = [(r, max(a, first), min(b, last), a) for r, a, b in members]
             yield from _blocks(head, product_T_V, first, pieces, kernels)
+        del product_T_V  # before the next one is made
 
 
 def _spans(wanted: Sequence[ScoreRows]) -> list[tuple[ScoreRows, int, int]]:
@@ -80,9 +79,9 @@ def _blocks(
 ) -> Iterator[Scored]:
     """Rows of one kind in blocks."""
     start, stop = pieces[0][1], pieces[-1][2]
-    height = max(1, _BLOCK_BYTES // (4 * head.vocab_size))
-    if product_T_V.device.type != "cpu":
-        height = stop - start
+    run = pieces[0][0].run
+    listed = run.call.wants.top_k + run.task.candidates
+    height = block_rows(head.vocab_size, product_T_V.device.type, listed)
     for a in range(start, stop, height):
         b = min(a + height, stop)
         cut = [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
@@ -102,9 +101,12 @@ def _blocks(
 
 def _finished(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> Tensor:
     """Logits as numbers are made of them: float32, or as they are where the C++ kernels can."""
-    if kernels is not None and head.finishes_nothing and kernels.takes(product_T_V.dtype):
-        return product_T_V
-    return head.finish(product_T_V)
+    return product_T_V if _as_they_are(head, product_T_V, kernels) else head.finish(product_T_V)
+
+
+def _as_they_are(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> bool:
+    """Whether the C++ kernels read the product itself."""
+    return kernels is not None and head.finishes_nothing and kernels.takes(product_T_V.dtype)
 
 
 def _block(
@@ -156,23 +158,38 @@ def draw_samples(
             by side.
         kernels: what reads logits on a CPU, if there is anything.
     """
-    tile = tile_rows(head.vocab_size, head.dtype, states.device.type)
+    tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     index = torch.tensor([place for _, place in wanted], device=states.device)
     for first in range(0, len(wanted), tile):
-        logits_T_V = _finished(head, head.product(states[index[first : first + tile]]), kernels)
-        rows = 0
+        product_T_V = head.product(states[index[first : first + tile]])
         inside = (sample for sample, _ in wanted[first : first + tile])
+        place = 0
         for _, members in groupby(inside, key=sample_kind):
             samples = list(members)
-            drawn = draw_rows(
-                logits_T_V[rows : rows + len(samples)],
-                [sample.draw_row() for sample in samples],
-                samples[0].task.processing,
-                samples[0].call.top_logprobs,
-                kernels,
-            )
-            rows += len(samples)
-            yield from zip(samples, drawn, strict=True)
+            yield from _draw(head, product_T_V[place : place + len(samples)], samples, kernels)
+            place += len(samples)
+        del product_T_V  # before the next one is made
+
+
+def _draw(
+    head: RowHead, product_T_V: Tensor, samples: list[SampleRun], kernels: CpuKernels | None
+) -> Iterator[tuple[SampleRun, DrawnToken | Fault]]:
+    """Samples of one kind: in blocks, where copies of logits are made."""
+    rows = [sample.draw_row() for sample in samples]
+    top_logprobs = samples[0].call.top_logprobs
+    height = len(samples)
+    if not _as_they_are(head, product_T_V, kernels) or any(row.banned for row in rows):
+        height = block_rows(head.vocab_size, product_T_V.device.type, top_logprobs)
+    for a in range(0, len(samples), height):
+        b = min(a + height, len(samples))
+        drawn = draw_rows(
+            _finished(head, product_T_V[a:b], kernels),
+            rows[a:b],
+            samples[0].task.processing,
+            top_logprobs,
+            kernels,
+        )
+        yield from zip(samples[a:b], drawn, strict=True)
 
 
 def sample_kind(sample: SampleRun) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.packed.segments import Segment, SlotArray
+from scoring_service.engine.step_shape import gathered_tokens
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 BUCKET_TOKENS = 64
@@ -138,7 +139,7 @@ def _buckets(
         padded = -(-len(seen) // BUCKET_TOKENS) * BUCKET_TOKENS
         by_length.setdefault(padded, []).append((row, seen))
     buckets = []
-    for length, members in sorted(by_length.items()):
+    for length, members in _cut(by_length, gathered_tokens(device.type)):
         table = np.empty((len(members), length), dtype=np.int64)
         mask = np.zeros((len(members), 1, length), dtype=np.float32)
         for place, (_, seen) in enumerate(members):
@@ -153,6 +154,16 @@ def _buckets(
             )
         )
     return buckets
+
+
+def _cut(
+    by_length: dict[int, list[tuple[int, SlotArray]]], tokens: int
+) -> Iterator[tuple[int, list[tuple[int, SlotArray]]]]:
+    """Samples of one padded length, as many together as have so many tokens."""
+    for length, members in sorted(by_length.items()):
+        count = max(1, tokens // length)
+        for first in range(0, len(members), count):
+            yield length, members[first : first + count]
 
 
 def depth_first(segments: Sequence[Segment]) -> list[list[Segment]]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.packed.segments import SlotArray
-
-PAGE_TOKENS = 16
+from scoring_service.engine.page_budget import PAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import numpy as np
 from scoring_service.engine.events import SampleSlice
 from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.draws import DrawRow
-from scoring_service.engine.packed.pages import PAGE_TOKENS
 from scoring_service.engine.packed.segments import Segment, SlotArray
+from scoring_service.engine.page_budget import PAGE_TOKENS
 from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
 from scoring_service.engine.stops import StopWatch
 from scoring_service.types import SampleCall, SamplingTask

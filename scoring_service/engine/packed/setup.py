@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from scoring_service.engine.memory import free_memory
 from scoring_service.engine.packed.engine import PackedSettings
-from scoring_service.engine.packed.pages import (
+from scoring_service.engine.packed.pages import LayerShape, PagePool
+from scoring_service.engine.page_budget import (
+    BATCH_TOKENS,
+    CHUNK_TOKENS,
+    MEMORY_SHARE,
     PAGE_TOKENS,
-    LayerShape,
-    PagePool,
-    token_bytes,
+    SPARE_PAGES,
+    page_bytes,
+    pages_beside,
+    step_tokens,
 )
 from scoring_service.errors import ConfigurationError
+from scoring_service.peak_memory import StepLimits, StepShape, largest_step, step_bytes
 from scoring_service.types import EngineConfig
-
-_SPARE_PAGES = 4
-"""A sequence takes up to so many pages more than its tokens fill: segments begin a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,35 +32,57 @@ class PackedSetup:
     settings: PackedSettings
     shapes: list[LayerShape]
     """What the layers keep of a token."""
+    limits: StepLimits
+    """What bounds the memory of steps."""
 
     @property
     def max_sequence_tokens(self) -> int:
         """Longest sequence that pages can hold by itself."""
-        return (self.pool.pages - _SPARE_PAGES) * PAGE_TOKENS
+        return (self.pool.pages - SPARE_PAGES) * PAGE_TOKENS
 
 
 def set_up(
-    config: EngineConfig, shapes: list[LayerShape], dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    shapes: list[LayerShape],
+    shape: StepShape,
+    context: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> PackedSetup:
-    """Sizes the pool from what the device has left after the weights.
+    """Sizes the pool from what the device has left after the weights and beside a step.
+
+    Args:
+        config: what was asked for.
+        shapes: what the layers keep of a token.
+        shape: what decides the memory of a step.
+        context: tokens of the longest sequence.
+        dtype: of keys and values.
+        device: that has the pages.
 
     Raises:
         ConfigurationError: not even a short sequence fits.
     """
-    on_cpu = device.type == "cpu"
-    share = config.memory_utilization or (0.25 if on_cpu else 0.9)
-    left = free_memory(device)
-    pages = int(left * share) // (token_bytes(shapes, dtype) * PAGE_TOKENS)
-    if pages <= 2 * _SPARE_PAGES:
-        raise ConfigurationError(
-            f"{share:.0%} of the {left >> 20} MiB left beside the weights do not hold the keys and "
-            "values of a sequence: raise memory_utilization, or serve on a larger device"
-        )
-    return PackedSetup(
-        PagePool(shapes, pages, dtype, device),
-        PackedSettings(
-            chunk_size=config.chunk_size or (64 if on_cpu else 256),
-            max_batch_tokens=config.max_batch_tokens or (1024 if on_cpu else 8192),
-        ),
-        shapes,
+    settings = PackedSettings(
+        chunk_size=config.chunk_size or CHUNK_TOKENS[device.type],
+        max_batch_tokens=config.max_batch_tokens or BATCH_TOKENS[device.type],
     )
+    limits = StepLimits(
+        shape=shape,
+        step_tokens=step_tokens(settings.max_batch_tokens, settings.chunk_size),
+        chunk_tokens=settings.chunk_size,
+        max_samples=min(settings.max_samples, settings.max_batch_tokens),
+        context=context,
+    )
+    share = config.memory_utilization or MEMORY_SHARE[device.type]
+    left = free_memory(device)
+    working = step_bytes(shape, largest_step(limits))
+    page = page_bytes(sum(layer.width for layer in shapes), shape.hidden, dtype.itemsize)
+    pages = pages_beside(left * share, working, page)
+    if pages <= 2 * SPARE_PAGES:
+        raise ConfigurationError(
+            f"{share:.0%} of the {left >> 20} MiB left beside the weights do not hold both a step, "
+            f"which takes up to {working >> 20} MiB, and the keys and values of a sequence: raise "
+            "memory_utilization, lower max_batch_tokens, or serve on a larger device"
+        )
+    limits = replace(limits, budget_bytes=left - pages * page)
+    return PackedSetup(PagePool(shapes, pages, dtype, device), settings, shapes, limits)

@@ -1,0 +1,47 @@
+"""How many pages of keys and values a device has room for: plain numbers, without torch."""
+
+from __future__ import annotations
+
+PAGE_TOKENS = 16
+"""Tokens of a page."""
+
+SPARE_PAGES = 4
+"""A sequence takes up to so many pages more than its tokens fill: segments begin a page."""
+
+MAX_SAMPLES = 256
+"""Samples under way at once."""
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a step, unless configured."""
+
+CHUNK_TOKENS = {"cpu": 64, "cuda": 256}
+"""Tokens between seams, unless configured."""
+
+MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
+"""Of what is left beside the weights, what pages and steps may take, unless configured."""
+
+_SEGMENT_BYTES = 2 << 10
+"""Of a segment itself, about: its ids, slots, key and place in the prefix cache."""
+
+
+def page_bytes(kv_width: int, hidden: int, element_bytes: int) -> int:
+    """What a page costs: its keys and values, and what the segment that has it keeps beside.
+
+    A segment has a page at least, and keeps the final state of its last token.
+
+    Args:
+        kv_width: elements of keys and values that all layers keep of a token.
+        hidden: elements of a state.
+        element_bytes: of all of them.
+    """
+    return (PAGE_TOKENS * kv_width + hidden) * element_bytes + _SEGMENT_BYTES
+
+
+def pages_beside(room: float, working: int, page: int) -> int:
+    """Pages in so many bytes, of which a step may take `working`."""
+    return max(0, int(room) - working) // page
+
+
+def step_tokens(max_batch_tokens: int, chunk_size: int) -> int:
+    """Tokens of the largest step: what joins samples, if only for a token, is never cut."""
+    return max_batch_tokens + chunk_size - 1

@@ -1,0 +1,201 @@
+"""How much memory a step takes at its peak beside the weights and the pages: counted beforehand.
+
+Used where a worker sizes its pages, where a call is admitted, and where a deployment is planned.
+Nothing here knows torch. Every count is an upper bound: what is alive at the same time as the rows
+go through a layer, and afterwards through the head. `tests/engine/test_peak_memory.py` holds it
+against what a process really takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SLACK_BYTES = 8 << 20
+"""What libraries take for themselves: packed blocks of factors, tables of a step, small objects."""
+
+LISTED_BYTES = 48
+"""Of one entry of a row's top-K list or candidates while it is made: its id as int64 and what the
+selection keeps of it, its x, and its log-prob in float64 and float32."""
+
+ANSWER_COPIES = 2
+"""Numbers of rows exist as they were made and, joined, as they are sent."""
+
+_ANSWER_BYTES = 12 << 10
+"""Of results, for each token that a step may have."""
+
+_FLOAT = 4
+_SLOT_BYTES = 8
+
+_PLAIN_COPIES, _TRUNCATED_COPIES = 6, 16
+"""fp32 copies of a block of logits that torch's operators make of it on their way to its numbers:
+scaled, probabilities, differences; for truncation a sorted copy, its order and sums in float64."""
+
+_BANNED_COPIES = 2
+"""C++ and Triton kernels read logits where they lie. Rows with banned tokens are the exception:
+scaled, and without them."""
+
+_FINISHED_COPIES = 3
+"""In fp32, scaled, and soft-capped."""
+
+_SCORE_COPIES = 4
+"""fp32 copies of attention scores: rounded, exact, weights, and weights as values have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What decides the memory of a model's steps. Widths are elements of one token."""
+
+    hidden: int
+    attention_width: int
+    """Queries, keys, values and outputs that a layer holds at once while it attends."""
+    feed_forward_width: int
+    """What a layer's feed-forward part holds at once."""
+    layer_kv_width: int
+    """Keys and values of one layer."""
+    heads: int
+    kv_heads: int
+    vocab_size: int
+    element_bytes: int
+    """Of the body."""
+    logit_bytes: int
+    """Of an element of the head's product."""
+    tile_rows: int
+    """Rows that go through the head at once."""
+    block_rows: int
+    """Rows of a tile whose numbers are made at once."""
+    list_bytes: int
+    """What lists of a block's rows may take while they are made, where a row's own take less."""
+    compiled_attention: bool
+    """Whether C++ kernels do it."""
+    compiled_head: bool
+    """Whether kernels of ours make numbers of logits."""
+    finishes_logits: bool
+    """Whether logits are scaled or soft-capped after the product."""
+    score_elements: int
+    """Attention scores that torch's operators hold at once."""
+    gathered_tokens: int
+    """Keys of samples that torch's operators gather at once, in tokens."""
+    on_host: bool
+    """Whether answers lie in the same memory as activations: on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What a step is asked for."""
+
+    tokens: int
+    """Rows of the body."""
+    rows: int
+    """Rows of the head."""
+    listed: int = 0
+    """Entries of a row's top-K list and candidates."""
+    answer_bytes: int = 0
+    """Of the results that are held until the step's end."""
+    context: int = 0
+    """Tokens of the longest sequence."""
+    chunk_tokens: int = 0
+    """Tokens of its longest segment."""
+    truncates: bool = False
+    samples: int = 0
+    """Samples under way, of which each draws a token."""
+    request_bytes: int = 0
+    """Of the token ids and candidates that were asked about."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What bounds a worker's steps."""
+
+    shape: StepShape
+    step_tokens: int
+    """Rows of the body, at most."""
+    chunk_tokens: int
+    """A segment's, at most: none is cut."""
+    max_samples: int
+    context: int
+    """Tokens of a sequence, at most."""
+    budget_bytes: int = 0
+    """What the device had left beside weights and pages."""
+
+    @property
+    def answer_bytes(self) -> int:
+        """Results of a step, unless a single segment has more."""
+        return answer_limit(self.step_tokens)
+
+
+def answer_limit(step_tokens: int) -> int:
+    """Bytes of results at which no further segment joins a step: rows of K up to 1,500 do not care.
+
+    Args:
+        step_tokens: that a step may have.
+    """
+    return step_tokens * _ANSWER_BYTES
+
+
+def largest_step(limits: StepLimits) -> StepWork:
+    """A step that is full of everything, as pages leave room for it.
+
+    Wider lists than `answer_limit` has room for are left to admission (`pool.call_memory`).
+    """
+    return StepWork(
+        tokens=limits.step_tokens,
+        rows=limits.step_tokens,
+        listed=_ANSWER_BYTES // 8,
+        answer_bytes=limits.answer_bytes,
+        context=limits.context,
+        chunk_tokens=limits.chunk_tokens,
+        truncates=True,
+        samples=limits.max_samples,
+    )
+
+
+def step_bytes(shape: StepShape, work: StepWork) -> int:
+    """Bytes beside weights and pages at the peak of a step: in a layer, or behind the last one."""
+    held = work.samples * work.context * _SLOT_BYTES + work.request_bytes if shape.on_host else 0
+    return max(body_bytes(shape, work), head_bytes(shape, work)) + held + SLACK_BYTES
+
+
+def body_bytes(shape: StepShape, work: StepWork) -> int:
+    """While a layer computes: residuals, what was normalised and the layer's inner activations."""
+    tokens = work.tokens + -work.tokens % 16
+    inner = max(shape.attention_width, shape.feed_forward_width)
+    size = (3 * shape.hidden + inner) * shape.element_bytes
+    attention = 0 if shape.compiled_attention else _attention_bytes(shape, work)
+    return tokens * size + attention
+
+
+def _attention_bytes(shape: StepShape, work: StepWork) -> int:
+    """Keys of a tree or of samples side by side, scores and masks of torch's operators."""
+    kept = work.context
+    if work.samples:
+        kept = max(kept, min(work.samples * work.context, max(shape.gathered_tokens, work.context)))
+    scores = shape.heads * work.chunk_tokens * work.context
+    # Beyond the bound, one head of keys after another, with its group of queries.
+    bounded = max(shape.score_elements, scores // shape.kv_heads)
+    masks = work.tokens * work.context * (0 if shape.on_host else _FLOAT)
+    return (
+        kept * shape.layer_kv_width * shape.element_bytes
+        + _SCORE_COPIES * _FLOAT * min(scores, bounded)
+        + work.chunk_tokens * work.context * _FLOAT
+        + masks
+    )
+
+
+def head_bytes(shape: StepShape, work: StepWork) -> int:
+    """While rows become numbers: states, a tile of logits, a block of it, and answers so far."""
+    rows = min(work.rows + -work.rows % 16, shape.tile_rows)
+    block = min(rows, shape.block_rows)
+    # Twice: where rows continue what an earlier step computed, its states are put beside these.
+    states = 2 * work.tokens * shape.hidden * shape.element_bytes
+    gathered = rows * shape.hidden * (shape.element_bytes + shape.logit_bytes)
+    product = rows * shape.vocab_size * shape.logit_bytes
+    copies = _BANNED_COPIES if work.samples else 0
+    if not shape.compiled_head:
+        copies = _TRUNCATED_COPIES if work.truncates or work.samples else _PLAIN_COPIES
+    if shape.finishes_logits:
+        copies += _FINISHED_COPIES
+    numbers = copies * block * shape.vocab_size * _FLOAT
+    one = work.listed * LISTED_BYTES
+    lists = min(block * one, max(one, shape.list_bytes))
+    answers = ANSWER_COPIES * work.answer_bytes if shape.on_host else 0
+    return states + gathered + product + numbers + lists + answers

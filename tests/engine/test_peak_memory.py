@@ -1,0 +1,88 @@
+"""The memory that is predicted for a call, against what a process takes for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scoring_service.engine.events import ScoreSlice
+from scoring_service.engine.loader import LoadedModel
+from scoring_service.peak_memory import answer_limit
+from scoring_service.types import RowWants
+from tests.engine.driving import engine_of
+from tests.engine.peaks import MIB, measured, scoring
+
+KERNELS = {
+    "short": "scoring(V, [20], RowWants())",
+    "long-prompt": "scoring(V, [1], RowWants(), prompt=1500)",
+    "rows": "scoring(V, [257], RowWants(entropy=True, rank=True))",
+    "truncated": "scoring(V, [128], TRUNCATED, processing=Processing(top_p=0.9))",
+    "top-1024": "scoring(V, [200] * 2, RowWants(top_k=1024))",
+    "top-of-all": "scoring(V, [64], RowWants(top_k=V))",
+    "candidates": "scoring(V, [64] * 2, RowWants(), candidates=4096)",
+    "samples": "sampling(V, 64, 48, 2)",
+    "samples-top-1024": "sampling(V, 64, 48, 2, top_logprobs=1024)",
+}
+OPERATORS = {name: KERNELS[name] for name in ("rows", "truncated", "samples")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "workloads", "times", "more"),
+    [
+        ({"dtype": "bfloat16"}, KERNELS, 2, 16 * MIB),
+        # How many copies torch's operators make depends on what they meet.
+        ({"dtype": "float32", "cpu_kernels": "off"}, OPERATORS, 3, 64 * MIB),
+    ],
+    ids=["with kernels", "without kernels"],
+)
+def test_a_call_takes_what_was_predicted(
+    settings: dict[str, Any],
+    workloads: dict[str, str],
+    times: int,
+    more: int,
+    smollm2_wide: Path,
+) -> None:
+    """A prediction is at least what was taken, and at most so many times that and so much more."""
+    work = ", ".join(f"{name!r}: {call}" for name, call in workloads.items())
+    found = measured(
+        f"""
+        from scoring_service.peak_memory import step_bytes
+        from scoring_service.pool.call_memory import call_work
+
+        loaded = load_touched({str(smollm2_wide)!r}, memory_utilization=0.02, **{settings!r})
+        limits, V = loaded.info.limits, loaded.info.vocab_size
+        TRUNCATED = RowWants(processed_logprobs=True, support_size=True, log_kept_mass=True)
+        drive(loaded, scoring(V, [70], RowWants(top_k=128)))
+        for name, call in {{{work}}}.items():
+            print(name, step_bytes(limits.shape, call_work(call, limits)), end=" ")
+            print(peak_of(lambda: drive(loaded, call)))
+        """
+    )
+    assert list(found) == list(workloads)
+    for name, (predicted, taken) in found.items():
+        told = f"{name}: {predicted / MIB:.1f} MiB predicted, {taken / MIB:.1f} taken"
+        assert taken <= predicted <= times * taken + more, told
+
+
+def test_wide_lists_of_many_calls_are_made_by_several_steps(tiny_packed: LoadedModel) -> None:
+    """Each call has credit for its own results; together they stay below a step's limit."""
+    runner = engine_of(tiny_packed, max_batch_tokens=256, chunk_size=16)
+    calls = [
+        replace(scoring(2048, [64], RowWants(top_k=2048), seed=call_id), call_id=call_id)
+        for call_id in range(8)
+    ]
+    for call in calls:
+        runner.submit(call)
+    sizes, rows = [], 0
+    while runner.can_step:
+        slices = [event for event in runner.step() if isinstance(event, ScoreSlice)]
+        for event in slices:
+            runner.add_credit(event.call_id, event.size)
+            rows += event.block.rows
+        sizes.append(sum(event.size for event in slices))
+    assert rows == 8 * 64
+    # Without the limit 256 rows of 16 KiB would make 4 MiB.
+    assert 2 * MIB < max(sizes) <= answer_limit(256) == 3 * MIB
