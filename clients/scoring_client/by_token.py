@@ -41,6 +41,9 @@ def score_tokens(
 ) -> TokenScores:
     """Return what a model says of the tokens from ``first`` on, and of candidates, in one pass.
 
+    What stands before the first row that is wanted goes as the prompt: it costs no row of the
+    head, and texts that begin with the same tokens share it, in one call or in many.
+
     Args:
         client: Of the server.
         token_ids: The whole text.
@@ -64,14 +67,14 @@ def score_tokens(
     if start >= length:
         return TokenScores(logprobs, top_ids, top_logprobs, None)
     asked = None if candidates is None else candidates.padded[start:]
-    rows = Completion(token_ids[1:], rows=[(start - 1, length - start)], candidates=asked)
+    group = PromptGroup(token_ids[:start], [Completion(token_ids[start:], candidates=asked)])
     scores: CompletionScores
     if k:
-        scores = top = client.topk_logprobs([PromptGroup(token_ids[:1], [rows])], k)[0][0]
+        scores = top = client.topk_logprobs([group], k)[0][0]
         top_ids[first:] = top.top_token_ids[first - start :]
         top_logprobs[first:] = top.top_logprobs[first - start :]
     else:
-        scores = client.score([PromptGroup(token_ids[:1], [rows])])[0][0]
+        scores = client.score([group])[0][0]
     logprobs[first:] = scores.logprobs[first - start :]
     answered = None
     if candidates is not None and scores.candidate_logprobs is not None:

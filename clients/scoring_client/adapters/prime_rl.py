@@ -3,37 +3,51 @@
     algorithm.teacher_pool = TeacherPool(AsyncScoringClient("localhost:50051"))
 
 ``score`` is all that prime-rl's opd and opsd algorithms ask of a teacher. prime-rl is not imported:
-the hook is plain lists.
+the hook is plain lists. They keep the log-probs of sampled tokens alone, so with ``prompt_length``
+the rest need not be computed anew for each rollout of a prompt.
 """
 
 from __future__ import annotations
 
 from scoring_client.aio import AsyncScoringClient
+from scoring_client.prompt_end import PromptLength, only_first_token
 
 
 class TeacherPool:
     """The part of prime-rl's ``InferencePool`` that a teacher has to have."""
 
-    def __init__(self, client: AsyncScoringClient, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        client: AsyncScoringClient,
+        *,
+        temperature: float = 1.0,
+        prompt_length: PromptLength = only_first_token,
+    ) -> None:
         """Answer from ``client``, which stays open.
 
         Args:
             client: Of the teacher's server.
             temperature: Divisor of the teacher's logits. prime-rl's own pool scores at 1.
+            prompt_length: Leading tokens of a text that no loss looks at, such as
+                ``prompt_end.after_first``: their log-probs are 0.0, and texts that share them share
+                their computation.
         """
         self._client, self._temperature = client, temperature
+        self._prompt_length = prompt_length
 
     async def score(self, token_ids: list[int]) -> list[float]:
-        """Return a log-prob for each token, 0.0 for the first, which nothing predicts.
+        """Return a log-prob for each token, 0.0 for the prompt's: nothing predicts the first.
 
         Raises:
             ScoringError: see ``scoring_client.errors``.
         """
-        if len(token_ids) < 2:
+        start = max(self._prompt_length(token_ids), 1)
+        if start >= len(token_ids):
             return [0.0] * len(token_ids)
-        group = (token_ids[:1], [token_ids[1:]])
+        group = (token_ids[:start], [token_ids[start:]])
         results = await self._client.score([group], temperature=self._temperature)
-        return [0.0, *results[0][0].logprobs.tolist()]
+        scored: list[float] = results[0][0].logprobs.tolist()
+        return [0.0] * start + scored
 
     async def stop(self) -> None:
         """Nothing to stop: the client belongs to the caller."""

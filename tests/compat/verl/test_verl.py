@@ -17,7 +17,7 @@ from verl.experimental.teacher_loop.teacher_manager import (
 )
 
 from scoring_client import AsyncScoringClient
-from scoring_client.adapters.verl import TeacherManager
+from scoring_client.adapters.verl import ServedTeacher, TeacherManager
 from tests.compat.conftest import Plain, texts
 from tests.compat.hooks import described, recorded
 
@@ -79,3 +79,46 @@ def test_the_list(target: str, plain: Plain) -> None:
         fields["teacher_ids"], fields["teacher_logprobs"], 20, 30, 11, 11, pad_token_id=0
     )
     assert ids.shape == logprobs.shape == (1, 50, 16)
+
+
+def test_a_worker_with_a_served_teacher(target: str, plain: Plain) -> None:
+    """verl's unmodified class behind the mixin: rows of the prompt are zeros."""
+    prompt, response = texts(2, 11, seed=2)
+    made = []
+
+    class Worker(ServedTeacher, AgentLoopWorker):
+        distillation_enabled = True
+        teacher_key = "data_source"
+
+        def __init__(self, client: AsyncScoringClient) -> None:
+            self.client = client  # theirs reads a whole configuration
+
+        def make_teacher(self) -> TeacherManager:
+            made.append(self)
+            return TeacherManager(self.client)
+
+    async def main() -> list[dict[str, Any]]:
+        async with AsyncScoringClient(target) as client:
+            worker, found = Worker(client), []
+            for validate in (False, False, True):
+                output = SimpleNamespace(
+                    multi_modal_data={}, mm_processor_kwargs=None, extra_fields={}
+                )
+                await worker._compute_teacher_logprobs(
+                    output,
+                    prompt_ids=prompt,
+                    response_ids=response,
+                    validate=validate,
+                    sample_kwargs={"data_source": np.array("math")},
+                )
+                found.append(output.extra_fields)
+            return found
+
+    *scored, unscored = asyncio.run(main())
+    assert len(made) == 1
+    assert unscored == {}
+    for fields in scored:
+        logprobs = fields["teacher_logprobs"][:, 0]
+        assert (logprobs[:10] == 0).all()
+        expected = plain.realised(prompt + response)[10:]
+        np.testing.assert_allclose(logprobs[10:-1], expected, atol=1e-4)
