@@ -50,6 +50,10 @@ class ServeConfig:
     weights_hub: tuple[str, ...] = ()
     """Hub repositories that an admin may load weights from. Default: none."""
 
+    await_weights: bool = False
+    """Take no calls until an admin pushed weights or had them loaded: for a policy in training,
+    whose first weights a server that is started again must not answer from."""
+
     weights_stream_timeout: float = 60.0
     """Seconds of silence after which a stream of weights is aborted."""
 

@@ -17,7 +17,7 @@ from scoring_service.config import ServeConfig
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.placement import default_workers, placed
-from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.pool import PoolState, WorkerPool
 from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
@@ -180,9 +180,18 @@ def _server_config(
 
 
 def _admin_config(config: ServeConfig, engine: EngineConfig) -> AdminConfig | None:
-    """What admins may do, where it is known who they are, or nobody else can call."""
+    """What admins may do, where it is known who they are, or nobody else can call.
+
+    Raises:
+        ConfigurationError: the server would wait for weights that nobody may push.
+    """
     asks = config.auth_tokens is not None or config.tls_client_ca is not None
     if not (asks or config.allow_admin or not is_public(config.host)):
+        if config.await_weights:
+            raise ConfigurationError(
+                "await_weights: nobody could push any; AdminService needs tokens, client "
+                "certificates, a loopback address or --allow-admin"
+            )
         return None
     by_certificate = config.tls_client_ca is not None and config.auth_tokens is None
     return AdminConfig(
@@ -199,6 +208,7 @@ def _pool_settings(config: ServeConfig, workers: int) -> PoolSettings:
         max_queue_tokens=config.max_queue_tokens,
         max_queue_reply_bytes=config.max_queue_reply_bytes,
         workers=workers,
+        await_weights=config.await_weights,
         heartbeat_timeout=config.heartbeat_timeout,
         step_timeout=config.step_timeout,
         reader_timeout=config.reader_timeout,
@@ -253,6 +263,8 @@ async def _report_loading(pool: WorkerPool) -> None:
     while True:
         await asyncio.sleep(_REPORT_SECONDS)
         seconds += _REPORT_SECONDS
+        if pool.state is PoolState.AWAITING_WEIGHTS:
+            continue  # that may take hours, and the log has a line for its beginning
         log.info("still_loading", model=pool.name, stage=pool.stage, seconds=seconds)
 
 

@@ -19,6 +19,7 @@ from scoring_client.channel import (
 from scoring_client.errors import DeadlineError, ProtocolError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
+from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
 from scoring_client.weights.push import push
@@ -108,6 +109,27 @@ class AdminClient:
     def target(self) -> str:
         """Where the server is."""
         return self._settings.target
+
+    def takes_updates(self, timeout: float = 5.0) -> bool:
+        """Return whether an update could begin now: the model is loaded, and the server stays.
+
+        Of the servers behind a name some may be starting or ending. Leave them out of a push to
+        all: they would fail it, and have nothing to gain from it.
+
+        Args:
+            timeout: Seconds to wait for an answer.
+
+        Raises:
+            ScoringError: the server answered something else, such as that it has no AdminService.
+        """
+        check: Any = self._channel.unary_unary(health.HEALTH_CHECK)
+        try:
+            answer: bytes = check(health.REQUEST, timeout=timeout)
+        except grpc.RpcError as error:
+            if error.code() in health.NOT_THERE:
+                return False
+            raise admin_error(error) from error
+        return answer == health.SERVING
 
     def push_weights(
         self, weights: Weights, *, version: int, **options: Unpack[PushOptions]

@@ -46,7 +46,9 @@ def admin_error(error: grpc.RpcError, request: Any = None) -> ScoringError:
     """Return this package's exception, with a hint where the whole service is missing."""
     size = 0 if request is None else request.ByteSize()
     found = error_from_rpc(error, request_id="", request_bytes=size)
-    if found.code is grpc.StatusCode.UNIMPLEMENTED:
+    # Health says NOT_FOUND of a service that is not there, without a reason of ours.
+    unknown = found.code is grpc.StatusCode.NOT_FOUND and not found.reason
+    if unknown or found.code is grpc.StatusCode.UNIMPLEMENTED:
         return reworded(
             found,
             "this server lets nobody change its weights: AdminService is there only with tokens or "

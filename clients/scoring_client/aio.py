@@ -35,6 +35,7 @@ from scoring_client.retry import Attempts, RetryPolicy, countdown
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
+from scoring_client.servers import ServerCount
 from scoring_client.status import error_from_rpc
 from scoring_client.streams import OpenCall
 from scoring_client.tokenize import token_ids, tokenize_request
@@ -80,6 +81,7 @@ class AsyncScoringClient:
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
+        self._servers = ServerCount(target if channel is None else None)
         self._owns_channel = channel is None
         self._channel = channel
         self._target = target
@@ -327,7 +329,7 @@ class AsyncScoringClient:
 
     async def _run(self, job: Job[PartT, Any, Any]) -> AsyncGenerator[PartT, None]:
         """Yield what the caller gets, over as many parts and attempts as it takes."""
-        attempts = Attempts(self._retry, job.call.settings.timeout)
+        attempts = Attempts(self._retry, job.call.settings.timeout, servers=self._servers)
         method, metadata = self._method(job.rpc), with_trace(self._metadata)
 
         def open_call(request: Any, timeout: float | None) -> Any:

@@ -29,6 +29,7 @@ from scoring_client.retry import Attempts, RetryPolicy, countdown
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
+from scoring_client.servers import ServerCount
 from scoring_client.status import error_from_rpc
 from scoring_client.streams import OpenCall, run_together
 from scoring_client.tokenize import token_ids, tokenize_request
@@ -97,6 +98,7 @@ class ScoringClient:
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
+        self._servers = ServerCount(target if channel is None else None)
         self._owns_channel = channel is None
         self._channel = channel or _open_channel(
             target,
@@ -345,7 +347,7 @@ class ScoringClient:
 
     def _run(self, job: Job[PartT, Any, Any]) -> Generator[PartT, None, None]:
         """Yield what the caller gets, over as many parts and attempts as it takes."""
-        attempts = Attempts(self._retry, job.call.settings.timeout)
+        attempts = Attempts(self._retry, job.call.settings.timeout, servers=self._servers)
         method, metadata = getattr(self._stub, job.rpc), with_trace(self._metadata)
 
         def open_call(request: Any, timeout: float | None) -> Any:

@@ -10,6 +10,7 @@ from typing import Self
 import grpc
 
 from scoring_client.errors import DeadlineError, ScoringError
+from scoring_client.servers import ServerCount
 
 INITIAL_BACKOFF = 0.25
 """Seconds before the first retry, before jitter."""
@@ -17,6 +18,15 @@ BACKOFF_FACTOR = 3.0
 """How much longer each wait is than the one before: five attempts take about ten seconds."""
 MAX_BACKOFF = 10.0
 """Most seconds between attempts, before jitter, unless the server names more."""
+OTHER_WEIGHTS = ("WEIGHT_VERSION_MISMATCH", "WEIGHTS_DIGEST_MISMATCH")
+"""Reasons for which another server behind the same name is asked: each has weights of its own."""
+_MOST_REFUSALS = 16
+"""So many are asked at most. Round robin goes on with every call and part of a call, so that of two
+servers one of many parts may meet the same one time after time."""
+_REFUSALS_OF_ONE = 4
+"""After so many by one and the same server, where nobody knows how many there are, it is alone."""
+_OTHER_SERVER_PAUSE = 0.05
+_LONGEST_OTHER_SERVER_PAUSE = 0.4
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.25
 
@@ -57,6 +67,7 @@ class Attempts:
         policy: RetryPolicy,
         timeout: float | None,
         clock: Callable[[], float] = time.monotonic,
+        servers: ServerCount | None = None,
     ) -> None:
         """Start the clock.
 
@@ -64,17 +75,21 @@ class Attempts:
             policy: When to try again.
             timeout: Seconds for all attempts together; None = no limit.
             clock: Seconds, for tests.
+            servers: How many there are, of which another may do what one refuses; None = unknown.
         """
         self._policy = policy
         self._clock = clock
         self._timeout = timeout
         self._deadline = None if timeout is None else clock() + timeout
         self._failures = 0
+        self._servers = servers or ServerCount(None)
+        self._refused_by: list[str] = []
 
     def of_part(self) -> Self:
         """Return the attempts of a part of the call: counted by themselves, in the same time."""
         attempts = copy.copy(self)
         attempts._failures = 0
+        attempts._refused_by = []
         return attempts
 
     def remaining(self) -> float | None:
@@ -106,13 +121,37 @@ class Attempts:
         """
         if progressed:
             self._failures = 0
+            self._refused_by.clear()
+        if error.reason in OTHER_WEIGHTS and self._is_another_left(error):
+            pause = _OTHER_SERVER_PAUSE * len(self._refused_by)
+            # Not for secrets: parts that move from server to server in step would never part.
+            spread = random.uniform(0.5, 1.0)
+            return self._in_time(spread * min(pause, _LONGEST_OTHER_SERVER_PAUSE), error)
         # A server that drains says so until its running calls have ended, and round robin may meet
         # it again and again while others have room. It ends by itself, so it does not count.
         counts = error.reason != "DRAINING" or self._policy.max_attempts == 1
         self._failures += counts
         if counts and not self._policy.allows(error, self._failures):
             raise error
-        delay = self._policy.delay(error, max(self._failures, 1))
+        return self._in_time(self._policy.delay(error, max(self._failures, 1)), error)
+
+    def _is_another_left(self, error: ScoringError) -> bool:
+        """Return whether a server that has not refused may have the weights that are wanted."""
+        self._refused_by.append(error.metadata.get("server", ""))
+        servers, refusals = set(self._refused_by), len(self._refused_by)
+        known = self._servers.look()
+        if self._policy.max_attempts == 1 or refusals >= _MOST_REFUSALS or known == 1:
+            return False
+        if known is None:
+            return len(servers) > 1 or refusals < _REFUSALS_OF_ONE
+        return len(servers) < known
+
+    def _in_time(self, delay: float, error: ScoringError) -> float:
+        """Return the delay.
+
+        Raises:
+            ScoringError: ``error``, when the timeout would pass meanwhile.
+        """
         if self._deadline is not None and self._clock() + delay >= self._deadline:
             raise error
         return delay

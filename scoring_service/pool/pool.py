@@ -47,6 +47,10 @@ log = structlog.get_logger(__name__)
 TURN_BATCHES = 4
 """Steps' worth of tokens in a part of a call."""
 
+_AWAITING = (
+    "the server waits for weights (--await-weights): those that it loaded are not to be answered "
+    "from, and nobody has pushed any since it was started"
+)
 _STOP_SECONDS = 5.0
 _HOUSEKEEPING_SECONDS = 1.0
 
@@ -61,6 +65,8 @@ class PoolState(StrEnum):
     CRASH_LOOP = "crash_loop"
     PAUSED = "paused"
     """Workers answer, but an admin had new calls refused."""
+    AWAITING_WEIGHTS = "awaiting_weights"
+    """Workers answer, but nobody gave them the weights that calls are to be answered from."""
 
 
 class WorkerPool:
@@ -124,12 +130,14 @@ class WorkerPool:
         """The model that answers.
 
         Raises:
-            ServiceError: LOADING, CRASH_LOOP or DRAINING.
+            ServiceError: LOADING, AWAITING_WEIGHTS, CRASH_LOOP or DRAINING.
         """
         if self.state is PoolState.DRAINING:
             raise ServiceError(Fault(Reason.DRAINING, "the server is shutting down"))
         if self.state is PoolState.PAUSED:
             raise ServiceError(Fault(Reason.DRAINING, self.stage))
+        if self.state is PoolState.AWAITING_WEIGHTS:
+            raise ServiceError(Fault(Reason.AWAITING_WEIGHTS, self.stage))
         if self.state is PoolState.CRASH_LOOP:
             retry_after = self._seconds_to_ready()
             raise ServiceError(Fault(Reason.CRASH_LOOP, self.stage, retry_after=retry_after))
@@ -138,6 +146,11 @@ class WorkerPool:
             message = f"the model is not ready: {self.stage}"
             raise ServiceError(Fault(Reason.LOADING, message, retry_after=retry_after))
         return self._info
+
+    @property
+    def takes_updates(self) -> bool:
+        """Whether an update of the weights could begin, as far as workers are concerned."""
+        return self.state in (PoolState.READY, PoolState.PAUSED, PoolState.AWAITING_WEIGHTS)
 
     @property
     def weight_version(self) -> int | None:
@@ -194,8 +207,8 @@ class WorkerPool:
             accepts: whether weights are those that the call insists on; the running ones are.
 
         Raises:
-            ServiceError: QUEUE_FULL, OUT_OF_MEMORY, LOADING, CRASH_LOOP, DRAINING,
-                WEIGHT_VERSION_MISMATCH.
+            ServiceError: QUEUE_FULL, OUT_OF_MEMORY, LOADING, AWAITING_WEIGHTS, CRASH_LOOP,
+                DRAINING, WEIGHT_VERSION_MISMATCH.
         """
         info = self.info
         if accepts is not None and not accepts(info):
@@ -575,6 +588,8 @@ class WorkerPool:
         self.weights.commit(generation)
         for worker in self.workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
+        if self.state is PoolState.AWAITING_WEIGHTS:
+            self._update_state()
         self._changed.set()
         self._changed.clear()
 
@@ -620,6 +635,10 @@ class WorkerPool:
         if self._ready_workers():
             if self._paused:
                 self._set(PoolState.PAUSED, "an admin had the server drained")
+            elif self._settings.await_weights and not self.weights.committed:
+                if self.state is not PoolState.AWAITING_WEIGHTS:
+                    log.info("awaiting_weights", model=self.name)
+                self._set(PoolState.AWAITING_WEIGHTS, _AWAITING)
             else:
                 self._set(PoolState.READY, "ready")
             return

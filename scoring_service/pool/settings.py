@@ -16,6 +16,8 @@ class PoolSettings:
     max_queue_reply_bytes: int = 16 << 30
     """Bytes of their answers."""
     workers: int = 1
+    await_weights: bool = False
+    """Calls are refused until the first update of the weights was committed."""
     heartbeat_timeout: float = 30.0
     """A worker that was silent for longer hangs, and is killed."""
     step_timeout: float = 600.0

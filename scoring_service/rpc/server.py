@@ -65,7 +65,11 @@ class ServerConfig:
 
 
 class Server:
-    """Serves one model. Health: "" is alive, the service's full name is ready."""
+    """Serves one model.
+
+    Health: "" is alive, ScoringService's full name is ready, AdminService's is that updates of the
+    weights can begin.
+    """
 
     def __init__(
         self, config: ServerConfig, pool: WorkerPool, telemetry: Telemetry | None = None
@@ -107,6 +111,8 @@ class Server:
         """
         await self._health.set("", _SERVING)
         await self._health.set(SERVICE_NAME, _NOT_SERVING)
+        if self._config.admin is not None:
+            await self._health.set(admin.SERVICE_NAME, _NOT_SERVING)
         address = f"{self._config.host}:{self._config.port}"
         if self._credentials is None:
             self.port = self._server.add_insecure_port(address)
@@ -120,7 +126,7 @@ class Server:
 
     async def wait_ready(self) -> bool:
         """Waits until the model answers (True) or cannot be loaded (False)."""
-        while self._pool.state is PoolState.LOADING:
+        while self._pool.state in (PoolState.LOADING, PoolState.AWAITING_WEIGHTS):
             await self._pool.wait_changed()
         return self._pool.state is PoolState.READY
 
@@ -148,10 +154,18 @@ class Server:
         await self._health_server.start()
 
     async def _watch_health(self) -> None:
+        told: PoolState | None = None
         while True:
-            ready = self._pool.state is PoolState.READY
+            # Looked at again after it was told, because it may change while that waits.
+            if self._pool.state is told:
+                await self._pool.wait_changed()
+                continue
+            told = self._pool.state
+            ready = told is PoolState.READY
             await self._health.set(SERVICE_NAME, _SERVING if ready else _NOT_SERVING)
-            await self._pool.wait_changed()
+            if self._config.admin is not None:
+                takes = self._pool.takes_updates
+                await self._health.set(admin.SERVICE_NAME, _SERVING if takes else _NOT_SERVING)
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

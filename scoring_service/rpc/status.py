@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import NoReturn
 
 import grpc
@@ -13,6 +14,10 @@ from scoring_service.errors import Fault
 DOMAIN = "scoring.v1"
 """`ErrorInfo.domain` of every error."""
 
+SERVER_ID = uuid.uuid4().hex[:16]
+"""`ErrorInfo.metadata["server"]` of calls that failed: tells clients whether a second refusal came
+from another one of several servers behind a name."""
+
 _DETAILS_KEY = "grpc-status-details-bin"
 
 _MAX_TEXT = 300
@@ -20,11 +25,12 @@ _MAX_TEXT = 300
 quote what the caller sent."""
 
 
-def to_status(fault: Fault, request_id: str = "") -> status_pb2.Status:
+def to_status(fault: Fault, request_id: str = "", server: str = "") -> status_pb2.Status:
     """google.rpc.Status with ErrorInfo, and BadRequest and RetryInfo where they apply."""
     info = error_details_pb2.ErrorInfo(reason=fault.reason.value, domain=DOMAIN)
-    if request_id:
-        info.metadata["request_id"] = bounded(request_id)
+    for key, value in (("request_id", request_id), ("server", server)):
+        if value:
+            info.metadata[key] = bounded(value)
     details: list[any_pb2.Any] = [_pack(info)]
     if fault.violations:
         violations = [
@@ -46,7 +52,7 @@ async def abort(
     context: grpc.aio.ServicerContext[object, object], fault: Fault, request_id: str = ""
 ) -> NoReturn:
     """Ends the call with the fault."""
-    status = to_status(fault, request_id)
+    status = to_status(fault, request_id, server=SERVER_ID)
     code = grpc.StatusCode[fault.code.value]
     await context.abort(code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))
     raise AssertionError("abort() does not return")

@@ -40,6 +40,8 @@ class Fault:
     retry_delay: float | None = None
     field: str = ""
     """Field of a violation; none when empty."""
+    server: str = ""
+    """Which server says so; "" = it does not say."""
     version_after: int | None = None
     """Weights that later calls are answered from."""
 
@@ -64,7 +66,8 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         credentials: TLS.
         preferred_tokens: Limit preferred_tokens_per_call of GetModelInfo.
         digest: weights_digest of answers.
-        version: weight_version of answers.
+        version: weight_version of answers; a call that expects another one is refused.
+        says_who: Whether such a refusal says which server it comes from.
     """
 
     def __init__(
@@ -84,12 +87,14 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         preferred_tokens: int = PREFERRED_TOKENS,
         digest: str = "",
         version: int = 0,
+        says_who: bool = True,
     ) -> None:
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
         self.asked = threading.Event()
         self.cancelled = threading.Event()
         self.version = version
+        self.says_who = says_who
         self._preferred_tokens = preferred_tokens
         self._digest = digest
         self._faults = list(faults)
@@ -192,12 +197,20 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
             message = f'no model "{name}" is served; there is: {MODEL}'
             _abort(context, Fault(code, message, "MODEL_NOT_FOUND"))
 
+    def _check_version(self, expect: Any, context: Any) -> None:
+        if expect.HasField("weight_version") and expect.weight_version != self.version:
+            code = grpc.StatusCode.FAILED_PRECONDITION
+            name = self.target if self.says_who else ""
+            fault = Fault(code, "another version", "WEIGHT_VERSION_MISMATCH", server=name)
+            _abort(context, fault)
+
     def _answer(self, request: Any, context: Any, response: Any) -> Iterator[Any]:
         self.requests.append(request)
         self.asked.set()
         self.metadata.append(dict(context.invocation_metadata()))
         context.add_callback(self.cancelled.set)
         self._check_model(request.model, context)
+        self._check_version(request.expect, context)
         fault = self._faults.pop(0) if self._faults else None
         messages = self._messages(request, response)
         sent = 0
@@ -244,7 +257,11 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
 def _abort(context: Any, fault: Fault) -> None:
     details: list[Any] = []
     if fault.reason:
-        details.append(error_details_pb2.ErrorInfo(reason=fault.reason, domain="scoring.v1"))
+        metadata = {"server": fault.server} if fault.server else {}
+        info = error_details_pb2.ErrorInfo(
+            reason=fault.reason, domain="scoring.v1", metadata=metadata
+        )
+        details.append(info)
     if fault.retry_delay is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(fault.retry_delay * 1e9))

@@ -35,6 +35,9 @@ class AdminServiceStub(object):
     WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
+
+    grpc.health.v1 answers for this service by its full name too: SERVING while an update can begin,
+    which it also can where ScoringService awaits its first weights.
     """
 
     def __init__(self, channel):
@@ -110,6 +113,9 @@ class AdminServiceServicer(object):
     WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
+
+    grpc.health.v1 answers for this service by its full name too: SERVING while an update can begin,
+    which it also can where ScoringService awaits its first weights.
     """
 
     def UpdateWeights(self, request, context):
@@ -239,6 +245,9 @@ class AdminService(object):
     WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
+
+    grpc.health.v1 answers for this service by its full name too: SERVING while an update can begin,
+    which it also can where ScoringService awaits its first weights.
     """
 
     @staticmethod

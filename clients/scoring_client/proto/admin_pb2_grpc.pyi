@@ -47,6 +47,9 @@ class AdminServiceStub:
                            WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
+
+    grpc.health.v1 answers for this service by its full name too: SERVING while an update can begin,
+    which it also can where ScoringService awaits its first weights.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -127,6 +130,9 @@ class AdminServiceAsyncStub:
                            WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
+
+    grpc.health.v1 answers for this service by its full name too: SERVING while an update can begin,
+    which it also can where ScoringService awaits its first weights.
     """
 
     UpdateWeights: grpc.aio.UnaryStreamMultiCallable[
@@ -206,6 +212,9 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
                            WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
+
+    grpc.health.v1 answers for this service by its full name too: SERVING while an update can begin,
+    which it also can where ScoringService awaits its first weights.
     """
 
     @abc.abstractmethod

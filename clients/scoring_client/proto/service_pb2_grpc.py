@@ -27,14 +27,19 @@ class ScoringServiceStub(object):
     for too long: READER_STALLED. A message beyond max_request_bytes, and a
     call beyond the server's concurrent calls, are refused by gRPC itself,
     without details
-    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
-    (retry)
+    UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
+    once an update of the weights was committed), DRAINING, WORKER_DIED (and
+    no other worker took over), CRASH_LOOP (retry)
     UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
     PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
     ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
     that running samples are to be aborted)
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    The ErrorInfo of a call that failed has metadata: "server" is an id that the server's process made
+    up when it began, which tells one of several behind a name from another; "request_id" is that of
+    the request.
 
     AdminService (admin.proto) adds reasons of its own.
     """
@@ -95,14 +100,19 @@ class ScoringServiceServicer(object):
     for too long: READER_STALLED. A message beyond max_request_bytes, and a
     call beyond the server's concurrent calls, are refused by gRPC itself,
     without details
-    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
-    (retry)
+    UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
+    once an update of the weights was committed), DRAINING, WORKER_DIED (and
+    no other worker took over), CRASH_LOOP (retry)
     UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
     PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
     ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
     that running samples are to be aborted)
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    The ErrorInfo of a call that failed has metadata: "server" is an id that the server's process made
+    up when it began, which tells one of several behind a name from another; "request_id" is that of
+    the request.
 
     AdminService (admin.proto) adds reasons of its own.
     """
@@ -137,7 +147,8 @@ class ScoringServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
-        """What a trainer has to know before it starts. UNAVAILABLE while the model loads.
+        """What a trainer has to know before it starts. UNAVAILABLE while the model loads, or
+        waits for its weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,14 +219,19 @@ class ScoringService(object):
     for too long: READER_STALLED. A message beyond max_request_bytes, and a
     call beyond the server's concurrent calls, are refused by gRPC itself,
     without details
-    UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
-    (retry)
+    UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
+    once an update of the weights was committed), DRAINING, WORKER_DIED (and
+    no other worker took over), CRASH_LOOP (retry)
     UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
     PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
     ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
     that running samples are to be aborted)
     DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
     INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    The ErrorInfo of a call that failed has metadata: "server" is an id that the server's process made
+    up when it began, which tells one of several behind a name from another; "request_id" is that of
+    the request.
 
     AdminService (admin.proto) adds reasons of its own.
     """

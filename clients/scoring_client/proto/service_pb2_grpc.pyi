@@ -39,14 +39,19 @@ class ScoringServiceStub:
                            for too long: READER_STALLED. A message beyond max_request_bytes, and a
                            call beyond the server's concurrent calls, are refused by gRPC itself,
                            without details
-      UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
-                           (retry)
+      UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
+                           once an update of the weights was committed), DRAINING, WORKER_DIED (and
+                           no other worker took over), CRASH_LOOP (retry)
       UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
       PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
       ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
                            that running samples are to be aborted)
       DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
       INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    The ErrorInfo of a call that failed has metadata: "server" is an id that the server's process made
+    up when it began, which tells one of several behind a name from another; "request_id" is that of
+    the request.
 
     AdminService (admin.proto) adds reasons of its own.
     """
@@ -82,7 +87,9 @@ class ScoringServiceStub:
         scoring_client.proto.model_info_pb2.GetModelInfoRequest,
         scoring_client.proto.model_info_pb2.GetModelInfoResponse,
     ]
-    """What a trainer has to know before it starts. UNAVAILABLE while the model loads."""
+    """What a trainer has to know before it starts. UNAVAILABLE while the model loads, or
+    waits for its weights.
+    """
 
     Tokenize: grpc.UnaryUnaryMultiCallable[
         scoring_client.proto.tokenize_pb2.TokenizeRequest,
@@ -108,14 +115,19 @@ class ScoringServiceAsyncStub:
                            for too long: READER_STALLED. A message beyond max_request_bytes, and a
                            call beyond the server's concurrent calls, are refused by gRPC itself,
                            without details
-      UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
-                           (retry)
+      UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
+                           once an update of the weights was committed), DRAINING, WORKER_DIED (and
+                           no other worker took over), CRASH_LOOP (retry)
       UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
       PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
       ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
                            that running samples are to be aborted)
       DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
       INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    The ErrorInfo of a call that failed has metadata: "server" is an id that the server's process made
+    up when it began, which tells one of several behind a name from another; "request_id" is that of
+    the request.
 
     AdminService (admin.proto) adds reasons of its own.
     """
@@ -150,7 +162,9 @@ class ScoringServiceAsyncStub:
         scoring_client.proto.model_info_pb2.GetModelInfoRequest,
         scoring_client.proto.model_info_pb2.GetModelInfoResponse,
     ]
-    """What a trainer has to know before it starts. UNAVAILABLE while the model loads."""
+    """What a trainer has to know before it starts. UNAVAILABLE while the model loads, or
+    waits for its weights.
+    """
 
     Tokenize: grpc.aio.UnaryUnaryMultiCallable[
         scoring_client.proto.tokenize_pb2.TokenizeRequest,
@@ -176,14 +190,19 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
                            for too long: READER_STALLED. A message beyond max_request_bytes, and a
                            call beyond the server's concurrent calls, are refused by gRPC itself,
                            without details
-      UNAVAILABLE          LOADING, DRAINING, WORKER_DIED (and no other worker took over), CRASH_LOOP
-                           (retry)
+      UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
+                           once an update of the weights was committed), DRAINING, WORKER_DIED (and
+                           no other worker took over), CRASH_LOOP (retry)
       UNAUTHENTICATED      UNAUTHENTICATED: no token, or one that this server does not know
       PERMISSION_DENIED    PERMISSION_DENIED: the token lacks the scope that the RPC needs
       ABORTED              WEIGHTS_REPLACED (in the status of a sample: an update of the weights said
                            that running samples are to be aborted)
       DEADLINE_EXCEEDED, CANCELLED   as gRPC defines them
       INTERNAL             INTERNAL_ERROR: a bug; please report it with the request id
+
+    The ErrorInfo of a call that failed has metadata: "server" is an id that the server's process made
+    up when it began, which tells one of several behind a name from another; "request_id" is that of
+    the request.
 
     AdminService (admin.proto) adds reasons of its own.
     """
@@ -228,7 +247,9 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
         request: scoring_client.proto.model_info_pb2.GetModelInfoRequest,
         context: _ServicerContext,
     ) -> typing.Union[scoring_client.proto.model_info_pb2.GetModelInfoResponse, collections.abc.Awaitable[scoring_client.proto.model_info_pb2.GetModelInfoResponse]]:
-        """What a trainer has to know before it starts. UNAVAILABLE while the model loads."""
+        """What a trainer has to know before it starts. UNAVAILABLE while the model loads, or
+        waits for its weights.
+        """
 
     @abc.abstractmethod
     def Tokenize(
