@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from scoring_service.errors import Fault
+
 
 class RunningSamples(StrEnum):
     """What becomes of samples that are being drawn at a commit."""
@@ -74,7 +76,8 @@ class UpdateStatus:
     staging: Staging | None = None
     """None = not decided yet."""
     digest: str = ""
-    error: str = ""
+    fault: Fault | None = None
+    """Why it failed or was aborted."""
     seconds: dict[Phase, float] = field(default_factory=dict)
     """In the phases that are over."""
     _since: float = field(default_factory=time.monotonic)
@@ -85,6 +88,11 @@ class UpdateStatus:
         if self.phase not in ENDED:
             self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._since
         self.phase, self._since = phase, now
+
+    @property
+    def error(self) -> str:
+        """Why it failed or was aborted, for people."""
+        return "" if self.fault is None else self.fault.message
 
     @property
     def phase_seconds(self) -> dict[Phase, float]:

@@ -377,7 +377,7 @@ class WeightUpdate:
     def _end(self, phase: Phase, fault: Fault) -> None:
         applied = self.status.phase is Phase.APPLYING
         self._fault = fault
-        self.status.error = fault.message
+        self.status.fault = fault
         self.status.enter(phase)
         if applied:
             # Workers that have forgotten the running weights start again with them.

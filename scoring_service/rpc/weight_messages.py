@@ -14,6 +14,7 @@ from scoring_service.pool.weight_status import (
     UpdateOptions,
     UpdateStatus,
 )
+from scoring_service.rpc.status import to_status
 from scoring_service.types import TensorSpec
 
 _DTYPES: dict[int, str] = {
@@ -115,6 +116,8 @@ def status_message(status: UpdateStatus) -> pb.WeightUpdateStatus:
         error=status.error,
         identity=status.identity,
     )
+    if status.fault is not None:
+        message.failure.CopyFrom(to_status(status.fault))
     for phase, seconds in status.phase_seconds.items():
         message.phase_times.add(phase=_phase(phase), seconds=seconds)
     return message

@@ -321,12 +321,32 @@ def test_a_server_that_refuses_is_heard_at_once(admin):
     with WeightsServer(specs, fail=fail) as server:
         with pytest.raises(ScoringError) as caught:
             admin(server.target, "push_weights", generate(), version=1)
-        # grpc.aio reports INTERNAL where a write met the end of the call before its status.
-        if admin.kind == "sync" or caught.value.code is not grpc.StatusCode.INTERNAL:
-            assert caught.value.reason == "OUT_OF_MEMORY"
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.reason == "OUT_OF_MEMORY"
+        assert caught.value.message == "no room"
         assert len(server.requests) == 2
     # Other ranks may be gathering with this one, so the iterator is run to its end all the same.
     assert made == list(specs)
+
+
+@pytest.mark.parametrize("other_update", [False, True])
+def test_a_lost_status_is_asked_for_by_the_update_s_name(runner, other_update):
+    def fail(request, number):
+        return (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no room") if number else None
+
+    async def push(target):
+        async with AsyncAdminClient(target) as client:
+            await client.push_weights(state(), version=1)
+
+    with (
+        WeightsServer(SPECS, fail=fail, loses_status=True, other_update=other_update) as server,
+        pytest.raises(ScoringError) as caught,
+    ):
+        runner.run(push(server.target))
+    # What became of somebody else's update is no answer.
+    lost = (grpc.StatusCode.INTERNAL, "")
+    told = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert (caught.value.code, caught.value.reason) == (lost if other_update else told)
 
 
 def test_conditions_of_the_server_are_typed(admin):

@@ -28,6 +28,9 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
             (code, reason, message).
         slow: Seconds that each part takes.
         commit_slow: Seconds between phases at the commit.
+        loses_status: Calls that ``fail`` ends have INTERNAL for a status and no details, which is
+            what grpc.aio makes of one that comes while a message is being written.
+        other_update: GetWeights tells of an update that somebody else began and that failed since.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         fail: Callable[[Any, int], tuple[grpc.StatusCode, str, str] | None] | None = None,
         slow: float = 0.0,
         commit_slow: float = 0.0,
+        loses_status: bool = False,
+        other_update: bool = False,
     ) -> None:
         self.specs = specs
         self.version = version
@@ -49,6 +54,8 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         self.ended = threading.Event()
         self.updates = 0
         self._fail, self._slow, self._commit_slow = fail, slow, commit_slow
+        self._loses_status, self._other_update = loses_status, other_update
+        self._last: weights_pb2.WeightUpdateStatus | None = None
         self._busy = threading.Lock()
         self._server = grpc.server(
             futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)]
@@ -79,6 +86,8 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         answer = admin_pb2.GetWeightsResponse(model="toy", version=self.version)
         if self._busy.locked():
             answer.update.CopyFrom(self._status("RECEIVING", 0).status)
+        if self._last is not None:
+            answer.last_update.CopyFrom(self._last)
         if request.list_tensors:
             for name, (dtype, shape, tied) in sorted(self.specs.items()):
                 kind = f"WEIGHT_DATA_TYPE_{dtype.upper()}"
@@ -103,7 +112,7 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
             self.message_sizes.append(request.ByteSize())
             fault = self._fail(request, number) if self._fail else None
             if fault is not None:
-                abort(context, *fault)
+                self._refuse(context, version, *fault)
             step = request.WhichOneof("step")
             assert (step == "begin") is (number == 0)
             if step == "begin":
@@ -119,6 +128,19 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
             else:
                 yield from self._commit(new, request.commit, version, context)
                 return
+
+    def _refuse(
+        self, context: Any, version: int, code: grpc.StatusCode, reason: str, message: str
+    ) -> None:
+        """Fail the update, whatever becomes of the status on its way."""
+        last = self._status("FAILED", version).status
+        last.failure.CopyFrom(refusal(code, reason, message))
+        if self._other_update:
+            last.update_id = "u2"
+        self._last = last
+        if self._loses_status:
+            context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
+        abort(context, code, reason, message)
 
     def _take(self, new: dict[str, bytearray], chunk: Any) -> None:
         dtype, shape, _ = self.specs[chunk.name]
@@ -180,7 +202,11 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
 
 
 def abort(context: Any, code: grpc.StatusCode, reason: str, message: str) -> None:
-    detail = error_details_pb2.ErrorInfo(reason=reason, domain="scoring.v1")
-    status = status_pb2.Status(code=code.value[0], message=message, details=packed(detail))
+    status = refusal(code, reason, message)
     context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
     context.abort(code, message)
+
+
+def refusal(code: grpc.StatusCode, reason: str, message: str) -> status_pb2.Status:
+    detail = error_details_pb2.ErrorInfo(reason=reason, domain="scoring.v1")
+    return status_pb2.Status(code=code.value[0], message=message, details=packed(detail))

@@ -154,6 +154,8 @@ async def test_incomplete(served: WeightServer, state: State) -> None:
     last = (await served.weights()).last_update
     assert last.phase == weights_pb2.WEIGHT_UPDATE_PHASE_ABORTED
     assert "commit" in last.error
+    # What the call ended with is told to whoever asks.
+    assert last.failure == status
 
 
 async def test_unknown_fields(served: WeightServer, state: State) -> None:

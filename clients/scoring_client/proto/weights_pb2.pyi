@@ -1,3 +1,4 @@
+from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -131,7 +132,7 @@ class PhaseTime(_message.Message):
     def __init__(self, phase: _Optional[_Union[WeightUpdatePhase, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class WeightUpdateStatus(_message.Message):
-    __slots__ = ("update_id", "phase", "version", "bytes_received", "bytes_total", "tensors_received", "tensors_total", "workers_staged", "workers_total", "staging", "weights_digest", "phase_times", "error", "identity")
+    __slots__ = ("update_id", "phase", "version", "bytes_received", "bytes_total", "tensors_received", "tensors_total", "workers_staged", "workers_total", "staging", "weights_digest", "phase_times", "error", "identity", "failure")
     UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +147,7 @@ class WeightUpdateStatus(_message.Message):
     PHASE_TIMES_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     update_id: str
     phase: WeightUpdatePhase
     version: int
@@ -160,4 +162,5 @@ class WeightUpdateStatus(_message.Message):
     phase_times: _containers.RepeatedCompositeFieldContainer[PhaseTime]
     error: str
     identity: str
-    def __init__(self, update_id: _Optional[str] = ..., phase: _Optional[_Union[WeightUpdatePhase, str]] = ..., version: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_total: _Optional[int] = ..., tensors_received: _Optional[int] = ..., tensors_total: _Optional[int] = ..., workers_staged: _Optional[int] = ..., workers_total: _Optional[int] = ..., staging: _Optional[_Union[StagingMode, str]] = ..., weights_digest: _Optional[str] = ..., phase_times: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., error: _Optional[str] = ..., identity: _Optional[str] = ...) -> None: ...
+    failure: _status_pb2.Status
+    def __init__(self, update_id: _Optional[str] = ..., phase: _Optional[_Union[WeightUpdatePhase, str]] = ..., version: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_total: _Optional[int] = ..., tensors_received: _Optional[int] = ..., tensors_total: _Optional[int] = ..., workers_staged: _Optional[int] = ..., workers_total: _Optional[int] = ..., staging: _Optional[_Union[StagingMode, str]] = ..., weights_digest: _Optional[str] = ..., phase_times: _Optional[_Iterable[_Union[PhaseTime, _Mapping]]] = ..., error: _Optional[str] = ..., identity: _Optional[str] = ..., failure: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...

@@ -3,7 +3,8 @@
 # ruff: noqa: ASYNC109 - gRPC enforces the deadline, and the server learns of it.
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -23,6 +24,9 @@ from scoring_client.weights.plan import WeightPlan
 from scoring_client.weights.replicas import common_tensors, labels, raise_failures
 from scoring_client.weights.reporter import Reporter
 from scoring_client.weights.results import WeightsInfo, WeightUpdate, weight_update
+
+FailureOf = Callable[[str], Awaitable[ScoringError | None]]
+"""From the name of an update to why it failed, as far as that can be known."""
 
 
 class AsyncServer(Protocol):
@@ -45,9 +49,6 @@ async def push(
     """Send tensors to every server and have each commit them; see the blocking ``push``.
 
     Tensors are read in the event loop's thread, a message at a time.
-
-    When the server ends the call while a message is being written, grpc.aio may report INTERNAL in
-    place of the server's status; ``get_weights().last_update.error`` has the server's words then.
     """
     given = GivenWeights(weights)
     try:
@@ -63,7 +64,7 @@ async def push(
         try:
             for name, server in named.items():
                 call = await server.open_push(options.get("timeout"))
-                streams[name] = _Stream(call, report)
+                streams[name] = _Stream(call, report, partial(_failure_of, server, model))
             await _send_all(streams, begin)
             # A refusal comes whole when nothing is being written meanwhile.
             await asyncio.gather(*(stream.answered.wait() for stream in streams.values()))
@@ -86,9 +87,10 @@ async def push(
 class _Stream:
     """A PushWeights call whose answers a task reads."""
 
-    def __init__(self, call: Any, report: Reporter) -> None:
+    def __init__(self, call: Any, report: Reporter, failure_of: FailureOf) -> None:
         self._call = call
         self._report = report
+        self._failure_of = failure_of
         self.error: ScoringError | None = None
         self._update: WeightUpdate | None = None
         self.answered = asyncio.Event()
@@ -143,12 +145,32 @@ class _Stream:
                 if self._update.phase != "receiving":
                     self._report.update(self._update)
         except grpc.RpcError as failure:
-            self.error = admin_error(failure)
+            self.error = await self._true_error(admin_error(failure))
         except asyncio.CancelledError:
             # Cancelling the call cancels whoever reads it.
             self.error = ScoringError("the push was given up")
         finally:
             self.answered.set()
+
+    async def _true_error(self, error: ScoringError) -> ScoringError:
+        """Return why the server ended the call.
+
+        grpc.aio puts an INTERNAL of its own in place of a status that comes while a message is
+        being written. The server's own errors have a reason.
+        """
+        lost = error.code is grpc.StatusCode.INTERNAL and not error.reason
+        if not lost or self._update is None:
+            return error
+        return await self._failure_of(self._update.update_id) or error
+
+
+async def _failure_of(server: AsyncServer, model: str, update_id: str) -> ScoringError | None:
+    """Return why an update failed, if it is the last that ended and the server can be asked."""
+    try:
+        last = (await server.get_weights(model, list_tensors=False)).last_update
+    except ScoringError:
+        return None
+    return last.failure if last is not None and last.update_id == update_id else None
 
 
 async def _send_all(streams: dict[str, _Stream], message: bytes) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from scoring_client.errors import ScoringError
 from scoring_client.proto import weights_pb2
+from scoring_client.status import error_from_status
 
 Phase = Literal[
     "unspecified",
@@ -72,6 +74,9 @@ class WeightUpdate:
     """Why it failed or was aborted; "" otherwise."""
     identity: str
     """Who began it; "" where the server does not ask callers who they are."""
+    failure: ScoringError | None = None
+    """What the call that began it raised, or would have; None unless it failed or was aborted, and
+    from servers that do not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,9 @@ def weight_update(status: weights_pb2.WeightUpdateStatus) -> WeightUpdate:
         phase_seconds={phase_name(time.phase): time.seconds for time in status.phase_times},
         error=status.error,
         identity=status.identity,
+        failure=error_from_status(status.failure, request_id="")
+        if status.HasField("failure")
+        else None,
     )
 
 
