@@ -21,7 +21,7 @@ from scoring_service.pool.pool import PoolState, WorkerPool
 from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.rpc.admin import AdminConfig
+from scoring_service.rpc.admin_config import AdminConfig
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.rpc.tls import TlsFiles, is_public

@@ -9,8 +9,8 @@
 Needs no torch. ``AsyncScoringClient`` is its asynchronous twin.
 """
 
-from scoring_client.admin import AdminClient, push_to_all
-from scoring_client.admin_aio import AsyncAdminClient, async_push_to_all
+from scoring_client.admin import AdminClient
+from scoring_client.admin_aio import AsyncAdminClient
 from scoring_client.aio import AsyncScoringClient
 from scoring_client.client import ScoringClient
 from scoring_client.errors import (
@@ -44,6 +44,7 @@ from scoring_client.inputs import (
 from scoring_client.model_info import Limits, ModelInfo, ServedModel
 from scoring_client.processing import Processing, ResolvedProcessing
 from scoring_client.provenance import Progress, Provenance, Usage
+from scoring_client.replicated_push import async_push_to_all, push_to_all
 from scoring_client.results import (
     CompletionScores,
     CompletionTopK,

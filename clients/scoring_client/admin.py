@@ -1,12 +1,25 @@
 """The blocking client of a server's administration: weights, cache, whether calls are taken."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 
+from scoring_client.admin_calls import (
+    PUSH_METHOD,
+    AdminCall,
+    Answer,
+    UpdateProgress,
+    abort_update_call,
+    drain_call,
+    flush_cache_call,
+    get_weights_call,
+    push_defaults,
+    resume_call,
+    update_weights_call,
+)
 from scoring_client.admin_channel import AdminSettings, admin_error, admin_options
 from scoring_client.channel import (
     ChannelOptions,
@@ -16,21 +29,15 @@ from scoring_client.channel import (
     full_target,
     with_trace,
 )
-from scoring_client.errors import DeadlineError, ProtocolError
+from scoring_client.errors import DeadlineError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
-from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
+from scoring_client.weights.options import PushOptions, UpdateOptions
 from scoring_client.weights.push import push
 from scoring_client.weights.replicas import check_one_server
-from scoring_client.weights.results import (
-    WeightProgress,
-    WeightsInfo,
-    WeightUpdate,
-    weight_update,
-    weights_info,
-)
+from scoring_client.weights.results import WeightsInfo, WeightUpdate
 from scoring_client.weights.stream import PushStream
 
 
@@ -82,9 +89,8 @@ class AdminClient:
             channel_options,
         )
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
-        # Messages are serialised already; see weights/messages.py.
         self._push: Any = self._channel.stream_stream(
-            "/scoring.v1.AdminService/PushWeights",
+            PUSH_METHOD,
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
         )
@@ -155,7 +161,8 @@ class AdminClient:
             PreconditionFailedError: the version, digest or set of tensors is not what was asked.
             ScoringError: see ``scoring_client.errors``. The old weights go on serving then.
         """
-        return push_to_all([self], weights, version=version, **options)[0]
+        model, filled = push_defaults([self], options)
+        return push([self], weights, version, model, filled)[0]
 
     def update_weights(
         self,
@@ -185,18 +192,11 @@ class AdminClient:
             NotFoundError: there is nothing.
             ScoringError: as of ``push_weights``.
         """
-        model = options.get("model", self._settings.model)
-        request = update_request(model, version, path, repository, revision, options)
-        on_progress = options.get("on_progress")
-        update: WeightUpdate | None = None
-        timeout = options.get("timeout", self._settings.timeout)
-        for answer in self._stream(self._stub.UpdateWeights, request, timeout):
-            update = weight_update(answer.status)
-            if on_progress is not None:
-                on_progress(WeightProgress(update.phase, update.bytes_received, update.bytes_total))
-        if update is None or update.phase != "committed":
-            raise ProtocolError("the server ended the update without committing it")
-        return update
+        call = update_weights_call(self._settings, version, path, repository, revision, options)
+        progress = UpdateProgress(options.get("on_progress"))
+        for update in self._stream(call):
+            progress.take(update)
+        return progress.committed()
 
     def get_weights(self, model: str | None = None, *, list_tensors: bool = False) -> WeightsInfo:
         """Return which weights answer, and which update is under way.
@@ -208,10 +208,7 @@ class AdminClient:
         Raises:
             ScoringError: see ``scoring_client.errors``.
         """
-        request = admin_pb2.GetWeightsRequest(
-            model=self._settings.name(model), list_tensors=list_tensors
-        )
-        return weights_info(self._unary(self._stub.GetWeights, request))
+        return self._unary(get_weights_call(self._settings, model, list_tensors))
 
     def wait_for_version(
         self, version: int, timeout: float = 60.0, *, model: str | None = None
@@ -244,10 +241,7 @@ class AdminClient:
         Raises:
             NotFoundError: it is not under way.
         """
-        request = admin_pb2.AbortUpdateRequest(
-            model=self._settings.name(model), update_id=update_id
-        )
-        return weight_update(self._unary(self._stub.AbortUpdate, request).status)
+        return self._unary(abort_update_call(self._settings, model, update_id))
 
     def flush_cache(self, model: str | None = None) -> int:
         """Forget cached prompts; no answer changes by it. Return the pages that were freed.
@@ -255,8 +249,7 @@ class AdminClient:
         Args:
             model: Name of the model; default: the client's.
         """
-        request = admin_pb2.FlushCacheRequest(model=self._settings.name(model))
-        return int(self._unary(self._stub.FlushCache, request).pages_freed)
+        return self._unary(flush_cache_call(self._settings, model))
 
     def drain(self, model: str | None = None, *, timeout: float | None = None) -> Iterator[int]:
         """Refuse new calls until ``resume``, and yield how many are left until none are.
@@ -267,9 +260,7 @@ class AdminClient:
             model: Name of the model; default: the client's.
             timeout: Seconds to wait for calls that run; None = no limit.
         """
-        request = admin_pb2.DrainRequest(model=self._settings.name(model))
-        for answer in self._stream(self._stub.Drain, request, timeout):
-            yield answer.calls_left
+        return self._stream(drain_call(self._settings, model, timeout))
 
     def resume(self, model: str | None = None) -> None:
         """Take calls again after ``drain``.
@@ -277,8 +268,7 @@ class AdminClient:
         Args:
             model: Name of the model; default: the client's.
         """
-        request = admin_pb2.ResumeRequest(model=self._settings.name(model))
-        self._unary(self._stub.Resume, request)
+        self._unary(resume_call(self._settings, model))
 
     def open_push(self, timeout: float | None) -> PushStream:
         """Begin a stream of weights, for ``push_weights``."""
@@ -291,55 +281,28 @@ class AdminClient:
         """What calls use that say nothing else."""
         return self._settings
 
-    def _unary(self, method: Any, request: Any) -> Any:
+    def _unary(self, call: AdminCall[Answer]) -> Answer:
         try:
-            return method(
-                request,
-                timeout=self._settings.unary_timeout,
+            answer = getattr(self._stub, call.rpc)(
+                call.request,
+                timeout=call.timeout,
                 metadata=with_trace(self._settings.metadata),
             )
         except grpc.RpcError as error:
-            raise admin_error(error, request) from error
+            raise admin_error(error, call.request) from error
+        return call.parse(answer)
 
-    def _stream(self, method: Any, request: Any, timeout: float | None) -> Iterator[Any]:
-        call = method(request, timeout=timeout, metadata=with_trace(self._settings.metadata))
+    def _stream(self, call: AdminCall[Answer]) -> Iterator[Answer]:
+        answers = getattr(self._stub, call.rpc)(
+            call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
+        )
         try:
-            yield from call
+            for answer in answers:
+                yield call.parse(answer)
         except grpc.RpcError as error:
-            raise admin_error(error, request) from error
+            raise admin_error(error, call.request) from error
         finally:
-            call.cancel()
-
-
-def push_to_all(
-    clients: Sequence[AdminClient],
-    weights: Weights,
-    *,
-    version: int,
-    **options: Unpack[PushOptions],
-) -> list[WeightUpdate]:
-    """Push the same weights to several servers at once, reading each tensor once.
-
-    Nothing is committed anywhere unless every server took every tensor. Commits are not one
-    transaction: servers change within milliseconds of one another, each answer names its version,
-    and a server that fails at its commit is reported beside those that went on.
-
-    Args:
-        clients: One for each server; ``replica_targets`` lists the servers behind a name.
-        weights: As of ``AdminClient.push_weights``.
-        version: As there.
-        options: As there; model and timeout default to the first client's.
-
-    Returns:
-        The updates, in the order of ``clients``.
-
-    Raises:
-        ReplicaError: some of several servers failed; ``errors`` names them, ``updates`` the others.
-        ScoringError: as of ``AdminClient.push_weights``.
-    """
-    settings: Any = clients[0].settings if clients else AdminSettings("", "", None, ())
-    filled: PushOptions = {"timeout": settings.timeout, **options}
-    return push(clients, weights, version, options.get("model", settings.model), filled)
+            answers.cancel()
 
 
 def _open_channel(

@@ -3,12 +3,25 @@
 # ruff: noqa: ASYNC109 - gRPC enforces the deadline, and the server learns of it.
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 
+from scoring_client.admin_calls import (
+    PUSH_METHOD,
+    AdminCall,
+    Answer,
+    UpdateProgress,
+    abort_update_call,
+    drain_call,
+    flush_cache_call,
+    get_weights_call,
+    push_defaults,
+    resume_call,
+    update_weights_call,
+)
 from scoring_client.admin_channel import AdminSettings, admin_error, admin_options
 from scoring_client.channel import (
     ChannelOptions,
@@ -18,21 +31,15 @@ from scoring_client.channel import (
     full_target,
     with_trace,
 )
-from scoring_client.errors import DeadlineError, ProtocolError
+from scoring_client.errors import DeadlineError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
-from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
+from scoring_client.weights.options import PushOptions, UpdateOptions
 from scoring_client.weights.push_aio import push
 from scoring_client.weights.replicas import check_one_server
-from scoring_client.weights.results import (
-    WeightProgress,
-    WeightsInfo,
-    WeightUpdate,
-    weight_update,
-    weights_info,
-)
+from scoring_client.weights.results import WeightsInfo, WeightUpdate
 
 
 class AsyncAdminClient:
@@ -146,7 +153,8 @@ class AsyncAdminClient:
             PreconditionFailedError: the version, digest or set of tensors is not what was asked.
             ScoringError: see ``scoring_client.errors``. The old weights go on serving then.
         """
-        return (await async_push_to_all([self], weights, version=version, **options))[0]
+        model, filled = push_defaults([self], options)
+        return (await push([self], weights, version, model, filled))[0]
 
     async def update_weights(
         self,
@@ -176,18 +184,11 @@ class AsyncAdminClient:
             NotFoundError: there is nothing.
             ScoringError: as of ``push_weights``.
         """
-        model = options.get("model", self._settings.model)
-        request = update_request(model, version, path, repository, revision, options)
-        on_progress = options.get("on_progress")
-        update: WeightUpdate | None = None
-        timeout = options.get("timeout", self._settings.timeout)
-        async for answer in self._stream("UpdateWeights", request, timeout):
-            update = weight_update(answer.status)
-            if on_progress is not None:
-                on_progress(WeightProgress(update.phase, update.bytes_received, update.bytes_total))
-        if update is None or update.phase != "committed":
-            raise ProtocolError("the server ended the update without committing it")
-        return update
+        call = update_weights_call(self._settings, version, path, repository, revision, options)
+        progress = UpdateProgress(options.get("on_progress"))
+        async for update in self._stream(call):
+            progress.take(update)
+        return progress.committed()
 
     async def get_weights(
         self, model: str | None = None, *, list_tensors: bool = False
@@ -201,10 +202,7 @@ class AsyncAdminClient:
         Raises:
             ScoringError: see ``scoring_client.errors``.
         """
-        request = admin_pb2.GetWeightsRequest(
-            model=self._settings.name(model), list_tensors=list_tensors
-        )
-        return weights_info(await self._unary("GetWeights", request))
+        return await self._unary(get_weights_call(self._settings, model, list_tensors))
 
     async def wait_for_version(
         self, version: int, timeout: float = 60.0, *, model: str | None = None
@@ -237,10 +235,7 @@ class AsyncAdminClient:
         Raises:
             NotFoundError: it is not under way.
         """
-        request = admin_pb2.AbortUpdateRequest(
-            model=self._settings.name(model), update_id=update_id
-        )
-        return weight_update((await self._unary("AbortUpdate", request)).status)
+        return await self._unary(abort_update_call(self._settings, model, update_id))
 
     async def flush_cache(self, model: str | None = None) -> int:
         """Forget cached prompts; no answer changes by it. Return the pages that were freed.
@@ -248,8 +243,7 @@ class AsyncAdminClient:
         Args:
             model: Name of the model; default: the client's.
         """
-        request = admin_pb2.FlushCacheRequest(model=self._settings.name(model))
-        return int((await self._unary("FlushCache", request)).pages_freed)
+        return await self._unary(flush_cache_call(self._settings, model))
 
     async def drain(
         self, model: str | None = None, *, timeout: float | None = None
@@ -262,9 +256,8 @@ class AsyncAdminClient:
             model: Name of the model; default: the client's.
             timeout: Seconds to wait for calls that run; None = no limit.
         """
-        request = admin_pb2.DrainRequest(model=self._settings.name(model))
-        async for answer in self._stream("Drain", request, timeout):
-            yield answer.calls_left
+        async for calls_left in self._stream(drain_call(self._settings, model, timeout)):
+            yield calls_left
 
     async def resume(self, model: str | None = None) -> None:
         """Take calls again after ``drain``.
@@ -272,16 +265,14 @@ class AsyncAdminClient:
         Args:
             model: Name of the model; default: the client's.
         """
-        request = admin_pb2.ResumeRequest(model=self._settings.name(model))
-        await self._unary("Resume", request)
+        await self._unary(resume_call(self._settings, model))
 
     async def open_push(self, timeout: float | None) -> Any:
         """Begin a stream of weights, for ``push_weights``."""
         if self._owns_channel:
             await asyncio.to_thread(check_one_server, self.target)
-        # Messages are serialised already; see weights/messages.py.
         method: Any = self._open().stream_stream(
-            "/scoring.v1.AdminService/PushWeights",
+            PUSH_METHOD,
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
         )
@@ -300,60 +291,28 @@ class AsyncAdminClient:
     def _method(self, rpc: str) -> Any:
         return getattr(admin_pb2_grpc.AdminServiceStub(self._open()), rpc)
 
-    async def _unary(self, rpc: str, request: Any) -> Any:
+    async def _unary(self, call: AdminCall[Answer]) -> Answer:
         try:
-            return await self._method(rpc)(
-                request,
-                timeout=self._settings.unary_timeout,
+            answer = await self._method(call.rpc)(
+                call.request,
+                timeout=call.timeout,
                 metadata=with_trace(self._settings.metadata),
             )
         except grpc.RpcError as error:
-            raise admin_error(error, request) from error
+            raise admin_error(error, call.request) from error
+        return call.parse(answer)
 
-    async def _stream(
-        self, rpc: str, request: Any, timeout: float | None
-    ) -> AsyncGenerator[Any, None]:
-        call = self._method(rpc)(
-            request, timeout=timeout, metadata=with_trace(self._settings.metadata)
+    async def _stream(self, call: AdminCall[Answer]) -> AsyncGenerator[Answer, None]:
+        answers = self._method(call.rpc)(
+            call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
         )
         try:
-            async for answer in call:
-                yield answer
+            async for answer in answers:
+                yield call.parse(answer)
         except grpc.RpcError as error:
-            raise admin_error(error, request) from error
+            raise admin_error(error, call.request) from error
         finally:
-            call.cancel()
-
-
-async def async_push_to_all(
-    clients: Sequence[AsyncAdminClient],
-    weights: Weights,
-    *,
-    version: int,
-    **options: Unpack[PushOptions],
-) -> list[WeightUpdate]:
-    """Push the same weights to several servers at once, reading each tensor once.
-
-    Nothing is committed anywhere unless every server took every tensor. Commits are not one
-    transaction: servers change within milliseconds of one another, each answer names its version,
-    and a server that fails at its commit is reported beside those that went on.
-
-    Args:
-        clients: One for each server; ``replica_targets`` lists the servers behind a name.
-        weights: As of ``AsyncAdminClient.push_weights``.
-        version: As there.
-        options: As there; model and timeout default to the first client's.
-
-    Returns:
-        The updates, in the order of ``clients``.
-
-    Raises:
-        ReplicaError: some of several servers failed; ``errors`` names them, ``updates`` the others.
-        ScoringError: as of ``AsyncAdminClient.push_weights``.
-    """
-    settings: Any = clients[0].settings if clients else AdminSettings("", "", None, ())
-    filled: PushOptions = {"timeout": settings.timeout, **options}
-    return await push(clients, weights, version, options.get("model", settings.model), filled)
+            answers.cancel()
 
 
 def _open_channel(

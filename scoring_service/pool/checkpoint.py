@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from scoring_service.engine.weight_memory import Layout
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.types import EngineConfig, TensorSpec
+from scoring_service.types import EngineConfig, EngineInfo, TensorSpec
 
 READER_MODULE = "scoring_service.engine.checkpoint"
 
@@ -62,3 +63,10 @@ def allowed_path(path: str, roots: tuple[Path, ...]) -> Path:
     if not resolved.exists():
         raise ServiceError(Fault(Reason.WEIGHTS_NOT_FOUND, f"there is nothing at {path}"))
     return resolved
+
+
+def source_config(
+    config: EngineConfig, info: EngineInfo, source: Path | str, revision: str | None = None
+) -> EngineConfig:
+    """How to read a checkpoint as the model was read, in the type that it runs in."""
+    return replace(config, model=str(source), revision=revision, dtype=info.dtype, device="cpu")

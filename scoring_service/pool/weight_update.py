@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
 
 from scoring_service.engine.events import (
-    ApplyWeights,
     FillWeights,
-    StageWeights,
     WeightEvent,
     WeightsFailed,
     WeightsFilled,
@@ -21,22 +17,23 @@ from scoring_service.engine.weight_memory import lay_out
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.checkpoint import read_checkpoint
 from scoring_service.pool.generations import Generation, Generations
+from scoring_service.pool.weight_calls import Calls
 from scoring_service.pool.weight_receiver import (
     TensorChunk,
     WeightReceiver,
     incomplete,
     widest_element,
 )
+from scoring_service.pool.weight_staging import WorkerStaging, check_digest
 from scoring_service.pool.weight_status import (
     ENDED,
     Phase,
-    RunningSamples,
     Staging,
     UpdateOptions,
     UpdateStatus,
 )
 from scoring_service.pool.worker import Worker
-from scoring_service.types import EngineConfig, EngineInfo
+from scoring_service.types import EngineConfig
 
 STAGING_SECONDS = 600.0
 """Longest time for workers to prepare weights, one that died and started again included."""
@@ -46,26 +43,6 @@ _USUAL_BYTES = 4
 
 _MOST_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
-
-
-class Calls(Protocol):
-    """What an update needs of its pool's calls."""
-
-    def hold_back(self, *, on: bool) -> None:
-        """While on, nothing is begun but what must end on the running weights."""
-        ...
-
-    def change_samples(self, policy: RunningSamples, reason: str) -> None:
-        """Does with the samples that are being drawn what an update says."""
-        ...
-
-    def parts_running(self) -> int:
-        """Parts that workers compute."""
-        ...
-
-    def commit(self, generation: Generation) -> None:
-        """Calls begin with these weights from now on."""
-        ...
 
 
 class WeightUpdate:
@@ -111,9 +88,7 @@ class WeightUpdate:
         status.bytes_total = layout.tensor_bytes
         status.tensors_total = len(layout.regions)
         self._news = asyncio.Event()
-        self._reports: dict[int, WeightsStaged] = {}
-        """By worker; a worker that dies takes its report with it."""
-        self._applying: set[int] = set()
+        self._staging = WorkerStaging(number, options, self._memory, self._receiver, generations)
         self._deaths = 0
         self._filled = False
         self._is_read = False
@@ -121,12 +96,10 @@ class WeightUpdate:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once it was committed or has failed."""
         self._fault: Fault | None = None
-        self._stages = False
-        """Whether workers have been told to stage."""
         self._finishing: asyncio.Task[None] | None = None
         if not (options.convert_dtypes or options.partial):
             # Where and as what everything will lie is known: workers hash what comes at once.
-            self._begin_staging()
+            self._staging.begin()
 
     # What its caller does.
 
@@ -209,14 +182,13 @@ class WeightUpdate:
 
     def worker_ready(self, worker: Worker) -> None:
         """A worker answers, and has to be told."""
-        if self._stages and not self.is_over:
-            self._stage_at(worker)
+        if not self.is_over:
+            self._staging.worker_ready(worker)
         self._news.set()
 
     def worker_lost(self, worker: Worker) -> None:
         """It died; if that happens over these weights again and again, they are given up."""
-        self._reports.pop(worker.index, None)
-        self._applying.discard(worker.index)
+        self._staging.worker_lost(worker)
         if self.status.phase in (Phase.STAGING, Phase.APPLYING):
             self._deaths += 1
             if self._deaths == _MOST_DEATHS:
@@ -228,9 +200,7 @@ class WeightUpdate:
         """Something about this update's weights."""
         match event:
             case WeightsStaged():
-                self._reports[worker.index] = event
-                if event.usable:
-                    worker.weights.add(self.number)
+                self._staging.staged(worker, event)
             case WeightsFailed(_, message):
                 room = "MemoryError" in message or "out of memory" in message
                 reason = Reason.OUT_OF_MEMORY if room else Reason.INTERNAL_ERROR
@@ -238,7 +208,7 @@ class WeightUpdate:
                 self._fault = self._fault or Fault(reason, message)
             case WeightsFilled():
                 self._filled = True
-        self.status.workers_staged = len(self._reports)
+        self.status.workers_staged = self._staging.reported
         self._news.set()
 
     def parts_changed(self) -> None:
@@ -254,8 +224,10 @@ class WeightUpdate:
                 self._memory_is_whole()
                 self.status.enter(Phase.STAGING)
                 await self._until_staged()
-                self._check_digest(digest)
-                if self._in_place:
+                self.status.digest = self._staging.digest()
+                check_digest(self.status.digest, (self._options.digest, digest))
+                self.status.staging = self._staging.place()
+                if self.status.staging is Staging.IN_PLACE:
                     await self._apply_in_place()
                 self._commit()
         except TimeoutError:
@@ -297,43 +269,17 @@ class WeightUpdate:
     def _memory_is_whole(self) -> None:
         self._receiver.filled()
         self.status.tensors_received = self.status.tensors_total
-        if not self._stages:
-            self._begin_staging()
+        if not self._staging.has_begun:
+            self._staging.begin()
 
     async def _until_staged(self) -> None:
         """Until every worker that answers has read the weights."""
         while True:
-            ready = self._ready()
+            ready = self._staging.ready
             self.status.workers_total = len(ready)
-            if ready and all(worker.index in self._reports for worker in ready):
+            if self._staging.all_staged(ready):
                 return
             await self._wait()
-
-    def _check_digest(self, digest: str) -> None:
-        """Raises ServiceError where the digest is not the one that was expected."""
-        found = {report.digest for report in self._reports.values()}
-        if len(found) != 1:
-            message = f"workers read different weights: {', '.join(sorted(found))}"
-            raise ServiceError(Fault(Reason.INTERNAL_ERROR, message))
-        (self.status.digest,) = found
-        for expected in (self._options.digest, digest):
-            if expected and expected != self.status.digest:
-                message = f"the weights have the digest {self.status.digest}, not {expected}"
-                raise ServiceError(Fault(Reason.WEIGHTS_DIGEST_MISMATCH, message))
-
-    @property
-    def _in_place(self) -> bool:
-        """Whether some worker has no room beside the running weights.
-
-        Raises:
-            ServiceError: OUT_OF_MEMORY, if it was asked for.
-        """
-        usable = all(self._reports[worker.index].usable for worker in self._ready())
-        if not usable and self._options.staging is Staging.BESIDE:
-            message = "a worker has no room for the weights beside those that run"
-            raise ServiceError(Fault(Reason.OUT_OF_MEMORY, message))
-        self.status.staging = Staging.BESIDE if usable else Staging.IN_PLACE
-        return not usable
 
     async def _apply_in_place(self) -> None:
         self.status.enter(Phase.DRAINING)
@@ -342,21 +288,11 @@ class WeightUpdate:
         while self._calls.parts_running():
             await self._wait()
         self.status.enter(Phase.APPLYING)
-        while True:
-            ready = self._ready()
-            waiting = [worker for worker in ready if self.number not in worker.weights]
-            if ready and not waiting:
-                return
-            for worker in waiting:
-                if worker.index in self._reports and worker.index not in self._applying:
-                    self._applying.add(worker.index)
-                    # It forgets all others.
-                    worker.weights.clear()
-                    worker.send(ApplyWeights(self.number))
+        while not self._staging.apply():
             await self._wait()
 
     def _commit(self) -> None:
-        report = next(iter(self._reports.values()))
+        report = self._staging.report
         info = replace(
             self._base.info,
             weight_version=self.status.version,
@@ -365,8 +301,7 @@ class WeightUpdate:
         )
         generation = Generation(self.number, info, self._memory, self._receiver.layout)
         self.status.enter(Phase.COMMITTED)
-        for worker in self._generations.workers:
-            worker.staging.discard(self.number)
+        self._staging.end()
         self._calls.commit(generation)
         if self.status.staging is Staging.BESIDE:
             self._calls.change_samples(self._options.running_samples, "committed")
@@ -380,40 +315,17 @@ class WeightUpdate:
         self.status.fault = fault
         self.status.enter(phase)
         if applied:
-            # Workers that have forgotten the running weights start again with them.
-            for worker in self._generations.workers:
-                if worker.index in self._applying:
-                    worker.kill()
+            self._staging.kill_applying()
         self._generations.abandon(self.number, self._memory, reusable=not self._is_read)
         self.over.set_result(None)
         self._ended(self)
         self._calls.hold_back(on=False)
         self._news.set()
 
-    def _begin_staging(self) -> None:
-        self._stages = True
-        for worker in self._ready():
-            self._stage_at(worker)
-
-    def _stage_at(self, worker: Worker) -> None:
-        worker.staging.add(self.number)
-        worker.send(
-            StageWeights(
-                self.number,
-                self._memory.path,
-                self._receiver.layout,
-                self.status.version,
-                beside=self._options.staging is not Staging.IN_PLACE,
-            )
-        )
-
-    def _ready(self) -> list[Worker]:
-        return [worker for worker in self._generations.workers if worker.is_ready]
-
     async def _a_worker(self) -> Worker:
         """A worker that has the running weights."""
         while True:
-            for worker in self._ready():
+            for worker in self._staging.ready:
                 if self._base.number in worker.weights:
                     return worker
             await self._wait()
@@ -432,10 +344,3 @@ class WeightUpdate:
     def _check(self) -> None:
         if self._fault is not None:
             raise ServiceError(self._fault)
-
-
-def source_config(
-    config: EngineConfig, info: EngineInfo, source: Path | str, revision: str | None = None
-) -> EngineConfig:
-    """How to read a checkpoint as the model was read, in the type that it runs in."""
-    return replace(config, model=str(source), revision=revision, dtype=info.dtype, device="cpu")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import uuid
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
 
@@ -20,28 +19,14 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.generations import Generation, Generations
-from scoring_service.pool.observer import PoolObserver
+from scoring_service.pool.weight_calls import WeightCalls
 from scoring_service.pool.weight_receiver import unsupported
 from scoring_service.pool.weight_status import ENDED, Phase, UpdateOptions, UpdateStatus
-from scoring_service.pool.weight_update import Calls, WeightUpdate
+from scoring_service.pool.weight_update import WeightUpdate
 from scoring_service.pool.worker import Worker, WorkerState
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
-
-
-class WeightCalls(Calls, Protocol):
-    """What a pool does for its weights."""
-
-    observer: PoolObserver
-
-    def worker_admitted(self, worker: Worker) -> None:
-        """A worker answers as the others do."""
-        ...
-
-    def model_replaced(self, info: EngineInfo) -> None:
-        """What is loaded is another model than before."""
-        ...
 
 
 @dataclass(slots=True)

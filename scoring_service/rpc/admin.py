@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -18,24 +16,18 @@ from google.protobuf.message import Message
 
 from scoring_client.proto import admin_pb2 as pb
 from scoring_client.proto import admin_pb2_grpc
-from scoring_client.proto.weights_pb2 import WeightChunk, WeightUpdateStatus
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
-from scoring_service.pool.checkpoint import allowed_path
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.weight_status import Phase
-from scoring_service.pool.weight_update import WeightUpdate, source_config
+from scoring_service.pool.weight_update import WeightUpdate
+from scoring_service.rpc.admin_config import AdminConfig, weight_source
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.malformed import Malformed
 from scoring_service.rpc.models import Models
+from scoring_service.rpc.pushed_weights import PushedWeights
 from scoring_service.rpc.status import abort, bounded
+from scoring_service.rpc.told_update import LOOK_SECONDS, STATUS_SECONDS, told
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
-from scoring_service.rpc.weight_messages import (
-    parse_chunk,
-    parse_digest,
-    parse_options,
-    status_message,
-    tensor_message,
-)
+from scoring_service.rpc.weight_messages import parse_options, status_message, tensor_message
 from scoring_service.rpc.weight_wire import WirePart, read_push
 from scoring_service.types import EngineConfig
 
@@ -45,28 +37,6 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
-
-_STATUS_SECONDS = 5.0
-"""How often an update, or a drain, tells how far it is."""
-
-_LOOK_SECONDS = 0.1
-"""How often it is looked whether there is something to tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdminConfig:
-    """Who may change what is served, and from where weights may be read."""
-
-    names: frozenset[str] | None = None
-    """Callers' names that have the scope, where no token says so; None = every caller has it."""
-    roots: tuple[Path, ...] = ()
-    """Folders that weights may be read from."""
-    repositories: frozenset[str] = frozenset()
-    """Hub repositories that they may."""
-    stream_timeout: float = 60.0
-    """Seconds of silence after which a stream of weights is aborted."""
-    engine: EngineConfig | None = None
-    """How the model was loaded; None = checkpoints cannot be."""
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -84,11 +54,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Weights from the caller."""
         try:
             self._check_caller(context)
-            stream = _Pushed(request_iterator, self._config.stream_timeout)
+            stream = PushedWeights(request_iterator, self._config.stream_timeout)
             begin = await stream.begin()
             options = parse_options(begin.options, "begin.options")
             update = self._pool(begin.model).weights.begin(options, identity_of(context))
-            async for status in _told(update, stream.receive(update)):
+            async for status in told(update, stream.receive(update)):
                 yield pb.PushWeightsResponse(status=status)
         except ServiceError as error:
             await self._refuse(context, error)
@@ -110,9 +80,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                     )
             options = parse_options(request.options, "options")
             pool = self._pool(request.model)
-            source = self._source(request, pool)
+            source = weight_source(self._config, request, pool.weights.current.info)
             update = pool.weights.begin(options, identity_of(context))
-            async for status in _told(update, _read(update, source)):
+            async for status in told(update, _read(update, source)):
                 yield pb.UpdateWeightsResponse(status=status)
         except ServiceError as error:
             await self._refuse(context, error)
@@ -152,12 +122,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             pool = self._pool(request.model)
             pool.pause()
             log.info("drain", identity=identity_of(context))
-            told = -_STATUS_SECONDS
+            last = -STATUS_SECONDS
             while pool.calls_left:
-                if time.monotonic() - told >= _STATUS_SECONDS:
-                    told = time.monotonic()
+                if time.monotonic() - last >= STATUS_SECONDS:
+                    last = time.monotonic()
                     yield pb.DrainResponse(calls_left=pool.calls_left)
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(LOOK_SECONDS)
             yield pb.DrainResponse(calls_left=0, drained=True)
         except ServiceError as error:
             await self._refuse(context, error)
@@ -210,30 +180,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def _pool(self, model: str) -> WorkerPool:
         return self._models.find(model).pool
 
-    def _source(self, request: pb.UpdateWeightsRequest, pool: WorkerPool) -> EngineConfig:
-        """What to read.
-
-        Raises:
-            ServiceError: INVALID_FIELD, SOURCE_NOT_ALLOWED, WEIGHTS_NOT_FOUND.
-        """
-        info = pool.weights.current.info
-        if self._config.engine is None:
-            message = "this server does not read checkpoints"
-            raise ServiceError(Fault(Reason.UPDATES_UNSUPPORTED, message))
-        engine = self._config.engine
-        match request.WhichOneof("source"):
-            case "path":
-                found = allowed_path(request.path, self._config.roots)
-                return source_config(engine, info, found)
-            case "hub":
-                repository = request.hub.repository
-                if repository not in self._config.repositories:
-                    message = f"{repository!r} is none of those that --weights-hub names"
-                    raise ServiceError(Fault(Reason.SOURCE_NOT_ALLOWED, message))
-                return source_config(engine, info, repository, request.hub.revision or None)
-            case _:
-                raise invalid("source", "give `path` or `hub`")
-
     def _check_caller(self, context: Context) -> None:
         """Raises ServiceError for a caller without the scope; tokens are looked at before."""
         names = self._config.names
@@ -264,108 +210,9 @@ def _bug() -> Fault:
     return Fault(Reason.INTERNAL_ERROR, "a bug in the server; its log tells")
 
 
-class _Pushed:
-    """Messages of a stream of weights, each in its place."""
-
-    def __init__(self, messages: AsyncIterator[Any], patience: float) -> None:
-        self._messages = aiter(messages)
-        self._patience = patience
-        self._count = 0
-
-    async def begin(self) -> pb.PushWeightsBegin:
-        """The first message.
-
-        Raises:
-            ServiceError: INVALID_FIELD, UPDATE_ABORTED.
-        """
-        first = await self._next()
-        if isinstance(first, WirePart) or first is None or first.WhichOneof("step") != "begin":
-            raise invalid("step", "a stream of weights begins with `begin`")
-        begin: pb.PushWeightsBegin = first.begin
-        return begin
-
-    async def receive(self, update: WeightUpdate) -> None:
-        """Everything after it, up to the commit.
-
-        Raises:
-            ServiceError: why the update failed.
-        """
-        while (message := await self._next()) is not None:
-            if isinstance(message, WirePart):
-                _take(update, message.chunks)
-            elif message.WhichOneof("step") == "part":
-                _take(update, [(c, memoryview(c.data)) for c in message.part.chunks])
-            elif message.WhichOneof("step") == "commit":
-                digest = parse_digest(message.commit.weights_digest, "commit.weights_digest")
-                await update.commit(digest)
-                return
-            else:
-                raise invalid("step", "`part` or `commit` comes here")
-        message = "the stream ended without `commit`"
-        raise ServiceError(Fault(Reason.UPDATE_ABORTED, message))
-
-    async def _next(self) -> Any:
-        """The next message, None after the last."""
-        try:
-            async with asyncio.timeout(self._patience):
-                message = await anext(self._messages)
-        except StopAsyncIteration:
-            return None
-        except TimeoutError:
-            text = f"nothing came for {self._patience:g} s"
-            raise ServiceError(Fault(Reason.UPDATE_ABORTED, text)) from None
-        if isinstance(message, Malformed):
-            raise ServiceError(message.fault)
-        if not isinstance(message, WirePart):
-            refuse_unknown_fields(message)
-        return message
-
-
-def _take(update: WeightUpdate, chunks: Sequence[tuple[WeightChunk, memoryview]]) -> None:
-    for place, (chunk, data) in enumerate(chunks):
-        path = f"part.chunks[{place}]"
-        refuse_unknown_fields(chunk)
-        update.take(parse_chunk(chunk, data, path), path)
-    if not chunks:
-        raise invalid("part.chunks", "is empty")
-
-
 async def _read(update: WeightUpdate, source: EngineConfig) -> None:
     await update.read_files(source)
     await update.commit()
-
-
-async def _told(update: WeightUpdate, work: Awaitable[None]) -> AsyncIterator[WeightUpdateStatus]:
-    """How far an update is, now and then, while the work goes on.
-
-    Whatever ends this before the commit ends the update.
-
-    Raises:
-        ServiceError: why the update failed.
-    """
-    task = asyncio.ensure_future(work)
-    last: tuple[Phase, float] | None = None
-    try:
-        while not task.done() and not update.is_over:
-            now = time.monotonic()
-            if last is None or last[0] != update.status.phase or now - last[1] >= _STATUS_SECONDS:
-                last = update.status.phase, now
-                yield status_message(update.look())
-            await asyncio.wait(
-                {task, update.over}, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-        if update.fault is not None:
-            raise ServiceError(update.fault)
-        await task
-        yield status_message(update.look())
-    except ServiceError as error:
-        update.give_up(error.fault)
-        raise
-    except BaseException:
-        update.give_up(Fault(Reason.UPDATE_ABORTED, "its caller left"))
-        raise
-    finally:
-        task.cancel()
 
 
 def add_to_server(servicer: AdminServicer, server: grpc.aio.Server) -> None:

@@ -14,7 +14,8 @@ from grpc_reflection.v1alpha import reflection
 from scoring_client.proto import service_pb2, service_pb2_grpc
 from scoring_service.pool.pool import PoolState, WorkerPool
 from scoring_service.rpc import admin
-from scoring_service.rpc.admin import AdminConfig, AdminServicer
+from scoring_service.rpc.admin import AdminServicer
+from scoring_service.rpc.admin_config import AdminConfig
 from scoring_service.rpc.authentication import TokenInterceptor
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
 from scoring_service.rpc.observed import MetricsInterceptor

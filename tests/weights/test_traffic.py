@@ -16,7 +16,7 @@ import pytest_asyncio
 from scoring_client.proto import admin_pb2_grpc, weights_pb2
 from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.rpc.admin import AdminConfig
+from scoring_service.rpc.admin_config import AdminConfig
 from tests.rpc.calls import failure, reason
 from tests.rpc.conftest import LIMITS, run_server
 from tests.weights.conftest import ENGINE, WeightServer
