@@ -66,7 +66,7 @@ class AdminClient:
 
         Args:
             target: Host and port of one server. Several servers behind one name each have weights
-                of their own: see ``push_to_all``.
+                of their own, so calls refuse such a name: see ``push_to_all``, ``replica_targets``.
             model: Model of calls that name none. Empty = the only one served.
             timeout: Seconds for calls that set none; None = no limit.
             token: As of ScoringClient, and so are the arguments that follow.
@@ -272,8 +272,7 @@ class AdminClient:
 
     def open_push(self, timeout: float | None) -> PushStream:
         """Begin a stream of weights, for ``push_weights``."""
-        if self._owns_channel:
-            check_one_server(self.target)
+        self._check_one_server()
         return PushStream(self._push, timeout, with_trace(self._settings.metadata))
 
     @property
@@ -281,7 +280,12 @@ class AdminClient:
         """What calls use that say nothing else."""
         return self._settings
 
+    def _check_one_server(self) -> None:
+        if self._owns_channel:
+            check_one_server(self.target)
+
     def _unary(self, call: AdminCall[Answer]) -> Answer:
+        self._check_one_server()
         try:
             answer = getattr(self._stub, call.rpc)(
                 call.request,
@@ -293,6 +297,7 @@ class AdminClient:
         return call.parse(answer)
 
     def _stream(self, call: AdminCall[Answer]) -> Iterator[Answer]:
+        self._check_one_server()
         answers = getattr(self._stub, call.rpc)(
             call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
         )

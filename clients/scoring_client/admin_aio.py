@@ -269,8 +269,7 @@ class AsyncAdminClient:
 
     async def open_push(self, timeout: float | None) -> Any:
         """Begin a stream of weights, for ``push_weights``."""
-        if self._owns_channel:
-            await asyncio.to_thread(check_one_server, self.target)
+        await self._check_one_server()
         method: Any = self._open().stream_stream(
             PUSH_METHOD,
             request_serializer=None,
@@ -291,7 +290,12 @@ class AsyncAdminClient:
     def _method(self, rpc: str) -> Any:
         return getattr(admin_pb2_grpc.AdminServiceStub(self._open()), rpc)
 
+    async def _check_one_server(self) -> None:
+        if self._owns_channel:
+            await asyncio.to_thread(check_one_server, self.target)
+
     async def _unary(self, call: AdminCall[Answer]) -> Answer:
+        await self._check_one_server()
         try:
             answer = await self._method(call.rpc)(
                 call.request,
@@ -303,6 +307,7 @@ class AsyncAdminClient:
         return call.parse(answer)
 
     async def _stream(self, call: AdminCall[Answer]) -> AsyncGenerator[Answer, None]:
+        await self._check_one_server()
         answers = self._method(call.rpc)(
             call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
         )

@@ -527,6 +527,34 @@ def test_different_models_are_told_apart(admin):
         admin.to_all([one.target, two.target], state(), version=4)
 
 
+CALLS = {
+    "get_weights": lambda client: client.get_weights(),
+    "flush_cache": lambda client: client.flush_cache(),
+    "resume": lambda client: client.resume(),
+    "abort_update": lambda client: client.abort_update(),
+    "update_weights": lambda client: client.update_weights(version=1, path="/weights"),
+    "drain": lambda client: client.drain(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_call_goes_to_one_of_several_servers(call):
+    """An update or a drain of one replica of several is not what anybody means."""
+    target = "ipv4:127.0.0.1:1,127.0.0.1:2"
+    with AdminClient(target) as client, pytest.raises(InvalidRequestError, match="2 servers"):
+        list(CALLS[call](client))
+
+    async def asynchronous():
+        async with AsyncAdminClient(target) as client:
+            asked = CALLS[call](client)
+            if call == "drain":
+                return [left async for left in asked]
+            return await asked
+
+    with pytest.raises(InvalidRequestError, match="2 servers"):
+        asyncio.run(asynchronous())
+
+
 def test_several_servers_behind_one_name_are_refused():
     with pytest.raises(InvalidRequestError, match="2 servers"):
         check_one_server("ipv4:10.0.0.1:5,10.0.0.2:5")

@@ -70,7 +70,7 @@ def targets_of(addresses: Iterable[tuple[int, str]], port: str) -> list[str]:
 
 
 def check_one_server(target: str) -> None:
-    """Refuse a target that several servers stand behind, since only one of them would be updated.
+    """Refuse a target that several servers stand behind, since one of them alone would be asked.
 
     A name that cannot be resolved is left to gRPC, which has words for it.
 
@@ -88,7 +88,8 @@ def check_one_server(target: str) -> None:
     if len(servers) > 1:
         raise InvalidRequestError(
             f"{target} is {len(servers)} servers ({', '.join(servers[:4])}), each with weights of "
-            "its own: push to all of them (scoring_client.push_to_all, replica_targets)"
+            "its own: give each a client of its own (scoring_client.replica_targets lists them; "
+            "push_to_all pushes to all)"
         )
 
 
