@@ -15,9 +15,30 @@ from benchmarks.harness import median_seconds
 
 
 def tables(report: dict[str, Any]) -> str:
-    """Markdown: speed and ratios of every side, then what its processes used."""
+    """Markdown: a line a workload; speed and ratios of every side; what its processes used."""
     ours = "service" if "service" in report["sides"] else "engine"
-    return f"{_speed(report, ours)}\n\n{_processes(report)}"
+    return f"{_summary(report, ours)}\n\n{_speed(report, ours)}\n\n{_processes(report)}"
+
+
+def _summary(report: dict[str, Any], ours: str) -> str:
+    others = [side for side in report["sides"] if side != ours]
+    lines = [
+        f"| workload | {ours}, tokens/s | of the limit | its speed over "
+        + " | ".join(f"`{side}`" for side in others)
+        + " |",
+        "|---" * (3 + len(others)) + "|",
+    ]
+    for name, workload in report["workloads"].items():
+        runs = workload["runs"]
+        if ours not in runs:
+            continue
+        seconds = median_seconds(runs[ours])
+        ratios = [_ratio(runs[side], runs[ours]) if side in runs else "" for side in others]
+        lines.append(
+            f"| `{name}` | {workload['tokens'] / seconds:,.0f} "
+            f"| {workload['limit_seconds'] / seconds:.2f} | {' | '.join(ratios)} |"
+        )
+    return "\n".join(lines)
 
 
 def _speed(report: dict[str, Any], ours: str) -> str:

@@ -21,7 +21,7 @@ from tests.rpc.calls import failure, reason
 from tests.rpc.conftest import LIMITS, run_server
 from tests.weights.conftest import ENGINE, WeightServer
 from tests.weights.traffic import Traffic
-from tests.weights.trainer import Trainer, begin, commit, messages
+from tests.weights.trainer import Trainer, begin, commit
 
 COMMITTED = weights_pb2.WEIGHT_UPDATE_PHASE_COMMITTED
 STEPS = 20
@@ -89,44 +89,26 @@ async def test_a_training_loop(processes: WeightServer, trainer: Trainer) -> Non
             await processes.score([5, 6], [7])  # and time passes
 
 
-async def test_a_worker_killed_in_an_update(processes: WeightServer, trainer: Trainer) -> None:
-    """The update goes on with the other one, and the one that died comes back with its version."""
-    traffic = Traffic(processes.scoring)
-    version = await asyncio.to_thread(trainer.step)
-    stream = list(messages(trainer.states[version], version))
-    starts = processes.pool.workers[0].starts
+async def test_a_worker_killed_after_a_commit(processes: WeightServer, trainer: Trainer) -> None:
+    """What it had begun goes on elsewhere with the weights it had; it comes back with the new.
 
-    async def requests() -> AsyncIterator[object]:
-        for place, message in enumerate(stream):
-            if place == len(stream) // 2:
-                os.kill(processes.pool.workers[0].pid or 0, signal.SIGKILL)
-            yield message
-
+    One that is killed in the middle of an update: tests/e2e/test_live_weights.py.
+    """
+    traffic = Traffic(processes.scoring, sample_tokens=60)
+    first, second = processes.pool.workers
     async with traffic.running():
-        statuses = [r.status async for r in processes.admin.PushWeights(requests())]
-        assert statuses[-1].phase == COMMITTED
+        version = await asyncio.to_thread(trainer.step)
+        await processes.push(trainer.states[version], version)
+        starts = first.starts
+        os.kill(first.pid or 0, signal.SIGKILL)
         await restarted(processes, 0, starts)
-        worker = processes.pool.workers[0]
-        assert worker.weights == processes.pool.workers[1].weights
+        assert first.weights == second.weights
         # The one that came back takes part in the next update.
         version = await asyncio.to_thread(trainer.step)
         statuses = await processes.push(trainer.states[version], version)
         assert statuses[-1].workers_staged == 2
         assert (await processes.score([5, 6], [7])).weight_version == version
     assert traffic.check(trainer)["score"] > 0
-
-
-async def test_a_worker_killed_after_a_commit(processes: WeightServer, trainer: Trainer) -> None:
-    """What it had begun goes on elsewhere with the weights it had; it comes back with the new."""
-    traffic = Traffic(processes.scoring, sample_tokens=60)
-    async with traffic.running():
-        for victim in (0, 1):
-            version = await asyncio.to_thread(trainer.step)
-            await processes.push(trainer.states[version], version)
-            starts = processes.pool.workers[victim].starts
-            os.kill(processes.pool.workers[victim].pid or 0, signal.SIGKILL)
-            await restarted(processes, victim, starts)
-    traffic.check(trainer)
     for worker in processes.pool.workers:
         assert worker.weights == {processes.pool.weights.current.number}
 
