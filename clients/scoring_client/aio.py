@@ -21,10 +21,11 @@ from scoring_client.channel import (
     channel_credentials,
     channel_options,
     full_target,
+    refuse_plaintext_token,
     with_trace,
 )
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.errors import DeadlineError, ScoringError, UnavailableError
+from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
@@ -64,6 +65,8 @@ class AsyncScoringClient:
         root_certificates: Pem | None = None,
         client_certificate: Pem | None = None,
         client_key: Pem | None = None,
+        tls: bool = False,
+        allow_plaintext_token: bool = False,
         channel: grpc.aio.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
@@ -86,8 +89,10 @@ class AsyncScoringClient:
         self._channel = channel
         self._target = target
         self._credentials = channel_credentials(
-            credentials, root_certificates, client_certificate, client_key
+            credentials, root_certificates, client_certificate, client_key, tls=tls
         )
+        secure = self._credentials is not None or channel is not None
+        refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
         self._channel_options = channel_options
 
     async def __aenter__(self) -> "AsyncScoringClient":
@@ -114,7 +119,8 @@ class AsyncScoringClient:
             model: Name of the model; default: the client's.
 
         Raises:
-            UnavailableError: no server was ready in time.
+            UnavailableError: no server was ready in time; at once (NoTlsError) where it speaks no
+                TLS and the client does.
             ModelNotFoundError: the server has no such model.
         """
         deadline = time.monotonic() + timeout
@@ -122,6 +128,8 @@ class AsyncScoringClient:
             try:
                 left = max(deadline - time.monotonic(), 0.01)
                 return await self.model_info(model, timeout=min(left, 5.0))
+            except NoTlsError:
+                raise
             except (UnavailableError, DeadlineError) as error:
                 if time.monotonic() + READY_POLL_SECONDS >= deadline:
                     raise UnavailableError(

@@ -54,11 +54,15 @@ def channel_options(target: str, extra: ChannelOptions = ()) -> list[tuple[str, 
         "grpc.dns_min_time_between_resolutions_ms": 5_000,
         "grpc.primary_user_agent": "scoring-client",
     }
-    # ipv4:127.0.0.1:5,127.0.0.1:6 lists several; each has to be of this machine.
-    addresses = re.sub(r"^(dns:///|ipv[46]:)", "", target).split(",")
-    if all(map(_LOOPBACK.match, addresses)):
+    if _is_loopback(target):
         options["grpc.enable_http_proxy"] = 0
     return list((options | dict(extra)).items())
+
+
+def _is_loopback(target: str) -> bool:
+    # ipv4:127.0.0.1:5,127.0.0.1:6 lists several; each has to be of this machine.
+    addresses = re.sub(r"^(dns:///|ipv[46]:)", "", target).split(",")
+    return all(map(_LOOPBACK.match, addresses))
 
 
 def service_config() -> str:
@@ -92,8 +96,13 @@ def channel_credentials(
     root_certificates: Pem | None,
     client_certificate: Pem | None = None,
     client_key: Pem | None = None,
+    *,
+    tls: bool = False,
 ) -> grpc.ChannelCredentials | None:
     """Return credentials for TLS, or None for a plain channel.
+
+    ``tls`` alone judges the server by gRPC's own roots, those of public authorities; the
+    environment's ``GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`` names a file of others.
 
     Raises:
         ValueError: they contradict one another.
@@ -101,7 +110,7 @@ def channel_credentials(
     """
     pems = (root_certificates, client_certificate, client_key)
     if all(pem is None for pem in pems):
-        return credentials
+        return grpc.ssl_channel_credentials() if tls and credentials is None else credentials
     if credentials is not None:
         raise ValueError("give credentials or certificates, not both")
     if (client_certificate is None) != (client_key is None):
@@ -133,6 +142,28 @@ def _injector() -> Callable[[dict[str, str]], None] | None:
     except ImportError:
         return None
     return inject
+
+
+def refuse_plaintext_token(token: str | None, target: str, *, secure: bool, allowed: bool) -> None:
+    """Let no token leave the machine on a plain channel, unless that is allowed.
+
+    Args:
+        token: What calls carry, if anything.
+        target: Where they go.
+        secure: Whether the channel has credentials of its own.
+        allowed: Whether something else, such as a service mesh, encrypts what leaves the machine.
+
+    Raises:
+        ValueError: the token could be read on the way.
+    """
+    local = _is_loopback(target) or target.startswith(("unix:", "unix-abstract:", "vsock:"))
+    if token is not None and not (secure or local or allowed):
+        raise ValueError(
+            f"the token would travel in plain text to {target}: use TLS (tls=True, or "
+            "root_certificates= for a private authority; on the command line --tls or "
+            "--root-certificates). Where a service mesh encrypts the connection, say so by "
+            "allow_plaintext_token=True (--allow-plaintext-token)"
+        )
 
 
 def call_metadata(token: str | None) -> Metadata:

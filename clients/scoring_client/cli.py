@@ -11,8 +11,8 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.text import Text
 
-from scoring_client.cli_admin import register
-from scoring_client.cli_options import Common, print_json
+from scoring_client import cli_admin
+from scoring_client.cli_options import Common, connect, print_json
 from scoring_client.client import ScoringClient
 from scoring_client.colours import style_of
 from scoring_client.contrast import contrasts
@@ -49,14 +49,13 @@ EXIT_UNAVAILABLE = 3
 EXIT_OTHER = 1
 TABLE_ROWS = 64
 """A longer text is shown without its table unless the table is asked for."""
-CONNECT_ATTEMPTS = 2
 
 app = App(
     name="scoring-client",
     help="Ask a scoring server how likely tokens are, what else was likely, or for samples.",
 )
 
-register(app)
+cli_admin.register(app)
 
 TextOption = Parameter(allow_leading_hyphen=True)
 
@@ -83,20 +82,6 @@ class Shape:
             name: getattr(self, name)
             for name in ("temperature", "top_k", "top_p", "min_p", "defaults")
         }
-
-
-def connect(common: Common) -> ScoringClient:
-    """Return a client."""
-    return ScoringClient(
-        common.target,
-        model=common.model,
-        timeout=common.timeout,
-        token=common.token,
-        root_certificates=common.root_certificates,
-        client_certificate=common.client_certificate,
-        client_key=common.client_key,
-        max_attempts=CONNECT_ATTEMPTS,
-    )
 
 
 @app.command
@@ -288,10 +273,11 @@ def info(*, common: Common = Common()) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 = well, 2 = bad input, 3 = no server or no room, 1 = anything else that failed.
+    0 = well, 2 = bad input, 3 = no server or no room, 1 = anything else that failed, and a
+    comparison that found a difference.
     """
     try:
-        app(
+        status = app(
             None if arguments is None else list(arguments),
             exit_on_error=False,
             result_action="return_value",
@@ -307,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 @dataclass
@@ -395,7 +381,7 @@ def _exit_status(error: ScoringError) -> int:
 
 def _explained(error: ScoringError) -> str:
     """Return an error with what helps next."""
-    if isinstance(error, UnavailableError) and not error.reason:
+    if type(error) is UnavailableError and not error.reason:
         return f"{error}. Is a server running there? --target or SCORING_TARGET names another"
     # Only of errors that are not the user's own does the server's log say more.
     if _exit_status(error) == EXIT_OTHER and error.request_id:

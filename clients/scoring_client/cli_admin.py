@@ -20,15 +20,7 @@ weights_app = App(name="weights", help="Show the weights that a server answers f
 
 def connect(common: Common) -> AdminClient:
     """Return a client."""
-    return AdminClient(
-        common.target,
-        model=common.model,
-        timeout=common.timeout,
-        token=common.token,
-        root_certificates=common.root_certificates,
-        client_certificate=common.client_certificate,
-        client_key=common.client_key,
-    )
+    return AdminClient(**common.connection())
 
 
 @weights_app.default

@@ -7,7 +7,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from scoring_client.channel import channel_credentials, refuse_plaintext_token
+from scoring_client.client import ScoringClient
+from scoring_client.errors import InvalidRequestError
 from scoring_client.jsonable import jsonable
+
+CONNECT_ATTEMPTS = 2
 
 
 @Parameter(name="*")
@@ -23,6 +28,10 @@ class Common:
     """Sent as `authorization: Bearer …`."""
     root_certificates: Path | None = None
     """Use TLS, with a server whose certificate those in this PEM file sign."""
+    tls: Annotated[bool, Parameter(negative="", env_var="SCORING_TLS")] = False
+    """Use TLS, with a server whose certificate a public authority signed."""
+    allow_plaintext_token: Annotated[bool, Parameter(negative="")] = False
+    """Send the token without TLS to another machine: a service mesh encrypts it."""
     client_certificate: Path | None = None
     """Show this certificate (PEM) to a server that asks for one; with --client-key."""
     client_key: Path | None = None
@@ -31,6 +40,54 @@ class Common:
     """Seconds for the whole call."""
     json: Annotated[bool, Parameter(negative="")] = False
     """Print JSON instead of tables."""
+
+    def connection(self) -> dict[str, Any]:
+        """Return a client's keyword arguments.
+
+        Raises:
+            InvalidRequestError: they contradict one another, or a file cannot be read.
+        """
+        try:
+            credentials = channel_credentials(
+                None,
+                _pem("--root-certificates", self.root_certificates),
+                _pem("--client-certificate", self.client_certificate),
+                _pem("--client-key", self.client_key),
+                tls=self.tls,
+            )
+            refuse_plaintext_token(
+                self.token,
+                self.target,
+                secure=credentials is not None,
+                allowed=self.allow_plaintext_token,
+            )
+        except ValueError as error:
+            raise InvalidRequestError(str(error)) from error
+        return {
+            "target": self.target,
+            "model": self.model,
+            "timeout": self.timeout,
+            "token": self.token,
+            "credentials": credentials,
+        }
+
+
+def connect(common: Common) -> ScoringClient:
+    """Return a client."""
+    return ScoringClient(
+        **common.connection(),
+        allow_plaintext_token=common.allow_plaintext_token,
+        max_attempts=CONNECT_ATTEMPTS,
+    )
+
+
+def _pem(option: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequestError(f"{option} {path}: {error.strerror}") from error
 
 
 def print_json(value: Any) -> None:

@@ -15,10 +15,11 @@ from scoring_client.channel import (
     channel_credentials,
     channel_options,
     full_target,
+    refuse_plaintext_token,
     with_trace,
 )
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.errors import DeadlineError, ScoringError, UnavailableError
+from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
@@ -57,6 +58,8 @@ class ScoringClient:
         root_certificates: Pem | None = None,
         client_certificate: Pem | None = None,
         client_key: Pem | None = None,
+        tls: bool = False,
+        allow_plaintext_token: bool = False,
         channel: grpc.Channel | None = None,
         channel_options: ChannelOptions = (),
         max_attempts: int = 5,
@@ -70,13 +73,15 @@ class ScoringClient:
                 are spread over all its addresses.
             model: Model of calls that name none. Empty = the only one served.
             timeout: Seconds for calls that set none, retries included; None = no limit.
-            token: Sent with every call as ``authorization: Bearer …``; on a channel without TLS it
-                can be read on the way.
+            token: Sent with every call as ``authorization: Bearer …``, over TLS or to this machine.
             credentials: TLS with these; see ``grpc.ssl_channel_credentials``.
             root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
             client_certificate: Shown to a server that asks for one (PEM, or a path), with
                 ``client_key``. Without ``root_certificates``, gRPC's own roots judge the server.
             client_key: Its key.
+            tls: TLS with a server whose certificate a public authority signed: gRPC's own roots.
+            allow_plaintext_token: Send the token over a plain channel to another machine, because
+                something else encrypts it, such as a service mesh.
             channel: Use this one, and leave it open; the arguments about channels are ignored.
             channel_options: gRPC's options; they win over this package's.
             max_attempts: Attempts in a row that finish no item before a call fails; 1 = no retry.
@@ -88,7 +93,7 @@ class ScoringClient:
             max_parts_in_flight: Parts of one call that run at once.
 
         Raises:
-            ValueError: an argument makes no sense.
+            ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
         self._model = model
@@ -100,11 +105,14 @@ class ScoringClient:
         self._sizes: dict[str, PartSize] = {}
         self._servers = ServerCount(target if channel is None else None)
         self._owns_channel = channel is None
-        self._channel = channel or _open_channel(
-            target,
-            channel_credentials(credentials, root_certificates, client_certificate, client_key),
-            channel_options,
-        )
+        if channel is None:
+            found = channel_credentials(
+                credentials, root_certificates, client_certificate, client_key, tls=tls
+            )
+            secure = found is not None
+            refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
+            channel = _open_channel(target, found, channel_options)
+        self._channel = channel
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
 
     def __enter__(self) -> "ScoringClient":
@@ -131,7 +139,8 @@ class ScoringClient:
             model: Name of the model; default: the client's.
 
         Raises:
-            UnavailableError: no server was ready in time.
+            UnavailableError: no server was ready in time; at once (NoTlsError) where it speaks no
+                TLS and the client does.
             ModelNotFoundError: the server has no such model.
         """
         deadline = time.monotonic() + timeout
@@ -139,6 +148,8 @@ class ScoringClient:
             try:
                 left = max(deadline - time.monotonic(), 0.01)
                 return self.model_info(model, timeout=min(left, 5.0))
+            except NoTlsError:
+                raise
             except (UnavailableError, DeadlineError) as error:
                 if time.monotonic() + READY_POLL_SECONDS >= deadline:
                     raise UnavailableError(

@@ -110,6 +110,15 @@ class UnavailableError(ScoringError, ConnectionError):
         return True
 
 
+class NoTlsError(UnavailableError):
+    """The channel speaks TLS and the server does not. Sending it again never helps."""
+
+    @property
+    def retryable(self) -> bool:
+        """False: who began in another way goes on so."""
+        return False
+
+
 class ResultChangedError(ScoringError):
     """A broken stream was resumed, but slices already handed out no longer hold.
 

@@ -186,10 +186,19 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
         )
         failure = in_callers_indices(failure, self._indices)
         if isinstance(failure, (DeadlineError, UnavailableError)):
-            unfinished = self.call.items_total - self.call.items_done
-            open_items = f"{unfinished} of {self.call.items_total} items unfinished"
-            failure = reworded(failure, f"{failure.message} ({open_items})")
+            failure = reworded(failure, self._how_far(failure))
         return failure
+
+    def _how_far(self, failure: ScoringError) -> str:
+        unfinished = self.call.items_total - self.call.items_done
+        open_items = f"{unfinished} of {self.call.items_total} items unfinished"
+        timeout = self.call.settings.timeout
+        # What gRPC says of its own deadline is about streams; a server's word has a reason.
+        if isinstance(failure, DeadlineError) and not failure.reason and timeout is not None:
+            return (
+                f"the timeout of {timeout:g} s passed; {open_items}; raise timeout= or add replicas"
+            )
+        return f"{failure.message} ({open_items})"
 
     @abstractmethod
     def results(self, parts: list[PartT]) -> ResultsT:

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -9,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from scoring_client.errors import (
     FieldViolation,
     MessageTooLargeError,
+    NoTlsError,
     ScoringError,
     error_class,
 )
@@ -17,6 +19,8 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 # gRPC's own refusals: "Received message larger than max (104857616 vs. 4194304)", with a prefix
 # "CLIENT: " or "SERVER: " in newer versions.
+_NO_TLS = re.compile(r"WRONG_VERSION_NUMBER")
+_ADDRESS = re.compile(r"ipv[46]:(\S+?:\d+)")
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
 
 
@@ -34,6 +38,8 @@ def error_from_rpc(error: grpc.RpcError, *, request_id: str, request_bytes: int)
     message: str = call.details() or code.name
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (match := _TOO_LARGE.search(message)):
         return _message_too_large(match, message, request_id, request_bytes)
+    if code is grpc.StatusCode.UNAVAILABLE and _NO_TLS.search(message):
+        return _speaks_no_tls(message, request_id)
     status = status_pb2.Status(code=code.value[0], message=message)
     for key, value in call.trailing_metadata() or ():
         if key == _DETAILS_KEY:
@@ -67,6 +73,18 @@ def error_from_status(status: Any, *, request_id: str) -> ScoringError:
         request_id=request.request_id or request_id,
         retry_delay=retry.retry_delay.ToTimedelta().total_seconds() if invited else None,
         metadata=info.metadata,
+    )
+
+
+def _speaks_no_tls(message: str, request_id: str) -> ScoringError:
+    """Return what BoringSSL's lines about a handshake mean."""
+    found = _ADDRESS.search(message)
+    where = f" at {unquote(found[1])}" if found else ""
+    return NoTlsError(
+        f"the server{where} speaks no TLS: connect without certificates and tls (on the command "
+        "line without --root-certificates and --tls), or check the port",
+        code=grpc.StatusCode.UNAVAILABLE,
+        request_id=request_id,
     )
 
 

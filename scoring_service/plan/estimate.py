@@ -18,7 +18,7 @@ from scoring_service.engine.page_budget import (
 )
 from scoring_service.engine.step_shape import step_shape
 from scoring_service.peak_memory import StepLimits, largest_step, step_bytes
-from scoring_service.plan.hardware import Hardware
+from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.shape import ModelShape
 from scoring_service.plan.traffic import Traffic
 
@@ -30,6 +30,8 @@ _PART_SECONDS = 5.0
 """How long a part of a divided call should take a server."""
 _QUEUE_SECONDS = 60.0
 """Work that may wait before calls are refused."""
+_LARGEST = "h200"
+"""The hardware that is known to have the most memory."""
 _LARGEST_QUEUE = 64 << 20
 """Tokens: beyond, the queue itself takes memory that matters."""
 
@@ -101,7 +103,13 @@ def estimate(
         raise DoesNotFitError(
             f"{weights / 1e9:.1f} GB of weights leave {max(0.0, left) / 1e9:.1f} GB, of which "
             f"pages and steps take {share:.0%}, and a step {working / 1e9:.2f} GB: {pages} pages, "
-            f"and one prompt group needs {group_pages}"
+            f"and one prompt group needs {group_pages}; "
+            + (
+                "a model is not split over GPUs: take a larger --hardware "
+                f"({_LARGEST}: {PRESETS[_LARGEST].memory_bytes / 1e9:.0f} GB)"
+                if hardware.device == "cuda"
+                else "take a machine with more memory"
+            )
         )
     flops = _flops(shape, traffic)
     batch = min(MAX_SAMPLES, pages // group_pages * traffic.completions)

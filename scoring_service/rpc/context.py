@@ -99,7 +99,11 @@ def check_expectations(expect: pb.Expect, view: ModelView) -> None:
     for name, actual, reason in checks:
         if expect.HasField(name) and getattr(expect, name) != actual:
             wanted = getattr(expect, name)
-            raise ServiceError(Fault(reason, f"expect.{name} is {wanted}, but it is {actual}"))
+            has = "none" if actual == "" else actual
+            message = f"expect.{name} is {wanted}, but the server has {has}"
+            if name == "weight_version" and wanted > info.weight_version:
+                message += f"; expect.min_weight_version={wanted} waits for it"
+            raise ServiceError(Fault(reason, message))
     if expect.deterministic and not info.deterministic:
         message = "expect.deterministic cannot be promised on this machine with this model"
         raise ServiceError(Fault(Reason.NOT_DETERMINISTIC, message))

@@ -58,6 +58,9 @@ from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)
 
+_LAST_WORD_SECONDS = 0.25
+"""Before its deadline a call that waits is told what it waited for."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 
@@ -266,7 +269,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             structlog.contextvars.bind_contextvars(tags=dict(request.context.tags))
         if request.expect.HasField("min_weight_version"):
             version = request.expect.min_weight_version
-            async for response in self._wait_for_version(served, version, request):
+            async for response in self._wait_for_version(served, version, request, caller):
                 yield response
         view = served.view
         check_expectations(request.expect, view)
@@ -274,13 +277,27 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             yield response
 
     async def _wait_for_version(
-        self, served: ServedModel, version: int, request: Any
+        self, served: ServedModel, version: int, request: Any, caller: Caller
     ) -> AsyncIterator[Any]:
-        """Waits until the weights are recent enough, with a sign of life; the deadline ends it."""
+        """Waits until the weights are recent enough, with a sign of life; the deadline ends it.
+
+        Raises:
+            ServiceError: they were not when the caller's time was all but over.
+        """
         make = _RESPONSES[type(request)]
-        while served.view.info.weight_version < version:
+        began = time.monotonic()
+        # The caller's own clock ends the call too, and would not say what it waited for.
+        until = caller.deadline - min(_LAST_WORD_SECONDS, (caller.deadline - began) / 10)
+        while (actual := served.view.info.weight_version) < version:
+            now = time.monotonic()
+            if now >= until:
+                message = (
+                    f"waited {now - began:.3g} s for weight version >= {version}; the server is "
+                    f"at {actual}"
+                )
+                raise ServiceError(Fault(Reason.DEADLINE_EXCEEDED, message))
             try:
-                async with asyncio.timeout(self._progress_seconds):
+                async with asyncio.timeout(min(self._progress_seconds, until - now)):
                     await served.pool.wait_changed()
             except TimeoutError:
                 yield make(progress=context_pb2.Progress(tokens_ahead=0))

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
+import time
 
 import grpc
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from scoring_client import AsyncScoringClient, ScoringClient, UnavailableError
+from scoring_client import AsyncScoringClient, NoTlsError, ScoringClient, UnavailableError
 from scoring_client.channel import channel_options, full_target
 from tests.client.toy_server import ToyServer
 from tests.client.truth import assert_scores
@@ -165,6 +169,64 @@ def test_tls(ask, certificate, given):
         with pytest.raises(UnavailableError):
             ask(server.target, "score", ONE, client={"max_attempts": 1}, timeout=5)
         assert len(server.requests) == 1
+
+
+def test_tls_with_a_public_authority(ask, certificate, tmp_path):
+    """gRPC's roots are read once a process, from where the environment says."""
+    key, cert = certificate
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+    code = (
+        "import sys; from scoring_client import ScoringClient\n"
+        "with ScoringClient(sys.argv[1], tls=True, token='t', max_attempts=1) as client:\n"
+        "    client.score([([1, 2], [[3, 4]])], timeout=5)\n"
+    )
+    with ToyServer(credentials=credentials) as server:
+        for roots, status in ((cert, 0), (None, 1)):
+            env = {k: v for k, v in os.environ.items() if k != "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"}
+            if roots is not None:
+                env["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"] = str(roots)
+            done = subprocess.run(
+                [sys.executable, "-c", code, server.target],
+                env=env, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == status, done.stderr
+        assert [m["authorization"] for m in server.metadata] == ["Bearer t"]
+
+
+def test_a_server_without_tls_is_named(ask, certificate):
+    with ToyServer() as server:
+        with pytest.raises(NoTlsError) as raised:
+            ask(
+                server.target, "score", ONE,
+                client={"root_certificates": certificate[1]}, timeout=20,
+            )  # fmt: skip
+        # Waiting would not help either.
+        with ScoringClient(server.target, root_certificates=certificate[1]) as client:
+            began = time.monotonic()
+            with pytest.raises(NoTlsError):
+                client.wait_ready(60)
+            assert time.monotonic() - began < 30
+    port = server.target.rpartition(":")[2]
+    assert re.search(rf"the server at \S+:{port} speaks no TLS: connect without", str(raised.value))
+    assert not raised.value.retryable
+    assert isinstance(raised.value, UnavailableError)
+
+
+PUBLIC = "trainer.example.org:50051"
+
+
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient])
+def test_no_token_leaves_the_machine_in_plain_text(make):
+    with pytest.raises(ValueError, match=r"in plain text to trainer.example.org.*service mesh"):
+        make(PUBLIC, token="secret")
+    with pytest.raises(ValueError, match="plain text"):
+        make("ipv4:127.0.0.1:1,10.0.0.2:1", token="secret")
+    make(PUBLIC)
+    make(PUBLIC, token="secret", tls=True)
+    make(PUBLIC, token="secret", root_certificates=b"any")
+    make(PUBLIC, token="secret", allow_plaintext_token=True)
+    for local in ("localhost:1", "127.0.0.1:1", "[::1]:1", "dns:///localhost:1", "unix:/tmp/s"):
+        make(local, token="secret")
 
 
 def test_tls_arguments_that_make_no_sense():

@@ -365,6 +365,28 @@ def test_no_server_is_status_3(run):
     assert "Is a server running there" in err
 
 
+@pytest.mark.parametrize("command", [("info",), ("weights",)])
+def test_tokens_and_certificates_are_looked_at_before_anything_is_sent(run, tmp_path, command):
+    far = ("--target", "trainer.example.org:50051")
+    status, _, err = run(*command, *far, "--token", "secret")
+    assert status == 2
+    assert "the token would travel in plain text to trainer.example.org:50051" in err
+    assert "--allow-plaintext-token" in err
+    status, _, err = run(*command, "--root-certificates", str(tmp_path / "none.pem"))
+    assert status == 2
+    assert err == f"error: --root-certificates {tmp_path}/none.pem: No such file or directory\n"
+    status, _, err = run(*command, "--client-key", __file__)
+    assert status == 2
+    assert "client_certificate and client_key go together" in err
+
+
+def test_tls_where_the_server_has_none_is_status_3(run, server):
+    status, _, err = run("info", "--target", server.target, "--tls", "--token", "t")
+    assert status == 3
+    assert "speaks no TLS" in err
+    assert "Is a server running there" not in err
+
+
 def test_a_bug_of_the_server_is_status_1(run):
     fault = Fault(grpc.StatusCode.INTERNAL, "a bug", "INTERNAL_ERROR")
     with ToyServer(faults=[fault]) as server:

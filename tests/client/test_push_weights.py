@@ -5,6 +5,7 @@ import gc
 import hashlib
 import threading
 import tracemalloc
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -30,6 +31,7 @@ from scoring_client import (
     replica_targets,
 )
 from scoring_client.proto import admin_pb2
+from scoring_client.weights.given import GivenWeights
 from scoring_client.weights.messages import CHUNK_BYTES
 from scoring_client.weights.replicas import check_one_server, targets_of
 from tests.client.toy_server import ToyServer
@@ -302,6 +304,21 @@ def test_a_digest_needs_sorted_names_of_all_tensors(admin):
             admin(server.target, "push_weights", backwards, version=1, digest=True)
         with pytest.raises(InvalidRequestError, match="digest or partial"):
             admin(server.target, "push_weights", {}, version=1, digest=True, partial=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ("/models/policy.safetensors", r"got a path: use update_weights\(path=…\)$"),
+        (Path("policy"), "got a path"),
+        (7, "got int$"),
+        (None, "got NoneType$"),
+    ],
+)
+def test_what_is_no_weights_is_named(given, got):
+    expected = r"weights: expected a module, a mapping or \(name, tensor\) pairs, "
+    with pytest.raises(InvalidRequestError, match=expected + got):
+        GivenWeights(given)
 
 
 def test_a_server_that_refuses_is_heard_at_once(admin):

@@ -28,6 +28,9 @@ def test_the_timeout_ends_a_call_and_the_server_learns_of_it(ask, through):
         begin = time.monotonic()
         with pytest.raises(DeadlineError, match="1 of 1 items unfinished") as raised:
             ask(server.target, "score", ONE, client=client, **call)
+        assert raised.value.message == (
+            "the timeout of 0.3 s passed; 1 of 1 items unfinished; raise timeout= or add replicas"
+        )
         assert time.monotonic() - begin < 2
         assert server.cancelled.wait(timeout=2)
     assert isinstance(raised.value, TimeoutError)

@@ -78,6 +78,10 @@ def test_memory_is_divided_as_the_engine_divides_it() -> None:
     assert on_cpu.weights_bytes == TINY.parameters * 2 + TINY.vocab_size * 160 * 4
     with pytest.raises(DoesNotFitError, match="one prompt group needs 52"):
         plan_of(hardware=replace(MACHINE, memory_bytes=3e6))
+    with pytest.raises(DoesNotFitError, match=r"not split over GPUs: .* \(h200: 141 GB\)$"):
+        plan_of(hardware=replace(MACHINE, memory_bytes=3e6, device="cuda"))
+    with pytest.raises(DoesNotFitError, match=r"a machine with more memory$"):
+        plan_of(hardware=replace(MACHINE, memory_bytes=3e6, device="cpu"))
 
 
 def test_drawing_is_bound_by_memory_or_by_arithmetic() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import grpc
@@ -65,8 +66,23 @@ async def test_an_unmet_expectation_is_a_failed_precondition(
 
 async def test_min_weight_version_waits_until_the_deadline(server: RunningServer) -> None:
     call = server.stub.Score(expecting(min_weight_version=8), timeout=0.5)
-    code, _ = await failure(call)
+    code, status = await failure(call)
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    waited = r"waited 0\.4\d* s for weight version >= 8; the server is at 7"
+    assert re.fullmatch(waited, status.message)
+
+
+async def test_a_version_that_is_to_come_can_be_waited_for(server: RunningServer) -> None:
+    _, status = await failure(server.stub.Score(expecting(weight_version=9)))
+    assert status.message == (
+        "expect.weight_version is 9, but the server has 7; expect.min_weight_version=9 waits for it"
+    )
+    _, status = await failure(server.stub.Score(expecting(weight_version=4)))
+    assert status.message == "expect.weight_version is 4, but the server has 7"
+    _, status = await failure(server.stub.Score(expecting(weights_digest="abc")))
+    assert re.fullmatch(
+        "expect.weights_digest is abc, but the server has [0-9a-f]{64}", status.message
+    )
 
 
 async def test_the_request_id_is_echoed_or_made(server: RunningServer) -> None:

@@ -1,5 +1,6 @@
 """What a trainer hands in: a module, a mapping, or an iterator that makes tensors as it goes."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, cast
@@ -24,8 +25,10 @@ class GivenWeights:
         """Take the weights, without looking at any tensor's elements.
 
         Raises:
-            InvalidRequestError: a model with LoRA adapters that are not merged.
+            InvalidRequestError: something else, such as the path of a file, or a model with LoRA
+                adapters that are not merged.
         """
+        _refuse_others(weights)
         is_module = hasattr(weights, "state_dict")
         self.merged_lora = is_module and _merged_lora(weights)
         """Whether it is a model whose base layers include PEFT's adapters."""
@@ -51,6 +54,15 @@ class GivenWeights:
         with suppress(Exception):
             for _ in self:
                 pass
+
+
+def _refuse_others(weights: Any) -> None:
+    is_path = isinstance(weights, (str, bytes, os.PathLike))
+    if is_path or not (hasattr(weights, "state_dict") or isinstance(weights, Iterable)):
+        got = "a path: use update_weights(path=…)" if is_path else type(weights).__name__
+        raise InvalidRequestError(
+            f"weights: expected a module, a mapping or (name, tensor) pairs, got {got}"
+        )
 
 
 def _merged_lora(module: Any) -> bool:
