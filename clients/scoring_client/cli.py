@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.text import Text
 
-from scoring_client import cli_admin
+from scoring_client import cli_admin, cli_compare
 from scoring_client.cli_options import Common, connect, print_json
 from scoring_client.client import ScoringClient
 from scoring_client.colours import style_of
@@ -56,6 +56,7 @@ app = App(
 )
 
 cli_admin.register(app)
+cli_compare.register(app)
 
 TextOption = Parameter(allow_leading_hyphen=True)
 

