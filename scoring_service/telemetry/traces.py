@@ -135,7 +135,7 @@ def traces_to(endpoint: str | None, service_version: str) -> Traces:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ConfigurationError(
-            "otlp_endpoint needs OpenTelemetry: pip install 'scoring-service[otel]'"
+            "otlp_endpoint needs OpenTelemetry: pip install '.[server,otel]' in a clone"
         ) from error
     resource = Resource.create(
         {"service.name": "scoring-service", "service.version": service_version}
