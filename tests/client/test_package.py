@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import scoring_client
-from scoring_client import AsyncScoringClient, ScoringClient, lm_eval_command
+from scoring_client import AsyncScoringClient, ScoringClient, command, lm_eval_command
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from tests.client.toy_server import ToyServer
 
@@ -32,6 +32,22 @@ def test_lm_evals_command_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(lm_eval_command.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install 'lm-eval"):
         lm_eval_command.main()
+
+
+def test_the_command_says_what_it_needs(monkeypatch):
+    real = command.importlib.util.find_spec
+    monkeypatch.setattr(
+        command.importlib.util, "find_spec", lambda name: None if name == "rich" else real(name)
+    )
+    with pytest.raises(SystemExit, match=r"^scoring-client needs rich: pip install '\.\[cli\]'"):
+        command.main()
+
+
+def test_the_command_ends_with_the_status_of_the_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scoring-client", "score", "--no-such-option"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
 
 
 def public_methods(cls):
