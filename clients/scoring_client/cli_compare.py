@@ -40,7 +40,7 @@ def compare_command(
     Prints how far the server and plain transformers are from one another and from the same weights
     in the next wider type, and says whether that is rounding or what else it is. Ends with status 1
     where it is something else. Needs torch and transformers, and memory for the checkpoint in the
-    wider type.
+    wider type; it runs on the CPU.
 
     Parameters
     ----------

@@ -52,6 +52,8 @@ def read_texts(path: Path) -> list[ComparedText]:
                 raise InvalidRequestError(f"{path}, line {number}: {error}") from error
     if not found:
         raise InvalidRequestError(f"{path} has no line")
+    if len({text.logprobs is None for text in found}) > 1:
+        raise InvalidRequestError(f"{path}: give logprobs in every line, or in none")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def network() -> Any:
     return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
 
 
+@pytest.fixture(scope="module")
+def half() -> Any:
+    """The same in bfloat16: what a trainer runs."""
+    return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16).eval()
+
+
+@pytest.fixture(scope="module")
+def single() -> PlainModel:
+    """Ours, in float32."""
+    return PlainModel(TINY, "float32")
+
+
+@cache
 def tokens() -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     return [tokenizer(text)["input_ids"] for text in DEFAULT_TEXTS]
@@ -72,7 +86,7 @@ def written(path: Path, texts: list[list[int]], own: list[list[float | None]]) -
     return str(path)
 
 
-def test_the_same_model(run: Run, network: Any, tmp_path: Path) -> None:
+def test_the_same_model(run: Run, network: Any, half: Any, tmp_path: Path) -> None:
     """The figures are those of transformers; a trainer's right log-probs are found right."""
     texts = tokens()
     own = [[None, *truth(network, ids).tolist()] for ids in texts]
@@ -80,7 +94,6 @@ def test_the_same_model(run: Run, network: Any, tmp_path: Path) -> None:
     assert status == 0
     compared = found["comparison"]
     assert (compared["dtype"], compared["wider"]) == ("bfloat16", "float32")
-    half = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16).eval()
     apart = np.concatenate([truth(half, ids) - truth(network, ids) for ids in texts])
     given = compared["given"]
     assert given["tokens"] == len(apart) == sum(len(ids) - 1 for ids in texts)
@@ -127,30 +140,38 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_ones_own(run: Run, network: Any, tmp_path: Path, mistake: str) -> None:
+def test_a_mistake_in_ones_own(network: Any, half: Any, single: PlainModel, mistake: str) -> None:
     """In a trainer that runs in bfloat16, so that the mistake hides behind its rounding."""
-    half = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16).eval()
     texts = tokens()
     wrong = [
         MISTAKES[mistake](lambda ids, t=1.0: truth(half, ids, t).tolist(), ids) for ids in texts
     ]
-    own = [[None, *values] for values in wrong]
+    found = [np.array([np.nan if v is None else v for v in values], float) for values in wrong]
+    right = [truth(network, ids) for ids in texts]
+    given = distance([truth(half, ids) for ids in texts], right)
+    assert not distance(found, right).is_within(given)
+    said = explain(found, texts, single, given, BOS)
+    assert said is not None
+    assert mistake in said
+
+
+def test_the_mistake_is_said(run: Run, half: Any, tmp_path: Path) -> None:
+    texts = tokens()
+    own = [[None, *truth(half, [BOS, *ids]).tolist()[1:]] for ids in texts]
     status, found = run("-c", TINY, "--file", written(tmp_path / "ids.jsonl", texts, own))
     assert status == 1
     server, yours = found["verdicts"]
     assert "within what bfloat16 gives" in server
-    assert yours.startswith("Your log-probs differ: ")
-    assert mistake in yours
+    assert yours.startswith("Your log-probs differ: BOS doubled: computed with the beginning-of-")
 
 
-def test_bos_that_a_text_does_not_have(network: Any) -> None:
+def test_bos_that_a_text_does_not_have(network: Any, single: PlainModel) -> None:
     texts = [ids[1:] for ids in tokens()]
     found = [truth(network, [BOS, *ids])[1:] for ids in texts]
-    model = PlainModel(TINY, "float32")
-    mistake = explain(found, texts, model, Distance(1e-5, 1e-6, 0.0, 1), BOS)
+    mistake = explain(found, texts, single, Distance(1e-5, 1e-6, 0.0, 1), BOS)
     assert mistake is not None
     assert "BOS added: computed after a beginning-of-sequence token (0)" in mistake
-    assert explain([found[0][:3]], [texts[0][:4]], model, Distance(0, 0, 0, 1), BOS) is None
+    assert explain([found[0][:3]], [texts[0][:4]], single, Distance(0, 0, 0, 1), BOS) is None
 
 
 def test_text_and_what_its_tokens_are(run: Run, tmp_path: Path) -> None:
@@ -185,6 +206,7 @@ def test_what_people_see(target: str, capsys: pytest.CaptureFixture[str]) -> Non
         ('{"token_ids": [1, 2], "logprobs": [null]}', "1 log-probs for 2 tokens"),
         ('{"ids": [1, 2]}', "unknown key 'ids'"),
         ("{", "line 2"),
+        ('{"token_ids": [1, 2], "logprobs": [null, -1.5]}', "in every line, or in none"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path: Path, line: str, said: str) -> None:
