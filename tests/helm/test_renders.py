@@ -386,3 +386,13 @@ def test_notes_tell_how_to_call() -> None:
     without = notes({**MATRIX["everything asked for"], "test": {}})
     assert "set test.tokenSecret and test.clientCertificateSecret" in without
     assert not of_kind(render({**MATRIX["everything asked for"], "test": {}}), "Pod")
+
+
+def test_the_test_pod_sends_its_token_in_plain_text_only_where_a_mesh_encrypts_it() -> None:
+    auth = {"enabled": True, "existingSecret": "tokens"}
+    plain = render({**OPEN, "auth": auth, "test": {"tokenSecret": {"name": "t"}}})
+    secured = render(MATRIX["everything asked for"])
+    for manifests, expected in ((plain, True), (secured, False), (render(OPEN), False)):
+        (pod,) = of_kind(manifests, "Pod")
+        (client,) = pod["spec"]["containers"]
+        assert ("--allow-plaintext-token" in client["args"]) is expected
