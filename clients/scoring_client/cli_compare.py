@@ -17,7 +17,6 @@ from scoring_client.client import ScoringClient
 from scoring_client.compared_texts import DEFAULT_TEXTS, ComparedText, read_texts
 from scoring_client.comparison import WIDER, Comparison, compare, verdict
 from scoring_client.errors import InvalidRequestError
-from scoring_client.inputs import Completion, PromptGroup
 from scoring_client.visible import harmless, visible
 
 EXIT_DIFFERENT = 1
@@ -115,12 +114,10 @@ def _tokenizer_notes(
     """Return how the server's tokens of the texts differ: it would score text so."""
     if not client.model_info().tokenizer_size:
         return ["the server has no tokenizer, and takes token ids alone"]
-    asked = [PromptGroup(text, [Completion([0], rows=[(0, 1)])]) for text in texts]
     notes = []
-    for text, ours, (scores,) in zip(texts, ids, client.score(asked), strict=True):
-        given = [] if scores.prompt_token_ids is None else scores.prompt_token_ids.tolist()
-        if given != list(ours):
-            notes.append(_tokenizer_note(text, list(ours), given))
+    for text, ours, theirs in zip(texts, ids, client.tokenize(texts), strict=True):
+        if theirs != list(ours):
+            notes.append(_tokenizer_note(text, list(ours), theirs))
     return notes
 
 
