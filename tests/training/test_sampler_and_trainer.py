@@ -63,7 +63,7 @@ def trainer_of(model: Path, dtype: str, **options: Any) -> Any:
 
 
 def in_dtype(network: Any, dtype: torch.dtype) -> Any:
-    """The same numbers in another type; transformers itself refuses that of what was a GGUF file."""
+    """The same numbers in another type, which transformers refuses to what was a GGUF file."""
     return torch.nn.Module.to(network, dtype)
 
 
