@@ -43,6 +43,7 @@ BY_THE_CHART = {
     "auth_tokens",
     "allow_insecure",
     "served_model_name",
+    "await_weights",
     "revision",
     "num_workers",
     "drain_seconds",

@@ -18,6 +18,7 @@ TYPOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "in the defaults": ({**OPEN, "defaults": {"gpu": 1}}, ("/defaults", "gpu")),
     "in a map": (one(cache={"enable": True}), ("/models/0/cache", "enable")),
     "in the settings": (one(settings={"max_modle_len": 9}), ("/settings", "max_modle_len")),
+    "a word too many": (one(liveWeights={"push": True}), ("/models/0/liveWeights", "push")),
     "a setting of the chart": (one(settings={"port": 80}), ("/settings", "port")),
     "a setting as a flag": (one(settings={"max-k": 9}), ("/settings", "max-k")),
     "a setting out of range": (one(settings={"chunk_size": 1}), ("chunk_size", "16")),
@@ -124,6 +125,33 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         one(autoscaling={"enabled": True}),
         "metrics.serviceMonitor.enabled, or autoscaling.query",
     ),
+    "a GPU and the default memory": (
+        one(gpus=1),
+        "models[m]: with GPUs, weights pass through the host's memory, and "
+        "resources.limits.memory 4Gi kills",
+    ),
+    "a GPU and little memory, in bytes": (
+        one(gpus=1, resources={"limits": {"memory": 17_179_869_183}}),
+        "resources.limits.memory",
+    ),
+    "pushes by nobody": (one(liveWeights={"enabled": True}), "settings.allow_admin=true"),
+    "pushes by no certificate": (
+        {
+            **one(liveWeights={"enabled": True}),
+            "tls": {"enabled": True, "existingSecret": "tls", "clientCa": {"enabled": True}},
+        },
+        "settings.admin_names",
+    ),
+    "pushes by no token": (
+        {
+            **one(liveWeights={"enabled": True}),
+            "auth": {
+                "enabled": True,
+                "tokens": [{"name": "a", "scopes": ["score"], "token": "x" * 16}],
+            },
+        },
+        "no entry of auth.tokens has the scope admin",
+    ),
     "workers without a GPU": (one(gpus=2, workers=3), "3 workers would share 2 GPUs"),
     "a long name": (
         {**OPEN, "fullnameOverride": "x" * 40, "models": [{"name": "y" * 20}]},
@@ -209,6 +237,7 @@ def test_common_things_are_set_from_the_command_line() -> None:
     done = helm(
         *("template", "release", CHART, "--set", "allowInsecure=true"),
         *("--set", "models[0].name=a,models[0].replicas=3,models[0].settings.max_k=100"),
+        *("--set", "defaults.resources.limits.memory=32Gi"),
         *("--set", "defaults.gpus=1,image.repository=example.org/scoring,image.tag=v1"),
     )
     assert (done.returncode, done.stderr) == (0, "")

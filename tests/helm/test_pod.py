@@ -16,7 +16,9 @@ from typing import Any
 
 import grpc
 import pytest
+from safetensors.torch import load_file
 
+from scoring_client import AdminClient, ScoringClient, UnavailableError
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.config import ServeConfig
 from scoring_service.models import tiny_model_path
@@ -45,6 +47,11 @@ MODEL = {
 }
 SHA = hashlib.sha256(TOKEN.encode()).hexdigest()
 PLAIN: dict[str, Any] = {"allowInsecure": True, "models": [MODEL]}
+LIVE: dict[str, Any] = {
+    "liveWeights": {"enabled": True},
+    "settings": {**MODEL["settings"], "allow_admin": True},
+}
+AWAITING: dict[str, Any] = {"allowInsecure": True, "models": [{**MODEL, **LIVE}]}
 SECURED: dict[str, Any] = {
     "models": [MODEL],
     "tls": {"enabled": True, "existingSecret": "server-tls", "clientCa": {"enabled": True}},
@@ -88,16 +95,20 @@ def server_pod(manifests: list[Manifest], root: Path, secrets: Files) -> Pod:
     return laid_out(manifests, spec, "server", root, secrets)
 
 
-@pytest.mark.parametrize("secured", [False, True], ids=["plain", "mutual TLS and tokens"])
+@pytest.mark.parametrize(
+    "secured", [False, True], ids=["plain, awaiting weights", "mutual TLS and tokens"]
+)
 def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -> None:
     cluster = Cluster()
-    manifests = render(SECURED if secured else PLAIN)
+    manifests = render(SECURED if secured else AWAITING)
     pod = server_pod(manifests, tmp_path / "server", cluster.secrets)
     metadata = [("authorization", f"Bearer {TOKEN}")] if secured else []
     with started(pod) as served:
         assert served.listening
         assert pod.probe("livenessProbe"), "alive while it loads"
         pod.wait_started(served)
+        if not secured:
+            check_first_push(pod)
         assert pod.probe("readinessProbe")
         with cluster.channel(pod.ports["50051"], secured=secured) as channel:
             stub = service_pb2_grpc.ScoringServiceStub(channel)
@@ -124,6 +135,19 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
         assert served.process.wait(left) == 0
         served.join()
         assert "Traceback" not in "".join(served.err)
+
+
+def check_first_push(pod: Pod) -> None:
+    """It is started, but not ready: nobody gave it weights. Then somebody does."""
+    assert not pod.probe("readinessProbe")
+    assert pod.probe("livenessProbe")
+    target = f"localhost:{pod.ports['50051']}"
+    with ScoringClient(target, max_attempts=1) as client, AdminClient(target) as admin:
+        with pytest.raises(UnavailableError, match="waits for weights"):
+            client.score([([1], [[2]])])
+        assert admin.takes_updates()
+        admin.push_weights(load_file(tiny_model_path() / "model.safetensors"), version=1)
+        assert client.score([([1], [[2]])])[0][0].weight_version == 1
 
 
 def check_pre_stop(pod: Pod) -> None:

@@ -35,6 +35,9 @@ KEY = "-----BEGIN PRIVATE KEY-----\nMA==\n-----END PRIVATE KEY-----\n"
 OPEN: dict[str, Any] = {"allowInsecure": True}
 SHARED = {"enabled": True, "accessModes": ["ReadWriteMany"]}
 
+ROOMY = {"limits": {"memory": "64Gi"}}
+"""What a pod with a GPU needs."""
+
 
 def one(**model: Any) -> dict[str, Any]:
     return {**OPEN, "models": [{"name": "m", **model}]}
@@ -90,8 +93,17 @@ MATRIX: dict[str, dict[str, Any]] = {
     "large numbers": one(
         settings={"max_queue_tokens": 8_388_608, "max_request_bytes": 134_217_728}
     ),
-    "four workers": one(gpus=4, workers=2, resources={"requests": {"cpu": 16}}),
-    "another device": one(gpus=1, gpuResource="amd.com/gpu", runtimeClassName="nvidia"),
+    "four workers": one(
+        gpus=4, workers=2, resources={"requests": {"cpu": 16}, "limits": {"memory": "16Gi"}}
+    ),
+    "another device": one(
+        gpus=1, gpuResource="amd.com/gpu", runtimeClassName="nvidia", resources=ROOMY
+    ),
+    "live weights": {
+        **one(liveWeights={"enabled": True, "await": False}),
+        "auth": {"enabled": True, "existingSecret": "tokens"},
+    },
+    "live weights of everybody": one(liveWeights={"enabled": True}, settings={"allow_admin": True}),
     "millicores": one(resources={"requests": {"cpu": "2500m"}, "limits": {"cpu": "3500m"}}),
     "a claim": one(cache={"enabled": True, "storageClass": "fast"}),
     "a claim of yours": one(cache={"enabled": True, "existingClaim": "weights"}, replicas=3),
@@ -149,7 +161,11 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "three models": {
         **OPEN,
-        "models": [{"name": "a"}, {"name": "b", "replicas": 2}, {"name": "c", "gpus": 1}],
+        "models": [
+            {"name": "a"},
+            {"name": "b", "replicas": 2},
+            {"name": "c", "gpus": 1, "resources": ROOMY},
+        ],
     },
 }
 
@@ -329,7 +345,7 @@ def test_an_entry_overrides_the_defaults_with_what_is_false_or_nought_too() -> N
         ({"resources": {"limits": {"cpu": "3500m"}}}, 3),
         ({"resources": {"requests": {"cpu": 0.5}}}, 1),
         ({"resources": {"requests": {"cpu": "8"}}, "workers": 4}, 2),
-        ({"resources": {"requests": {"cpu": 32}}, "gpus": 8}, 4),
+        ({"resources": {"requests": {"cpu": 32}, **ROOMY}, "gpus": 8}, 4),
         ({"resources": {"requests": {"cpu": "8"}}, "settings": {"threads": 5}}, 5),
     ],
 )
@@ -337,11 +353,48 @@ def test_threads_are_the_cores_of_the_pod(model: dict[str, Any], threads: int) -
     assert settings_of(render(one(**model)), "m")["threads"] == threads
 
 
+def test_pods_that_await_weights_are_found_by_whoever_pushes_alone() -> None:
+    """Started, they are not ready, and the Services of clients leave them out until they are."""
+    manifests = render(MATRIX["live weights of everybody"])
+    assert settings_of(manifests, "m")["await_weights"] is True
+    container = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    services = {
+        name: container[name]["grpc"].get("service")
+        for name in ("startupProbe", "readinessProbe", "livenessProbe")
+    }
+    assert services == {
+        "startupProbe": "scoring.v1.AdminService",
+        "readinessProbe": "scoring.v1.ScoringService",
+        "livenessProbe": None,
+    }
+    found = of_kind(manifests, "Service")
+    names = {s["metadata"]["name"]: s["spec"].get("publishNotReadyAddresses") for s in found}
+    assert [name for name, all_pods in names.items() if all_pods] == [
+        "release-scoring-service-m-replicas"
+    ]
+    assert len(names) == 3
+    pushes = only(manifests, "Service", "-replicas")
+    # Prometheus would ask each pod twice.
+    assert "scoring-service/headless" not in pushes["metadata"]["labels"]
+    assert pushes["spec"]["selector"] == only(manifests, "Service", "-headless")["spec"]["selector"]
+    assert "release-scoring-service-m-replicas.scoring.svc:50051" in notes(
+        MATRIX["live weights of everybody"]
+    )
+
+
+def test_pods_that_answer_from_their_first_weights() -> None:
+    manifests = render(MATRIX["live weights"])
+    assert "await_weights" not in settings_of(manifests, "m")
+    container = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    assert container["startupProbe"]["grpc"]["service"] == "scoring.v1.ScoringService"
+    assert only(manifests, "Service", "-replicas")["spec"]["publishNotReadyAddresses"]
+
+
 def test_a_pod_has_a_worker_for_each_gpu_unless_told_otherwise() -> None:
     assert "num_workers" not in settings_of(render(one()), "m")
     assert settings_of(render(one(workers=3)), "m")["num_workers"] == 3
     for model, workers in (({"gpus": 8}, 8), ({"gpus": 8, "workers": 4}, 4)):
-        manifests = render(one(**model))
+        manifests = render(one(**model, resources=ROOMY))
         settings = settings_of(manifests, "m")
         assert (settings["device"], settings["num_workers"]) == ("cuda", workers)
         pod = only(manifests, "Deployment")["spec"]["template"]["spec"]

@@ -24,6 +24,11 @@
 {{- printf "%s-headless" (include "scoring-service.modelname" .) -}}
 {{- end -}}
 
+{{/* Name of the headless Service with all of a model's pods, for pushes. */}}
+{{- define "scoring-service.replicas" -}}
+{{- printf "%s-replicas" (include "scoring-service.modelname" .) -}}
+{{- end -}}
+
 {{- define "scoring-service.serviceaccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "scoring-service.fullname" .) -}}

@@ -14,6 +14,19 @@ CPU cores of a model's container, in thousandths: its limit, else its request; 0
 {{- end -}}
 {{- end -}}
 
+{{/* A quantity of memory in MiB; -1 where there is none, or in a unit that nobody uses for memory. */}}
+{{- define "scoring-service.mebibytes" -}}
+{{- $quantity := toString . -}}
+{{- $number := regexFind "^[0-9]+([.][0-9]+)?([eE][+]?[0-9]+)?" $quantity -}}
+{{- $unit := trimPrefix $number $quantity -}}
+{{- $factors := dict "" 9.5367431640625e-07 "k" 0.00095367431640625 "Ki" 0.0009765625 "M" 0.95367431640625 "Mi" 1.0 "G" 953.67431640625 "Gi" 1024.0 "T" 953674.31640625 "Ti" 1048576.0 -}}
+{{- if and $number (hasKey $factors $unit) -}}
+{{- mulf (float64 $number) (get $factors $unit) | int -}}
+{{- else -}}
+-1
+{{- end -}}
+{{- end -}}
+
 {{/*
 The settings file of a model, as `scoring-service serve --config` reads it. What the chart decides stands here;
 the schema refuses it under `settings`.
@@ -29,6 +42,7 @@ the schema refuses it under `settings`.
       "served_model_name" ($model.servedName | default $model.name)
       "drain_seconds" $model.drainSeconds
       "log_format" "json" -}}
+{{- if and $model.liveWeights.enabled $model.liveWeights.await -}}{{- $_ := set $file "await_weights" true -}}{{- end -}}
 {{- with $model.revision -}}{{- $_ := set $file "revision" (toString .) -}}{{- end -}}
 {{- with $model.workers -}}{{- $_ := set $file "num_workers" . -}}{{- end -}}
 {{- if gt (int $model.gpus) 0 -}}

@@ -52,6 +52,28 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if and (gt (int $model.gpus) 0) $model.workers (gt (int $model.workers) (int $model.gpus)) -}}
 {{- fail (printf "%s: %d workers would share %d GPUs, each with the whole model: workers must not exceed gpus" $at (int $model.workers) (int $model.gpus)) -}}
 {{- end -}}
+{{- if $model.liveWeights.enabled -}}
+{{- $names := $model.settings.admin_names | default list -}}
+{{- if $values.auth.enabled -}}
+{{- $may := ternary true false (not (empty $values.auth.existingSecret)) -}}
+{{- range $values.auth.tokens -}}{{- if has "admin" .scopes -}}{{- $may = true -}}{{- end -}}{{- end -}}
+{{- if not $may -}}
+{{- fail (printf "%s: liveWeights.enabled, but nobody may push: no entry of auth.tokens has the scope admin" $at) -}}
+{{- end -}}
+{{- else if $values.tls.clientCa.enabled -}}
+{{- if not $names -}}
+{{- fail (printf "%s: liveWeights.enabled, but nobody may push: settings.admin_names lists the names of client certificates that may" $at) -}}
+{{- end -}}
+{{- else if not $model.settings.allow_admin -}}
+{{- fail (printf "%s: liveWeights.enabled, but nobody may push: use auth.tokens with the scope admin, or settings.admin_names with tls.clientCa; or settings.allow_admin=true lets everybody who reaches the pods" $at) -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (int $model.gpus) 0 -}}
+{{- $memory := include "scoring-service.mebibytes" (dig "limits" "memory" "" ($model.resources | default dict)) | int -}}
+{{- if and (ge $memory 0) (lt $memory 16384) -}}
+{{- fail (printf "%s: with GPUs, weights pass through the host's memory, and resources.limits.memory %s kills the pod while they do: set it to the weights' size and some 16Gi (`scoring-service plan` prints it)" $at (dig "limits" "memory" "" ($model.resources | default dict) | toString)) -}}
+{{- end -}}
+{{- end -}}
 {{- range $key := list "cpu" "memory" -}}
 {{- if not (dig "requests" $key "" ($model.resources | default dict)) -}}
 {{- if not (dig "limits" $key "" ($model.resources | default dict)) -}}
