@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scoring_service.models import tiny_model_path
+from scoring_service.plan.chart import chart_lines, chart_values
 from scoring_service.plan.estimate import estimate
 from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.page import page
@@ -63,6 +64,9 @@ class PlanConfig:
     tokens_per_second: float | None = None
     """Tokens a second instead, each prompt counted once for each of its completions."""
 
+    live_weights: bool = False
+    """A trainer pushes weights: the host's memory holds several versions."""
+
     json: bool = False
     """Print JSON."""
 
@@ -81,15 +85,19 @@ def plan_text(model: str | None, config: PlanConfig) -> str:
         shape, hardware, traffic,
         dtype_bytes=DTYPE_BYTES[dtype], memory_utilization=config.memory_utilization,
     )  # fmt: skip
+    files = shape.parameters * DTYPE_BYTES[dtype]
+    chart = chart_values(plan, hardware.device, files, live_weights=config.live_weights)
     if config.json:
         parts = {
             "model": {name: v for name, v in asdict(shape).items() if name != "config"},
             "hardware": asdict(hardware),
             "traffic": asdict(traffic),
             "plan": asdict(plan),
+            "chart": chart,
         }
         return json.dumps(parts, indent=2)
-    return page(f"{name}, {dtype}", shape, hardware, traffic, plan)
+    text = page(f"{name}, {dtype}", shape, hardware, traffic, plan)
+    return f"{text}\n\n{chart_lines(chart)}"
 
 
 def _read_config(model: str | None) -> tuple[str, dict[str, Any]]:

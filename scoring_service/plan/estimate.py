@@ -132,7 +132,7 @@ def estimate(
         reply_bytes_per_second=traffic.reply_bytes * traffic.groups_per_second,
         utilisation=demand / replicas,
         replicas=replicas,
-        flags=_flags(hardware, traffic, rate, share),
+        flags=_flags(hardware, traffic, rate, share, dtype_bytes),
     )
 
 
@@ -200,7 +200,9 @@ def _seconds(
     return prefill + traffic.rows / batch * step
 
 
-def _flags(hardware: Hardware, traffic: Traffic, rate: float, share: float) -> dict[str, str]:
+def _flags(
+    hardware: Hardware, traffic: Traffic, rate: float, share: float, dtype_bytes: int
+) -> dict[str, str]:
     part = min(max(int(rate * _PART_SECONDS), traffic.called_tokens), 65_536)
     queue = min(max(int(rate * _QUEUE_SECONDS), 4 * traffic.called_tokens), _LARGEST_QUEUE)
     return {
@@ -209,4 +211,6 @@ def _flags(hardware: Hardware, traffic: Traffic, rate: float, share: float) -> d
         "--max-batch-tokens": str(_batch_tokens(hardware, traffic)),
         "--preferred-tokens-per-call": str(part),
         "--max-queue-tokens": str(queue),
+        # What a CPU's rate was measured with.
+        **({"--head-dtype": "bfloat16"} if hardware.device == "cpu" and dtype_bytes == 2 else {}),
     }

@@ -1,0 +1,64 @@
+"""Values of the Helm chart for a pod of one worker: memory of the host, room for the files."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+from scoring_service.engine.page_budget import PAGE_TOKENS
+from scoring_service.plan.estimate import Plan
+
+_GIB = 1 << 30
+_GPU_HOST_GIB = 16
+"""Of the two processes on a GPU's host: torch and CUDA, results that wait, the tokenizer."""
+_CPU_HOST_GIB = 2
+_ON_THE_WAY = 1.25
+"""Times the weights: what the host holds of them while they are read and sent to the GPU."""
+_LIVE_VERSIONS = 3
+"""Versions that the process which serves gRPC holds: the running one, the one before it (or the
+next, while it is received), and one that calls still use."""
+
+
+def chart_values(plan: Plan, device: str, file_bytes: int, *, live_weights: bool) -> dict[str, Any]:
+    """Return values of one entry of the chart's `models`.
+
+    Args:
+        plan: of the replica.
+        device: "cpu" or "cuda".
+        file_bytes: of the weights as they are stored.
+        live_weights: whether a trainer pushes weights.
+    """
+    if device == "cpu":
+        pages = plan.pages * PAGE_TOKENS * plan.kv_bytes_per_token
+        # Beside the running version a worker prepares the next.
+        versions = 2 if live_weights else 1
+        memory = versions * plan.weights_bytes + pages + plan.step_bytes + _CPU_HOST_GIB * _GIB
+    else:
+        memory = int(_ON_THE_WAY * file_bytes) + _GPU_HOST_GIB * _GIB
+    if live_weights:
+        memory += _LIVE_VERSIONS * file_bytes
+    limit = f"{_rounded_up(memory, 1 if device == 'cpu' else 8)}Gi"
+    values: dict[str, Any] = {
+        "resources": {"requests": {"memory": limit}, "limits": {"memory": limit}},
+        # The files, and half as much again for what a repository has beside them.
+        "cache": {"enabled": True, "size": f"{_rounded_up(file_bytes * 3 // 2, 5)}Gi"},
+    }
+    if live_weights:
+        values["liveWeights"] = {"enabled": True}
+    return values
+
+
+def chart_lines(values: dict[str, Any]) -> str:
+    """Return the values as YAML, a line each."""
+    lines = [f"  {name}: {_flow(value)}" for name, value in values.items()]
+    return "\n".join(["A model's values in the Helm chart:", *lines])
+
+
+def _rounded_up(size: int, step: int) -> int:
+    return step * ceil(size / _GIB / step)
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_flow(inner)}" for name, inner in value.items()) + "}"
+    return {True: "true", False: "false"}.get(value, str(value))

@@ -1,0 +1,76 @@
+"""What `plan` prints for the chart is what the chart's examples say, and YAML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scoring_service.plan.command import PlanConfig, plan_text
+from tests.e2e.served import ROOT
+
+EXAMPLES = ROOT / "helm" / "scoring-service" / "examples"
+QWEN3_8B = {
+    "model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36, "head_dim": 128,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 12_288,
+    "vocab_size": 151_936, "max_position_embeddings": 40_960, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(QWEN3_8B))
+    return path
+
+
+def printed(path: Path, **settings: Any) -> dict[str, Any]:
+    text = plan_text(str(path), PlanConfig(hardware="h200", **settings))
+    values: dict[str, Any] = yaml.safe_load(text.partition("in the Helm chart:\n")[2])
+    as_json = json.loads(plan_text(str(path), PlanConfig(hardware="h200", json=True, **settings)))
+    assert as_json["chart"] == values
+    return values
+
+
+def test_memory_and_cache_hold_the_weights(config: Path) -> None:
+    """8,190,735,360 parameters, as the Hub counts them, of two bytes: 15.26 GiB."""
+    values = printed(config)
+    assert values["resources"]["limits"] == {"memory": "40Gi"}  # 1.25 x 15.26 + 16 = 35.1
+    assert values["cache"] == {"enabled": True, "size": "25Gi"}  # 1.5 x 15.26 = 22.9
+    assert "liveWeights" not in values
+
+
+def test_the_example_of_a_live_policy_is_what_the_plan_says(config: Path) -> None:
+    (model,) = yaml.safe_load((EXAMPLES / "live-policy.yaml").read_text())["models"]
+    values = printed(config, live_weights=True)
+    assert values["resources"]["limits"] == {"memory": "88Gi"}  # 35.1 + 3 x 15.26 = 80.9
+    assert model["resources"]["limits"] == values["resources"]["limits"]
+    assert model["liveWeights"] == values["liveWeights"]
+    assert model["cache"]["size"] == values["cache"]["size"]
+
+
+def test_a_cpu_has_its_pages_in_the_hosts_memory() -> None:
+    plans = [
+        json.loads(
+            plan_text(None, PlanConfig(hardware="cpu-2-cores", json=True, live_weights=live))
+        )
+        for live in (False, True)
+    ]
+    plan = plans[0]["plan"]
+    pages = plan["tokens_in_pages"] * plan["kv_bytes_per_token"]
+    sizes = [int(p["chart"]["resources"]["limits"]["memory"].removesuffix("Gi")) for p in plans]
+    assert 0 <= sizes[0] * 2**30 - (pages + plan["weights_bytes"] + plan["step_bytes"]) <= 3 * 2**30
+    assert sizes[1] >= sizes[0]
+
+
+def test_a_cpus_flags_have_the_head_that_its_rate_was_measured_with() -> None:
+    text = plan_text(None, PlanConfig(hardware="cpu-2-cores"))
+    assert "--head-dtype bfloat16" in text
+    assert "--head-dtype" not in plan_text(
+        None, PlanConfig(hardware="cpu-2-cores", dtype="float32")
+    )
+    assert "--head-dtype" not in plan_text(None, PlanConfig(hardware="h200"))
