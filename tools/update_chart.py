@@ -3,6 +3,7 @@
 
 * the settings that values.schema.json knows, from `scoring_service.config`;
 * the dashboard, from `dashboards/` (helm follows a link, but says so at every command);
+* the alerts on the operators' page, docs/operating.md, from the chart's PrometheusRule;
 * the renders of the examples that tests compare with, in `tests/helm/golden/`.
 
 With `--check` nothing is written, and what is not up to date is named.
@@ -15,14 +16,17 @@ import ast
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fetch_helm import fetch
 
 from scoring_service import config
@@ -79,6 +83,8 @@ def derived() -> Iterator[tuple[Path, str]]:
     dashboard = "dashboards/scoring-service.json"
     yield CHART / dashboard, (ROOT / dashboard).read_text()
     helm = fetch()
+    page = ROOT / "docs" / "operating.md"
+    yield page, with_alerts(page.read_text(), alerts(helm))
     for example in sorted((CHART / "examples").glob("*.yaml")):
         yield GOLDEN / example.name, rendered(helm, example)
 
@@ -91,6 +97,37 @@ def update(path: Path, text: str, *, check: bool) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return True
+
+
+def alerts(helm: Path) -> str:
+    """The alerts of a release as sections of a page, without what restricts them to the release."""
+    shown = ("--show-only", "templates/prometheusrule.yaml", "--set", "allowInsecure=true")
+    enabled = ("--set", "metrics.prometheusRule.enabled=true")
+    command = [helm, "template", "release", CHART, "--namespace", NAMESPACE, *shown, *enabled]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (group,) = yaml.safe_load(done.stdout)["spec"]["groups"]
+    return "\n".join(map(alert_section, group["rules"]))
+
+
+def alert_section(rule: dict[str, Any]) -> str:
+    """An alert for people: its name is the heading, so that links reach it."""
+    lasting = f", for {rule['for']}" if "for" in rule else ""
+    condition = re.sub(r'\s*(namespace|service)=~?"[^"]*",?\s*', "", rule["expr"]).replace("{}", "")
+    summary = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"the \1", rule["annotations"]["summary"])
+    summary = re.sub(r"\brelease-[\w-]+-headless\b", "a Service", summary)
+    text = f"{summary[0].upper()}{summary[1:]} {rule['annotations']['runbook']}"
+    return "\n".join([
+        f"### {rule['alert']}\n",
+        f"{rule['labels']['severity'].capitalize()}{lasting}: `{condition}`\n",
+        f"{textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)}\n",
+    ])  # fmt: skip
+
+
+def with_alerts(text: str, sections: str) -> str:
+    """The page with these alerts."""
+    before, begin, rest = text.partition("<!-- alerts -->\n")
+    _, end, after = rest.partition("<!-- end of alerts -->\n")
+    return f"{before}{begin}\n{sections}\n{end}{after}"
 
 
 def rendered(helm: Path, example: Path) -> str:

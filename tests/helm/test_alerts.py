@@ -132,6 +132,21 @@ def test_alerts_ask_for_what_there_is(known: dict[str, set[str]]) -> None:
     assert all(re.fullmatch(pattern, service) for service in services)
 
 
+def test_each_alert_links_to_its_place_on_the_page() -> None:
+    """Names are headings there; `make chart` writes them, and no link is made up without a page."""
+    page = (CHART.parents[1] / "docs" / "operating.md").read_text()
+    headings = re.findall(r"^### (\w+)$", page, re.MULTILINE)
+    assert not any("runbook_url" in rule["annotations"] for rule in rules(render(OBSERVED)))
+    linked = {**OBSERVED["metrics"]["prometheusRule"], "runbookUrl": "https://x.org/operating.md"}
+    found = rules(
+        render({**OBSERVED, "metrics": {**OBSERVED["metrics"], "prometheusRule": linked}})
+    )
+    assert {rule["alert"] for rule in found} == set(headings)
+    for rule in found:
+        anchor = rule["alert"].lower()
+        assert rule["annotations"]["runbook_url"] == f"https://x.org/operating.md#{anchor}"
+
+
 def test_reasons_and_statuses_in_alerts_exist() -> None:
     for rule in rules(render(OBSERVED)):
         for codes in re.findall(r'grpc_code=~"([^"]*)"', rule["expr"]):

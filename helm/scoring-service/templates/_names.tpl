@@ -29,6 +29,13 @@
 {{- printf "%s-replicas" (include "scoring-service.modelname" .) -}}
 {{- end -}}
 
+{{/* The annotation that links an alert to its place on the operators' page. Takes the root and the alert's name. */}}
+{{- define "scoring-service.runbook" -}}
+{{- with (index . 0).Values.metrics.prometheusRule.runbookUrl -}}
+runbook_url: {{ printf "%s#%s" . (index $ 1 | lower) | quote }}
+{{- end -}}
+{{- end -}}
+
 {{- define "scoring-service.serviceaccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "scoring-service.fullname" .) -}}
