@@ -382,6 +382,29 @@ def test_pods_that_await_weights_are_found_by_whoever_pushes_alone() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "warned"),
+    [
+        ({"model": "a/b", "replicas": 2}, True),
+        ({"model": "a/b", "replicas": 2, "revision": "main"}, True),
+        ({"model": "a/b", "autoscaling": {"enabled": True, "query": "x"}}, True),
+        ({"model": "a/b", "replicas": 2, "revision": "0" * 40}, False),
+        ({"model": "a/b"}, False),
+        ({"model": "/models/a", "replicas": 2}, False),
+    ],
+)
+def test_replicas_of_a_branch_are_warned_about(model: dict[str, Any], warned: bool) -> None:
+    assert ("revision names no commit" in notes(one(**model))) is warned
+
+
+def test_the_hub_models_of_the_examples_are_commits() -> None:
+    for path in EXAMPLES:
+        for model in yaml.safe_load(path.read_text())["models"]:
+            if "model" in model:
+                assert len(model["revision"]) == 40, path.name
+                assert "has not been run end to end on a device" in path.read_text()
+
+
 def test_pods_that_answer_from_their_first_weights() -> None:
     manifests = render(MATRIX["live weights"])
     assert "await_weights" not in settings_of(manifests, "m")
