@@ -117,6 +117,7 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
                     list(stub.Score(score_request([1], [2]), timeout=20))
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 check_others_are_turned_away(cluster, pod)
+                check_pushes_to_an_address(cluster, pod)
             check_helm_test(manifests, tmp_path / "test", cluster, pod)
             if not secured:
                 check_notes(pod)
@@ -190,6 +191,22 @@ def check_others_are_turned_away(cluster: Cluster, pod: Pod) -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 list(stub.Score(score_request([1], [2]), timeout=20))
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def check_pushes_to_an_address(cluster: Cluster, pod: Pod) -> None:
+    """A push goes to addresses of pods, while certificates name Services: the page's options."""
+    pair = cluster.pair(cluster.client)
+    reached = {}
+    for name in ("localhost", "other.example"):
+        with AdminClient(
+            f"127.0.0.1:{pod.ports['50051']}",
+            root_certificates=cluster.authority.pem,
+            client_certificate=pair["tls.crt"],
+            client_key=pair["tls.key"],
+            channel_options=[("grpc.ssl_target_name_override", name)],
+        ) as admin:
+            reached[name] = admin.takes_updates()
+    assert reached == {"localhost": True, "other.example": False}
 
 
 def check_helm_test(manifests: list[Manifest], root: Path, cluster: Cluster, pod: Pod) -> None:
