@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_client.weights.given import GivenWeights
+from scoring_client.weights.message_memory import keep_message_memory
 from scoring_client.weights.plan import WeightPlan
 from scoring_client.weights.tensors import HostTensor
 
@@ -42,6 +43,7 @@ def part_messages(
     Raises:
         InvalidRequestError: as of ``WeightPlan.read``.
     """
+    keep_message_memory()
     part = _Part()
     for tensor in plan.read(given):
         offset = 0
