@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import cpu_seconds
 from benchmarks.sides import SideConfig
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ class SideProcess:
 
     def run(self, workload: str, size: str, vocab: int, repetition: int) -> dict[str, Any]:
         """A repetition: the side's outcome, and what its processes used meanwhile."""
-        before = {name: _cpu_seconds(pid) for name, pid in self.pids.items()}
+        before = {name: cpu_seconds(pid) for name, pid in self.pids.items()}
         for pid in self.pids.values():
             _reset_peak(pid)
         loopback = _loopback_bytes()
@@ -55,7 +56,7 @@ class SideProcess:
         print(json.dumps(question), file=self._process.stdin)
         outcome = self._read()
         outcome["cpu_seconds"] = {
-            name: _cpu_seconds(pid) - before[name] for name, pid in self.pids.items()
+            name: cpu_seconds(pid) - before[name] for name, pid in self.pids.items()
         }
         outcome["loopback_bytes"] = _loopback_bytes() - loopback
         outcome["peak_bytes"] = {name: _peak(pid) for name, pid in self.pids.items()}
@@ -76,11 +77,6 @@ class SideProcess:
             raise RuntimeError(f"{self.name} ended with {code}; see {self._log.name}")
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _loopback_bytes() -> int:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import time
@@ -26,7 +27,7 @@ from typing import Any
 import grpc
 import torch
 
-from benchmarks.machine import copy_rate, describe
+from benchmarks.machine import copy_rate, cpu_seconds, describe
 from scoring_client import AdminClient, ScoringClient
 from scoring_client.proto import admin_pb2, admin_pb2_grpc, weights_pb2
 
@@ -171,14 +172,20 @@ def _client_alone(tensors: dict[str, torch.Tensor], repetitions: int) -> dict[st
 
 def _rates(client: AdminClient, tensors: Any, repetitions: int, options: Any) -> dict[str, Any]:
     total = _bytes(tensors)
-    rates, processor = [], []
+    rates, processor, faults = [], [], []
     for repetition in range(repetitions + 1):
+        touched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         cpu, began = time.process_time(), time.perf_counter()
         client.push_weights(tensors, version=1, **options)
         if repetition:
             rates.append(total / (time.perf_counter() - began) / 1e9)
             processor.append((time.process_time() - cpu) / (total / 1e9))
-    return {"gb_per_second": rates, "processor_seconds_per_gb": processor}
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - touched)
+    return {
+        "gb_per_second": rates,
+        "processor_seconds_per_gb": processor,
+        "page_faults": faults,
+    }
 
 
 class _Discarding(admin_pb2_grpc.AdminServiceServicer):
@@ -227,12 +234,15 @@ def _discard_weights(pipe: Connection, specs: Any) -> None:
 def _whole_way(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace) -> dict[str, Any]:
     log = Path("build/benchmark-weights.log")
     log.parent.mkdir(exist_ok=True)
-    with _real_server(arguments, log) as target, AdminClient(target) as admin:
-        idle = _pushes(admin, tensors, arguments.repetitions, first_version=1)
+    with _real_server(arguments, log) as (target, pid), AdminClient(target) as admin:
+        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        pids = {"server": [pid], "workers": [int(worker) for worker in workers]}
+        idle = _pushes(admin, tensors, pids, arguments.repetitions, first_version=1)
         with _serving(_score_all_the_time, target) as calls_begin:
             time.sleep(arguments.seconds)
             quiet_end = time.monotonic()
-            busy = _pushes(admin, tensors, arguments.repetitions, first_version=100, pause=0.5)
+            repetitions = arguments.repetitions
+            busy = _pushes(admin, tensors, pids, repetitions, first_version=100, pause=0.5)
             latencies = _ask_latencies(target)
         del calls_begin
     return {
@@ -244,12 +254,18 @@ def _whole_way(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace) 
 
 
 def _pushes(
-    admin: AdminClient, tensors: Any, repetitions: int, first_version: int, pause: float = 0.0
+    admin: AdminClient,
+    tensors: Any,
+    pids: dict[str, list[int]],
+    repetitions: int,
+    first_version: int,
+    pause: float = 0.0,
 ) -> list[dict[str, Any]]:
     total = _bytes(tensors)
     pushes = []
     for repetition in range(repetitions + 1):
         time.sleep(pause)
+        before = {name: sum(map(cpu_seconds, group)) for name, group in pids.items()}
         began, cpu = time.monotonic(), time.process_time()
         update = admin.push_weights(tensors, version=first_version + repetition)
         ended = time.monotonic()
@@ -259,7 +275,13 @@ def _pushes(
                     "began": began,
                     "ended": ended,
                     "gb_per_second": total / (ended - began) / 1e9,
-                    "client_processor_seconds": time.process_time() - cpu,
+                    "processor_seconds": {
+                        "client": time.process_time() - cpu,
+                        **{
+                            name: sum(map(cpu_seconds, group)) - before[name]
+                            for name, group in pids.items()
+                        },
+                    },
                     "phase_seconds": update.phase_seconds,
                     "staging": update.staging,
                 }
@@ -268,7 +290,8 @@ def _pushes(
 
 
 @contextmanager
-def _real_server(arguments: argparse.Namespace, log: Path) -> Iterator[str]:
+def _real_server(arguments: argparse.Namespace, log: Path) -> Iterator[tuple[str, int]]:
+    """A server of its own: where it listens, and its process id."""
     import subprocess
 
     command = [Path(sys.executable).parent / "scoring-service", "serve", str(arguments.model)]
@@ -278,7 +301,7 @@ def _real_server(arguments: argparse.Namespace, log: Path) -> Iterator[str]:
             [*command, "--log-format", "json"], stdout=output, stderr=output, env=os.environ
         )
         try:
-            yield _ready(log, process)
+            yield _ready(log, process), process.pid
         finally:
             process.terminate()
             process.wait(60)
