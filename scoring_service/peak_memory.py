@@ -189,13 +189,19 @@ def head_bytes(shape: StepShape, work: StepWork) -> int:
     states = 2 * work.tokens * shape.hidden * shape.element_bytes
     gathered = rows * shape.hidden * (shape.element_bytes + shape.logit_bytes)
     product = rows * shape.vocab_size * shape.logit_bytes
-    copies = _BANNED_COPIES if work.samples else 0
-    if not shape.compiled_head:
-        copies = _TRUNCATED_COPIES if work.truncates or work.samples else _PLAIN_COPIES
-    if shape.finishes_logits:
-        copies += _FINISHED_COPIES
-    numbers = copies * block * shape.vocab_size * _FLOAT
+    numbers = _copied_rows(shape, work, block) * shape.vocab_size * _FLOAT
     one = work.listed * LISTED_BYTES
     lists = min(block * one, max(one, shape.list_bytes))
     answers = ANSWER_COPIES * work.answer_bytes if shape.on_host else 0
     return states + gathered + product + numbers + lists + answers
+
+
+def _copied_rows(shape: StepShape, work: StepWork, block: int) -> int:
+    """fp32 rows of logits beside the product: rows are scored, then samples are drawn."""
+    drawn = min(block, work.samples)
+    if shape.compiled_head:
+        rows = _BANNED_COPIES * drawn
+    else:
+        scored = _TRUNCATED_COPIES if work.truncates else _PLAIN_COPIES
+        rows = max(scored * block, _TRUNCATED_COPIES * drawn)
+    return rows + _FINISHED_COPIES * block if shape.finishes_logits else rows

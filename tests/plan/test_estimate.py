@@ -51,7 +51,8 @@ def test_the_count_is_that_of_the_benchmarks() -> None:
         "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
         "vocab_size": 49_152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
     })  # fmt: skip
-    plan = estimate(smollm2, MACHINE, replace(GRPO, groups_per_second=1), dtype_bytes=2)
+    traffic = replace(GRPO, groups_per_second=1)
+    plan = estimate(smollm2, replace(MACHINE, memory_bytes=8e9), traffic, dtype_bytes=2)
     results = json.loads((ROOT / "benchmarks/results/packed.json").read_text())
     assert 4 * plan.flops_per_group == results["workloads"]["grpo"]["flops"]
 

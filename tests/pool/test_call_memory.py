@@ -11,6 +11,7 @@ from scoring_service.engine.step_shape import step_shape
 from scoring_service.errors import Code, Reason, ServiceError
 from scoring_service.peak_memory import StepLimits, largest_step, step_bytes
 from scoring_service.pool.call_memory import check_memory
+from scoring_service.pool.observer import PoolObserver
 from scoring_service.types import (
     CompletionTask,
     GroupTask,
@@ -20,6 +21,7 @@ from scoring_service.types import (
     SamplingTask,
     ScoreCall,
 )
+from tests.pool.scripted import INFO, Scripted, ScriptedExecutor
 
 VOCABULARY = 151_936
 SHAPE = step_shape(
@@ -80,3 +82,26 @@ def test_what_no_step_can_hold_is_refused_for_good(call: ScoreCall | SampleCall)
 
 def test_the_plain_path_predicts_nothing() -> None:
     check_memory(a_score(64, k=VOCABULARY), None)
+
+
+async def test_the_pool_refuses_it_and_counts_that() -> None:
+    refused: list[Reason] = []
+
+    class Observer(PoolObserver):
+        def refused(self, reason: Reason) -> None:
+            refused.append(reason)
+
+    def prepare(executor: ScriptedExecutor) -> None:
+        executor.info = replace(INFO, limits=worker(0))
+
+    made = Scripted(1, Observer())
+    made.prepare = prepare
+    await made.start()
+    with pytest.raises(ServiceError, match="ask for fewer"):
+        async with made.pool.run(a_score(64, k=VOCABULARY)):
+            pass
+    assert refused == [Reason.OUT_OF_MEMORY]
+    assert not made.workers[0].calls
+    assert made.pool.queued_tokens == 0
+    async with made.pool.run(replace(a_score(64, k=1024), call_id=2)):
+        assert made.workers[0].calls

@@ -35,7 +35,10 @@ class Unit:
         """What its rows take of the reply, at most."""
         if self.completion is None:
             return 0
-        return self.tokens * self.completion.row_bytes
+        # The first segment also brings the row that comes from the prompt's end.
+        end = self.completion.prompt_end.stop
+        first = self.segment is not None and self.segment.start == end
+        return (self.tokens + first) * self.completion.row_bytes
 
 
 @dataclass(eq=False, slots=True)
