@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from scoring_service.engine.memory import free_memory
-from scoring_service.engine.packed.engine import PackedSettings
 from scoring_service.engine.packed.pages import LayerShape, PagePool
+from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.page_budget import (
     BATCH_TOKENS,
     CHUNK_TOKENS,

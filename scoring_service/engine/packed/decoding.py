@@ -1,0 +1,72 @@
+"""The next tokens of samples, and who gives way when pages run out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.call_run import CallRun
+from scoring_service.engine.packed.reservation import Room
+from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.store import SegmentStore
+
+
+def take_feeds(
+    ready: Sequence[CallRun],
+    running: Iterable[CallRun],
+    store: SegmentStore,
+    room: Room,
+    max_tokens: int,
+) -> list[tuple[CallRun, SampleRun, Feed]]:
+    """Tokens that a step runs through the model, oldest samples first.
+
+    Args:
+        ready: calls whose samples may go on.
+        running: all calls, whose younger samples give way where pages run out.
+        store: has the pages.
+        room: what of them is promised to nobody.
+        max_tokens: of the step.
+    """
+    waiting = [
+        (run, sample)
+        for run in ready
+        for sample in run.samples
+        if sample.begun and sample.token_ids
+    ]
+    waiting.sort(key=lambda pair: pair[1].order)
+    feeds: list[tuple[CallRun, SampleRun, Feed]] = []
+    left = max_tokens
+    for run, sample in waiting:
+        if left == 0:
+            break
+        if sample.pages_missing and not _make_room(sample, running, store, room):
+            continue
+        new = sample.feeds(left)
+        left -= len(new)
+        run.served += len(new)
+        feeds.extend((run, sample, feed) for feed in new)
+    return feeds
+
+
+def _make_room(
+    sample: SampleRun, running: Iterable[CallRun], store: SegmentStore, room: Room
+) -> bool:
+    """Takes the pages that a sample misses, from younger samples if it must."""
+    missing = sample.pages_missing
+    younger = sorted(
+        (
+            other
+            for run in running
+            for other in run.samples
+            if other.order > sample.order and other.pages
+        ),
+        key=lambda other: -other.order,
+    )
+    if missing > room.free + sum(len(other.pages) for other in younger):
+        return False
+    for other in younger:
+        if missing <= room.free:
+            break
+        store.give_back(other.give_way())
+    sample.add_pages(store.take(missing))
+    return True

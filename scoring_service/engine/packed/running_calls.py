@@ -1,0 +1,95 @@
+"""The calls under way, and how each of them and of their items ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scoring_service.engine.events import CallEvent, CallFailed, CallFinished, ItemFailed
+from scoring_service.engine.packed.call_run import CallRun
+from scoring_service.engine.packed.expansion import Expansion
+from scoring_service.engine.packed.reservation import Room
+from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.score_run import CompletionRun
+from scoring_service.engine.packed.store import SegmentStore
+from scoring_service.errors import Fault, Reason
+
+
+class RunningCalls:
+    """Calls by their ids. What ends gives back its pages, and the room that was promised to it."""
+
+    def __init__(self, store: SegmentStore, room: Room, expansion: Expansion) -> None:
+        self.by_id: dict[int, CallRun] = {}
+        self._store = store
+        self._room = room
+        self._expansion = expansion
+
+    def least_served(self) -> float:
+        """What a newcomer counts as served: as much as whoever was served least."""
+        return min((run.served for run in self.by_id.values()), default=0.0)
+
+    def cancel(self, call_id: int) -> bool:
+        """Forgets a call and frees what it holds; whether there was one."""
+        run = self.by_id.pop(call_id, None)
+        if run is None:
+            return False
+        run.to_come.close()
+        for completion in list(run.completions):
+            self.end_completion(run, completion)
+        for sample in list(run.samples):
+            self.end_sample(run, sample)
+        return True
+
+    def fail(
+        self, runs: Sequence[CallRun], fault: Fault, in_company: bool = False
+    ) -> list[CallEvent]:
+        """Ends whole calls."""
+        for run in runs:
+            self.cancel(run.call.call_id)
+        return [CallFailed(run.call.call_id, fault, in_company) for run in runs]
+
+    def expire(self, now: float) -> list[CallEvent]:
+        """Drops calls whose callers no longer wait, before they cost anything more."""
+        late = [run for run in self.by_id.values() if run.call.deadline < now]
+        message = "the deadline passed before the call was finished"
+        return self.fail(late, Fault(Reason.DEADLINE_EXCEEDED, message))
+
+    def finish(self) -> list[CallEvent]:
+        """Takes leave of calls of which everything was answered."""
+        events: list[CallEvent] = []
+        for call_id, run in list(self.by_id.items()):
+            if run.is_finished:
+                del self.by_id[call_id]
+                started = run.submitted if run.started is None else run.started
+                usage = replace(run.usage, queue_seconds=started - run.submitted)
+                events.append(CallFinished(call_id, usage))
+        return events
+
+    def end_completion(self, run: CallRun, completion: CompletionRun) -> None:
+        """Every row of it was answered, or will not be."""
+        run.completions.discard(completion)
+        self._store.release(completion.end)
+        if completion.reservation is not None:
+            self._room.unuse(completion.reservation)
+
+    def end_sample(self, run: CallRun, sample: SampleRun) -> None:
+        """It drew its last token."""
+        run.samples.remove(sample)
+        self._store.give_back(sample.give_way())
+        self._store.release(sample.prompt_end)
+        self._room.remove_sample(sample)
+        self._expansion.sample_ended()
+
+    def fail_completion(self, completion: CompletionRun, fault: Fault) -> CallEvent:
+        """Ends one completion; its call goes on."""
+        run = self.by_id[completion.call.call_id]
+        run.drop(lambda unit: unit.completion is completion)
+        self.end_completion(run, completion)
+        return ItemFailed(run.call.call_id, completion.group.index, completion.task.index, fault)
+
+    def fail_sample(self, sample: SampleRun, fault: Fault) -> CallEvent:
+        """Ends one sample; its call goes on."""
+        run = self.by_id[sample.call.call_id]
+        run.drop(lambda unit: unit.sample is sample)
+        self.end_sample(run, sample)
+        return ItemFailed(run.call.call_id, sample.task.index, sample.index, fault)

@@ -1,0 +1,33 @@
+"""What one step does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.call_run import CallRun, Unit
+from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.weights import ModelWeights
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """Units and tokens of samples, all of calls that run on the same weights."""
+
+    weights: ModelWeights | None = None
+    """What it is computed with; None = whatever the model has."""
+    units: list[tuple[CallRun, Unit]] = field(default_factory=list)
+    feeds: list[tuple[CallRun, SampleRun, Feed]] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    """Those of the units that are not computed yet, once each."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.units and not self.feeds
+
+    def calls(self) -> list[CallRun]:
+        """Those that have a part in it, once each."""
+        runs = [run for run, _ in self.units] + [run for run, _, _ in self.feeds]
+        return list({run.call.call_id: run for run in runs}.values())

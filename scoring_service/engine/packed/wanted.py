@@ -1,0 +1,52 @@
+"""Which rows of a step's states the head has to answer."""
+
+from __future__ import annotations
+
+from scoring_service.engine.packed.head_jobs import sample_kind
+from scoring_service.engine.packed.running_calls import RunningCalls
+from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.score_run import ScoreRows
+from scoring_service.engine.packed.state_table import StateTable
+from scoring_service.engine.packed.step_plan import StepPlan
+
+
+def rows_to_score(plan: StepPlan, table: StateTable, calls: RunningCalls) -> list[ScoreRows]:
+    """Rows of completions, those of one call and one processing side by side."""
+    wanted = []
+    for _, unit in plan.units:
+        run = unit.completion
+        if run is None or run not in calls.by_id[run.call.call_id].completions:
+            continue
+        if unit.segment is None or unit.segment.start == run.prompt_end.stop:
+            rows = run.rows_of(None)
+            if len(rows):
+                wanted.append(ScoreRows(run, rows, [table.end_of(run.prompt_end)]))
+        if unit.segment is not None:
+            rows = run.rows_of(unit.segment)
+            if len(rows):
+                # Row i comes from the state one position earlier.
+                offset = table.start_of(unit.segment) - 1
+                first = unit.segment.start - run.prompt_end.stop
+                wanted.append(ScoreRows(run, rows, [offset + int(r) - first for r in rows]))
+    wanted.sort(key=lambda rows: (rows.run.call.call_id, rows.run.group.processing_index))
+    return wanted
+
+
+def samples_to_draw(
+    plan: StepPlan, table: StateTable, first_feed: int
+) -> list[tuple[SampleRun, int]]:
+    """Samples that draw their next token, each with the place of the state that it comes from.
+
+    Args:
+        plan: the step.
+        table: its states.
+        first_feed: row of the step's first decoded token.
+    """
+    places = {}
+    for _, unit in plan.units:
+        if unit.sample is not None and unit.sample.can_draw:
+            places[unit.sample] = table.end_of(unit.sample.prompt_end)
+    for place, (_, sample, _) in enumerate(plan.feeds, first_feed):
+        if sample.can_draw:
+            places[sample] = place  # of its last token
+    return sorted(places.items(), key=lambda pair: sample_kind(pair[0]))
