@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from scoring_service.engine.loader import load_network
+from scoring_service.engine.network import load_network
 from scoring_service.engine.weight_memory import Layout, open_memory
 from scoring_service.engine.weight_store import tensor_in
 from scoring_service.errors import ConfigurationError

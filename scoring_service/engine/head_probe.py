@@ -1,4 +1,4 @@
-"""Whether our idea of a model's head gives the logits that the model gives."""
+"""Whether our idea of a model's head gives the logits that the model gives, and what follows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ from typing import Any
 
 import torch
 
-from scoring_service.engine.head import LinearHead
+from scoring_service.engine.head import LinearHead, RowHead, WholeLogits, linear_head
+from scoring_service.engine.network import DTYPES
+from scoring_service.errors import ConfigurationError
+from scoring_service.types import EngineConfig
 
 _SPREADS = (1.0, 30.0, 300.0)
 """Standard deviations of the probe's logits: soft-capping shows only where logits are large."""
+
+
+def choose_head(network: Any, config: EngineConfig) -> tuple[RowHead, str]:
+    """The model's head as a linear layer where a probe agrees, else its own logits and why.
+
+    Raises:
+        ConfigurationError: there is no such type.
+    """
+    text_config = network.config.get_text_config()
+    if config.head_dtype != "auto" and config.head_dtype not in DTYPES:
+        raise ConfigurationError(
+            f"head dtype {config.head_dtype!r} is none of auto, {', '.join(sorted(DTYPES))}"
+        )
+    dtype = DTYPES.get(config.head_dtype, network.dtype)
+    module = network.get_output_embeddings()
+    if module is not None:
+        own = linear_head(module, text_config, network.dtype)
+        if own is not None and head_matches(network, module, own):
+            head = linear_head(module, text_config, dtype)
+            if head is not None:
+                return head, ""
+    vocab = int(text_config.vocab_size)
+    return (
+        WholeLogits(vocab, network.dtype),
+        "its head is not a linear layer that could be run on wanted rows alone, so all "
+        f"rows of a sequence are projected, in {str(network.dtype).removeprefix('torch.')}",
+    )
 
 
 def head_matches(network: Any, module: torch.nn.Module, head: LinearHead) -> bool:

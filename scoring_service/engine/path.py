@@ -1,0 +1,109 @@
+"""Which way a model takes: many sequences a forward pass, or one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.numerics import body_row_multiple
+from scoring_service.engine.packed.pages import LayerShape
+from scoring_service.engine.packed.probe import (
+    PLAIN,
+    CannotPackError,
+    bits_do_not_depend_on_company,
+    layer_shapes,
+)
+from scoring_service.engine.packed.setup import PackedSetup, set_up
+from scoring_service.engine.step_shape import step_shape
+from scoring_service.kernels import dispatch
+from scoring_service.kernels.cpu.build import KernelsUnavailableError
+from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+from scoring_service.peak_memory import StepShape
+from scoring_service.types import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenPath:
+    """The way, and why."""
+
+    packed: PackedSetup | None
+    """None: one after another."""
+    reason: str
+    deterministic: bool = True
+    """Whether bits of what it computes do not depend on company."""
+
+
+def choose_path(
+    network: Any, model: CausalModel, config: EngineConfig, limit: int, head_reason: str
+) -> ChosenPath:
+    """The packed path where its probe agrees.
+
+    Args:
+        network: transformers' own.
+        model: the same, as the engine runs it.
+        config: what was asked for.
+        limit: tokens of the longest sequence.
+        head_reason: why the head allows the plain path only; empty where it does not.
+
+    Raises:
+        ConfigurationError: there is no memory for a step and a sequence.
+    """
+    try:
+        if config.path == "plain":
+            raise CannotPackError("the plain path was asked for")
+        if head_reason:
+            raise CannotPackError(head_reason)
+        shapes = layer_shapes(network, model, limit)
+        model.fuse_layers()
+        model.row_multiple = body_row_multiple(network)
+    except CannotPackError as refusal:
+        return ChosenPath(None, f"{PLAIN}: {refusal}")
+    deterministic = bits_do_not_depend_on_company(model, shapes)
+    shape = _step_shape(network, model, shapes)
+    setup = set_up(config, shapes, shape, limit, model.dtype, model.device)
+    return ChosenPath(setup, "a probe found packed and plain attention equal", deterministic)
+
+
+def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:
+    """What decides the memory of the model's steps as it is run here."""
+    kernels, head = model.kernels, model.head
+    even = all(width % 2 == 0 for layer in shapes for width in (layer.key_dim, layer.value_dim))
+    on_gpu = dispatch.backend(model.device) == "triton"
+    return step_shape(
+        network.config.get_text_config().to_dict(),
+        vocab_size=head.vocab_size,
+        element_bytes=model.dtype.itemsize,
+        logit_bytes=head.dtype.itemsize,
+        device_type=model.device.type,
+        compiled_attention=kernels is not None and kernels.takes(model.dtype) and even,
+        compiled_head=on_gpu or kernels is not None,
+        finishes_logits=not head.finishes_nothing,
+    )
+
+
+def find_kernels(
+    config: EngineConfig, device: torch.device, on_stage: Callable[[str], None]
+) -> tuple[CpuKernels | None, str]:
+    """The C++ kernels, or None and why they are not used."""
+    if device.type != "cpu":
+        return None, ""
+    if config.cpu_kernels == "off":
+        return None, "; without C++ kernels, as asked for"
+    on_stage("compiling CPU kernels, once a machine")
+    try:
+        return load_cpu_kernels(), ""
+    except KernelsUnavailableError as error:
+        return None, f"; without C++ kernels: {error}"
+
+
+def backend_of(model: CausalModel, packed: PackedSetup | None) -> str:
+    """What computes, and on what, such as "compiled-cpu"."""
+    if packed is None:
+        name = "reference"
+    else:
+        name = dispatch.backend(model.device) if model.kernels is None else "compiled"
+    return f"{name}-{model.device.type}"

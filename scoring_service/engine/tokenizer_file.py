@@ -1,0 +1,37 @@
+"""A model's tokenizer, as the JSON that every process makes its own from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from scoring_service.engine.network import source_of, unloadable
+from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.types import EngineConfig
+
+
+def load_tokenizer(config: EngineConfig) -> str | None:
+    """The fast tokenizer's JSON; None when the model comes without one."""
+    source, arguments = source_of(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+    except Exception as error:
+        if (Path(source) / "tokenizer.json").is_file():
+            raise unloadable(f"the tokenizer of {config.model!r}", error) from error
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None or _is_made_up(backend) else backend.to_str()
+
+
+def _is_made_up(backend: Any) -> bool:
+    """Where a model has no tokenizer, transformers makes one up that knows special tokens only."""
+    special = {token.content for token in backend.get_added_tokens_decoder().values()}
+    return set(backend.get_vocab(with_added_tokens=False)) <= special
+
+
+def bos_token_id(codec: TextCodec | None) -> int | None:
+    """The id that `add_special_tokens` puts before a text, where it does."""
+    ids = [] if codec is None else codec.encode("", add_special_tokens=True)
+    return ids[0] if ids else None
