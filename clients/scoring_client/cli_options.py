@@ -1,4 +1,4 @@
-"""Options that every command of ``scoring-client`` has, and what it prints with --json."""
+"""Options that commands of ``scoring-client`` share, and what they print with --json."""
 
 import json
 from dataclasses import dataclass
@@ -11,8 +11,12 @@ from scoring_client.channel import channel_credentials, refuse_plaintext_token
 from scoring_client.client import ScoringClient
 from scoring_client.errors import InvalidRequestError
 from scoring_client.jsonable import jsonable
+from scoring_client.processing import ProcessingDefaults
 
 CONNECT_ATTEMPTS = 2
+
+TextOption = Parameter(allow_leading_hyphen=True)
+TextsOption = Parameter(allow_leading_hyphen=True, negative="")
 
 
 @Parameter(name="*")
@@ -69,6 +73,30 @@ class Common:
             "timeout": self.timeout,
             "token": self.token,
             "credentials": credentials,
+        }
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Options that shape the distribution."""
+
+    temperature: float | None = None
+    """Divisor of the logits. Unset: 1."""
+    top_k: int | None = None
+    """Keep this many tokens. Unset: all."""
+    top_p: float | None = None
+    """Keep this much probability. Unset: all."""
+    min_p: float | None = None
+    """Keep tokens at least this likely, relative to the likeliest. Unset: all."""
+    defaults: ProcessingDefaults | None = None
+    """What unset means: neutral, or what the model's generation_config sets."""
+
+    def options(self) -> Any:
+        """Return keyword arguments of a call."""
+        return {
+            name: getattr(self, name)
+            for name in ("temperature", "top_k", "top_p", "min_p", "defaults")
         }
 
 
