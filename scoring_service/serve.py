@@ -17,8 +17,9 @@ from scoring_service.config import ServeConfig
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.placement import default_workers, placed
-from scoring_service.pool.pool import PoolState, WorkerPool
+from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.process import ProcessExecutor
+from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.admin_config import AdminConfig

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from enum import StrEnum
 
 import structlog
 
@@ -32,10 +31,10 @@ from scoring_service.pool.executor import Executor, WorkerExited
 from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.parts import size_of, split
+from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.routing import prompt_keys
 from scoring_service.pool.running_samples import unfinished
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.pool.stages import describe_loading, describe_loop
 from scoring_service.pool.stream import CallStream, Part
 from scoring_service.pool.weight_status import RunningSamples
 from scoring_service.pool.weights import PoolWeights
@@ -47,26 +46,8 @@ log = structlog.get_logger(__name__)
 TURN_BATCHES = 4
 """Steps' worth of tokens in a part of a call."""
 
-_AWAITING = (
-    "the server waits for weights (--await-weights): those that it loaded are not to be answered "
-    "from, and nobody has pushed any since it was started"
-)
 _STOP_SECONDS = 5.0
 _HOUSEKEEPING_SECONDS = 1.0
-
-
-class PoolState(StrEnum):
-    """Whether calls are taken."""
-
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-    DRAINING = "draining"
-    CRASH_LOOP = "crash_loop"
-    PAUSED = "paused"
-    """Workers answer, but an admin had new calls refused."""
-    AWAITING_WEIGHTS = "awaiting_weights"
-    """Workers answer, but nobody gave them the weights that calls are to be answered from."""
 
 
 class WorkerPool:
@@ -93,9 +74,6 @@ class WorkerPool:
         observer: PoolObserver | None = None,
     ) -> None:
         self.name = name
-        self.state = PoolState.LOADING
-        self.stage = "starting the worker"
-        self.failure: str | None = None
         self.waiting_calls = 0
         """Calls of which nothing was begun."""
         self.workers = [
@@ -104,7 +82,7 @@ class WorkerPool:
         self.observer = observer or PoolObserver()
         self.weights = PoolWeights(self, self.workers)
         self.cache = CacheFlush()
-        self._paused = False
+        self._readiness = Readiness(name, self.workers, self._awaits_weights)
         self._settings = settings
         self._info: EngineInfo | None = None
         self._admission = Admission(settings.max_queue_tokens, settings.max_queue_reply_bytes)
@@ -112,7 +90,6 @@ class WorkerPool:
         self._streams: dict[int, CallStream] = {}
         self._call_ids = itertools.count(1)
         self._part_ids = itertools.count(1)
-        self._changed = asyncio.Event()
         self._housekeeping: asyncio.Task[None] | None = None
         self._auditor = Auditor(self, settings.audit)
         self._readers = 0
@@ -132,20 +109,22 @@ class WorkerPool:
         Raises:
             ServiceError: LOADING, AWAITING_WEIGHTS, CRASH_LOOP or DRAINING.
         """
-        if self.state is PoolState.DRAINING:
-            raise ServiceError(Fault(Reason.DRAINING, "the server is shutting down"))
-        if self.state is PoolState.PAUSED:
-            raise ServiceError(Fault(Reason.DRAINING, self.stage))
-        if self.state is PoolState.AWAITING_WEIGHTS:
-            raise ServiceError(Fault(Reason.AWAITING_WEIGHTS, self.stage))
-        if self.state is PoolState.CRASH_LOOP:
-            retry_after = self._seconds_to_ready()
-            raise ServiceError(Fault(Reason.CRASH_LOOP, self.stage, retry_after=retry_after))
-        if self._info is None or self.state is not PoolState.READY:
-            retry_after = 1.0 if self._info is None else self._seconds_to_ready()
-            message = f"the model is not ready: {self.stage}"
-            raise ServiceError(Fault(Reason.LOADING, message, retry_after=retry_after))
-        return self._info
+        return self._readiness.check(self._info)
+
+    @property
+    def state(self) -> PoolState:
+        """Whether calls are taken."""
+        return self._readiness.state
+
+    @property
+    def stage(self) -> str:
+        """What it is doing, in words."""
+        return self._readiness.stage
+
+    @property
+    def failure(self) -> str | None:
+        """Why it was given up; None while it was not."""
+        return self._readiness.failure
 
     @property
     def takes_updates(self) -> bool:
@@ -234,11 +213,11 @@ class WorkerPool:
 
     async def wait_changed(self) -> None:
         """Waits for the next change of `state` or `stage`."""
-        await self._changed.wait()
+        await self._readiness.wait_changed()
 
     async def drain(self, patience: float) -> None:
         """Refuses new calls, waits for those admitted, ends the workers."""
-        self._set(PoolState.DRAINING, "draining")
+        self._readiness.set(PoolState.DRAINING, "draining")
         try:
             async with asyncio.timeout(patience):
                 await self._idle.wait()
@@ -254,13 +233,11 @@ class WorkerPool:
 
     def pause(self) -> None:
         """Refuses new calls; those that were admitted go on."""
-        self._paused = True
-        self._update_state()
+        self._readiness.pause(on=True)
 
     def resume(self) -> None:
         """Takes calls again."""
-        self._paused = False
-        self._update_state()
+        self._readiness.pause(on=False)
 
     @property
     def calls_left(self) -> int:
@@ -274,7 +251,7 @@ class WorkerPool:
         if self.weights.admit(worker, info):
             self.worker_admitted(worker)
         else:
-            self._update_state()
+            self._readiness.update()
 
     def worker_admitted(self, worker: Worker) -> None:
         """It computes what the others compute."""
@@ -286,7 +263,7 @@ class WorkerPool:
             self._dispatcher.chunk_size = info.chunk_size
         self.observer.worker_ready(worker.index, worker.restart_seconds)
         log.info("worker_ready", worker=worker.index, seconds=round(worker.restart_seconds, 2))
-        self._update_state()
+        self._readiness.update()
         self._dispatcher.dispatch()
 
     def model_replaced(self, info: EngineInfo) -> None:
@@ -323,9 +300,9 @@ class WorkerPool:
             worker.drop(part)
         if self._info is None:
             worker.state = WorkerState.GONE
-            self._give_up(exited.in_words(" while it loaded the model"))
+            self._readiness.give_up(exited.in_words(" while it loaded the model"))
             return
-        can_move = bool(self._ready_workers())
+        can_move = bool(self._readiness.ready_workers())
         fault = Fault(
             Reason.WORKER_DIED,
             exited.in_words(),
@@ -343,7 +320,7 @@ class WorkerPool:
             else:
                 self._retry(part)
             self._free(part)
-        self._update_state()
+        self._readiness.update()
         self._dispatcher.dispatch()
 
     def worker_refused(self, worker: Worker, message: str) -> None:
@@ -351,14 +328,14 @@ class WorkerPool:
         worker.state = WorkerState.GONE
         log.error("load_failed", worker=worker.index, message=message)
         if self._info is None or all(w.state is WorkerState.GONE for w in self.workers):
-            self._give_up(message)
+            self._readiness.give_up(message)
         else:
-            self._update_state()
+            self._readiness.update()
 
     def worker_changed(self, worker: Worker) -> None:
         """Passes a change of a worker on as one of the pool."""
         if self.state is not PoolState.FAILED:
-            self._update_state()
+            self._readiness.update()
 
     def part_event(self, worker: Worker, event: CallEvent) -> None:
         """Something of a part to its call."""
@@ -589,9 +566,8 @@ class WorkerPool:
         for worker in self.workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
         if self.state is PoolState.AWAITING_WEIGHTS:
-            self._update_state()
-        self._changed.set()
-        self._changed.clear()
+            self._readiness.update()
+        self._readiness.tell()
 
     def _expire(self, stream: CallStream) -> None:
         message = "the deadline passed before the call was finished"
@@ -615,41 +591,6 @@ class WorkerPool:
         self._forget_unread(stream)
         self._fail(stream, Fault(Reason.READER_STALLED, message))
 
-    # The pool as a whole.
-
-    def _ready_workers(self) -> list[Worker]:
-        return [worker for worker in self.workers if worker.state is WorkerState.READY]
-
-    def _seconds_to_ready(self) -> float:
-        alive = [w.seconds_to_ready for w in self.workers if w.state is not WorkerState.GONE]
-        return min(alive, default=1.0)
-
-    def _give_up(self, message: str) -> None:
-        self.failure = message
-        self._set(PoolState.FAILED, message)
-
-    def _update_state(self) -> None:
-        """Derives the pool's state from its workers'."""
-        if self.state in (PoolState.DRAINING, PoolState.FAILED):
-            return
-        if self._ready_workers():
-            if self._paused:
-                self._set(PoolState.PAUSED, "an admin had the server drained")
-            elif self._settings.await_weights and not self.weights.committed:
-                if self.state is not PoolState.AWAITING_WEIGHTS:
-                    log.info("awaiting_weights", model=self.name)
-                self._set(PoolState.AWAITING_WEIGHTS, _AWAITING)
-            else:
-                self._set(PoolState.READY, "ready")
-            return
-        alive = [w for w in self.workers if w.state is not WorkerState.GONE]
-        looping = [w for w in alive if w.policy.looping]
-        if alive and len(looping) == len(alive):
-            self._set(PoolState.CRASH_LOOP, describe_loop(looping))
-        else:
-            self._set(PoolState.LOADING, describe_loading(alive))
-
-    def _set(self, state: PoolState, stage: str) -> None:
-        self.state, self.stage = state, stage
-        self._changed.set()
-        self._changed.clear()
+    def _awaits_weights(self) -> bool:
+        """Whether nothing may be answered yet, because nobody gave weights."""
+        return self._settings.await_weights and not self.weights.committed

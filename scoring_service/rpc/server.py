@@ -12,7 +12,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from scoring_client.proto import service_pb2, service_pb2_grpc
-from scoring_service.pool.pool import PoolState, WorkerPool
+from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.readiness import PoolState
 from scoring_service.rpc import admin
 from scoring_service.rpc.admin import AdminServicer
 from scoring_service.rpc.admin_config import AdminConfig

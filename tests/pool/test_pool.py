@@ -20,7 +20,7 @@ from scoring_service.engine.events import (
     WorkerStats,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.pool import PoolState
+from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.stream import PART_CREDIT, UNREAD_LIMIT, CallStream
 from scoring_service.types import RowWants
 from tests.pool.scripted import INFO, Scripted, sample_call, score_call, settled
