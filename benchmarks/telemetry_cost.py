@@ -1,11 +1,11 @@
 """What telemetry costs: the same calls with all of it and with none, in turns.
 
 `python -m benchmarks.telemetry_cost` starts a server of the packaged model whose telemetry can be
-switched. On, it keeps metrics, makes a span and its children of every call (nothing is sampled
-away, as is the SDK's default), exports them as JSON in batches, and writes a line of log a call;
-off, it does nothing of the kind. Somebody reads the metrics every five seconds. Rounds of calls
-alternate, in an order that cancels a drift of the machine (on off off on …), so that the ratio of
-their medians is the cost.
+switched. On, it keeps metrics, makes a span and its children of as many calls as a server does
+(ten a second; `--traces-per-second`), exports them as JSON in batches, and writes a line of log a
+call; off, it does nothing of the kind. Somebody reads the metrics every five seconds. Rounds of
+calls alternate, in an order that cancels a drift of the machine (on off off on …), and the cost is
+the median of the ratios of neighbours.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import grpc
 
 from scoring_client.proto import score_pb2, sequence_pb2, service_pb2_grpc
+from scoring_service.config import ServeConfig
 
 _SCRAPE_SECONDS = 5.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,7 +57,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "groups (8 x 64 after 128)": Workload(128, 8, 64, at_once=4),
+    "groups (16 x 64 after 128)": Workload(128, 16, 64, at_once=4),
     "one token a call, the worst case": Workload(8, 1, 1, at_once=8, share=1 / 4),
 }
 
@@ -83,11 +84,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.telemetry_cost")
     parser.add_argument("--rounds", type=int, default=18, help="of each side and workload")
     parser.add_argument("--seconds", type=float, default=2.5, help="of a round")
+    parser.add_argument(
+        "--traces-per-second", type=float, default=ServeConfig.traces_per_second, help="inf = all"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/telemetry.json"))
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,))
+    process = context.Process(target=_serve, args=(theirs, arguments.traces_per_second))
     process.start()
     server = Switched(ours.recv(), process.pid or 0, ours)
     found = {}
@@ -100,13 +104,14 @@ def main() -> None:
         ours.send("end")
         process.join(30)
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-    print("| calls | calls/s on | calls/s off | ratio | server's ms a call on | off |")
+    print("| calls | calls/s on | calls/s off | ratio (quartiles) | server's ms a call on | off |")
     print("|---|---|---|---|---|---|")
     for name, result in found.items():
         on, off = result["on"], result["off"]
         print(
             f"| {name} | {on['calls_per_second']:.1f} | {off['calls_per_second']:.1f} "
-            f"| {result['throughput_ratio']:.4f} "
+            f"| {result['throughput_ratio']:.3f} "
+            f"({', '.join(f'{quartile:.3f}' for quartile in result['quartiles'])}) "
             f"| {on['server_ms_per_call']:.3f} | {off['server_ms_per_call']:.3f} |"
         )
 
@@ -126,11 +131,12 @@ async def _measure(
             if turn:
                 rates[side].append(calls / (time.monotonic() - began))
                 busy[side].append(1e3 * (_cpu_seconds(server.pid) - before) / calls)
-    medians = {side: statistics.median(found) for side, found in rates.items()}
-    result: dict[str, Any] = {"throughput_ratio": medians["on"] / medians["off"]}
+    ratios = [on / off for on, off in zip(rates["on"], rates["off"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    result: dict[str, Any] = {"throughput_ratio": middle, "quartiles": [low, high]}
     for side in SIDES:
         result[side] = {
-            "calls_per_second": medians[side],
+            "calls_per_second": statistics.median(rates[side]),
             "server_ms_per_call": statistics.median(busy[side]),
             "rounds": [round(rate, 2) for rate in rates[side]],
         }
@@ -160,14 +166,14 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, traces_per_second: float) -> None:
     # The log goes where a log collector would take it from, at no cost of its own.
     with Path(os.devnull).open("w") as nowhere:
         sys.stderr = nowhere
-        asyncio.run(_run_server(pipe))
+        asyncio.run(_run_server(pipe, traces_per_second))
 
 
-async def _run_server(pipe: Connection) -> None:
+async def _run_server(pipe: Connection, traces_per_second: float) -> None:
     import structlog
 
     from scoring_service.models import tiny_model_path
@@ -182,7 +188,7 @@ async def _run_server(pipe: Connection) -> None:
     switch = Switch()
     configure_logs("info", "json")
     structlog.get_config()["processors"].insert(0, switch.drop)
-    telemetry = _switched(switch)
+    telemetry = _switched(switch, traces_per_second)
     limits = RequestLimits(64 << 20, 1 << 20, 65_536)
     settings = PoolSettings(max_queue_tokens=limits.max_queue_tokens)
     engine = EngineConfig(str(tiny_model_path()), threads=1)
@@ -215,16 +221,15 @@ class Switch:
         return event
 
 
-def _switched(switch: Switch) -> Any:
-    from opentelemetry.sdk.trace import TracerProvider
+def _switched(switch: Switch, traces_per_second: float) -> Any:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
     from scoring_service.telemetry.metrics import Metrics
     from scoring_service.telemetry.telemetry import Telemetry
-    from scoring_service.telemetry.traces import OtelTraces, Traces
+    from scoring_service.telemetry.traces import OtelTraces, Traces, new_provider
 
     exporter = ConsoleSpanExporter(out=sys.stderr, formatter=lambda span: span.to_json(indent=None))
-    provider = TracerProvider()
+    provider = new_provider(traces_per_second)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     nothing = Traces()
 

@@ -168,6 +168,9 @@ class ServeConfig:
     """Where OpenTelemetry traces go over gRPC, such as http://localhost:4317; needs
     scoring-service[otel]. Default: none are made."""
 
+    traces_per_second: float = 10.0
+    """Traces that begin here, at most; of a caller's own trace it decides itself."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe message that is logged."""
 
@@ -202,6 +205,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "weight_version": (-_INT64_MAX, _INT64_MAX),
     "threads": (1, _INT32_MAX),
     "drain_seconds": (0, math.inf),
+    "traces_per_second": (0, math.inf),
     "num_workers": (1, 1024),
     "heartbeat_timeout": (3, math.inf),
     "step_timeout": (1, math.inf),

@@ -50,7 +50,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     engine = _engine_config(source, config)
     workers = config.num_workers or default_workers(config.device)
     try:
-        traces = traces_to(config.otlp_endpoint, __version__)
+        traces = traces_to(config.otlp_endpoint, __version__, config.traces_per_second)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

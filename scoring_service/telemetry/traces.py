@@ -6,6 +6,7 @@ the wait in the queue, the steps that computed it and the stream of its answer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -120,8 +121,32 @@ class OtelTraces(Traces):
         self._provider.shutdown()
 
 
-def traces_to(endpoint: str | None, service_version: str) -> Traces:
+def new_provider(traces_per_second: float, **settings: Any) -> Any:
+    """A provider of OpenTelemetry's SDK.
+
+    Args:
+        traces_per_second: begun here; a caller that has decided about its trace is followed. The
+            environment's OTEL_TRACES_SAMPLER takes its place.
+        settings: further ones of the provider.
+    """
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.sampling import ParentBased
+
+    from scoring_service.telemetry.sampling import RateLimited
+
+    sampler = None
+    if "OTEL_TRACES_SAMPLER" not in os.environ:
+        sampler = ParentBased(RateLimited(traces_per_second))
+    return TracerProvider(sampler=sampler, **settings)
+
+
+def traces_to(endpoint: str | None, service_version: str, traces_per_second: float) -> Traces:
     """Traces that go to an OTLP endpoint over gRPC; none without an endpoint.
+
+    Args:
+        endpoint: http://HOST:PORT or https://HOST:PORT.
+        service_version: of the spans' resource.
+        traces_per_second: see `new_provider`.
 
     Raises:
         ConfigurationError: OpenTelemetry is not installed.
@@ -131,7 +156,6 @@ def traces_to(endpoint: str | None, service_version: str) -> Traces:
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ConfigurationError(
@@ -140,7 +164,7 @@ def traces_to(endpoint: str | None, service_version: str) -> Traces:
     resource = Resource.create(
         {"service.name": "scoring-service", "service.version": service_version}
     )
-    provider = TracerProvider(resource=resource)
+    provider = new_provider(traces_per_second, resource=resource)
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return OtelTraces(provider)

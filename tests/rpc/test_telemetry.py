@@ -16,6 +16,7 @@ import pytest_asyncio
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 from prometheus_client.parser import text_string_to_metric_families
 
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2
@@ -23,6 +24,7 @@ from scoring_service.models import tiny_model_path
 from scoring_service.pool.local import LocalExecutor
 from scoring_service.telemetry.labels import OTHER, BoundedLabel
 from scoring_service.telemetry.metrics import Metrics
+from scoring_service.telemetry.sampling import RateLimited
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import OtelTraces
 from scoring_service.types import EngineConfig
@@ -174,6 +176,36 @@ async def test_a_call_is_a_span_of_the_callers_trace_with_its_parts(watched: Wat
         assert child.parent.span_id == call.context.span_id
         assert call.start_time <= child.start_time <= child.end_time <= call.end_time  # type: ignore[operator]
     assert spans["queue"].end_time == spans["steps"].start_time
+
+
+def test_traces_that_begin_here_are_few_and_the_callers_are_its_own() -> None:
+    now = [100.0]
+    sampler = ParentBased(RateLimited(3.0, clock=lambda: now[0]))
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(sampler=sampler)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    traces = OtelTraces(provider)
+
+    def call(*metadata: tuple[str, str]) -> bool:
+        spans.clear()
+        with traces.call("call", metadata) as span:
+            span.child("queue", 1, 2)
+        names = [span.name for span in spans.get_finished_spans()]
+        assert names in (["queue", "call"], []), "a whole trace or nothing"
+        return bool(names)
+
+    assert [call() for _ in range(5)] == [True] * 3 + [False] * 2
+    now[0] += 0.4
+    assert [call() for _ in range(3)] == [True, False, False]
+    now[0] += 60.0
+    assert [call() for _ in range(5)] == [True] * 3 + [False] * 2, "what was not used is not kept"
+    asked = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0"
+    assert all(call(("traceparent", f"{asked}1")) for _ in range(5))
+    now[0] += 60.0
+    assert not call(("traceparent", f"{asked}0"))
+    never = RateLimited(0.0, clock=lambda: now[0])
+    now[0] += 1e6
+    assert never.should_sample(None, 1, "call").decision is Decision.DROP
 
 
 async def test_the_dashboard_shows_metrics_that_exist(watched: Watched) -> None:
