@@ -37,13 +37,14 @@ else
 	@exec $(BIN)/scoring-service serve $(MODEL) $(ARGS)
 endif
 
-# Two files at a time; faults and overload by themselves, because they are about time.
+# Two files at a time; what is about time or about memory over time by itself.
+ALONE := tests/chaos/test_overload.py tests/chaos/test_soak.py
 test: $(INSTALLED) ## run the tests
 ifdef ARGS
 	$(BIN)/python -m pytest -q $(ARGS)
 else
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/chaos tests
-	$(BIN)/python -m pytest -q tests/chaos
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) tests
+	$(BIN)/python -m pytest -q $(ALONE)
 endif
 
 test-helm: $(INSTALLED) ## the tests of chart and image alone, with the real helm (`make test` runs them too)

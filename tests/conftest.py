@@ -16,7 +16,7 @@ if importlib.util.find_spec("triton") is not None and shutil.which("nvidia-smi")
         patch.setenv("TRITON_INTERPRET", "1")
         import triton  # noqa: F401
 
-_LONG = ("tests/weights/", "tests/e2e/", "tests/plan/", "tests/helm/")
+_LONG = ("tests/weights/", "tests/chaos/", "tests/e2e/", "tests/plan/", "tests/helm/")
 """Where files have few tests that take long."""
 
 

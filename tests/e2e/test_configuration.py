@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from scoring_client.proto import model_info_pb2
+from scoring_service import cli
+from scoring_service.config import ServeConfig
 from tests.e2e.calls import scores, stub_of
 from tests.e2e.served import BIN, serving
 
@@ -23,11 +25,13 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("kind", FILES)
-def test_flag_over_environment_over_file_over_default(tmp_path: Path, kind: str) -> None:
-    file = tmp_path / f"serve.{kind}"
-    file.write_text(FILES[kind])
-    env = {"SCORING_WEIGHT_VERSION": "2", "SCORING_SERVED_MODEL_NAME": "from-environment"}
+ENVIRONMENT = {"SCORING_WEIGHT_VERSION": "2", "SCORING_SERVED_MODEL_NAME": "from-environment"}
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(FILES["toml"])
+    env = ENVIRONMENT
     arguments = ("--config", str(file), "--served-model-name", "from-flag")
     with serving(*arguments, env=env) as server, stub_of(server.ready) as stub:
         info = stub.GetModelInfo(model_info_pb2.GetModelInfoRequest(), timeout=30)
@@ -35,6 +39,27 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path, kind: str)
     assert info.weight_version == 2
     assert info.limits.max_sequence_tokens == 111
     assert info.limits.max_k == info.vocab_size
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_kind_of_file_says_the_same(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / f"serve.{kind}"
+    file.write_text(FILES[kind])
+    run: list[ServeConfig] = []
+
+    async def serve(_model: str | None, config: ServeConfig) -> int:
+        run.append(config)
+        return 0
+
+    monkeypatch.setattr(cli, "run_server", serve)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="0"):
+        cli.launch("serve", "--served-model-name", "from-flag", config=file)
+    expected = ServeConfig(max_model_len=111, weight_version=2, served_model_name="from-flag")
+    assert run == [expected]
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
