@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=18, help="of each side and workload")
     parser.add_argument("--seconds", type=float, default=2.5, help="of a round")
     parser.add_argument(
-        "--traces-per-second", type=float, default=ServeConfig.traces_per_second, help="inf = all"
+        "--traces-per-second", type=float, default=ServeConfig().traces_per_second, help="inf = all"
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/telemetry.json"))
     arguments = parser.parse_args()
@@ -168,8 +168,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def _serve(pipe: Connection, traces_per_second: float) -> None:
     # The log goes where a log collector would take it from, at no cost of its own.
-    with Path(os.devnull).open("w") as nowhere:
-        sys.stderr = nowhere
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         asyncio.run(_run_server(pipe, traces_per_second))
 
 
