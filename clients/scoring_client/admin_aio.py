@@ -29,6 +29,7 @@ from scoring_client.channel import (
     call_metadata,
     channel_credentials,
     full_target,
+    refuse_plaintext_token,
     with_trace,
 )
 from scoring_client.errors import DeadlineError
@@ -60,6 +61,8 @@ class AsyncAdminClient:
         root_certificates: Pem | None = None,
         client_certificate: Pem | None = None,
         client_key: Pem | None = None,
+        tls: bool = False,
+        allow_plaintext_token: bool = False,
         channel: grpc.aio.Channel | None = None,
         channel_options: ChannelOptions = (),
     ) -> None:
@@ -75,19 +78,23 @@ class AsyncAdminClient:
             root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
             client_certificate: Shown to a server that asks for one (PEM, or a path).
             client_key: Its key.
+            tls: TLS with a server whose certificate a public authority signed.
+            allow_plaintext_token: Send the token over a plain channel to another machine.
             channel: Use this one, and leave it open; the arguments about channels are ignored.
             channel_options: gRPC's options; they win over this package's.
 
         Raises:
-            ValueError: an argument makes no sense.
+            ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
         self._channel = channel
         self._credentials = channel_credentials(
-            credentials, root_certificates, client_certificate, client_key
+            credentials, root_certificates, client_certificate, client_key, tls=tls
         )
+        secure = channel is not None or self._credentials is not None
+        refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
         self._channel_options = channel_options
 
     async def __aenter__(self) -> "AsyncAdminClient":

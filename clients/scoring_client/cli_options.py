@@ -73,6 +73,7 @@ class Common:
             "timeout": self.timeout,
             "token": self.token,
             "credentials": credentials,
+            "allow_plaintext_token": self.allow_plaintext_token,
         }
 
 
@@ -104,7 +105,6 @@ def connect(common: Common) -> ScoringClient:
     """Return a client."""
     return ScoringClient(
         **common.connection(),
-        allow_plaintext_token=common.allow_plaintext_token,
         max_attempts=CONNECT_ATTEMPTS,
     )
 

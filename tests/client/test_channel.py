@@ -13,7 +13,14 @@ import grpc
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from scoring_client import AsyncScoringClient, NoTlsError, ScoringClient, UnavailableError
+from scoring_client import (
+    AdminClient,
+    AsyncAdminClient,
+    AsyncScoringClient,
+    NoTlsError,
+    ScoringClient,
+    UnavailableError,
+)
 from scoring_client.channel import channel_options, full_target
 from tests.client.toy_server import ToyServer
 from tests.client.truth import assert_scores
@@ -218,7 +225,7 @@ def test_a_server_without_tls_is_named(ask, certificate):
 PUBLIC = "trainer.example.org:50051"
 
 
-@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient])
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
 def test_no_token_leaves_the_machine_in_plain_text(make):
     with pytest.raises(ValueError, match=r"in plain text to trainer.example.org.*service mesh"):
         make(PUBLIC, token="secret")
