@@ -65,10 +65,10 @@ def a_short_stall_harms_no_call(network: Network, target: str) -> None:
             network.stall(way)
             time.sleep(SHORT_STALL)
             network.flow()
-        time.sleep(1.0)
+        answered = load.counted().total()
+        until(lambda: load.counted().total() > answered + 10)  # calls go on as before
     assert not load.wrong
     assert set(load.counted()) == {"ok"}
-    assert load.counted().total() > 10
 
 
 def a_stall_for_good_frees_everything(
