@@ -22,6 +22,7 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.pool.stream import CallStream
 from scoring_service.rpc.parse_score import ItemFault
+from scoring_service.rpc.results import bytes_beside
 from scoring_service.types import EngineInfo, Usage
 
 MESSAGE_BYTES = 1 << 19
@@ -150,7 +151,7 @@ class Answer(Generic[Response]):
                     return results, provenance, taken, event
                 case ScoreSlice() | SampleSlice():
                     results.append(self._render(event))
-                    size += results[-1].ByteSize()
+                    size += event.size + bytes_beside(results[-1])
                     self.ok += event.last
                     taken += event.size
                 case ItemFailed(_, index, part, fault):

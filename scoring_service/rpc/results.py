@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from scoring_client.proto import sample_pb2, score_pb2, topk_pb2
@@ -20,6 +21,22 @@ _FINISH_REASONS = {
     "stop": sample_pb2.FINISH_REASON_STOP,
     "length": sample_pb2.FINISH_REASON_LENGTH,
 }
+
+
+_OVERHEAD = 64
+_ID_BYTES = 3
+"""Of an id below two million."""
+
+
+def bytes_beside(result: Message) -> int:
+    """Of a result beside its slice's arrays, about.
+
+    Counted, because ByteSize makes the whole message: with a slice of a top-K list that took as
+    long as sending it.
+    """
+    inner = result.score if isinstance(result, topk_pb2.TopKResult) else result
+    ids = sum(len(getattr(inner, name)) for name in ("prompt_token_ids", "token_ids"))
+    return _OVERHEAD + _ID_BYTES * ids
 
 
 def score_result(

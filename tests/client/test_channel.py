@@ -137,7 +137,7 @@ def test_an_async_client_can_be_made_outside_a_loop(runner):
         client = AsyncScoringClient(server.target)
 
         async def main():
-            await client.score(ONE)
+            assert_scores((await client.score(ONE))[0][0], [1, 2], [3, 4])
             await client.close()
 
         runner.run(main())
