@@ -183,17 +183,17 @@ class WeightStore:
         staging.memory = memory = open_memory(staging.command.path)
         view = memoryview(memory)
         digest = hashlib.sha256()
-        for spec in self._info.tensors:
-            region = layout.regions[spec.tied_to or spec.name]
-            digest.update(tensor_line(spec.name, spec.dtype, spec.shape))
+        for name, region in layout.regions.items():
+            spec = region.spec
+            digest.update(tensor_line(spec))
             if region.dtype != spec.dtype:
                 _wait(staging, region.offset + region.size)
                 tensor = tensor_in(memory, region).to(getattr(torch, spec.dtype)).contiguous()
-                staging.tensors.setdefault(region.spec.name, tensor)
+                staging.tensors[name] = tensor
                 if tensor.numel():
                     digest.update(tensor.flatten().view(torch.uint8).numpy().data)
                 continue
-            staging.tensors.setdefault(region.spec.name, tensor_in(memory, region))
+            staging.tensors[name] = tensor_in(memory, region)
             end = region.offset + region.size
             place = region.offset
             while place < end:
@@ -201,8 +201,8 @@ class WeightStore:
                 stop = min(end, staging.ready, place + _HASH_BYTES)
                 digest.update(view[place:stop])
                 place = stop
-            if prepare and not spec.tied_to and self._model.device.type == "cpu":
-                self._prepare(staging, spec.name)
+            if prepare and self._model.device.type == "cpu":
+                self._prepare(staging, name)
         _wait(staging, layout.size, complete=True)
         staging.digest = digest.hexdigest()
         view.release()

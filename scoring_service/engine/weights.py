@@ -22,7 +22,7 @@ from scoring_service.engine.prepacked import (
     repacked,
     use_packed,
 )
-from scoring_service.types import TensorSpec
+from scoring_service.engine.tensor_specs import tensor_specs
 
 _SPARE = 1.25
 """New weights are put beside old ones if so many times their size is free."""
@@ -44,22 +44,6 @@ class ModelWeights:
     """Of linear layers, by the layer's name; see `prepacked`."""
 
 
-def tensor_specs(network: Any) -> tuple[TensorSpec, ...]:
-    """The tensors of a network's `state_dict`, in ascending order of names."""
-    first: dict[tuple[Any, ...], str] = {}
-    found = []
-    state: dict[str, Tensor] = network.state_dict()
-    for name in sorted(state):
-        tensor = state[name]
-        # Tensors without elements have no address of their own.
-        where = (tensor.data_ptr(), tensor.shape, tensor.dtype) if tensor.numel() else (name,)
-        tied_to = first.setdefault(where, name)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        shape = tuple(tensor.shape)
-        found.append(TensorSpec(name, dtype, shape, "" if tied_to == name else tied_to))
-    return tuple(found)
-
-
 @dataclass(slots=True)
 class Prepared:
     """What was made of tensors that came already, while others are still on their way."""
@@ -72,8 +56,8 @@ class Slots:
     """Where a network keeps its tensors, and what is made of them beside it."""
 
     def __init__(self, network: Any, head: RowHead) -> None:
-        self.specs = tensor_specs(network)
         state: dict[str, Tensor] = network.state_dict(keep_vars=True)
+        self.specs = tensor_specs(state)
         # Every name has its holder: tied tensors may be one parameter, or two with one memory.
         self._holders = [(spec.tied_to or spec.name, state[spec.name]) for spec in self.specs]
         self._layers = packed_layers(network)

@@ -73,8 +73,9 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
     def digest(self) -> str:
         digest = hashlib.sha256()
         for name, (dtype, shape, tied) in sorted(self.specs.items()):
-            digest.update(f"{name} {dtype} {','.join(map(str, shape))}\n".encode())
-            digest.update(self.tensors[tied or name])
+            if not tied:
+                digest.update(f"{name} {dtype} {','.join(map(str, shape))}\n".encode())
+                digest.update(self.tensors[name])
         return digest.hexdigest()
 
     # RPCs

@@ -43,15 +43,15 @@ def stored_tensors(path: Path) -> Tensors:
 
 
 def test_the_packaged_model(tiny_bfloat16: LoadedModel) -> None:
-    """As stored; the head, tied to the embedding, is a tensor of its own name."""
+    """As stored; the embedding is tied to the head, whose name comes first."""
     tensors = stored_tensors(tiny_model_path() / "model.safetensors")
-    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     assert tiny_bfloat16.info.weights_digest == expected_digest(tensors)
 
 
 def test_the_dtype_as_loaded_counts(tiny: LoadedModel, tiny_bfloat16: LoadedModel) -> None:
     tensors = stored_tensors(tiny_model_path() / "model.safetensors")
-    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     widened = {}
     for name, (dtype, shape, data) in tensors.items():
         assert dtype == "bfloat16"
@@ -101,6 +101,15 @@ def test_order_and_strides_do_not_count() -> None:
     }
     assert not turned["b.weight"].is_contiguous()
     assert weights_digest(dict(reversed(turned.items()))) == weights_digest(ours)
+
+
+def test_tied_tensors_count_once() -> None:
+    """Under the first of their names; a copy is another tensor."""
+    plain = tensors()
+    tied = {**plain, "d.weight": plain["b.weight"]}
+    assert weights_digest(tied) == weights_digest(plain)
+    copied = {**plain, "d.weight": plain["b.weight"].clone()}
+    assert weights_digest(copied) != weights_digest(plain)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ class Drawn:
     samples: list[Sample]
     prompts: list[list[int]]
     trainer: Any
+    autocast: bool = False
+    """Whether the trainer computes as mixed precision has it: float32 weights, bfloat16 products."""
 
 
 def trainer_of(model: Path, dtype: str, **options: Any) -> Any:
@@ -91,7 +93,8 @@ def replayed(drawn: Drawn, *, truncate: bool) -> tuple[torch.Tensor, torch.Tenso
         for prompt, sample in zip(drawn.prompts, drawn.samples, strict=True)
     ]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    hidden = drawn.trainer.model(input_ids=ids).last_hidden_state
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=drawn.autocast):
+        hidden = drawn.trainer.model(input_ids=ids).last_hidden_state
     rows = [
         hidden[b, len(prompt) - 1 : len(prompt) - 1 + length]
         for b, (prompt, length) in enumerate(zip(drawn.prompts, lengths, strict=True))
@@ -168,12 +171,14 @@ def test_smollm2_in_bfloat16_on_both_sides() -> None:
     eager_trainer = trainer_of(smollm2_file(), "bfloat16", attn_implementation="eager")
     eager, _ = replayed(replace(drawn, trainer=eager_trainer), truncate=True)
     without = mismatch(drawn, truncate=False)
-    exact, _ = replayed(
-        replace(drawn, trainer=in_dtype(drawn.trainer, torch.float32)), truncate=True
-    )
+    wide = replace(drawn, trainer=in_dtype(drawn.trainer, torch.float32))
+    exact, _ = replayed(wide, truncate=True)
+    mixed, _ = replayed(replace(wide, autocast=True), truncate=True)
     for name, pair in {
         "trainer, sampler": (trainer, sampler),
         "trainer, trainer with eager attention": (trainer, eager),
+        "trainer in mixed precision, sampler": (mixed, sampler),
+        "float32, trainer in mixed precision": (exact, mixed),
         "float32, trainer": (exact, trainer),
         "float32, sampler": (exact, sampler),
     }.items():

@@ -92,27 +92,25 @@ class WeightPlan:
                 raise InvalidRequestError(f"{name} and another name both mean {spec.name}")
             found[spec.name] = tensor
         self._check_complete({_root(self._specs[name]) for name in found})
-        by_root = {_root(self._specs[name]): tensor for name, tensor in found.items()}
-        for name in sorted(self._specs if self._options.digest else found):
-            spec = self._specs[name]
-            tensor = found.get(name, by_root.get(_root(spec)))
-            yield from self._take(spec, tensor, lasting=True)
+        # Tied tensors have their place where the model has them, whatever name they come under.
+        for name in sorted(found, key=lambda name: (_root(self._specs[name]), name)):
+            yield from self._take(self._specs[name], found[name], lasting=True)
 
     def _take(self, spec: WeightTensor, tensor: Any, *, lasting: bool) -> Iterator[HostTensor]:
         root = _root(spec)
         before = self._sent.get(root)
         if before is not None and before.spec is spec:
             raise InvalidRequestError(f"{spec.name} is there twice")
-        if before is not None and self.digest is None and before.is_same_memory(tensor):
+        if before is not None and before.is_same_memory(tensor):
             return
         self._check(spec, tensor)
         brought = self._host.bring(spec.name, tensor, self._cast(spec, tensor))
         host = HostTensor(
             spec.name, brought.dtype, brought.shape, brought.data, brought.volatile or not lasting
         )
-        if self.digest is not None:
-            self.digest.begin(host)
         if before is None:
+            if self.digest is not None:
+                self.digest.begin(root, host)
             tied = root in self._tied
             self._sent[root] = _Sent.of(spec, tensor, host, keep=tied and lasting, tied=tied)
             yield host
@@ -122,8 +120,6 @@ class WeightPlan:
                 f"the model ties {spec.name} to {before.spec.name}, but they differ here: they "
                 "cannot both be served"
             )
-        if self.digest is not None:
-            self.digest.update(host.data)
 
     def _spec(self, name: str) -> WeightTensor | None:
         """Return the model's tensor of a trainer's name; None for one to leave out."""
