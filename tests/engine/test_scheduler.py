@@ -98,5 +98,6 @@ def test_everybody_finishes_and_nobody_waits_for_all_others(calls: list[list[int
 def test_scoring_beside_decoding() -> None:
     assert prefill_budget(1024, 0, 64) == 1024
     assert prefill_budget(1024, 3, 64) == 64
+    assert prefill_budget(1024, 200, 64) == 200
     assert prefill_budget(100, 90, 64) == 10
     assert prefill_budget(32, 40, 64) == 0

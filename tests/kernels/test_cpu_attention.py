@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scoring_service.engine.packed import runs
 from scoring_service.engine.packed.packing import Node, Walk
 from scoring_service.engine.packed.runs import tables
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
@@ -236,6 +237,29 @@ def test_company_and_threads_change_no_bit(kernels: CpuKernels, dtype: torch.dty
     finally:
         torch.set_num_threads(before)
     assert torch.equal(again, together)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_where_a_run_of_rows_is_cut_changes_no_bit(
+    kernels: CpuKernels,
+    shape: Shape,
+    asked: dict[str, Any],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So chunks that follow one another in a step may be attended to as one."""
+    prefix = list(range(40, 313))
+    walks, chains = tree(prefix, 32, [[32, 32, 64, 2, 39], [31, 33]])
+    rows = 32 + 169 + 64
+    tensors = random_tensors(shape, rows, dtype, seed=5)
+    nodes, _ = tables(walks, [])
+    assert nodes[:, 1].tolist() == [32 + 169, 64]
+    joined = attend(kernels, tensors, walks, [], asked)
+    monkeypatch.setattr(runs, "_goes_on", lambda _ancestors, _node: False)
+    assert len(tables(walks, [])[0]) == len(chains)
+    assert torch.equal(attend(kernels, tensors, walks, [], asked), joined)
 
 
 def test_other_types_and_odd_widths_are_left_to_torch(kernels: CpuKernels) -> None:

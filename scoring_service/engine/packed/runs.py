@@ -26,8 +26,9 @@ def tables(
         decoding: (row, slots of every position up to its own) of each sampled token.
 
     Returns:
-        int64 [N, 5], a node each: first row, tokens, position of the first, and which runs are its
-        chain and itself, in the order of positions: [begin, end). And int64 [R, 4], a run each.
+        int64 [N, 5], a node each, or several that are one run of rows: first row, tokens, position of
+        the first, and which runs are its chain and itself, in the order of positions: [begin, end).
+        And int64 [R, 4], a run each.
     """
     nodes: list[tuple[int, int, int, int, int]] = []
     runs: list[_Run] = []
@@ -35,7 +36,13 @@ def tables(
         prefix = _runs_of(walk.prefix_slots.numpy())
         ancestors: list[_Run] = []
         for node in walk.nodes:
+            goes_on = _goes_on(ancestors, node)
             _climb(ancestors, node)
+            if goes_on:
+                runs.append(ancestors[-1])
+                start, tokens, first, begin, _ = nodes[-1]
+                nodes[-1] = (start, tokens + node.tokens, first, begin, len(runs))
+                continue
             begin = len(runs)
             runs += [*prefix, *ancestors]
             nodes.append((node.start, node.tokens, node.first, begin, len(runs)))
@@ -44,6 +51,17 @@ def tables(
         runs += _runs_of(slots)
         nodes.append((row, 1, len(slots) - 1, begin, len(runs)))
     return _table(nodes, 5), _table(runs, 4)
+
+
+def _goes_on(ancestors: Sequence[_Run], node: Node) -> bool:
+    """Whether a node and the one before it are as good as one.
+
+    They are computed faster so, with the same bits. Single tokens are computed in another way.
+    """
+    if not ancestors or node.tokens == 1:
+        return False
+    _, start, first, tokens = ancestors[-1]
+    return tokens > 1 and (start + tokens, first + tokens) == (node.start, node.first)
 
 
 def _climb(ancestors: list[_Run], node: Node) -> None:

@@ -58,13 +58,14 @@ def share(offers: Sequence[Offer], budget: int) -> dict[int, int]:
 def prefill_budget(budget: int, decode_rows: int, beside_decoding: int) -> int:
     """Tokens that scoring and prompts may take of a step.
 
-    While samples are drawn a step is kept short, because each of them waits for all of it.
+    While samples are drawn a step is kept short, because each of them waits for all of it: about
+    twice as long as one that draws alone.
 
     Args:
         budget: tokens of a step.
         decode_rows: tokens that samples take of it.
-        beside_decoding: most tokens that may join samples.
+        beside_decoding: tokens that may join few samples; many are joined by as many as they are.
     """
     if decode_rows == 0:
         return budget
-    return max(0, min(beside_decoding, budget - decode_rows))
+    return max(0, min(max(beside_decoding, decode_rows), budget - decode_rows))

@@ -1,8 +1,9 @@
 // Attention of one layer over a packed step: every node attends to its chain and, causally, to
 // itself. Scores and sums are fp32 whatever the factors are.
 //
-// The work for a row depends on its own node alone: on the node's first position, its number of
-// tokens and its chain. Neither other nodes nor the number of threads change its bits.
+// Keys are taken in blocks that begin at fixed positions, so a row's bits depend on its position and
+// its chain alone: neither on other nodes nor on where its own is cut (save into single tokens) nor
+// on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -199,12 +200,16 @@ void attend_block(
   }
   const int64_t first = node.first + begin; // Position of the first query.
   const int64_t stop = node.first + end; // Positions that any query sees end here …
-  const int64_t oldest = layer.window ? std::max<int64_t>(0, first - layer.window + 1) : 0;
+  const int64_t oldest = layer.window
+      ? std::max<int64_t>(0, first - layer.window + 1) / kKeyMultiple * kKeyMultiple
+      : 0;
   const float unit = layer.unit();
   const T* key_rows[kBlockKeys];
   const T* value_rows[kBlockKeys];
-  for (int64_t block = oldest; block < stop; block += kBlockKeys) {
-    const int64_t n = std::min(kBlockKeys, stop - block);
+  int64_t next = oldest;
+  for (int64_t block = oldest; block < stop; block = next) {
+    next = (block / kBlockKeys + 1) * kBlockKeys;
+    const int64_t n = std::min(next, stop) - block;
     const int64_t padded = round_up(n, kKeyMultiple);
     step.walk(node, head, block, block + n, [&](const T* key, const T* value, int64_t place) {
       key_rows[place] = key;
