@@ -14,7 +14,7 @@ import sys
 import torch
 
 from scoring_service.engine.network import load_network
-from scoring_service.engine.weight_memory import Layout, open_memory
+from scoring_service.engine.weight_memory import Layout, map_writable
 from scoring_service.engine.weight_store import tensor_in
 from scoring_service.errors import ConfigurationError
 from scoring_service.types import EngineConfig, TensorSpec
@@ -31,7 +31,7 @@ def fill(
     state: dict[str, torch.Tensor] = network.state_dict()
     if difference := _difference(specs, state):
         return f"the files hold another model: {difference}"
-    memory = open_memory(path, writable=True)
+    memory = map_writable(path)
     for name, region in layout.regions.items():
         if region.size:
             tensor_in(memory, region).copy_(state[name])

@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -29,10 +30,11 @@ from scoring_service.engine.events import (
 from scoring_service.engine.loader import LoadedModel, cache_key
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
+    MappedMemory,
     Region,
     WriterState,
-    open_memory,
-    progress,
+    map_memory,
+    map_writable,
 )
 from scoring_service.engine.weights import ModelWeights, Prepared, room_for
 
@@ -66,6 +68,8 @@ class WeightStore:
         if loaded.model.weights is not None:
             self._held[LOADED] = loaded.model.weights
         self._staged: dict[int, _Staging] = {}
+        self._spare: MappedMemory | None = None
+        """Of weights that were dropped: the next ones may come in the same memory."""
         self._fills: dict[int, threading.Thread] = {}
         self._helper = ThreadPoolExecutor(1, initializer=_give_way)
 
@@ -137,12 +141,14 @@ class WeightStore:
         if dropped is not None and self._model.slots is not None:
             self._model.slots.reclaim(dropped)
         # Giving back hundreds of megabytes takes tens of milliseconds: not between steps.
+        memory = None if staging is None else staging.memory
         held: list[object] = [dropped, staging]
         del dropped, staging
-        self._helper.submit(self._let_go, weights, held)
+        self._helper.submit(self._let_go, weights, held, memory)
 
-    def _let_go(self, weights: int, held: list[object]) -> None:
+    def _let_go(self, weights: int, held: list[object], memory: MappedMemory | None) -> None:
         held.clear()
+        self._spare = memory or self._spare
         self._send(WeightsDropped(weights))
 
     def _run(self, staging: _Staging) -> None:
@@ -180,20 +186,22 @@ class WeightStore:
             prepare: whether to prepare them meanwhile.
         """
         layout = staging.command.layout
-        staging.memory = memory = open_memory(staging.command.path)
-        view = memoryview(memory)
+        spare, self._spare = self._spare, None
+        staging.memory = memory = map_memory(staging.command.path, spare)
+        del spare
+        view = memoryview(memory.map)
         digest = hashlib.sha256()
         for name, region in layout.regions.items():
             spec = region.spec
             digest.update(tensor_line(spec))
             if region.dtype != spec.dtype:
                 _wait(staging, region.offset + region.size)
-                tensor = tensor_in(memory, region).to(getattr(torch, spec.dtype)).contiguous()
+                tensor = tensor_in(memory.map, region).to(getattr(torch, spec.dtype)).contiguous()
                 staging.tensors[name] = tensor
                 if tensor.numel():
                     digest.update(tensor.flatten().view(torch.uint8).numpy().data)
                 continue
-            staging.tensors[name] = tensor_in(memory, region)
+            staging.tensors[name] = tensor_in(memory.map, region)
             end = region.offset + region.size
             place = region.offset
             while place < end:
@@ -206,7 +214,6 @@ class WeightStore:
         _wait(staging, layout.size, complete=True)
         staging.digest = digest.hexdigest()
         view.release()
-        staging.memory = None  # kept by the tensors alone, for as long as they are
 
     def _prepare(self, staging: _Staging, name: str) -> None:
         """Makes what takes time of a tensor that is there, on another core."""
@@ -253,7 +260,7 @@ class _Staging:
         self.tensors: dict[str, Tensor] = {}
         """Views of the memory, or converted copies."""
         self.thread = threading.Thread()
-        self.memory: mmap.mmap | None = None
+        self.memory: MappedMemory | None = None
         self.prepared = Prepared()
         self.making: list[Future[None]] = []
 
@@ -269,7 +276,7 @@ def _wait(staging: _Staging, place: int, *, complete: bool = False) -> None:
             return
         if staging.memory is None:
             raise _AbandonedError
-        ready, state = progress(staging.memory)
+        ready, state = staging.memory.progress()
         staging.ready = HEADER_BYTES + ready
         if state is WriterState.ABANDONED:
             raise _AbandonedError
@@ -286,12 +293,15 @@ def tensor_in(memory: mmap.mmap, region: Region) -> Tensor:
     count = region.size // dtype.itemsize
     if count == 0:
         return torch.empty(region.spec.shape, dtype=dtype)
-    flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
+    with warnings.catch_warnings():
+        # Weights that cannot be written to are what is wanted.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
     return flat.reshape(region.spec.shape)
 
 
 def _fill(command: FillWeights, source: ModelWeights) -> None:
-    memory = open_memory(command.path, writable=True)
+    memory = map_writable(command.path)
     for name in command.names:
         region = command.layout.regions[name]
         if region.size:

@@ -26,7 +26,7 @@ def tables(
         decoding: (row, slots of every position up to its own) of each sampled token.
 
     Returns:
-        int64 [N, 5], a node each, or several that are one run of rows: first row, tokens, position of
+        int64 [N, 5], a node each, or several whose rows are one run: first row, tokens, position of
         the first, and which runs are its chain and itself, in the order of positions: [begin, end).
         And int64 [R, 4], a run each.
     """
