@@ -54,7 +54,7 @@ class Drawn:
     prompts: list[list[int]]
     trainer: Any
     autocast: bool = False
-    """Whether the trainer computes as mixed precision has it: float32 weights, bfloat16 products."""
+    """Whether the trainer's weights are float32 and its products bfloat16: mixed precision."""
 
 
 def trainer_of(model: Path, dtype: str, **options: Any) -> Any:
