@@ -20,16 +20,9 @@ from scoring_client.admin_calls import (
     resume_call,
     update_weights_call,
 )
-from scoring_client.admin_channel import AdminSettings, admin_error, admin_options
-from scoring_client.channel import (
-    ChannelOptions,
-    Pem,
-    call_metadata,
-    channel_credentials,
-    full_target,
-    refuse_plaintext_token,
-    with_trace,
-)
+from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
+from scoring_client.channel import ChannelOptions, with_trace
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
@@ -89,12 +82,17 @@ class AdminClient:
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
         if channel is None:
-            found = channel_credentials(
-                credentials, root_certificates, client_certificate, client_key, tls=tls
-            )
-            secure = found is not None
-            refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
-            channel = _open_channel(target, found, channel_options)
+            channel = endpoint(
+                target,
+                token=token,
+                credentials=credentials,
+                root_certificates=root_certificates,
+                client_certificate=client_certificate,
+                client_key=client_key,
+                tls=tls,
+                allow_plaintext_token=allow_plaintext_token,
+                options=[ONE_SERVER, *channel_options],
+            ).open()
         self._channel = channel
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._push: Any = self._channel.stream_stream(
@@ -316,12 +314,3 @@ class AdminClient:
             raise admin_error(error, call.request) from error
         finally:
             answers.cancel()
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
-) -> grpc.Channel:
-    options = admin_options(target, extra)
-    if credentials is None:
-        return grpc.insecure_channel(full_target(target), options=options)
-    return grpc.secure_channel(full_target(target), credentials, options=options)

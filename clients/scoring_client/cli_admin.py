@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from scoring_client.admin import AdminClient
-from scoring_client.cli_options import Common, print_json
+from scoring_client.cli_options import Common, print_json, saying_what_is_wrong
 from scoring_client.errors import InvalidRequestError
 from scoring_client.weights.results import ProgressCallback, WeightProgress, WeightUpdate
 
@@ -19,8 +19,13 @@ weights_app = App(name="weights", help="Show the weights that a server answers f
 
 
 def connect(common: Common) -> AdminClient:
-    """Return a client."""
-    return AdminClient(**common.connection())
+    """Return a client.
+
+    Raises:
+        InvalidRequestError: the options make no sense together.
+    """
+    with saying_what_is_wrong():
+        return AdminClient(**common.connection())
 
 
 @weights_app.default

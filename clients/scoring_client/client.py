@@ -8,17 +8,9 @@ from typing import Any, Unpack
 import grpc
 
 from scoring_client.assembly import PartT
-from scoring_client.channel import (
-    ChannelOptions,
-    Pem,
-    call_metadata,
-    channel_credentials,
-    channel_options,
-    full_target,
-    refuse_plaintext_token,
-    with_trace,
-)
+from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
@@ -32,7 +24,7 @@ from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
 from scoring_client.servers import ServerCount
 from scoring_client.status import error_from_rpc
-from scoring_client.streams import OpenCall, run_together
+from scoring_client.streams import run_alone, run_together
 from scoring_client.tokenize import token_ids, tokenize_request
 
 READY_POLL_SECONDS = 0.5
@@ -106,12 +98,17 @@ class ScoringClient:
         self._servers = ServerCount(target if channel is None else None)
         self._owns_channel = channel is None
         if channel is None:
-            found = channel_credentials(
-                credentials, root_certificates, client_certificate, client_key, tls=tls
-            )
-            secure = found is not None
-            refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
-            channel = _open_channel(target, found, channel_options)
+            channel = endpoint(
+                target,
+                token=token,
+                credentials=credentials,
+                root_certificates=root_certificates,
+                client_certificate=client_certificate,
+                client_key=client_key,
+                tls=tls,
+                allow_plaintext_token=allow_plaintext_token,
+                options=channel_options,
+            ).open()
         self._channel = channel
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
 
@@ -367,7 +364,7 @@ class ScoringClient:
         size = self._part_size(job, attempts)
         parts = [job] if size is None else job.divide(size)
         if len(parts) == 1:
-            yield from _run_alone(job, attempts, open_call)
+            yield from run_alone(job, attempts, open_call)
         else:
             yield from run_together(parts, attempts, open_call, self._max_parts)
         job.call.raise_item_errors()
@@ -391,31 +388,3 @@ class ScoringClient:
             return method(request, timeout=timeout, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
-
-
-def _run_alone(
-    job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
-) -> Generator[PartT, None, None]:
-    """Yield what the caller gets of a call that is one part."""
-    while not job.done:
-        call = open_call(job.begin_attempt(), attempts.remaining())
-        error: grpc.RpcError | None = None
-        try:
-            for message in call:
-                yield from job.feed(message)
-        except grpc.RpcError as raised:
-            error = raised
-        finally:
-            call.cancel()
-        delay = job.wait_after(error, attempts)
-        if delay is not None:
-            time.sleep(delay)
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
-) -> grpc.Channel:
-    options = channel_options(target, extra)
-    if credentials is None:
-        return grpc.insecure_channel(full_target(target), options=options)
-    return grpc.secure_channel(full_target(target), credentials, options=options)

@@ -21,7 +21,8 @@ from scoring_client import (
     ScoringClient,
     UnavailableError,
 )
-from scoring_client.channel import channel_options, full_target
+from scoring_client.channel import channel_options
+from scoring_client.target import full_target
 from tests.client.toy_server import ToyServer
 from tests.client.truth import assert_scores
 
