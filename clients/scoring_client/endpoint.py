@@ -10,10 +10,10 @@ import grpc
 import grpc.aio
 
 from scoring_client.channel import ChannelOptions, Metadata, channel_options
-from scoring_client.target import full_target, stays_on_machine
+from scoring_client.target import checked_target, full_target, stays_on_machine
 
 Pem = bytes | str | os.PathLike[str]
-"""PEM data as bytes, or the path of a file that holds it."""
+"""PEM data as bytes or text, or the path of a file that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,10 @@ def endpoint(
         ValueError: an argument makes no sense, or the token would travel in plain text.
         OSError: a file of certificates cannot be read.
     """
+    checked_target(target)
     found = _credentials(credentials, root_certificates, client_certificate, client_key, tls=tls)
     secure = found is not None or stays_on_machine(target)
-    if token is not None and not (secure or allow_plaintext_token):
+    if token and not (secure or allow_plaintext_token):
         # Where something else, such as a service mesh, encrypts what leaves the machine, that has
         # to be said.
         raise ValueError(
@@ -73,11 +74,24 @@ def endpoint(
 
 
 def call_metadata(token: str | None) -> Metadata:
-    """Return the metadata of every call: the token, if there is one.
+    """Return the metadata of every call: the token, if there is one; an empty one is none.
 
     It travels as it is: on a plain channel whoever sees the connection sees the token.
+
+    Raises:
+        ValueError: no header can carry it.
     """
-    return () if token is None else (("authorization", f"Bearer {token}"),)
+    if not token:
+        return ()
+    if not isinstance(token, str):
+        raise ValueError(f"token: expected text, got {type(token).__name__}")
+    for place, character in enumerate(token):
+        if not "!" <= character <= "~":
+            raise ValueError(
+                f"token: character {place} is {character!r}, which no header can carry; strip() "
+                "the line break of what was read from a file"
+            )
+    return (("authorization", f"Bearer {token}"),)
 
 
 def _credentials(
@@ -107,4 +121,6 @@ def _credentials(
 
 
 def _read_pem(pem: Pem | None) -> bytes | None:
+    if isinstance(pem, str) and pem.lstrip().startswith("-----BEGIN"):
+        return pem.encode()
     return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()

@@ -6,6 +6,32 @@ import re
 
 _RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 _LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\]|::1)(:\d+)?$")
+_URL = re.compile(r"^(?P<scheme>\w[\w+.-]*)://(?P<rest>.*)$")
+_NAME_WITH_PORT = re.compile(r"^(dns:///)?(\[[^]]*\]|[^:]*):(?P<port>\d+)$")
+
+
+def checked_target(target: str) -> str:
+    """Return ``target``, unless it is none that gRPC could mean anything by.
+
+    gRPC would resolve ``http://host`` as a name, for as long as the retries last, and take a port
+    beyond 65535 for another one.
+
+    Raises:
+        ValueError: it is a URL, has an impossible port, or is no text at all.
+    """
+    if not isinstance(target, str) or not target:
+        raise ValueError(f"target: expected host:port, such as 'localhost:50051', got {target!r}")
+    url = _URL.match(target)
+    if url is not None and url["scheme"] not in _RESOLVERS:
+        host = url["rest"].rstrip("/") or "host:port"
+        raise ValueError(
+            f"target: {target!r} is a URL; gRPC takes host:port, such as {host!r}. TLS is asked "
+            "for by tls=True or root_certificates= (on the command line --tls, --root-certificates)"
+        )
+    named = _NAME_WITH_PORT.match(target)
+    if named is not None and not 0 < int(named["port"]) < 2**16:
+        raise ValueError(f"target: {target!r} has no port between 1 and 65535")
+    return target
 
 
 def full_target(target: str) -> str:

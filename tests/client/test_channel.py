@@ -161,7 +161,7 @@ def certificate(tmp_path_factory):
     return key, cert
 
 
-@pytest.mark.parametrize("given", ["path", "bytes", "credentials"])
+@pytest.mark.parametrize("given", ["path", "bytes", "text", "credentials"])
 def test_tls(ask, certificate, given):
     key, cert = certificate
     credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
@@ -205,6 +205,7 @@ def test_tls_with_a_public_authority(certificate):
 
 
 def test_a_server_without_tls_is_named(ask, certificate):
+        "text": {"root_certificates": cert.read_text()},
     with ToyServer() as server:
         with pytest.raises(NoTlsError) as raised:
             ask(
@@ -245,3 +246,41 @@ def test_tls_arguments_that_make_no_sense():
         ScoringClient(credentials=grpc.ssl_channel_credentials(), root_certificates=b"x")
     with pytest.raises(OSError, match="nowhere"):
         ScoringClient(root_certificates="/nowhere.pem")
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("http://localhost:50051", "a URL; gRPC takes host:port, such as 'localhost:50051'"),
+        ("grpcs://scoring:443/", "such as 'scoring:443'"),
+        # gRPC would connect to port 34463.
+        ("localhost:99999", "no port between 1 and 65535"),
+        ("dns:///[::1]:0", "no port between 1 and 65535"),
+        ("", "expected host:port"),
+        (50051, "expected host:port"),
+        (None, "expected host:port"),
+    ],
+)
+def test_targets_that_are_none(make, target, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        make(target)
+
+
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
+def test_a_token_that_no_header_can_carry(make):
+    """Above all the line break at the end of a file's content."""
+    with pytest.raises(ValueError, match=r"character 6 is '\\n'.*strip\(\)") as raised:
+        make("localhost:1", token="secret\n")
+    assert "secret" not in str(raised.value)
+    for token in ("s\u00e9same", "two words", b"bytes"):
+        with pytest.raises(ValueError, match="token: "):
+            make("localhost:1", token=token)
+
+
+def test_an_empty_token_is_none(ask):
+    """As an environment gives it where the variable is set to nothing."""
+    ScoringClient(PUBLIC, token="").close()
+    with ToyServer() as server:
+        ask(server.target, "score", ONE, client={"token": ""})
+        assert "authorization" not in server.metadata[0]
+
+
