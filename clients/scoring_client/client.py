@@ -18,7 +18,7 @@ from scoring_client.model_info import ModelInfo, ServedModel, model_info, served
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import Attempts, RetryPolicy, countdown
+from scoring_client.retry import Attempts, RetryPolicy, countdown, time_limit
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
@@ -384,7 +384,8 @@ class ScoringClient:
         return self._sizes[job.model]
 
     def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
+        limit = time_limit(timeout)
         try:
-            return method(request, timeout=timeout, metadata=with_trace(self._metadata))
+            return method(request, timeout=limit, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error

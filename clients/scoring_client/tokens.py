@@ -1,6 +1,7 @@
 """Sequences of tokens as callers give them."""
 
 from collections.abc import Sequence
+from reprlib import repr as short_repr
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ def as_text_or_ids(value: Any, path: str) -> str | Int32Array:
     if isinstance(value, str):
         return value
     if isinstance(value, (bytes, int, float)) or value is None:
-        raise invalid(path, f"expected text or token ids, got {value!r}")
-    array = np.asarray(value)
+        raise invalid(path, _no_sequence(value))
+    array = as_array(value, "token ids [T]", path)
+    if array.ndim == 0:
+        raise invalid(path, _no_sequence(value))
     if array.size == 0:
         # Python's [] is a float array to numpy. The server says what is wrong with no token.
         return np.empty(0, dtype=np.int32)
@@ -42,6 +45,25 @@ def as_text_or_ids(value: Any, path: str) -> str | Int32Array:
     return array.astype(np.int32)
 
 
+def as_array(value: Any, expected: str, path: str) -> npt.NDArray[Any]:
+    """Return what numpy makes of a value.
+
+    Raises:
+        InvalidRequestError: nothing, as of lists that differ in length or a tensor on a GPU.
+    """
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise invalid(path, f"expected {expected}, got what is no array: {error}") from error
+
+
+def _no_sequence(value: Any) -> str:
+    said = f"expected text or token ids, got {short_repr(value)}"
+    if isinstance(value, (int, np.integer)):
+        return f"{said}, a single id; ids stand in a sequence of their own: [{value}, …]"
+    return said
+
+
 def as_sequence(value: Any, what: str, path: str) -> list[Any]:
     """Return a list of items, refusing text, which Python would take apart into characters.
 
@@ -49,5 +71,7 @@ def as_sequence(value: Any, what: str, path: str) -> list[Any]:
         InvalidRequestError: ``value`` is text, or cannot be iterated.
     """
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        raise invalid(path, f"expected a list of {what}, got {value!r}; did you mean [{value!r}]?")
+        got = short_repr(value)
+        meant = "" if value is None else f"; did you mean [{got}]?"
+        raise invalid(path, f"expected a list of {what}, got {got}{meant}")
     return list(value)
