@@ -60,7 +60,7 @@ class AsyncAdminClient:
         channel: grpc.aio.Channel | None = None,
         channel_options: ChannelOptions = (),
     ) -> None:
-        """Prepare a channel; it opens with the first call, in that call's loop.
+        """Prepare a channel; it opens with a loop's first call.
 
         Args:
             target: Host and port of one server. Several servers behind one name each have weights

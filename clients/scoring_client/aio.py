@@ -39,8 +39,9 @@ READY_POLL_SECONDS = 0.5
 class AsyncScoringClient:
     """Asks a scoring server from an event loop.
 
-    One client serves many calls of one loop at once. Use it as a context manager, or close it.
-    Everything is as in ScoringClient, with ``await`` or ``async for`` before it.
+    One client serves many calls at once, and may be asked from one loop after the other. Use it as
+    a context manager, or close it. Everything is as in ScoringClient, with ``await`` or
+    ``async for`` before it.
 
     Every call may raise the exceptions of ``scoring_client.errors``; all of them are ScoringError.
     A stream that breaks is resumed with the items that were unfinished.
@@ -65,7 +66,7 @@ class AsyncScoringClient:
         tokens_per_part: int | None = None,
         max_parts_in_flight: int = 8,
     ) -> None:
-        """Prepare a channel; it opens with the first call, in that call's loop.
+        """Prepare a channel; it opens with a loop's first call.
 
         Arguments and errors as of ScoringClient.
         """

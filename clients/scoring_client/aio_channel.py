@@ -1,6 +1,8 @@
-"""The channel of an asynchronous client."""
+"""The channels of an asynchronous client."""
 
 from __future__ import annotations
+
+import asyncio
 
 import grpc.aio
 
@@ -8,25 +10,44 @@ from scoring_client.endpoint import Endpoint
 
 
 class AioChannel:
-    """Opens a channel with the first call, in that call's loop.
+    """Opens a channel for each event loop that calls come from.
+
+    A channel of grpc.aio works only in the loop that it was opened in, and each ``asyncio.run`` has
+    one of its own: a client that is made once and asked in every training step meets many.
 
     Args:
-        where: Where to open one; or a channel to use, which is then left open.
+        where: Where to open channels; or a channel to use, which is then left open.
     """
 
     def __init__(self, where: Endpoint | grpc.aio.Channel) -> None:
         self._where = where
-        self._own: grpc.aio.Channel | None = None
+        self._own: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
+        self._closed = False
 
     def get(self) -> grpc.aio.Channel:
-        """Return the channel."""
+        """Return the channel of the running loop.
+
+        Raises:
+            ValueError: the client is closed, as the blocking one says it.
+        """
         if not isinstance(self._where, Endpoint):
             return self._where
-        if self._own is None:
-            self._own = self._where.open_aio()
-        return self._own
+        if self._closed:
+            raise ValueError("Cannot invoke RPC on closed channel!")
+        loop = asyncio.get_running_loop()
+        if loop not in self._own:
+            for ended in [other for other in list(self._own) if other.is_closed()]:
+                self._own.pop(ended, None)
+            self._own[loop] = self._where.open_aio()
+        return self._own[loop]
 
     async def close(self) -> None:
-        """Close what was opened here."""
-        if self._own is not None:
-            await self._own.close()
+        """Close what was opened here; in other loops that still run, soon."""
+        self._closed = True
+        here = asyncio.get_running_loop()
+        while self._own:
+            loop, channel = self._own.popitem()
+            if loop is here:
+                await channel.close()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(channel.close(), loop)

@@ -145,6 +145,43 @@ def test_an_async_client_can_be_made_outside_a_loop(runner):
         runner.run(AsyncScoringClient(server.target).close())
 
 
+def test_an_async_client_serves_one_loop_after_the_other():
+    """Each ``asyncio.run`` has a loop of its own; a trainer calls it step by step."""
+    with ToyServer() as server:
+        client = AsyncScoringClient(server.target)
+
+        async def step(others=0):
+            assert_scores((await client.score(ONE))[0][0], [1, 2], [3, 4])
+            if others:
+                await asyncio.to_thread(asyncio.run, step(others - 1))
+                assert_scores((await client.score(ONE))[0][0], [1, 2], [3, 4])
+
+        for others in (0, 0, 1):
+            asyncio.run(step(others))
+
+        async def end():
+            await step()
+            await client.close()
+            await client.close()
+            with pytest.raises(ValueError, match="closed"):
+                await client.score(ONE)
+
+        asyncio.run(end())
+
+
+def test_a_client_that_was_closed_opens_no_channel():
+    async def main(client):
+        await client.close()
+        with pytest.raises(ValueError, match="closed"):
+            await client.score(ONE)
+
+    asyncio.run(main(AsyncScoringClient("127.0.0.1:1")))
+    client = ScoringClient("127.0.0.1:1")
+    client.close()
+    with pytest.raises(ValueError, match=r"(?i)closed"):
+        client.score(ONE)
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     if shutil.which("openssl") is None:
@@ -168,6 +205,7 @@ def test_tls(ask, certificate, given):
     client = {
         "path": {"root_certificates": cert},
         "bytes": {"root_certificates": cert.read_bytes()},
+        "text": {"root_certificates": cert.read_text()},
         "credentials": {"credentials": grpc.ssl_channel_credentials(cert.read_bytes())},
     }[given]
     with ToyServer(credentials=credentials) as server:
@@ -205,7 +243,6 @@ def test_tls_with_a_public_authority(certificate):
 
 
 def test_a_server_without_tls_is_named(ask, certificate):
-        "text": {"root_certificates": cert.read_text()},
     with ToyServer() as server:
         with pytest.raises(NoTlsError) as raised:
             ask(
@@ -241,11 +278,6 @@ def test_no_token_leaves_the_machine_in_plain_text(make):
         make(local, token="secret")
 
 
-def test_tls_arguments_that_make_no_sense():
-    with pytest.raises(ValueError, match="not both"):
-        ScoringClient(credentials=grpc.ssl_channel_credentials(), root_certificates=b"x")
-    with pytest.raises(OSError, match="nowhere"):
-        ScoringClient(root_certificates="/nowhere.pem")
 @pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
 @pytest.mark.parametrize(
     ("target", "complaint"),
@@ -284,3 +316,8 @@ def test_an_empty_token_is_none(ask):
         assert "authorization" not in server.metadata[0]
 
 
+def test_tls_arguments_that_make_no_sense():
+    with pytest.raises(ValueError, match="not both"):
+        ScoringClient(credentials=grpc.ssl_channel_credentials(), root_certificates=b"x")
+    with pytest.raises(OSError, match="nowhere"):
+        ScoringClient(root_certificates="/nowhere.pem")
