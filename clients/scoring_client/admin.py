@@ -25,6 +25,7 @@ from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
+from scoring_client.forks import running_call
 from scoring_client.retry import countdown
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
@@ -293,24 +294,26 @@ class AdminClient:
     def _unary(self, call: AdminCall[Answer]) -> Answer:
         self._check_one_server()
         try:
-            answer = getattr(self._stub, call.rpc)(
-                call.request,
-                timeout=call.timeout,
-                metadata=with_trace(self._settings.metadata),
-            )
+            with running_call():
+                answer = getattr(self._stub, call.rpc)(
+                    call.request,
+                    timeout=call.timeout,
+                    metadata=with_trace(self._settings.metadata),
+                )
         except grpc.RpcError as error:
             raise admin_error(error, call.request) from error
         return call.parse(answer)
 
     def _stream(self, call: AdminCall[Answer]) -> Iterator[Answer]:
         self._check_one_server()
-        answers = getattr(self._stub, call.rpc)(
-            call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
-        )
-        try:
-            for answer in answers:
-                yield call.parse(answer)
-        except grpc.RpcError as error:
-            raise admin_error(error, call.request) from error
-        finally:
-            answers.cancel()
+        with running_call():
+            answers = getattr(self._stub, call.rpc)(
+                call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
+            )
+            try:
+                for answer in answers:
+                    yield call.parse(answer)
+            except grpc.RpcError as error:
+                raise admin_error(error, call.request) from error
+            finally:
+                answers.cancel()

@@ -7,6 +7,7 @@ import asyncio
 import grpc.aio
 
 from scoring_client.endpoint import Endpoint
+from scoring_client.forks import check_fork, uses_grpc
 
 
 class AioChannel:
@@ -35,7 +36,9 @@ class AioChannel:
         if self._closed:
             raise ValueError("Cannot invoke RPC on closed channel!")
         loop = asyncio.get_running_loop()
+        check_fork()
         if loop not in self._own:
+            uses_grpc(loop)
             for ended in [other for other in list(self._own) if other.is_closed()]:
                 self._own.pop(ended, None)
             self._own[loop] = self._where.open_aio()

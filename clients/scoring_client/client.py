@@ -12,6 +12,7 @@ from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
 from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
+from scoring_client.forks import running_call
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
@@ -363,10 +364,11 @@ class ScoringClient:
 
         size = self._part_size(job, attempts)
         parts = [job] if size is None else job.divide(size)
-        if len(parts) == 1:
-            yield from run_alone(job, attempts, open_call)
-        else:
-            yield from run_together(parts, attempts, open_call, self._max_parts)
+        with running_call():
+            if len(parts) == 1:
+                yield from run_alone(job, attempts, open_call)
+            else:
+                yield from run_together(parts, attempts, open_call, self._max_parts)
         job.call.raise_item_errors()
 
     def _part_size(self, job: Job[Any, Any, Any], attempts: Attempts) -> PartSize | None:
@@ -386,6 +388,7 @@ class ScoringClient:
     def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
         limit = time_limit(timeout)
         try:
-            return method(request, timeout=limit, metadata=with_trace(self._metadata))
+            with running_call():
+                return method(request, timeout=limit, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
