@@ -11,6 +11,7 @@ from scoring_client.admin_calls import (
     PUSH_METHOD,
     AdminCall,
     Answer,
+    CallsLeftCallback,
     UpdateProgress,
     abort_update_call,
     drain_call,
@@ -24,8 +25,8 @@ from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError
-from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.forks import running_call
+from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
@@ -258,16 +259,31 @@ class AdminClient:
         """
         return self._unary(flush_cache_call(self._settings, model))
 
-    def drain(self, model: str | None = None, *, timeout: float | None = None) -> Iterator[int]:
-        """Refuse new calls until ``resume``, and yield how many are left until none are.
+    def drain(
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: CallsLeftCallback | None = None,
+    ) -> None:
+        """Refuse new calls until ``resume``, and return once those that run have ended.
 
-        It lasts also when the iterator is left early.
+        New ones are refused from the moment on which the server has the request, and also when the
+        wait is given up.
 
         Args:
             model: Name of the model; default: the client's.
             timeout: Seconds to wait for calls that run; None = no limit.
+            on_progress: Called with the number of calls that still run, at once and every few
+                seconds.
+
+        Raises:
+            DeadlineError: calls still run; new ones are refused nonetheless.
+            ScoringError: see ``scoring_client.errors``.
         """
-        return self._stream(drain_call(self._settings, model, timeout))
+        for calls_left in self._stream(drain_call(self._settings, model, timeout)):
+            if on_progress is not None:
+                on_progress(calls_left)
 
     def resume(self, model: str | None = None) -> None:
         """Take calls again after ``drain``.

@@ -13,6 +13,7 @@ from scoring_client.admin_calls import (
     PUSH_METHOD,
     AdminCall,
     Answer,
+    CallsLeftCallback,
     UpdateProgress,
     abort_update_call,
     drain_call,
@@ -254,18 +255,30 @@ class AsyncAdminClient:
         return await self._unary(flush_cache_call(self._settings, model))
 
     async def drain(
-        self, model: str | None = None, *, timeout: float | None = None
-    ) -> AsyncGenerator[int, None]:
-        """Refuse new calls until ``resume``, and yield how many are left until none are.
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: CallsLeftCallback | None = None,
+    ) -> None:
+        """Refuse new calls until ``resume``, and return once those that run have ended.
 
-        It lasts also when the iterator is left early.
+        New ones are refused from the moment on which the server has the request, and also when the
+        wait is given up.
 
         Args:
             model: Name of the model; default: the client's.
             timeout: Seconds to wait for calls that run; None = no limit.
+            on_progress: Called with the number of calls that still run, at once and every few
+                seconds.
+
+        Raises:
+            DeadlineError: calls still run; new ones are refused nonetheless.
+            ScoringError: see ``scoring_client.errors``.
         """
         async for calls_left in self._stream(drain_call(self._settings, model, timeout)):
-            yield calls_left
+            if on_progress is not None:
+                on_progress(calls_left)
 
     async def resume(self, model: str | None = None) -> None:
         """Take calls again after ``drain``.

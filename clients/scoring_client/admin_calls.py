@@ -20,6 +20,9 @@ from scoring_client.weights.results import (
 
 Answer = TypeVar("Answer")
 
+CallsLeftCallback = Callable[[int], None]
+"""Takes how many calls still run."""
+
 PUSH_METHOD = "/scoring.v1.AdminService/PushWeights"
 """Its messages are serialised already; see weights/messages.py."""
 
@@ -135,5 +138,5 @@ def push_defaults(clients: Sequence[HasSettings], options: PushOptions) -> tuple
     """Return the model to push and the options, with the first client's where none are given."""
     settings = clients[0].settings if clients else AdminSettings("", "", None, ())
     filled: PushOptions = {"timeout": settings.timeout, **options}
-    return options.get("model", settings.model), filled
     filled["timeout"] = time_limit(filled["timeout"])
+    return options.get("model", settings.model), filled

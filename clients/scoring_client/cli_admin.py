@@ -93,10 +93,13 @@ def flush_cache(*, common: Common = Common()) -> None:
 
 def drain(*, common: Common = Common()) -> None:
     """Refuse new calls until `resume`, and wait for those that run."""
+
+    def on_progress(calls_left: int) -> None:
+        if not common.json:
+            _console().print(f"{calls_left} calls left")
+
     with connect(common) as client:
-        for left in client.drain(timeout=common.timeout):
-            if not common.json:
-                _console().print(f"{left} calls left")
+        client.drain(timeout=common.timeout, on_progress=on_progress)
     if common.json:
         print_json({"drained": True})
 
