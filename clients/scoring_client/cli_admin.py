@@ -121,11 +121,13 @@ def register(app: App) -> None:
 
 def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         opened = safe_open(file, framework="pt")
     except ImportError as error:
         raise InvalidRequestError(f"reading {file} takes safetensors and torch: {error}") from error
+    except SafetensorError as error:
+        raise InvalidRequestError(f"{file} is no .safetensors file: {error}") from error
     with opened as tensors:
         for name in sorted(tensors.keys()):
             yield name, tensors.get_tensor(name)

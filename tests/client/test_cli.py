@@ -432,3 +432,6 @@ def test_weights_are_shown_pushed_and_read_by_the_server(run, tmp_path):
         assert (
             run("weights", "push", str(tmp_path / "no.safetensors"), "--version", "9", *at)[0] == 2
         )
+        (tmp_path / "model.bin").write_bytes(b"PK not tensors" * 9)
+        status, _, err = run("weights", "push", str(tmp_path / "model.bin"), "--version", "9", *at)
+        assert (status, "is no .safetensors file" in err) == (2, True)
