@@ -212,7 +212,7 @@ def test_tls(ask, certificate, given):
         results = ask(server.target, "score", ONE, client={**client, "token": "t"})
         assert_scores(results[0][0], [1, 2], [3, 4])
         assert server.metadata[0]["authorization"] == "Bearer t"
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="hangs up: it may want TLS"):
             ask(server.target, "score", ONE, client={"max_attempts": 1}, timeout=5)
         assert len(server.requests) == 1
 
@@ -236,7 +236,7 @@ def test_tls_with_a_public_authority(certificate):
         # No public authority signed it.
         with (
             ScoringClient(server.target, tls=True, token="t", max_attempts=1) as client,
-            pytest.raises(UnavailableError, match="CERTIFICATE_VERIFY_FAILED"),
+            pytest.raises(UnavailableError, match="signed by nobody whom this client trusts"),
         ):
             client.score(ONE, timeout=20)
         assert [m["authorization"] for m in server.metadata] == ["Bearer t"]
