@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from scoring_client.arrays import Int32Array
 from scoring_client.errors import invalid
-from scoring_client.tokens import as_array
+from scoring_client.tokens import SupportsArray, as_array
 
 Span = tuple[int, int]
 """First row and number of rows."""
 
-Rows = Sequence[Span] | Sequence[bool] | npt.NDArray[Any]
+Rows = Sequence[Span] | Sequence[bool] | npt.NDArray[Any] | SupportsArray
 """Spans of rows, or a mask with an entry for each token of the completion."""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from reprlib import repr as short_repr
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,18 @@ import numpy.typing as npt
 from scoring_client.arrays import Int32Array
 from scoring_client.errors import invalid
 
-Tokens = str | Sequence[int] | npt.NDArray[Any]
+
+class SupportsArray(Protocol):
+    """What numpy makes an array of, such as a torch tensor on the CPU."""
+
+    def __array__(self) -> npt.NDArray[Any]:
+        """Return the array."""
+
+    def __len__(self) -> int:
+        """Return its first extent."""
+
+
+Tokens = str | Sequence[int] | npt.NDArray[Any] | SupportsArray
 """Text, or token ids."""
 
 _INT32 = np.iinfo(np.int32)
