@@ -23,7 +23,7 @@ from scoring_client.admin_calls import (
 )
 from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.channel import ChannelOptions, with_trace
-from scoring_client.endpoint import Pem, call_metadata, endpoint
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError
 from scoring_client.forks import running_call
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
@@ -81,6 +81,8 @@ class AdminClient:
             ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
         if channel is None:
@@ -102,6 +104,9 @@ class AdminClient:
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
         )
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     def __enter__(self) -> "AdminClient":
         return self

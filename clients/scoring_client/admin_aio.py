@@ -26,7 +26,7 @@ from scoring_client.admin_calls import (
 from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.aio_channel import AioChannel
 from scoring_client.channel import ChannelOptions, with_trace
-from scoring_client.endpoint import Pem, call_metadata, endpoint
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
@@ -82,6 +82,8 @@ class AsyncAdminClient:
             ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
         self._channel = AioChannel(
@@ -99,6 +101,9 @@ class AsyncAdminClient:
             if channel is None
             else channel
         )
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     async def __aenter__(self) -> "AsyncAdminClient":
         return self

@@ -17,7 +17,7 @@ from scoring_client.aio_streams import run_alone, run_together
 from scoring_client.assembly import PartT
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.endpoint import Pem, call_metadata, endpoint
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
@@ -70,6 +70,8 @@ class AsyncScoringClient:
 
         Arguments and errors as of ScoringClient.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -93,6 +95,9 @@ class AsyncScoringClient:
             if channel is None
             else channel
         )
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     async def __aenter__(self) -> "AsyncScoringClient":
         return self

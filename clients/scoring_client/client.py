@@ -10,7 +10,7 @@ import grpc
 from scoring_client.assembly import PartT
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.endpoint import Pem, call_metadata, endpoint
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.forks import running_call
 from scoring_client.inputs import GroupLike, PromptLike
@@ -89,6 +89,8 @@ class ScoringClient:
             ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -112,6 +114,9 @@ class ScoringClient:
             ).open()
         self._channel = channel
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     def __enter__(self) -> "ScoringClient":
         return self

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -314,6 +315,21 @@ def test_an_empty_token_is_none(ask):
     with ToyServer() as server:
         ask(server.target, "score", ONE, client={"token": ""})
         assert "authorization" not in server.metadata[0]
+
+
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
+def test_a_pickled_client_opens_connections_of_its_own(make):
+    """As it goes to the workers of a DataLoader that are spawned."""
+    with pytest.raises(TypeError, match="credentials= cannot be pickled"):
+        pickle.dumps(make("localhost:1", credentials=grpc.ssl_channel_credentials()))
+    given = {"model": "m", "token": "t", "channel_options": [("grpc.keepalive_time_ms", 5)]}
+    again = pickle.loads(pickle.dumps(make("localhost:1", **given)))
+    assert type(again) is make
+    with ToyServer() as server:
+        client = pickle.loads(pickle.dumps(make(server.target, token="secret")))
+        if make is ScoringClient:
+            assert_scores(client.score(ONE)[0][0], [1, 2], [3, 4])
+            assert server.metadata[0]["authorization"] == "Bearer secret"
 
 
 def test_tls_arguments_that_make_no_sense():
