@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env, Json, Toml, Yaml
 
 from scoring_service import __version__
@@ -133,7 +133,13 @@ def launch(
             known = ", ".join(_FILE_FORMATS)
             print(f"--config {config}: no such file, or none of {known}", file=sys.stderr)
             return 2
-        app.config = [_ENVIRONMENT, file_format(config, use_commands_as_keys=False)]
+        settings = file_format(config, use_commands_as_keys=False)
+        try:
+            settings.config  # noqa: B018 - read here, since the library's own words name no file
+        except CycloptsError as error:
+            print(f"--config {config}: {error.__cause__ or error}", file=sys.stderr)
+            return 2
+        app.config = [_ENVIRONMENT, settings]
     result = app(tokens)
     return result if isinstance(result, int) else 0
 

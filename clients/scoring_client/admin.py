@@ -11,6 +11,7 @@ from scoring_client.admin_calls import (
     PUSH_METHOD,
     AdminCall,
     Answer,
+    CallsLeftCallback,
     UpdateProgress,
     abort_update_call,
     drain_call,
@@ -20,17 +21,11 @@ from scoring_client.admin_calls import (
     resume_call,
     update_weights_call,
 )
-from scoring_client.admin_channel import AdminSettings, admin_error, admin_options
-from scoring_client.channel import (
-    ChannelOptions,
-    Pem,
-    call_metadata,
-    channel_credentials,
-    full_target,
-    refuse_plaintext_token,
-    with_trace,
-)
+from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
+from scoring_client.channel import ChannelOptions, with_trace
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError
+from scoring_client.forks import running_call
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
 from scoring_client.weights import health
@@ -86,15 +81,22 @@ class AdminClient:
             ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
         if channel is None:
-            found = channel_credentials(
-                credentials, root_certificates, client_certificate, client_key, tls=tls
-            )
-            secure = found is not None
-            refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
-            channel = _open_channel(target, found, channel_options)
+            channel = endpoint(
+                target,
+                token=token,
+                credentials=credentials,
+                root_certificates=root_certificates,
+                client_certificate=client_certificate,
+                client_key=client_key,
+                tls=tls,
+                allow_plaintext_token=allow_plaintext_token,
+                options=[ONE_SERVER, *channel_options],
+            ).open()
         self._channel = channel
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._push: Any = self._channel.stream_stream(
@@ -102,6 +104,9 @@ class AdminClient:
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
         )
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     def __enter__(self) -> "AdminClient":
         return self
@@ -259,16 +264,31 @@ class AdminClient:
         """
         return self._unary(flush_cache_call(self._settings, model))
 
-    def drain(self, model: str | None = None, *, timeout: float | None = None) -> Iterator[int]:
-        """Refuse new calls until ``resume``, and yield how many are left until none are.
+    def drain(
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: CallsLeftCallback | None = None,
+    ) -> None:
+        """Refuse new calls until ``resume``, and return once those that run have ended.
 
-        It lasts also when the iterator is left early.
+        New ones are refused from the moment on which the server has the request, and also when the
+        wait is given up.
 
         Args:
             model: Name of the model; default: the client's.
             timeout: Seconds to wait for calls that run; None = no limit.
+            on_progress: Called with the number of calls that still run, at once and every few
+                seconds.
+
+        Raises:
+            DeadlineError: calls still run; new ones are refused nonetheless.
+            ScoringError: see ``scoring_client.errors``.
         """
-        return self._stream(drain_call(self._settings, model, timeout))
+        for calls_left in self._stream(drain_call(self._settings, model, timeout)):
+            if on_progress is not None:
+                on_progress(calls_left)
 
     def resume(self, model: str | None = None) -> None:
         """Take calls again after ``drain``.
@@ -295,33 +315,26 @@ class AdminClient:
     def _unary(self, call: AdminCall[Answer]) -> Answer:
         self._check_one_server()
         try:
-            answer = getattr(self._stub, call.rpc)(
-                call.request,
-                timeout=call.timeout,
-                metadata=with_trace(self._settings.metadata),
-            )
+            with running_call():
+                answer = getattr(self._stub, call.rpc)(
+                    call.request,
+                    timeout=call.timeout,
+                    metadata=with_trace(self._settings.metadata),
+                )
         except grpc.RpcError as error:
             raise admin_error(error, call.request) from error
         return call.parse(answer)
 
     def _stream(self, call: AdminCall[Answer]) -> Iterator[Answer]:
         self._check_one_server()
-        answers = getattr(self._stub, call.rpc)(
-            call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
-        )
-        try:
-            for answer in answers:
-                yield call.parse(answer)
-        except grpc.RpcError as error:
-            raise admin_error(error, call.request) from error
-        finally:
-            answers.cancel()
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
-) -> grpc.Channel:
-    options = admin_options(target, extra)
-    if credentials is None:
-        return grpc.insecure_channel(full_target(target), options=options)
-    return grpc.secure_channel(full_target(target), credentials, options=options)
+        with running_call():
+            answers = getattr(self._stub, call.rpc)(
+                call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
+            )
+            try:
+                for answer in answers:
+                    yield call.parse(answer)
+            except grpc.RpcError as error:
+                raise admin_error(error, call.request) from error
+            finally:
+                answers.cancel()

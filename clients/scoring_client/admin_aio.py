@@ -13,6 +13,7 @@ from scoring_client.admin_calls import (
     PUSH_METHOD,
     AdminCall,
     Answer,
+    CallsLeftCallback,
     UpdateProgress,
     abort_update_call,
     drain_call,
@@ -22,16 +23,10 @@ from scoring_client.admin_calls import (
     resume_call,
     update_weights_call,
 )
-from scoring_client.admin_channel import AdminSettings, admin_error, admin_options
-from scoring_client.channel import (
-    ChannelOptions,
-    Pem,
-    call_metadata,
-    channel_credentials,
-    full_target,
-    refuse_plaintext_token,
-    with_trace,
-)
+from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
+from scoring_client.aio_channel import AioChannel
+from scoring_client.channel import ChannelOptions, with_trace
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.retry import countdown
@@ -66,7 +61,7 @@ class AsyncAdminClient:
         channel: grpc.aio.Channel | None = None,
         channel_options: ChannelOptions = (),
     ) -> None:
-        """Prepare a channel; it opens with the first call, in that call's loop.
+        """Prepare a channel; it opens with a loop's first call.
 
         Args:
             target: Host and port of one server. Several servers behind one name each have weights
@@ -87,15 +82,28 @@ class AsyncAdminClient:
             ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
-        self._channel = channel
-        self._credentials = channel_credentials(
-            credentials, root_certificates, client_certificate, client_key, tls=tls
+        self._channel = AioChannel(
+            endpoint(
+                target,
+                token=token,
+                credentials=credentials,
+                root_certificates=root_certificates,
+                client_certificate=client_certificate,
+                client_key=client_key,
+                tls=tls,
+                allow_plaintext_token=allow_plaintext_token,
+                options=[ONE_SERVER, *channel_options],
+            )
+            if channel is None
+            else channel
         )
-        secure = channel is not None or self._credentials is not None
-        refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
-        self._channel_options = channel_options
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     async def __aenter__(self) -> "AsyncAdminClient":
         return self
@@ -110,8 +118,7 @@ class AsyncAdminClient:
 
     async def close(self) -> None:
         """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        if self._owns_channel and self._channel is not None:
-            await self._channel.close()
+        await self._channel.close()
 
     @property
     def target(self) -> str:
@@ -127,7 +134,7 @@ class AsyncAdminClient:
         Raises:
             ScoringError: the server answered something else, such as that it has no AdminService.
         """
-        check: Any = self._open().unary_unary(health.HEALTH_CHECK)
+        check: Any = self._channel.get().unary_unary(health.HEALTH_CHECK)
         try:
             answer: bytes = await check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
@@ -253,18 +260,30 @@ class AsyncAdminClient:
         return await self._unary(flush_cache_call(self._settings, model))
 
     async def drain(
-        self, model: str | None = None, *, timeout: float | None = None
-    ) -> AsyncGenerator[int, None]:
-        """Refuse new calls until ``resume``, and yield how many are left until none are.
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: CallsLeftCallback | None = None,
+    ) -> None:
+        """Refuse new calls until ``resume``, and return once those that run have ended.
 
-        It lasts also when the iterator is left early.
+        New ones are refused from the moment on which the server has the request, and also when the
+        wait is given up.
 
         Args:
             model: Name of the model; default: the client's.
             timeout: Seconds to wait for calls that run; None = no limit.
+            on_progress: Called with the number of calls that still run, at once and every few
+                seconds.
+
+        Raises:
+            DeadlineError: calls still run; new ones are refused nonetheless.
+            ScoringError: see ``scoring_client.errors``.
         """
         async for calls_left in self._stream(drain_call(self._settings, model, timeout)):
-            yield calls_left
+            if on_progress is not None:
+                on_progress(calls_left)
 
     async def resume(self, model: str | None = None) -> None:
         """Take calls again after ``drain``.
@@ -277,7 +296,7 @@ class AsyncAdminClient:
     async def open_push(self, timeout: float | None) -> Any:
         """Begin a stream of weights, for ``push_weights``."""
         await self._check_one_server()
-        method: Any = self._open().stream_stream(
+        method: Any = self._channel.get().stream_stream(
             PUSH_METHOD,
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
@@ -289,13 +308,8 @@ class AsyncAdminClient:
         """What calls use that say nothing else."""
         return self._settings
 
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            self._channel = _open_channel(self.target, self._credentials, self._channel_options)
-        return self._channel
-
     def _method(self, rpc: str) -> Any:
-        return getattr(admin_pb2_grpc.AdminServiceStub(self._open()), rpc)
+        return getattr(admin_pb2_grpc.AdminServiceStub(self._channel.get()), rpc)
 
     async def _check_one_server(self) -> None:
         if self._owns_channel:
@@ -325,12 +339,3 @@ class AsyncAdminClient:
             raise admin_error(error, call.request) from error
         finally:
             answers.cancel()
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
-) -> grpc.aio.Channel:
-    options = admin_options(target, extra)
-    if credentials is None:
-        return grpc.aio.insecure_channel(full_target(target), options=options)
-    return grpc.aio.secure_channel(full_target(target), credentials, options=options)

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from scoring_client.admin_channel import AdminSettings
 from scoring_client.errors import ProtocolError
 from scoring_client.proto import admin_pb2
+from scoring_client.retry import time_limit
 from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
 from scoring_client.weights.results import (
     ProgressCallback,
@@ -18,6 +19,9 @@ from scoring_client.weights.results import (
 )
 
 Answer = TypeVar("Answer")
+
+CallsLeftCallback = Callable[[int], None]
+"""Takes how many calls still run."""
 
 PUSH_METHOD = "/scoring.v1.AdminService/PushWeights"
 """Its messages are serialised already; see weights/messages.py."""
@@ -71,7 +75,7 @@ def resume_call(settings: AdminSettings, model: str | None) -> AdminCall[None]:
 def drain_call(settings: AdminSettings, model: str | None, timeout: float | None) -> AdminCall[int]:
     """Return the call behind ``drain``, which has many answers."""
     request = admin_pb2.DrainRequest(model=settings.name(model))
-    return AdminCall("Drain", request, lambda answer: int(answer.calls_left), timeout)
+    return AdminCall("Drain", request, lambda answer: int(answer.calls_left), time_limit(timeout))
 
 
 def update_weights_call(
@@ -92,7 +96,7 @@ def update_weights_call(
         "UpdateWeights",
         update_request(model, version, path, repository, revision, options),
         lambda answer: weight_update(answer.status),
-        options.get("timeout", settings.timeout),
+        time_limit(options.get("timeout", settings.timeout)),
     )
 
 
@@ -134,4 +138,5 @@ def push_defaults(clients: Sequence[HasSettings], options: PushOptions) -> tuple
     """Return the model to push and the options, with the first client's where none are given."""
     settings = clients[0].settings if clients else AdminSettings("", "", None, ())
     filled: PushOptions = {"timeout": settings.timeout, **options}
+    filled["timeout"] = time_limit(filled["timeout"])
     return options.get("model", settings.model), filled

@@ -1,4 +1,4 @@
-"""What the two admin clients share: channel options, settings, errors."""
+"""What the two admin clients share: a channel option, settings, errors."""
 
 import json
 from dataclasses import dataclass
@@ -6,9 +6,12 @@ from typing import Any
 
 import grpc
 
-from scoring_client.channel import ChannelOptions, Metadata, channel_options
+from scoring_client.channel import Metadata
 from scoring_client.errors import ScoringError, reworded
 from scoring_client.status import error_from_rpc
+
+ONE_SERVER = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"pick_first": {}}]}))
+"""Channel option: every call goes to one and the same server."""
 
 _UNARY_SECONDS = 30.0
 
@@ -34,12 +37,6 @@ class AdminSettings:
     def unary_timeout(self) -> float:
         """Seconds of a short call."""
         return _UNARY_SECONDS if self.timeout is None else min(self.timeout, _UNARY_SECONDS)
-
-
-def admin_options(target: str, extra: ChannelOptions) -> list[tuple[str, Any]]:
-    """Return channel options: those of other channels, but every call goes to one server."""
-    config = json.dumps({"loadBalancingConfig": [{"pick_first": {}}]})
-    return channel_options(target, [("grpc.service_config", config), *extra])
 
 
 def admin_error(error: grpc.RpcError, request: Any = None) -> ScoringError:

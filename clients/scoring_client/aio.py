@@ -12,19 +12,12 @@ from typing import Any, Unpack
 import grpc
 import grpc.aio
 
-from scoring_client.aio_streams import run_together
+from scoring_client.aio_channel import AioChannel
+from scoring_client.aio_streams import run_alone, run_together
 from scoring_client.assembly import PartT
-from scoring_client.channel import (
-    ChannelOptions,
-    Pem,
-    call_metadata,
-    channel_credentials,
-    channel_options,
-    full_target,
-    refuse_plaintext_token,
-    with_trace,
-)
+from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
@@ -32,13 +25,12 @@ from scoring_client.model_info import ModelInfo, ServedModel, model_info, served
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import Attempts, RetryPolicy, countdown
+from scoring_client.retry import Attempts, RetryPolicy, countdown, time_limit
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
 from scoring_client.servers import ServerCount
 from scoring_client.status import error_from_rpc
-from scoring_client.streams import OpenCall
 from scoring_client.tokenize import token_ids, tokenize_request
 
 READY_POLL_SECONDS = 0.5
@@ -47,8 +39,9 @@ READY_POLL_SECONDS = 0.5
 class AsyncScoringClient:
     """Asks a scoring server from an event loop.
 
-    One client serves many calls of one loop at once. Use it as a context manager, or close it.
-    Everything is as in ScoringClient, with ``await`` or ``async for`` before it.
+    One client serves many calls at once, and may be asked from one loop after the other. Use it as
+    a context manager, or close it. Everything is as in ScoringClient, with ``await`` or
+    ``async for`` before it.
 
     Every call may raise the exceptions of ``scoring_client.errors``; all of them are ScoringError.
     A stream that breaks is resumed with the items that were unfinished.
@@ -73,10 +66,12 @@ class AsyncScoringClient:
         tokens_per_part: int | None = None,
         max_parts_in_flight: int = 8,
     ) -> None:
-        """Prepare a channel; it opens with the first call, in that call's loop.
+        """Prepare a channel; it opens with a loop's first call.
 
         Arguments and errors as of ScoringClient.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -85,15 +80,24 @@ class AsyncScoringClient:
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
         self._servers = ServerCount(target if channel is None else None)
-        self._owns_channel = channel is None
-        self._channel = channel
-        self._target = target
-        self._credentials = channel_credentials(
-            credentials, root_certificates, client_certificate, client_key, tls=tls
+        self._channel = AioChannel(
+            endpoint(
+                target,
+                token=token,
+                credentials=credentials,
+                root_certificates=root_certificates,
+                client_certificate=client_certificate,
+                client_key=client_key,
+                tls=tls,
+                allow_plaintext_token=allow_plaintext_token,
+                options=channel_options,
+            )
+            if channel is None
+            else channel
         )
-        secure = self._credentials is not None or channel is not None
-        refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
-        self._channel_options = channel_options
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     async def __aenter__(self) -> "AsyncScoringClient":
         return self
@@ -108,8 +112,7 @@ class AsyncScoringClient:
 
     async def close(self) -> None:
         """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        if self._owns_channel and self._channel is not None:
-            await self._channel.close()
+        await self._channel.close()
 
     async def wait_ready(self, timeout: float = 60.0, *, model: str | None = None) -> ModelInfo:
         """Wait until a server answers for the model, and return what it says of it.
@@ -328,9 +331,7 @@ class AsyncScoringClient:
         return {"model": self._model, "timeout": self._timeout, **options}
 
     def _method(self, rpc: str) -> Any:
-        if self._channel is None:
-            self._channel = _open_channel(self._target, self._credentials, self._channel_options)
-        return getattr(service_pb2_grpc.ScoringServiceStub(self._channel), rpc)
+        return getattr(service_pb2_grpc.ScoringServiceStub(self._channel.get()), rpc)
 
     async def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
         return job.results([part async for part in self._run(job)])
@@ -346,7 +347,7 @@ class AsyncScoringClient:
         size = await self._part_size(job, attempts)
         parts = [job] if size is None else job.divide(size)
         if len(parts) == 1:
-            run = _run_alone(job, attempts, open_call)
+            run = run_alone(job, attempts, open_call)
         else:
             run = run_together(parts, attempts, open_call, self._max_parts)
         async with aclosing(run):
@@ -371,36 +372,7 @@ class AsyncScoringClient:
     async def _unary(self, rpc: str, request: Any, timeout: float | None) -> Any:
         try:
             return await self._method(rpc)(
-                request, timeout=timeout, metadata=with_trace(self._metadata)
+                request, timeout=time_limit(timeout), metadata=with_trace(self._metadata)
             )
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
-
-
-async def _run_alone(
-    job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
-) -> AsyncGenerator[PartT, None]:
-    """Yield what the caller gets of a call that is one part."""
-    while not job.done:
-        call = open_call(job.begin_attempt(), attempts.remaining())
-        error: grpc.RpcError | None = None
-        try:
-            async for message in call:
-                for part in job.feed(message):
-                    yield part
-        except grpc.RpcError as raised:
-            error = raised
-        finally:
-            call.cancel()
-        delay = job.wait_after(error, attempts)
-        if delay is not None:
-            await asyncio.sleep(delay)
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
-) -> grpc.aio.Channel:
-    options = channel_options(target, extra)
-    if credentials is None:
-        return grpc.aio.insecure_channel(full_target(target), options=options)
-    return grpc.aio.secure_channel(full_target(target), credentials, options=options)

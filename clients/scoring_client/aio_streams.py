@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from scoring_client.assembly import PartT
 from scoring_client.job import Job
 from scoring_client.retry import Attempts
@@ -21,6 +23,26 @@ class _Stream:
     part: Job[Any, Any, Any]
     attempts: Attempts
     task: asyncio.Task[None] | None = None
+
+
+async def run_alone(
+    job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
+) -> AsyncGenerator[PartT, None]:
+    """Yield what the caller gets of a call that is one part."""
+    while not job.done:
+        call = open_call(job.begin_attempt(), attempts.remaining())
+        error: grpc.RpcError | None = None
+        try:
+            async for message in call:
+                for part in job.feed(message):
+                    yield part
+        except grpc.RpcError as raised:
+            error = raised
+        finally:
+            call.cancel()
+        delay = job.wait_after(error, attempts)
+        if delay is not None:
+            await asyncio.sleep(delay)
 
 
 async def run_together(

@@ -5,6 +5,7 @@ from scoring_client.messages import set_fields
 from scoring_client.options import CallOptions
 from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2
 from scoring_client.requests import context_message, expect_message
+from scoring_client.retry import time_limit
 
 
 def fill_call(
@@ -26,7 +27,7 @@ def fill_call(
 def job_settings(options: CallOptions) -> JobSettings:
     """Return what the caller wants of the call beside its content."""
     return JobSettings(
-        timeout=options.get("timeout"),
+        timeout=time_limit(options.get("timeout")),
         on_error=options.get("on_error", "raise"),
         on_progress=options.get("on_progress"),
     )

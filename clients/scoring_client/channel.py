@@ -1,35 +1,17 @@
 """Channels with what long calls need: keepalive, quick reconnection, retries of short calls."""
 
 import json
-import os
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import grpc
+from scoring_client.target import is_loopback
 
 ChannelOptions = Sequence[tuple[str, Any]]
 
 Metadata = tuple[tuple[str, str], ...]
 
-Pem = bytes | str | os.PathLike[str]
-"""PEM data as bytes, or the path of a file that holds it."""
-
-_RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
-_LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\]|::1)(:\d+)?$")
 _UNARY_METHODS = ("ListModels", "GetModelInfo", "Tokenize")
-
-
-def full_target(target: str) -> str:
-    """Return ``target`` with a resolver: ``dns:///`` unless it names one.
-
-    A name that resolves to several addresses (a headless service) is then balanced over all of
-    them, call by call.
-    """
-    scheme = target.partition(":")[0]
-    return target if scheme in _RESOLVERS else f"dns:///{target}"
 
 
 def channel_options(target: str, extra: ChannelOptions = ()) -> list[tuple[str, Any]]:
@@ -54,15 +36,9 @@ def channel_options(target: str, extra: ChannelOptions = ()) -> list[tuple[str, 
         "grpc.dns_min_time_between_resolutions_ms": 5_000,
         "grpc.primary_user_agent": "scoring-client",
     }
-    if _is_loopback(target):
+    if is_loopback(target):
         options["grpc.enable_http_proxy"] = 0
     return list((options | dict(extra)).items())
-
-
-def _is_loopback(target: str) -> bool:
-    # ipv4:127.0.0.1:5,127.0.0.1:6 lists several; each has to be of this machine.
-    addresses = re.sub(r"^(dns:///|ipv[46]:)", "", target).split(",")
-    return all(map(_LOOPBACK.match, addresses))
 
 
 def service_config() -> str:
@@ -91,40 +67,6 @@ def service_config() -> str:
     )
 
 
-def channel_credentials(
-    credentials: grpc.ChannelCredentials | None,
-    root_certificates: Pem | None,
-    client_certificate: Pem | None = None,
-    client_key: Pem | None = None,
-    *,
-    tls: bool = False,
-) -> grpc.ChannelCredentials | None:
-    """Return credentials for TLS, or None for a plain channel.
-
-    ``tls`` alone judges the server by gRPC's own roots, those of public authorities; the
-    environment's ``GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`` names a file of others.
-
-    Raises:
-        ValueError: they contradict one another.
-        OSError: a file cannot be read.
-    """
-    pems = (root_certificates, client_certificate, client_key)
-    if all(pem is None for pem in pems):
-        return grpc.ssl_channel_credentials() if tls and credentials is None else credentials
-    if credentials is not None:
-        raise ValueError("give credentials or certificates, not both")
-    if (client_certificate is None) != (client_key is None):
-        raise ValueError("client_certificate and client_key go together")
-    roots, certificate, key = map(_read_pem, pems)
-    return grpc.ssl_channel_credentials(
-        root_certificates=roots, private_key=key, certificate_chain=certificate
-    )
-
-
-def _read_pem(pem: Pem | None) -> bytes | None:
-    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
-
-
 def with_trace(metadata: Metadata) -> Metadata:
     """Return the metadata with the caller's trace (W3C), where OpenTelemetry knows of one."""
     inject = _injector()
@@ -142,33 +84,3 @@ def _injector() -> Callable[[dict[str, str]], None] | None:
     except ImportError:
         return None
     return inject
-
-
-def refuse_plaintext_token(token: str | None, target: str, *, secure: bool, allowed: bool) -> None:
-    """Let no token leave the machine on a plain channel, unless that is allowed.
-
-    Args:
-        token: What calls carry, if anything.
-        target: Where they go.
-        secure: Whether the channel has credentials of its own.
-        allowed: Whether something else, such as a service mesh, encrypts what leaves the machine.
-
-    Raises:
-        ValueError: the token could be read on the way.
-    """
-    local = _is_loopback(target) or target.startswith(("unix:", "unix-abstract:", "vsock:"))
-    if token is not None and not (secure or local or allowed):
-        raise ValueError(
-            f"the token would travel in plain text to {target}: use TLS (tls=True, or "
-            "root_certificates= for a private authority; on the command line --tls or "
-            "--root-certificates). Where a service mesh encrypts the connection, say so by "
-            "allow_plaintext_token=True (--allow-plaintext-token)"
-        )
-
-
-def call_metadata(token: str | None) -> Metadata:
-    """Return the metadata of every call: the token, if there is one.
-
-    It travels as it is: on a plain channel whoever sees the connection sees the token.
-    """
-    return () if token is None else (("authorization", f"Bearer {token}"),)

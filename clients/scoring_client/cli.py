@@ -80,7 +80,7 @@ def _exit_status(error: ScoringError) -> int:
 def _explained(error: ScoringError) -> str:
     """Return an error with what helps next."""
     if type(error) is UnavailableError and not error.reason:
-        return f"{error}. Is a server running there? --target or SCORING_TARGET names another"
+        return f"{error}. --target or SCORING_TARGET names another server"
     # Only of errors that are not the user's own does the server's log say more.
     if _exit_status(error) == EXIT_OTHER and error.request_id:
         return f"{error} (request {error.request_id})"

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from scoring_client.admin import AdminClient
-from scoring_client.cli_options import Common, print_json
+from scoring_client.cli_options import Common, print_json, saying_what_is_wrong
 from scoring_client.errors import InvalidRequestError
 from scoring_client.weights.results import ProgressCallback, WeightProgress, WeightUpdate
 
@@ -19,8 +19,13 @@ weights_app = App(name="weights", help="Show the weights that a server answers f
 
 
 def connect(common: Common) -> AdminClient:
-    """Return a client."""
-    return AdminClient(**common.connection())
+    """Return a client.
+
+    Raises:
+        InvalidRequestError: the options make no sense together.
+    """
+    with saying_what_is_wrong():
+        return AdminClient(**common.connection())
 
 
 @weights_app.default
@@ -88,10 +93,13 @@ def flush_cache(*, common: Common = Common()) -> None:
 
 def drain(*, common: Common = Common()) -> None:
     """Refuse new calls until `resume`, and wait for those that run."""
+
+    def on_progress(calls_left: int) -> None:
+        if not common.json:
+            _console().print(f"{calls_left} calls left")
+
     with connect(common) as client:
-        for left in client.drain(timeout=common.timeout):
-            if not common.json:
-                _console().print(f"{left} calls left")
+        client.drain(timeout=common.timeout, on_progress=on_progress)
     if common.json:
         print_json({"drained": True})
 
@@ -113,11 +121,13 @@ def register(app: App) -> None:
 
 def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         opened = safe_open(file, framework="pt")
     except ImportError as error:
         raise InvalidRequestError(f"reading {file} takes safetensors and torch: {error}") from error
+    except SafetensorError as error:
+        raise InvalidRequestError(f"{file} is no .safetensors file: {error}") from error
     with opened as tensors:
         for name in sorted(tensors.keys()):
             yield name, tensors.get_tensor(name)

@@ -1,13 +1,14 @@
 """Options that commands of ``scoring-client`` share, and what they print with --json."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from scoring_client.channel import channel_credentials, refuse_plaintext_token
 from scoring_client.client import ScoringClient
 from scoring_client.errors import InvalidRequestError
 from scoring_client.jsonable import jsonable
@@ -49,30 +50,17 @@ class Common:
         """Return a client's keyword arguments.
 
         Raises:
-            InvalidRequestError: they contradict one another, or a file cannot be read.
+            InvalidRequestError: a file cannot be read.
         """
-        try:
-            credentials = channel_credentials(
-                None,
-                _pem("--root-certificates", self.root_certificates),
-                _pem("--client-certificate", self.client_certificate),
-                _pem("--client-key", self.client_key),
-                tls=self.tls,
-            )
-            refuse_plaintext_token(
-                self.token,
-                self.target,
-                secure=credentials is not None,
-                allowed=self.allow_plaintext_token,
-            )
-        except ValueError as error:
-            raise InvalidRequestError(str(error)) from error
         return {
             "target": self.target,
             "model": self.model,
             "timeout": self.timeout,
             "token": self.token,
-            "credentials": credentials,
+            "root_certificates": _pem("--root-certificates", self.root_certificates),
+            "client_certificate": _pem("--client-certificate", self.client_certificate),
+            "client_key": _pem("--client-key", self.client_key),
+            "tls": self.tls,
             "allow_plaintext_token": self.allow_plaintext_token,
         }
 
@@ -102,11 +90,22 @@ class Shape:
 
 
 def connect(common: Common) -> ScoringClient:
-    """Return a client."""
-    return ScoringClient(
-        **common.connection(),
-        max_attempts=CONNECT_ATTEMPTS,
-    )
+    """Return a client.
+
+    Raises:
+        InvalidRequestError: the options make no sense together.
+    """
+    with saying_what_is_wrong():
+        return ScoringClient(**common.connection(), max_attempts=CONNECT_ATTEMPTS)
+
+
+@contextmanager
+def saying_what_is_wrong() -> Iterator[None]:
+    """Have what a client refuses about its arguments told as other bad input is."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from error
 
 
 def _pem(option: str, path: Path | None) -> bytes | None:

@@ -8,31 +8,24 @@ from typing import Any, Unpack
 import grpc
 
 from scoring_client.assembly import PartT
-from scoring_client.channel import (
-    ChannelOptions,
-    Pem,
-    call_metadata,
-    channel_credentials,
-    channel_options,
-    full_target,
-    refuse_plaintext_token,
-    with_trace,
-)
+from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
+from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
+from scoring_client.forks import running_call
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import Attempts, RetryPolicy, countdown
+from scoring_client.retry import Attempts, RetryPolicy, countdown, time_limit
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
 from scoring_client.servers import ServerCount
 from scoring_client.status import error_from_rpc
-from scoring_client.streams import OpenCall, run_together
+from scoring_client.streams import run_alone, run_together
 from scoring_client.tokenize import token_ids, tokenize_request
 
 READY_POLL_SECONDS = 0.5
@@ -96,6 +89,8 @@ class ScoringClient:
             ValueError: an argument makes no sense, or the token would travel in plain text.
             OSError: the file of certificates cannot be read.
         """
+        # First of all, before anything else is local.
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -106,14 +101,22 @@ class ScoringClient:
         self._servers = ServerCount(target if channel is None else None)
         self._owns_channel = channel is None
         if channel is None:
-            found = channel_credentials(
-                credentials, root_certificates, client_certificate, client_key, tls=tls
-            )
-            secure = found is not None
-            refuse_plaintext_token(token, target, secure=secure, allowed=allow_plaintext_token)
-            channel = _open_channel(target, found, channel_options)
+            channel = endpoint(
+                target,
+                token=token,
+                credentials=credentials,
+                root_certificates=root_certificates,
+                client_certificate=client_certificate,
+                client_key=client_key,
+                tls=tls,
+                allow_plaintext_token=allow_plaintext_token,
+                options=channel_options,
+            ).open()
         self._channel = channel
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
+
+    def __reduce__(self) -> Reopened:
+        return reopened(type(self), self._arguments)
 
     def __enter__(self) -> "ScoringClient":
         return self
@@ -366,10 +369,11 @@ class ScoringClient:
 
         size = self._part_size(job, attempts)
         parts = [job] if size is None else job.divide(size)
-        if len(parts) == 1:
-            yield from _run_alone(job, attempts, open_call)
-        else:
-            yield from run_together(parts, attempts, open_call, self._max_parts)
+        with running_call():
+            if len(parts) == 1:
+                yield from run_alone(job, attempts, open_call)
+            else:
+                yield from run_together(parts, attempts, open_call, self._max_parts)
         job.call.raise_item_errors()
 
     def _part_size(self, job: Job[Any, Any, Any], attempts: Attempts) -> PartSize | None:
@@ -387,35 +391,9 @@ class ScoringClient:
         return self._sizes[job.model]
 
     def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
+        limit = time_limit(timeout)
         try:
-            return method(request, timeout=timeout, metadata=with_trace(self._metadata))
+            with running_call():
+                return method(request, timeout=limit, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
-
-
-def _run_alone(
-    job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
-) -> Generator[PartT, None, None]:
-    """Yield what the caller gets of a call that is one part."""
-    while not job.done:
-        call = open_call(job.begin_attempt(), attempts.remaining())
-        error: grpc.RpcError | None = None
-        try:
-            for message in call:
-                yield from job.feed(message)
-        except grpc.RpcError as raised:
-            error = raised
-        finally:
-            call.cancel()
-        delay = job.wait_after(error, attempts)
-        if delay is not None:
-            time.sleep(delay)
-
-
-def _open_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, extra: ChannelOptions
-) -> grpc.Channel:
-    options = channel_options(target, extra)
-    if credentials is None:
-        return grpc.insecure_channel(full_target(target), options=options)
-    return grpc.secure_channel(full_target(target), credentials, options=options)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
 
 import numpy.typing as npt
 
@@ -72,7 +71,7 @@ class SamplePrompt(Processing):
 GroupLike = PromptGroup | tuple[Tokens, Sequence[Completion | Tokens]]
 """A PromptGroup, or (prompt, completions)."""
 
-PromptLike = SamplePrompt | str | Sequence[int] | npt.NDArray[Any]
+PromptLike = SamplePrompt | Tokens
 """A SamplePrompt, text or token ids."""
 
 

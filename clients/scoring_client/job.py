@@ -23,6 +23,7 @@ from scoring_client.errors import (
     ResultChangedError,
     ScoringError,
     UnavailableError,
+    invalid,
     reworded,
 )
 from scoring_client.processing import resolved_processing
@@ -66,7 +67,7 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
         self, assemblers: dict[Key, Assembler[PartT]], request_id: str, settings: JobSettings
     ) -> None:
         if settings.on_error not in ("raise", "return"):
-            raise ValueError(f'on_error is "raise" or "return", got {settings.on_error!r}')
+            raise invalid("on_error", f'expected "raise" or "return", got {settings.on_error!r}')
         self.call = CallState(settings, request_id, len(assemblers))
         self._unfinished = assemblers
         self._attempt = _Attempt(unfinished_at_begin=len(assemblers))

@@ -1,10 +1,22 @@
 """Filling in messages from values that callers gave."""
 
+from reprlib import repr as short_repr
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from scoring_client.errors import invalid
+
+_KINDS = {
+    FieldDescriptor.CPPTYPE_BOOL: "True or False",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+    FieldDescriptor.CPPTYPE_FLOAT: "a number",
+    FieldDescriptor.CPPTYPE_INT32: "an integer of 32 bits",
+    FieldDescriptor.CPPTYPE_INT64: "an integer of 64 bits",
+    FieldDescriptor.CPPTYPE_STRING: "text",
+    FieldDescriptor.CPPTYPE_UINT64: "an integer in [0, 2^64)",
+}
 
 
 def set_fields(message: Message, path: str, **values: Any) -> None:
@@ -21,14 +33,29 @@ def set_fields(message: Message, path: str, **values: Any) -> None:
     for name, value in values.items():
         if value is None:
             continue
+        field, where = getattr(message, name), f"{path}.{name}" if path else name
         try:
-            field = getattr(message, name)
             if hasattr(field, "extend"):
                 field.extend(value)
             elif hasattr(field, "update"):
                 field.update(value)
             else:
                 setattr(message, name, value)
+        except UnicodeEncodeError as error:
+            raise invalid(where, no_unicode(error)) from error
         except (TypeError, ValueError) as error:
-            where = f"{path}.{name}" if path else name
-            raise invalid(where, f"{value!r} does not fit the field ({error})") from error
+            wanted = _KINDS.get(message.DESCRIPTOR.fields_by_name[name].cpp_type, "another type")
+            if hasattr(field, "update"):
+                wanted = "a mapping from text to text"
+            elif hasattr(field, "extend"):
+                wanted = f"a list of which each is {wanted}"
+            got = short_repr(value)
+            raise invalid(where, f"{got} does not fit the field: expected {wanted}") from error
+
+
+def no_unicode(error: UnicodeEncodeError) -> str:
+    """Return what is wrong with a text that cannot be sent."""
+    return (
+        f"character {error.start} is {error.object[error.start]!r}, half of a surrogate pair, and "
+        "cannot be sent: decode bytes with errors='replace', or give token ids"
+    )

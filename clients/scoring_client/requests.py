@@ -19,12 +19,12 @@ from scoring_client.inputs import (
     RequestContext,
     SamplePrompt,
 )
-from scoring_client.messages import set_fields
+from scoring_client.messages import no_unicode, set_fields
 from scoring_client.processing import processing_message
 from scoring_client.proto import context_pb2, sample_pb2, sequence_pb2
 from scoring_client.spans import Span, as_spans
 from scoring_client.tensors import int32_tensor
-from scoring_client.tokens import as_sequence, as_text_or_ids
+from scoring_client.tokens import as_array, as_sequence, as_text_or_ids
 
 _NO_ROW: tuple[Span, ...] = ((0, 1),)
 
@@ -61,7 +61,8 @@ def group_messages(
         message = sequence_pb2.PromptGroup(
             processing=processing_message(group, f"{path}.processing")
         )
-        _fill_sequence(message.prompt, as_text_or_ids(group.prompt, f"{path}.prompt"))
+        where = f"{path}.prompt"
+        _fill_sequence(message.prompt, as_text_or_ids(group.prompt, where), where)
         if group.add_special_tokens is not None:
             message.prompt.add_special_tokens = group.add_special_tokens
         completions = as_sequence(group.completions, "completions", f"{path}.completions")
@@ -88,7 +89,7 @@ def prompt_messages(prompts: Iterable[PromptLike]) -> list[sample_pb2.SampleProm
         path = f"prompts[{index}]"
         prompt = prompt_like if isinstance(prompt_like, SamplePrompt) else SamplePrompt(prompt_like)
         message = sample_pb2.SamplePrompt()
-        _fill_sequence(message, as_text_or_ids(prompt.prompt, path))
+        _fill_sequence(message, as_text_or_ids(prompt.prompt, path), path)
         set_fields(
             message,
             path,
@@ -138,7 +139,9 @@ def context_message(context: RequestContext | None) -> context_pb2.RequestContex
     Raises:
         InvalidRequestError: a value of the wrong type, or beyond the field's range.
     """
-    given = context or RequestContext()
+    given = RequestContext() if context is None else context
+    if not isinstance(given, RequestContext):
+        raise invalid("context", f"expected a RequestContext, got {given!r}")
     message = context_pb2.RequestContext()
     set_fields(
         message,
@@ -159,6 +162,8 @@ def expect_message(expect: Expect | None) -> context_pb2.Expect | None:
     """
     if expect is None:
         return None
+    if not isinstance(expect, Expect):
+        raise invalid("expect", f"expected an Expect, got {expect!r}")
     message = context_pb2.Expect()
     set_fields(
         message,
@@ -183,17 +188,21 @@ def _as_group(value: Any, path: str) -> PromptGroup:
 def _fill_sequence(
     message: sequence_pb2.TokenSequence | sequence_pb2.Completion | sample_pb2.SamplePrompt,
     tokens: str | Int32Array,
+    path: str,
 ) -> None:
-    if isinstance(tokens, str):
-        message.text = tokens
-    else:
+    if not isinstance(tokens, str):
         message.token_ids.extend(tokens.tolist())
+        return
+    try:
+        message.text = tokens
+    except UnicodeEncodeError as error:
+        raise invalid(f"{path}.text", no_unicode(error)) from error
 
 
 def _fill_completion(message: sequence_pb2.Completion, value: Any, path: str) -> CompletionAsked:
     completion = value if isinstance(value, Completion) else Completion(value)
     tokens = as_text_or_ids(completion.tokens, path)
-    _fill_sequence(message, tokens)
+    _fill_sequence(message, tokens, path)
     token_ids = None if isinstance(tokens, str) else tokens
     spans: Sequence[Span] | None = None
     if completion.rows is not None:
@@ -218,8 +227,8 @@ def _fill_completion(message: sequence_pb2.Completion, value: Any, path: str) ->
 def _fill_candidates(
     message: sequence_pb2.Completion, given: npt.ArrayLike, no_rows: bool, path: str
 ) -> int:
-    array = np.asarray(given)
     where = f"{path}.candidate_token_ids"
+    array = as_array(given, "integers [T, C] or [C]", where)
     if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.integer):
         shape = list(array.shape)
         raise invalid(where, f"expected integers [T, C] or [C], got {array.dtype} {shape}")

@@ -1,7 +1,7 @@
 """What scoring returns. Shapes: T rows of a completion, K top-K, C candidates."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar, overload
 
 from scoring_client.arrays import Float32Array, Int32Array
@@ -102,7 +102,7 @@ class CompletionScores:
     """Version of the weights behind every row."""
     processing: ResolvedProcessing | None
     """What was applied, with who set it. None only for a failed item."""
-    provenance: Provenance | None
+    provenance: Provenance | None = field(repr=False)
     """What computed it. None only for an item that failed before the server said."""
     error: ScoringError | None = None
     """Why the item failed, with ``on_error="return"``."""
@@ -164,6 +164,16 @@ class ScoreResults(Sequence[tuple[ScoresT, ...]], Generic[ScoresT]):
         self, index: int | slice
     ) -> tuple[ScoresT, ...] | tuple[tuple[ScoresT, ...], ...]:
         return self.groups[index]
+
+    def __repr__(self) -> str:
+        # A call may hold thousands of arrays: whoever prints its results wants none of them.
+        parts = list(self.completions())
+        failed = sum(part.error is not None for part in parts)
+        rows = sum(len(part.logprobs) for part in parts)
+        return (
+            f"<{type(self).__name__}: {len(self)} groups, {len(parts)} completions, "
+            f"{rows} rows, {failed} failed>"
+        )
 
     def completions(self) -> Iterator[ScoresT]:
         """Yield every completion, group by group."""

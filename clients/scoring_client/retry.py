@@ -1,15 +1,17 @@
 """When to send a request again, and after how long."""
 
 import copy
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from numbers import Real
+from typing import Any, Self
 
 import grpc
 
-from scoring_client.errors import DeadlineError, ScoringError
+from scoring_client.errors import DeadlineError, ScoringError, invalid
 from scoring_client.servers import ServerCount
 
 INITIAL_BACKOFF = 0.25
@@ -27,6 +29,8 @@ _REFUSALS_OF_ONE = 4
 """After so many by one and the same server, where nobody knows how many there are, it is alone."""
 _OTHER_SERVER_PAUSE = 0.05
 _LONGEST_OTHER_SERVER_PAUSE = 0.4
+_LONGEST_TIMEOUT = 1e9
+"""Seconds, 32 years. gRPC counts nanoseconds in 64 bits: a deadline beyond them is past at once."""
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.25
 
@@ -103,7 +107,7 @@ class Attempts:
         left = self._deadline - self._clock()
         if left <= 0:
             raise DeadlineError(
-                f"the timeout of {self._timeout} s passed",
+                f"the timeout of {self._timeout:g} s passed",
                 code=grpc.StatusCode.DEADLINE_EXCEEDED,
             )
         return left
@@ -155,6 +159,21 @@ class Attempts:
         if self._deadline is not None and self._clock() + delay >= self._deadline:
             raise error
         return delay
+
+
+def time_limit(timeout: float | None) -> float | None:
+    """Return a timeout in seconds as gRPC takes it; None, and what is as good as none, is no limit.
+
+    Raises:
+        InvalidRequestError: it is no number.
+    """
+    given: Any = timeout
+    if given is None:
+        return None
+    if not isinstance(given, Real) or math.isnan(given):
+        raise invalid("timeout", f"expected seconds or None, got {timeout!r}")
+    seconds = float(given)
+    return None if seconds > _LONGEST_TIMEOUT else seconds
 
 
 def countdown(timeout: float) -> Iterator[tuple[float, float]]:

@@ -22,6 +22,9 @@ from scoring_client.resend import Key, PromptIndices, unfinished_prompts
 from scoring_client.row_plan import ConsecutiveRows
 from scoring_client.samples import Sample, SampleResults
 
+MOST_SAMPLES = 65_536
+"""Of one prompt in a call, as the contract has it."""
+
 
 class SampleJob(Job[Sample, PromptIndices, SampleResults]):
     """A Sample call: prompts in, samples out."""
@@ -186,9 +189,9 @@ def _sample_indices(
     path, n = "n", template.n if template.HasField("n") else 1
     if prompt.HasField("n"):
         path, n = f"prompts[{index}].n", prompt.n
-    if n < 1:
-        # Without a sample there would be nothing to send.
-        raise invalid(path, f"{n} samples: at least 1 is needed")
+    if not 1 <= n <= MOST_SAMPLES:
+        # Without a sample there would be nothing to send, and each takes memory before it is sent.
+        raise invalid(path, f"{n} is not in [1, {MOST_SAMPLES}]")
     return range(prompt.first_sample_index, prompt.first_sample_index + n)
 
 

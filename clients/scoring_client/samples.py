@@ -1,7 +1,7 @@
 """What sampling returns. Shapes: T tokens, K top log-probs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, overload
 
 from scoring_client.arrays import Float32Array, Int32Array
@@ -75,7 +75,7 @@ class Sample:
     """Whether nothing of this sample follows."""
     processing: ResolvedProcessing | None
     """What was applied, with who set it. None only for a failed item."""
-    provenance: Provenance | None
+    provenance: Provenance | None = field(repr=False)
     """What computed it. None only for an item that failed before the server said."""
     error: ScoringError | None = None
     """Why the item failed, with ``on_error="return"``."""
@@ -108,6 +108,16 @@ class SampleResults(Sequence[tuple[Sample, ...]]):
         self, index: int | slice
     ) -> tuple[Sample, ...] | tuple[tuple[Sample, ...], ...]:
         return self.prompts[index]
+
+    def __repr__(self) -> str:
+        # As of ScoreResults.
+        parts = list(self.samples())
+        failed = sum(part.error is not None for part in parts)
+        tokens = sum(len(part.token_ids) for part in parts)
+        return (
+            f"<{type(self).__name__}: {len(self)} prompts, {len(parts)} samples, "
+            f"{tokens} tokens, {failed} failed>"
+        )
 
     def samples(self) -> Iterator[Sample]:
         """Yield every sample, prompt by prompt."""

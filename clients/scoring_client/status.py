@@ -2,7 +2,6 @@
 
 import re
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -14,13 +13,13 @@ from scoring_client.errors import (
     ScoringError,
     error_class,
 )
+from scoring_client.unreachable import explained, where
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 # gRPC's own refusals: "Received message larger than max (104857616 vs. 4194304)", with a prefix
 # "CLIENT: " or "SERVER: " in newer versions.
 _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER")
-_ADDRESS = re.compile(r"ipv[46]:(\S+?:\d+)")
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
 
 
@@ -44,6 +43,8 @@ def error_from_rpc(error: grpc.RpcError, *, request_id: str, request_bytes: int)
     for key, value in call.trailing_metadata() or ():
         if key == _DETAILS_KEY:
             status.MergeFromString(value)
+    if code is grpc.StatusCode.UNAVAILABLE and not status.details:
+        message = explained(message)
     # The plain status decides: a proxy may have replaced it and left the details standing.
     status.code = code.value[0]
     status.message = message
@@ -78,11 +79,9 @@ def error_from_status(status: Any, *, request_id: str) -> ScoringError:
 
 def _speaks_no_tls(message: str, request_id: str) -> ScoringError:
     """Return what BoringSSL's lines about a handshake mean."""
-    found = _ADDRESS.search(message)
-    where = f" at {unquote(found[1])}" if found else ""
     return NoTlsError(
-        f"the server{where} speaks no TLS: connect without certificates and tls (on the command "
-        "line without --root-certificates and --tls), or check the port",
+        f"the server{where(message)} speaks no TLS: connect without certificates and tls (on the "
+        "command line without --root-certificates and --tls), or check the port",
         code=grpc.StatusCode.UNAVAILABLE,
         request_id=request_id,
     )

@@ -1,9 +1,10 @@
-"""The streams of a call's parts, read at the same time: for the blocking client."""
+"""The streams of a call: of one part, or of several at the same time. For the blocking client."""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,25 @@ class _Stream:
 
     part: Job[Any, Any, Any]
     attempts: Attempts
+
+
+def run_alone(
+    job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
+) -> Generator[PartT, None, None]:
+    """Yield what the caller gets of a call that is one part."""
+    while not job.done:
+        call = open_call(job.begin_attempt(), attempts.remaining())
+        error: grpc.RpcError | None = None
+        try:
+            for message in call:
+                yield from job.feed(message)
+        except grpc.RpcError as raised:
+            error = raised
+        finally:
+            call.cancel()
+        delay = job.wait_after(error, attempts)
+        if delay is not None:
+            time.sleep(delay)
 
 
 def run_together(

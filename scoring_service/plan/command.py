@@ -110,6 +110,8 @@ def _read_config(model: str | None) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file() and model is not None and not Path(model).exists():
+        if path.is_absolute() or model.startswith((".", "~")):
+            raise OSError(f"there is no folder and no config.json {model}")
         # Needs no torch. Raises OSError, with a reason, when the Hub has no such model.
         from huggingface_hub import hf_hub_download
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from scoring_client import (
     ScoringClient,
     UnavailableError,
 )
-from scoring_client.channel import channel_options, full_target
+from scoring_client.channel import channel_options
+from scoring_client.target import full_target
 from tests.client.toy_server import ToyServer
 from tests.client.truth import assert_scores
 
@@ -144,6 +146,43 @@ def test_an_async_client_can_be_made_outside_a_loop(runner):
         runner.run(AsyncScoringClient(server.target).close())
 
 
+def test_an_async_client_serves_one_loop_after_the_other():
+    """Each ``asyncio.run`` has a loop of its own; a trainer calls it step by step."""
+    with ToyServer() as server:
+        client = AsyncScoringClient(server.target)
+
+        async def step(others=0):
+            assert_scores((await client.score(ONE))[0][0], [1, 2], [3, 4])
+            if others:
+                await asyncio.to_thread(asyncio.run, step(others - 1))
+                assert_scores((await client.score(ONE))[0][0], [1, 2], [3, 4])
+
+        for others in (0, 0, 1):
+            asyncio.run(step(others))
+
+        async def end():
+            await step()
+            await client.close()
+            await client.close()
+            with pytest.raises(ValueError, match="closed"):
+                await client.score(ONE)
+
+        asyncio.run(end())
+
+
+def test_a_client_that_was_closed_opens_no_channel():
+    async def main(client):
+        await client.close()
+        with pytest.raises(ValueError, match="closed"):
+            await client.score(ONE)
+
+    asyncio.run(main(AsyncScoringClient("127.0.0.1:1")))
+    client = ScoringClient("127.0.0.1:1")
+    client.close()
+    with pytest.raises(ValueError, match=r"(?i)closed"):
+        client.score(ONE)
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     if shutil.which("openssl") is None:
@@ -160,20 +199,21 @@ def certificate(tmp_path_factory):
     return key, cert
 
 
-@pytest.mark.parametrize("given", ["path", "bytes", "credentials"])
+@pytest.mark.parametrize("given", ["path", "bytes", "text", "credentials"])
 def test_tls(ask, certificate, given):
     key, cert = certificate
     credentials = grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
     client = {
         "path": {"root_certificates": cert},
         "bytes": {"root_certificates": cert.read_bytes()},
+        "text": {"root_certificates": cert.read_text()},
         "credentials": {"credentials": grpc.ssl_channel_credentials(cert.read_bytes())},
     }[given]
     with ToyServer(credentials=credentials) as server:
         results = ask(server.target, "score", ONE, client={**client, "token": "t"})
         assert_scores(results[0][0], [1, 2], [3, 4])
         assert server.metadata[0]["authorization"] == "Bearer t"
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="hangs up: it may want TLS"):
             ask(server.target, "score", ONE, client={"max_attempts": 1}, timeout=5)
         assert len(server.requests) == 1
 
@@ -197,7 +237,7 @@ def test_tls_with_a_public_authority(certificate):
         # No public authority signed it.
         with (
             ScoringClient(server.target, tls=True, token="t", max_attempts=1) as client,
-            pytest.raises(UnavailableError, match="CERTIFICATE_VERIFY_FAILED"),
+            pytest.raises(UnavailableError, match="signed by nobody whom this client trusts"),
         ):
             client.score(ONE, timeout=20)
         assert [m["authorization"] for m in server.metadata] == ["Bearer t"]
@@ -237,6 +277,59 @@ def test_no_token_leaves_the_machine_in_plain_text(make):
     make(PUBLIC, token="secret", allow_plaintext_token=True)
     for local in ("localhost:1", "127.0.0.1:1", "[::1]:1", "dns:///localhost:1", "unix:/tmp/s"):
         make(local, token="secret")
+
+
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("http://localhost:50051", "a URL; gRPC takes host:port, such as 'localhost:50051'"),
+        ("grpcs://scoring:443/", "such as 'scoring:443'"),
+        # gRPC would connect to port 34463.
+        ("localhost:99999", "no port between 1 and 65535"),
+        ("dns:///[::1]:0", "no port between 1 and 65535"),
+        ("", "expected host:port"),
+        (50051, "expected host:port"),
+        (None, "expected host:port"),
+    ],
+)
+def test_targets_that_are_none(make, target, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        make(target)
+
+
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
+def test_a_token_that_no_header_can_carry(make):
+    """Above all the line break at the end of a file's content."""
+    with pytest.raises(ValueError, match=r"character 6 is '\\n'.*strip\(\)") as raised:
+        make("localhost:1", token="secret\n")
+    assert "secret" not in str(raised.value)
+    for token in ("s\u00e9same", "two words", b"bytes"):
+        with pytest.raises(ValueError, match="token: "):
+            make("localhost:1", token=token)
+
+
+def test_an_empty_token_is_none(ask):
+    """As an environment gives it where the variable is set to nothing."""
+    ScoringClient(PUBLIC, token="").close()
+    with ToyServer() as server:
+        ask(server.target, "score", ONE, client={"token": ""})
+        assert "authorization" not in server.metadata[0]
+
+
+@pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
+def test_a_pickled_client_opens_connections_of_its_own(make):
+    """As it goes to the workers of a DataLoader that are spawned."""
+    with pytest.raises(TypeError, match="credentials= cannot be pickled"):
+        pickle.dumps(make("localhost:1", credentials=grpc.ssl_channel_credentials()))
+    given = {"model": "m", "token": "t", "channel_options": [("grpc.keepalive_time_ms", 5)]}
+    again = pickle.loads(pickle.dumps(make("localhost:1", **given)))
+    assert type(again) is make
+    with ToyServer() as server:
+        client = pickle.loads(pickle.dumps(make(server.target, token="secret")))
+        if make is ScoringClient:
+            assert_scores(client.score(ONE)[0][0], [1, 2], [3, 4])
+            assert server.metadata[0]["authorization"] == "Bearer secret"
 
 
 def test_tls_arguments_that_make_no_sense():

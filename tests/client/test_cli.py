@@ -343,7 +343,7 @@ def test_texts_may_begin_with_a_hyphen(run, server):
         (["score", "a b", "--teperature", "1"], "--teperature"),
         (["nonsense"], "nonsense"),
         (["score", "a b", "--model", "gpt-9"], "there is: toy"),
-        (["sample", "a", "-n", "0"], "at least 1"),
+        (["sample", "a", "-n", "0"], "0 is not in [1, 65536]"),
         (["score", "--prompt", "a", "--completion", ""], "groups[0].completions[0]: no token"),
         (["info", "--root-certificates", "/nowhere.pem"], "/nowhere.pem"),
     ],
@@ -362,7 +362,8 @@ def test_no_server_is_status_3(run):
     assert out == ""
     assert err.startswith("error: ")
     assert "127.0.0.1:1" in err
-    assert "Is a server running there" in err
+    assert "nobody listens at 127.0.0.1:1: is the server running" in err
+    assert "--target or SCORING_TARGET names another" in err
 
 
 @pytest.mark.parametrize("command", [("info",), ("weights",)])
@@ -384,7 +385,7 @@ def test_tls_where_the_server_has_none_is_status_3(run, server):
     status, _, err = run("info", "--target", server.target, "--tls", "--token", "t")
     assert status == 3
     assert "speaks no TLS" in err
-    assert "Is a server running there" not in err
+    assert "names another" not in err
 
 
 def test_a_bug_of_the_server_is_status_1(run):
@@ -432,3 +433,6 @@ def test_weights_are_shown_pushed_and_read_by_the_server(run, tmp_path):
         assert (
             run("weights", "push", str(tmp_path / "no.safetensors"), "--version", "9", *at)[0] == 2
         )
+        (tmp_path / "model.bin").write_bytes(b"PK not tensors" * 9)
+        status, _, err = run("weights", "push", str(tmp_path / "model.bin"), "--version", "9", *at)
+        assert (status, "is no .safetensors file" in err) == (2, True)

@@ -1,6 +1,8 @@
 """Errors: the right class, the fields at fault, and nothing lost on the way."""
 
 import pickle
+import socket
+import threading
 import time
 from concurrent import futures
 
@@ -25,6 +27,7 @@ from scoring_client import (
     UnavailableError,
 )
 from scoring_client.errors import combine_item_errors
+from scoring_client.unreachable import explained
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_sample, assert_scores
 
@@ -94,6 +97,7 @@ def test_nobody_listens(ask):
     with pytest.raises(UnavailableError, match="1 of 1 items unfinished") as raised:
         ask("127.0.0.1:1", "score", ONE, client={"max_attempts": 2})
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+    assert "nobody listens at 127.0.0.1:1" in str(raised.value)
     assert time.monotonic() - begin < 5
     with pytest.raises(ConnectionError):
         ask(
@@ -102,6 +106,30 @@ def test_nobody_listens(ask):
             timeout=5,
             client={"channel_options": [("grpc.enable_retries", 0)]},
         )
+
+
+def test_no_grpc_server_listens(ask):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer():
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UnavailableError, match=rf"answers at 127.0.0.1:{port} is no gRPC"):
+            ask(f"127.0.0.1:{port}", "score", ONE, client={"max_attempts": 1}, timeout=10)
+
+
+def test_words_about_a_connection():
+    of_dns = "errors resolving a.b:1: [field:hostname lookup error: Domain name not found]"
+    assert explained(of_dns) == f"there is no host of that name [{of_dns}]"
+    refused = "last error: UNKNOWN: ipv6:%5B::1%5D:443: Failed to connect: Connection refused"
+    assert explained(refused).startswith("nobody listens at [::1]:443: ")
+    # A call that broke off: a server that ended, not one that wants something.
+    assert explained("Socket closed") == "Socket closed"
 
 
 def test_something_else_listens(ask):

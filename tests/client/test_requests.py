@@ -39,12 +39,20 @@ def test_spans_cover_exactly_the_mask(mask):
         ([(2, 1), (0, 1)], "overlap or are unordered"),
         ([(-1, 2)], "no span"),
         ([(0, 0)], "no span"),
+        ([(0, 10**12)], "no span"),
+        ([(0, 1), (2,)], "expected spans .*inhomogeneous"),
+        (np.zeros((1, 3), dtype=bool), r"got bool \[1, 3\]"),
     ],
 )
 def test_bad_rows(rows, complaint):
     with pytest.raises(InvalidRequestError, match=complaint) as raised:
         as_spans(rows, 3, "groups[1].completions[2].rows")
     assert raised.value.violations[0].field == "groups[1].completions[2].rows"
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8, np.float32])
+def test_a_mask_may_be_of_any_type(dtype):
+    assert as_spans(np.array([0, 1, 1, 0, 1], dtype=dtype), 5, "rows") == [(1, 2), (4, 1)]
 
 
 def test_a_mask_needs_token_ids():
@@ -103,6 +111,16 @@ def test_whatever_holds_integers_is_token_ids(tokens):
             "groups[0].completions[0].candidate_token_ids",
             "32-bit",
         ),
+        ([("a", [[[1, 2], [3]]])], "groups[0].completions[0]", "inhomogeneous"),
+        ([("a", [{"input_ids": [1]}])], "groups[0].completions[0]", "got {'input_ids': [1]}"),
+        ([("a", [np.int64(7)])], "groups[0].completions[0]", "a single id"),
+        ([("a", ["b\ud800"])], "groups[0].completions[0].text", "character 1 is '\\ud800'"),
+        ([("\udcff", ["b"])], "groups[0].prompt.text", "half of a surrogate pair"),
+        (
+            [("a", [Completion([1], candidates=[[1], [2, 3]])])],
+            "groups[0].completions[0].candidate_token_ids",
+            "inhomogeneous",
+        ),
         ([PromptGroup("a", ["b"], temperature="hot")], "groups[0].processing.temperature", "'hot'"),
         ([PromptGroup("a", ["b"], top_k=2**40)], "groups[0].processing.top_k", "does not fit"),
         ([PromptGroup("a", ["b"], defaults="mine")], "groups[0].processing.defaults", "'mine'"),
@@ -125,6 +143,8 @@ def test_bad_groups(groups, path, complaint):
         ([SamplePrompt([1], seed=-1)], "prompts[0].seed"),
         ([SamplePrompt([1], seed=2**64)], "prompts[0].seed"),
         ([SamplePrompt([1], stop_token_ids=["x"])], "prompts[0].sampling.stop_token_ids"),
+        (["a", "\ud800"], "prompts[1].text"),
+        ([SamplePrompt([1], stop="\ud800")], "prompts[0].sampling.stop"),
         ([[1], SamplePrompt([1], max_tokens=1.5)], "prompts[1].sampling.max_tokens"),
     ],
 )
@@ -151,6 +171,13 @@ def test_mistakes_are_found_before_the_iterator_is_used(nowhere):
     [
         ({"n": 0}, "n"),
         ({"n": -1}, "n"),
+        ({"n": 10**9}, "n"),
+        ({"timeout": "5"}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"stop": [3]}, "sampling.stop"),
+        ({"context": {"request_id": "a"}}, "context"),
+        ({"expect": {"weight_version": 7}}, "expect"),
         ({"top_logprobs": "many"}, "top_logprobs"),
         ({"temperature": "hot"}, "sampling.processing.temperature"),
         ({"seed": -1}, "sampling.seed"),
@@ -165,6 +192,19 @@ def test_bad_options(nowhere, options, path):
     assert raised.value.violations[0].field == path
 
 
+@pytest.mark.parametrize("texts", ["one", None, [3], ["a\ud800"]])
+def test_bad_texts(nowhere, texts):
+    with pytest.raises(InvalidRequestError) as raised:
+        nowhere.tokenize(texts)
+    assert raised.value.violations[0].field == "texts"
+
+
+def test_what_was_given_is_quoted_in_short(nowhere):
+    with pytest.raises(InvalidRequestError) as raised:
+        nowhere.sample("long " * 1000, max_tokens=1)
+    assert len(str(raised.value)) < 200
+
+
 def test_options_that_do_not_exist(nowhere):
     with pytest.raises(
         TypeError, match=r"score\(\) got an unexpected keyword argument 'temprature'"
@@ -176,5 +216,3 @@ def test_options_that_do_not_exist(nowhere):
         nowhere.sample([[1]], max_tokens=1, keep_realised=True)
     with pytest.raises(TypeError, match="missing required keyword argument 'max_tokens'"):
         nowhere.sample([[1]])
-    with pytest.raises(ValueError, match="on_error"):
-        nowhere.score([("a", ["b"])], on_error="ignore")

@@ -48,6 +48,7 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         self.version = version
         self.tensors: dict[str, bytes] = {}
         self.requests: list[Any] = []
+        self.drains = 0
         self.metadata: list[dict[str, str]] = []
         self.message_sizes: list[int] = []
         self.received = 0
@@ -194,6 +195,7 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         return admin_pb2.FlushCacheResponse(pages_freed=12, workers=1)
 
     def Drain(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        self.drains += 1
         yield admin_pb2.DrainResponse(calls_left=2)
         yield admin_pb2.DrainResponse(calls_left=0, drained=True)
 

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,18 +83,36 @@ def assert_named(ended: subprocess.CompletedProcess[str], *names: str) -> None:
     assert "Traceback" not in written
 
 
+@pytest.fixture
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., None]:
+    """The command in this process, with settings that are refused before there is a server."""
+
+    async def never(_model: str | None, _config: ServeConfig) -> int:
+        raise AssertionError("the settings were taken")
+
+    def refused(*arguments: str, named: str, **env: str) -> None:
+        monkeypatch.setattr(cli, "run_server", never)
+        # The command leaves its sources of settings there.
+        monkeypatch.setattr(cli.app, "config", cli.app.config)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            raise SystemExit(cli.app.meta(["serve", *arguments]))
+        written = "".join(capsys.readouterr())
+        assert ended.value.code in (1, 2)
+        assert named in written
+        assert "Traceback" not in written
+
+    return refused
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing folder": (["./no/such/folder"], "no/such/folder"),
     "missing gguf": (["no-such.gguf"], "no-such.gguf"),
-    "two models": (["one", "two"], "two"),
-    "dtype": (["--dtype", "float8"], "float8"),
     "too long": (["--max-model-len", "100000"], "4096"),
-    "negative": (["--max-model-len", "-3"], "max_model_len must be from 1"),
-    "no port": (["--port", "70000"], "65535"),
-    "no number": (["--port", "http"], "http"),
-    "not a time": (["--drain-seconds", "nan"], "drain_seconds"),
     "unknown flag": (["--max-modle-len", "10"], "max-modle-len"),
-    "missing file": (["--config", "no-such.toml"], "no-such.toml"),
     "device": (["--device", "cuda:77"], "cuda:77"),
     "address": (["--host", "192.0.2.1", "--allow-insecure"], "cannot listen on 192.0.2.1:0"),
     "exposed": (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others"),
@@ -109,17 +128,36 @@ def test_a_mistake_is_named_without_a_traceback(case: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["one", "two"], "two"),
+        (["--dtype", "float8"], "float8"),
+        (["--max-model-len", "-3"], "max_model_len must be from 1"),
+        (["--port", "70000"], "65535"),
+        (["--port", "http"], "http"),
+        (["--drain-seconds", "nan"], "drain_seconds"),
+        (["--config", "no-such.toml"], "no-such.toml"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_named(
+    refuse: Callable[..., None], arguments: list[str], named: str
+) -> None:
+    refuse(*arguments, named=named)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "named"),
     [
         ("SCORING_PORT", "tcp://10.0.0.1:50051", "SCORING_PORT"),
         ("SCORING_LOG_LEVEL", "loud", "SCORING_LOG_LEVEL"),
         ("SCORING_MAX_K", "0", "max_k"),
-        ("SCORING_MODEL", "./no/such/folder", "no/such/folder"),
         ("SCORING_CONFIG", "no-such.yaml", "no-such.yaml"),
     ],
 )
-def test_a_mistake_in_the_environment_is_named(name: str, value: str, named: str) -> None:
-    assert_named(run(**{name: value}), named)
+def test_a_mistake_in_the_environment_is_named(
+    refuse: Callable[..., None], name: str, value: str, named: str
+) -> None:
+    refuse(named=named, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -130,18 +168,26 @@ def test_a_mistake_in_the_environment_is_named(name: str, value: str, named: str
         ("serve.json", '{"max_modle_len": 10}', "max_modle_len"),
         ("serve.toml", "max_model_len = 'long'", "long"),
         ("serve.yaml", "max_model_len: -1", "max_model_len must be from 1"),
-        ("serve.toml", "[[", "TOML"),
-        ("serve.json", "{", "JSON"),
+        ("serve.toml", "[[", "serve.toml"),
+        ("serve.json", "{", "serve.json"),
         ("serve.yaml", "- max_model_len", "serve.yaml"),
         ("serve.ini", "max_model_len = 10", "serve.ini"),
-        ("serve.yaml", "model: ./no/such/folder", "no/such/folder"),
     ],
 )
-def test_a_mistake_in_the_file_is_named(tmp_path: Path, file: str, text: str, named: str) -> None:
+def test_a_mistake_in_the_file_is_named(
+    refuse: Callable[..., None], tmp_path: Path, file: str, text: str, named: str
+) -> None:
     path = tmp_path / file
     path.write_text(text)
     # A narrow terminal breaks long paths over lines.
-    assert_named(run("--config", str(path), COLUMNS="400"), named)
+    refuse("--config", str(path), named=named, COLUMNS="400")
+
+
+def test_a_model_may_be_named_in_the_file_and_in_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: ./no/such/folder")
+    assert_named(run("--config", str(path)), "no/such/folder")
+    assert_named(run(SCORING_MODEL="./no/such/folder"), "no/such/folder")
 
 
 def test_a_port_in_use_is_named() -> None:

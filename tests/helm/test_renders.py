@@ -397,6 +397,17 @@ def test_replicas_of_a_branch_are_warned_about(model: dict[str, Any], warned: bo
     assert ("revision names no commit" in notes(one(**model))) is warned
 
 
+@pytest.mark.parametrize(
+    ("clients", "warned"),
+    [([{"podSelector": {}}], True), ([{"ipBlock": {"cidr": "203.0.113.0/24"}}], False)],
+)
+def test_a_policy_that_keeps_out_who_comes_by_a_load_balancer_is_warned_about(
+    clients: list[dict[str, Any]], warned: bool
+) -> None:
+    values = {**one(), "service": {"type": "LoadBalancer"}, "networkPolicy": {"clients": clients}}
+    assert ("admits pods alone" in notes(values)) is warned
+
+
 def test_the_hub_models_of_the_examples_are_commits() -> None:
     for path in EXAMPLES:
         for model in yaml.safe_load(path.read_text())["models"]:

@@ -153,6 +153,12 @@ def test_the_command_plans_the_packaged_model() -> None:
     assert "--max-batch-tokens 1024" in ended.stdout
 
 
+@pytest.mark.parametrize("model", ["/nowhere/model", "./model", "~/model"])
+def test_a_path_is_no_name_of_the_hub(model: str) -> None:
+    with pytest.raises(OSError, match=f"there is no folder and no config.json {model}"):
+        plan_text(model, PlanConfig())
+
+
 def test_the_command_imports_no_torch() -> None:
     program = (
         "import sys\nfrom scoring_service.plan.command import PlanConfig, plan_text\n"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from scoring_client.errors import ScoringError
+from scoring_client.forks import running_call
 from scoring_client.retry import growing_pauses
 from scoring_client.weights.given import GivenWeights, Weights
 from scoring_client.weights.messages import part_messages
@@ -38,6 +39,7 @@ class Server(Protocol):
         """Begin a stream."""
 
 
+@running_call()
 def push(
     servers: Sequence[Server], weights: Weights, version: int, model: str, options: PushOptions
 ) -> list[WeightUpdate]:

@@ -1,0 +1,56 @@
+"""The channels of an asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+
+from scoring_client.endpoint import Endpoint
+from scoring_client.forks import check_fork, uses_grpc
+
+
+class AioChannel:
+    """Opens a channel for each event loop that calls come from.
+
+    A channel of grpc.aio works only in the loop that it was opened in, and each ``asyncio.run`` has
+    one of its own: a client that is made once and asked in every training step meets many.
+
+    Args:
+        where: Where to open channels; or a channel to use, which is then left open.
+    """
+
+    def __init__(self, where: Endpoint | grpc.aio.Channel) -> None:
+        self._where = where
+        self._own: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
+        self._closed = False
+
+    def get(self) -> grpc.aio.Channel:
+        """Return the channel of the running loop.
+
+        Raises:
+            ValueError: the client is closed, as the blocking one says it.
+        """
+        if not isinstance(self._where, Endpoint):
+            return self._where
+        if self._closed:
+            raise ValueError("Cannot invoke RPC on closed channel!")
+        loop = asyncio.get_running_loop()
+        check_fork()
+        if loop not in self._own:
+            uses_grpc(loop)
+            for ended in [other for other in list(self._own) if other.is_closed()]:
+                self._own.pop(ended, None)
+            self._own[loop] = self._where.open_aio()
+        return self._own[loop]
+
+    async def close(self) -> None:
+        """Close what was opened here; in other loops that still run, soon."""
+        self._closed = True
+        here = asyncio.get_running_loop()
+        while self._own:
+            loop, channel = self._own.popitem()
+            if loop is here:
+                await channel.close()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(channel.close(), loop)

@@ -1,0 +1,56 @@
+"""Where servers are: targets as callers write them, and as gRPC takes them."""
+
+from __future__ import annotations
+
+import re
+
+_RESOLVERS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+_LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|\[::1\]|::1)(:\d+)?$")
+_URL = re.compile(r"^(?P<scheme>\w[\w+.-]*)://(?P<rest>.*)$")
+_NAME_WITH_PORT = re.compile(r"^(dns:///)?(\[[^]]*\]|[^:]*):(?P<port>\d+)$")
+
+
+def checked_target(target: str) -> str:
+    """Return ``target``, unless it is none that gRPC could mean anything by.
+
+    gRPC would resolve ``http://host`` as a name, for as long as the retries last, and take a port
+    beyond 65535 for another one.
+
+    Raises:
+        ValueError: it is a URL, has an impossible port, or is no text at all.
+    """
+    if not isinstance(target, str) or not target:
+        raise ValueError(f"target: expected host:port, such as 'localhost:50051', got {target!r}")
+    url = _URL.match(target)
+    if url is not None and url["scheme"] not in _RESOLVERS:
+        host = url["rest"].rstrip("/") or "host:port"
+        raise ValueError(
+            f"target: {target!r} is a URL; gRPC takes host:port, such as {host!r}. TLS is asked "
+            "for by tls=True or root_certificates= (on the command line --tls, --root-certificates)"
+        )
+    named = _NAME_WITH_PORT.match(target)
+    if named is not None and not 0 < int(named["port"]) < 2**16:
+        raise ValueError(f"target: {target!r} has no port between 1 and 65535")
+    return target
+
+
+def full_target(target: str) -> str:
+    """Return ``target`` with a resolver: ``dns:///`` unless it names one.
+
+    A name that resolves to several addresses (a headless service) is then balanced over all of
+    them, call by call.
+    """
+    scheme = target.partition(":")[0]
+    return target if scheme in _RESOLVERS else f"dns:///{target}"
+
+
+def is_loopback(target: str) -> bool:
+    """Return whether every address of a target is this machine's own."""
+    # ipv4:127.0.0.1:5,127.0.0.1:6 lists several; each has to be of this machine.
+    addresses = re.sub(r"^(dns:///|ipv[46]:)", "", target).split(",")
+    return all(map(_LOOPBACK.match, addresses))
+
+
+def stays_on_machine(target: str) -> bool:
+    """Return whether nothing that is sent to a target leaves the machine."""
+    return is_loopback(target) or target.startswith(("unix:", "unix-abstract:", "vsock:"))
