@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.machine import describe
+
 if TYPE_CHECKING:
     from scoring_service.engine.events import ScoreSlice
 
@@ -44,7 +46,8 @@ def main() -> None:
     }
     server.terminate()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    told = {"machine": describe(), "shapes": found}
+    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
     print(
         "| rows x K | MB | to numpy, s (min-max) | MB/s | numpy's copy, s |\n|---|---|---|---|---|"
     )
