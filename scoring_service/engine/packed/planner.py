@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
@@ -88,12 +87,13 @@ class Planner:
     ) -> StepPlan:
         max_tokens = self._settings.max_batch_tokens
         running = self._calls.by_id.values()
-        feeds = take_feeds(ready, running, self._store, self._room, max_tokens)
+        # A token is left to scoring and prompts: with as many samples as tokens they would starve.
+        feeds = take_feeds(ready, running, self._store, self._room, max(1, max_tokens - 1))
         budget = prefill_budget(max_tokens, len(feeds), self._settings.chunk_size)
         offers = []
         for run in ready:
             try:
-                _fill(run, budget)
+                run.fill(budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
                 feeds = [feed for feed in feeds if feed[0] is not run]
@@ -121,19 +121,6 @@ class Planner:
                 run.served += unit.tokens
                 units.append((run, unit))
         return units
-
-
-def _fill(run: CallRun, tokens: int) -> None:
-    """Makes units of a call wait, and notes what the new ones belong to."""
-    before = len(run.units)
-    run.fill(tokens)
-    for unit in list(run.units)[before:]:
-        if unit.sample is not None:
-            run.samples.append(unit.sample)
-        if unit.completion is not None and unit.completion not in run.completions:
-            run.completions.add(unit.completion)
-            count = run.usage.completion_tokens + len(unit.completion.task.token_ids)
-            run.usage = replace(run.usage, completion_tokens=count)
 
 
 def _distinct(segments: Sequence[Segment | None]) -> list[Segment]:
