@@ -412,6 +412,23 @@ def test_samples_do_not_keep_scoring_out(tiny_packed: LoadedModel) -> None:
     assert engine.free_pages == 400
 
 
+def test_a_call_that_waits_for_pages_gets_them_as_samples_end(tiny_packed: LoadedModel) -> None:
+    """Though many more are to be drawn, for which pages are never enough."""
+    engine = engine_of(tiny_packed, pages=40)
+    engine.submit(sample_call([[5] * 16], n=100, max_tokens=30))
+    for _ in range(40):
+        engine.step()
+    assert engine.free_pages < 12
+    engine.submit(score_call([([7] * 160, [[8] * 20])], call_id=3))
+    steps = 0
+    while not any(isinstance(e, CallFinished) for e in engine.step()):
+        steps += 1
+        assert steps < 60
+    events = list(finish(engine))
+    assert [e.call_id for e in events if isinstance(e, CallFinished)] == [2]
+    assert engine.free_pages == 40
+
+
 def test_room_that_a_call_leaves_is_offered_to_those_that_asked_before(
     tiny_packed: LoadedModel,
 ) -> None:

@@ -100,6 +100,11 @@ class CallRun:
         self.units = deque(unit for unit in self.units if not belongs(unit))
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether nothing of it is under way, though there is more to come."""
+        return not (self.exhausted or self.units or self.completions or self.samples)
+
+    @property
     def is_finished(self) -> bool:
         """Whether everything was answered."""
         return self.exhausted and not self.units and not self.completions and not self.samples

@@ -91,19 +91,26 @@ class Planner:
         feeds = take_feeds(ready, running, self._store, self._room, max(1, max_tokens - 1))
         budget = prefill_budget(max_tokens, len(feeds), self._settings.chunk_size)
         offers = []
+        claimed = 0
         for run in ready:
+            self._room.refused = 0
             try:
                 run.fill(budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
                 feeds = [feed for feed in feeds if feed[0] is not run]
                 continue
+            if run.is_waiting and not claimed:
+                claimed = self._room.refused
             sizes = _leading_sizes(run, budget)
             if sizes:
                 call = run.call
                 offers.append(Offer(call.call_id, call.priority, run.served, call.deadline, sizes))
         units = self._take_units(share(offers, budget)) if budget else []
-        return StepPlan(weights, units, feeds, _distinct([u.segment for _, u in units]))
+        plan = StepPlan(weights, units, feeds, _distinct([u.segment for _, u in units]))
+        # Where nothing goes on, nothing becomes free that could be waited for.
+        self._room.claimed = 0 if plan.is_empty else claimed
+        return plan
 
     def _take_units(self, shares: dict[int, int]) -> list[tuple[CallRun, Unit]]:
         """The leading units of each call, as long as the step has room for their results."""
