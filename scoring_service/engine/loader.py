@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,7 +18,12 @@ from scoring_service.engine.digest import weights_digest
 from scoring_service.engine.head import LinearHead
 from scoring_service.engine.head_probe import choose_head
 from scoring_service.engine.network import load_network, sequence_limit
-from scoring_service.engine.numerics import least_padding, numerics_id, rows_are_invariant
+from scoring_service.engine.numerics import (
+    least_padding,
+    numerics_id,
+    rows_are_invariant,
+    settings_of,
+)
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.setup import PackedSetup
 from scoring_service.engine.path import backend_of, choose_path, find_kernels
@@ -70,7 +76,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     head_is_deterministic = _probe(model, config, limit)
     on_stage("probing how it can be packed")
     path = choose_path(network, model, config, limit, head_reason)
-    identity = _identity(model, path.packed)
+    identity = _identity(network, model, path.packed)
     model.keep_weights(digest, identity(digest), cache_key(digest, type_name(model.dtype)))
     info = replace(
         describe(
@@ -119,10 +125,11 @@ def _longest(limit: int, packed: PackedSetup | None, config: EngineConfig) -> in
     return limit if config.max_batch_tokens is None else min(limit, config.max_batch_tokens)
 
 
-def _identity(model: CausalModel, packed: PackedSetup | None) -> Callable[[str], str]:
+def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> Callable[[str], str]:
     """The numerics id of the model with the weights of a digest."""
     identify = partial(
         numerics_id,
+        config=settings_of(network.config),
         # Of this thread: another one, which stages weights, may have its own number.
         threads=torch.get_num_threads(),
         dtype=type_name(model.dtype),

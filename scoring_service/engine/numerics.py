@@ -21,6 +21,8 @@ _TALL = 64
 _HEIGHTS = (*range(1, 18), 31, 32, 33, 47, _TALL)
 """Of products that a few samples or a short text make."""
 
+_ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version")
+
 
 def numerics_id(**facts: object) -> str:
     """Hash of everything that decides bits: the given facts, libraries, on a CPU the processor."""
@@ -32,6 +34,19 @@ def numerics_id(**facts: object) -> str:
         "machine": platform.machine(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """A model's config without where it came from: equal tensors under another one are other bits.
+
+    Args:
+        config: transformers' own.
+    """
+    found: dict[str, Any] = json.loads(
+        config.to_json_string(use_diff=False),
+        object_hook=lambda part: {k: v for k, v in part.items() if k not in _ORIGIN},
+    )
+    return found
 
 
 def rows_are_invariant(head: RowHead, states_T_H: Tensor) -> bool:

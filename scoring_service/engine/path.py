@@ -71,7 +71,7 @@ def choose_path(
 def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:
     """What decides the memory of the model's steps as it is run here."""
     kernels, head = model.kernels, model.head
-    even = all(width % 2 == 0 for layer in shapes for width in (layer.key_dim, layer.value_dim))
+    widths = [width for layer in shapes for width in (layer.key_dim, layer.value_dim)]
     on_gpu = dispatch.backend(model.device) == "triton"
     return step_shape(
         network.config.get_text_config().to_dict(),
@@ -79,7 +79,7 @@ def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> S
         element_bytes=model.dtype.itemsize,
         logit_bytes=head.dtype.itemsize,
         device_type=model.device.type,
-        compiled_attention=kernels is not None and kernels.takes(model.dtype) and even,
+        compiled_attention=kernels is not None and kernels.attends(model.dtype, *widths),
         compiled_head=on_gpu or kernels is not None,
         finishes_logits=not head.finishes_nothing,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Generator, Iterator
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from scoring_service.engine.events import ItemFailed, SampleSlice
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.runner import Progress
-from scoring_service.engine.sampling import sample_prompt
+from scoring_service.engine.sampling import draw_sample
 from scoring_service.engine.scoring import score_completion
+from scoring_service.engine.stops import StopWatch
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.types import Call, GroupTask, SampleCall, SamplingTask, ScoreCall, Usage
@@ -69,22 +71,31 @@ class PlainEngine:
             )
 
     def _sample_prompt(self, call: SampleCall, task: SamplingTask) -> Iterator[Progress]:
+        model, eos_ids = self._loaded.model, self._loaded.info.eos_token_ids
         codec = self._loaded.codec if call.return_text or task.stop else None
-        eos_ids = self._loaded.info.eos_token_ids
-        sampled = samples = 0
+        sampled = fed = 0
         try:
-            for piece in sample_prompt(self._loaded.model, call, task, eos_ids, codec):
-                if isinstance(piece, SampleSlice):
-                    sampled += len(piece.token_ids)
-                    samples += piece.last
-                yield piece
-        except (ServiceError, torch.OutOfMemoryError) as error:
-            for index in range(samples, task.n):
-                part = task.first_sample_index + index
-                yield ItemFailed(call.call_id, task.index, part, _fault(error))
+            state, cache = model.last_state(task.prompt_ids.tolist())
+        except torch.OutOfMemoryError as error:
+            for index in task.sample_indices:
+                yield ItemFailed(call.call_id, task.index, index, _fault(error))
+            return
+        for index in task.sample_indices:
+            watch = StopWatch(task, eos_ids, codec)
+            try:
+                # The cache has no other name, so that it goes before the next one is made.
+                for piece in draw_sample(
+                    model, call, task, index, state, copy.deepcopy(cache), watch
+                ):
+                    if isinstance(piece, SampleSlice):
+                        sampled += len(piece.token_ids)
+                        fed += len(piece.token_ids) - piece.last
+                    yield piece
+            except (ServiceError, torch.OutOfMemoryError) as error:
+                yield ItemFailed(call.call_id, task.index, index, _fault(error))
         yield Usage(
             sampled_tokens=sampled,
-            computed_tokens=len(task.prompt_ids) + max(0, sampled - samples),
+            computed_tokens=len(task.prompt_ids) + fed,
             head_rows=sampled,
         )
 

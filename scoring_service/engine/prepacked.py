@@ -3,6 +3,9 @@
 For a product of half-precision factors torch reorders the weight in every call, which costs as
 much as the product itself where rows are few. oneDNN's own layout, made once, gives the same bits;
 torch's compiler uses the same two operators.
+
+Where memory is too small for a second copy, the same operators take the weight as it lies: how much
+was free when a worker started changes its speed, never its bits.
 """
 
 from __future__ import annotations
@@ -24,25 +27,23 @@ _SHARE = 0.25
 
 
 def pack_weight(weight: Tensor) -> Tensor | None:
-    """A copy of [N, K] in the kernel's layout; None where there is none or it does not pay."""
+    """A copy of [N, K] in the kernel's layout, itself where a copy does not fit; else None."""
     if weight.is_cuda or weight.dtype != torch.bfloat16 or not _is_available():
         return None
-    if not _fits(weight.numel() * 2):
-        return None
-    return repacked(weight)
+    return repacked(weight) if _fits(weight.numel() * 2) else weight
 
 
 def packed_linear(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """inputs @ weight.T + bias of a packed weight."""
+    """inputs @ weight.T + bias of a weight that `pack_weight` gave."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
     return product
 
 
 def pack_linears(network: Any) -> int:
-    """Lets the linear layers of a body use packed weights, if memory allows and bits agree.
+    """Lets the linear layers of a body use the kernel's operators, if bits agree.
 
     Returns:
-        How many layers do.
+        How many layers do; with packed weights if memory allows.
     """
     output = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
     layers = [
@@ -53,21 +54,25 @@ def pack_linears(network: Any) -> int:
         and module.weight.dtype == torch.bfloat16
         and not module.weight.is_cuda
     ]
-    size = sum(layer.weight.numel() * 2 for layer in layers)
-    if not layers or not _is_available() or not _fits(size):
+    if not layers or not _is_available():
         return 0
-    packed = 0
+    fits = _fits(sum(layer.weight.numel() * 2 for layer in layers))
+    count = 0
     for layer in layers:
-        weight = pack_weight(layer.weight)
-        if weight is not None and _same_bits(layer, weight):
-            layer.__dict__["forward"] = partial(_forward, weight, layer)
-            packed += 1
-    return packed
+        weight = repacked(layer.weight)
+        if _same_bits(layer, weight):
+            layer.__dict__["forward"] = partial(_forward, weight if fits else None, layer)
+            count += 1
+    return count
 
 
 def packed_layers(network: Any) -> dict[str, torch.nn.Linear]:
-    """The layers that use packed weights, by name."""
-    return {name: module for name, module in network.named_modules() if is_packed(module)}
+    """The layers that have packed weights, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if uses_kernel(module) and module.__dict__["forward"].args[0] is not None
+    }
 
 
 def packed_of(layer: torch.nn.Linear) -> Tensor:
@@ -91,15 +96,15 @@ def _fits(size: int) -> bool:
     return size <= _SHARE * free_memory(torch.device("cpu"))
 
 
-def is_packed(layer: torch.nn.Module) -> bool:
-    """Whether a layer uses a packed weight."""
+def uses_kernel(layer: torch.nn.Module) -> bool:
+    """Whether a layer uses the kernel's operators, with a packed weight or its own."""
     forward = layer.__dict__.get("forward")
     return isinstance(forward, partial) and forward.func is _forward
 
 
 @contextmanager
 def adding(layer: torch.nn.Linear, residual: Tensor) -> Iterator[None]:
-    """Lets a packed layer's next product be added to a residual before it is rounded.
+    """Lets the next product of a layer of the kernel's be added to a residual before it is rounded.
 
     Raises:
         RuntimeError: the layer was not called.
@@ -114,12 +119,13 @@ def adding(layer: torch.nn.Linear, residual: Tensor) -> Iterator[None]:
         raise RuntimeError("a layer that should have added a residual was not called")
 
 
-def _forward(packed: Tensor, layer: torch.nn.Linear, inputs: Tensor) -> Tensor:
+def _forward(packed: Tensor | None, layer: torch.nn.Linear, inputs: Tensor) -> Tensor:
+    weight = layer.weight if packed is None else packed
     residual = layer.__dict__.pop(_RESIDUAL, None)
     if residual is None:
-        return packed_linear(inputs, packed, layer.bias)
+        return packed_linear(inputs, weight, layer.bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-        inputs, residual, packed, layer.bias, "add"
+        inputs, residual, weight, layer.bias, "add"
     )
     return product
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring_service.engine.prepacked import adding, is_packed
+from scoring_service.engine.prepacked import adding, uses_kernel
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _ROWS = 5
@@ -30,7 +30,7 @@ def add_in_products(layer: Any, dtype: torch.dtype) -> Layer | None:
     if not all(isinstance(getattr(layer, name, None), torch.nn.Module) for name in _PARTS):
         return None
     last = getattr(layer.self_attn, "o_proj", None), getattr(layer.mlp, "down_proj", None)
-    if not all(isinstance(linear, torch.nn.Linear) and is_packed(linear) for linear in last):
+    if not all(isinstance(linear, torch.nn.Linear) and uses_kernel(linear) for linear in last):
         return None
     return partial(_forward, layer) if _is_plain(layer, dtype) else None
 

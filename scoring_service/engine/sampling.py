@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from torch import Tensor
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import SampleSlice
 from scoring_service.engine.stops import Stop, StopWatch
-from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.kernels import reference
 from scoring_service.types import SampleCall, SamplingTask
@@ -49,23 +47,7 @@ class PendingTokens:
     since: float = field(default_factory=time.monotonic)
 
 
-def sample_prompt(
-    model: CausalModel,
-    call: SampleCall,
-    task: SamplingTask,
-    eos_ids: tuple[int, ...],
-    codec: TextCodec | None,
-) -> Iterator[SampleSlice | None]:
-    """Slices of every sample of one prompt; None after a step that ends no slice."""
-    prompt = task.prompt_ids.tolist()
-    state, cache = model.last_state(prompt)
-    for index in range(task.first_sample_index, task.first_sample_index + task.n):
-        yield from _sample(
-            model, call, task, index, state, copy.deepcopy(cache), StopWatch(task, eos_ids, codec)
-        )
-
-
-def _sample(
+def draw_sample(
     model: CausalModel,
     call: SampleCall,
     task: SamplingTask,
@@ -74,6 +56,20 @@ def _sample(
     cache: Any,
     watch: StopWatch,
 ) -> Iterator[SampleSlice | None]:
+    """Slices of one sample; None after a step that ends no slice.
+
+    Args:
+        model: runs plainly.
+        call: whose sample it is.
+        task: likewise.
+        sample_index: of the prompt.
+        state: of the prompt's last position, [1, H].
+        cache: what the model keeps of the prompt; it is the sample's own from now on.
+        watch: says when it ends.
+
+    Raises:
+        ServiceError: nothing can be drawn from a row.
+    """
     ids = task.prompt_ids.tolist()
     # Of a sample that another worker began: one by one, as they were computed there.
     for token_id in task.drawn_before(sample_index):
@@ -146,8 +142,8 @@ def draw_token(
     top_values: npt.ArrayLike = ()
     if top_logprobs:
         top_1_K = reference.top_k_ids(x_1_V, top_logprobs)
-        top_ids = top_1_K[0].int().numpy()
-        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].numpy()
+        top_ids = top_1_K[0].int().cpu().numpy()
+        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].cpu().numpy()
     logprob = reference.logprobs_at(x_1_V, lse_1, id_1[:, None]).item()
     return DrawnToken(int(id_1.item()), logprob, processed_1.item(), top_ids, top_values)
 

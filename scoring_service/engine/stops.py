@@ -34,6 +34,8 @@ class StopWatch:
         self._stream = None if codec is None else TextStream(codec, task.prompt_ids.tolist()[-16:])
         self._drawn = 0
         self._held = ""
+        self._ignored = 0
+        """Characters of what is held or comes next that belong to the first `min_tokens` tokens."""
         self._holdback = max((len(text) for text in task.stop), default=1) - 1
 
     @property
@@ -49,19 +51,27 @@ class StopWatch:
             return self._end(Stop("stop", token_id))
         if self._stream is not None:
             self._held += self._stream.push(token_id)
-        if stops_count and (matched := self._match()) is not None:
-            text, self._held = self._held[: self._held.index(matched)], ""
+        if stops_count and (match := self._match()) is not None:
+            text, matched = match
+            self._held = ""
             return text, Stop("stop", matched)
         if self._drawn == self._task.max_tokens:
             return self._end(Stop("length"))
         safe = max(0, len(self._held) - (self._holdback if stops_count else 0))
         text, self._held = self._held[:safe], self._held[safe:]
+        self._ignored = max(0, self._ignored - safe) if stops_count else len(self._ahead)
         return text, None
 
-    def _match(self) -> str | None:
-        """The stop text that begins first in the held text; the longest among equals."""
-        present = [text for text in self._task.stop if text in self._held]
-        return min(present, key=lambda text: (self._held.index(text), -len(text)), default=None)
+    @property
+    def _ahead(self) -> str:
+        return "" if self._stream is None else self._stream.ahead
+
+    def _match(self) -> tuple[str, str] | None:
+        """What comes before the stop text that begins first, and that; the longest among equals."""
+        certain = self._held + self._ahead
+        places = [(certain.find(text, self._ignored), -len(text), text) for text in self._task.stop]
+        place, _, first = min((p for p in places if p[0] >= 0), default=(-1, 0, ""))
+        return None if place < 0 else (certain[:place], first)
 
     def _end(self, stop: Stop) -> tuple[str, Stop]:
         text = self._held + (self._stream.flush() if self._stream else "")

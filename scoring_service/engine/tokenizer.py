@@ -60,6 +60,8 @@ class TextStream:
         self._codec = codec
         self._context = [self._from_whole_character(context_ids[-2 * self._CONTEXT :])]
         self._pending: list[int] = []
+        self.ahead = ""
+        """Text before a character that is not complete yet, in tokens that `push` holds back."""
 
     def _from_whole_character(self, ids: list[int]) -> list[int]:
         """The end of a run of tokens, from the first that does not begin inside a character."""
@@ -70,10 +72,12 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Text that this token completes."""
         self._pending.append(token_id)
+        self.ahead = ""
         text = self._pending_text()
         certain = len(self._pending)
         if text.endswith("\ufffd"):
             if certain < 2 * self._CONTEXT:
+                self.ahead = text.rstrip("\ufffd")
                 return ""
             certain, text = self._before_last_character(text)
         self._context.append(self._pending[:certain])

@@ -21,7 +21,7 @@ def poison_token(loaded: LoadedModel, token_id: int, monkeypatch: pytest.MonkeyP
 
     def poisoned_last_state(ids: list[int], cache: Any = None) -> Any:
         state, cache = last_state(ids, cache)
-        return (state * math.nan if ids == [token_id] else state), cache
+        return (state * math.nan if ids[-1] == token_id else state), cache
 
     def poisoned_packed_states(ids_T: Any, *others: Any) -> Any:
         found = packed_states(ids_T, *others).clone()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from scoring_service.engine import processor
+from scoring_service.engine import prepacked, processor
 from scoring_service.engine.head import WholeLogits
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.numerics import body_row_multiple, numerics_id, rows_are_invariant
@@ -22,6 +24,7 @@ from tests.engine.loading import load_model
 from tests.engine.random_groups import random_groups
 from tests.engine.sampling import run, task
 from tests.engine.scoring import EVERYTHING, assert_same_bits, completion, group, score
+from tests.engine.small_models import ARCHITECTURES, save_model
 
 PROCESSING = Processing(temperature=0.9, top_k=60, top_p=0.95, min_p=0.001)
 PAIRS = random_groups(np.random.default_rng(4), 8, 2048, 40, 120, 3)
@@ -212,3 +215,29 @@ def test_numerics_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(before + 1)
     assert numerics_id(**facts) == same
     torch.set_num_threads(before)
+
+
+def test_another_config_is_another_numerics_id(tmp_path: Path) -> None:
+    """The same tensors say something else under it; in another folder they do not."""
+    llama = next(a for a in ARCHITECTURES if a.name == "llama")
+    turned = replace(llama, settings={**llama.settings, "rope_theta": 100.0})
+    one, copy, other = (
+        load_model(save_model(architecture, tmp_path / name)).info
+        for name, architecture in (("one", llama), ("copy", llama), ("other", turned))
+    )
+    assert one.weights_digest == copy.weights_digest == other.weights_digest
+    assert one.numerics_id == copy.numerics_id != other.numerics_id
+
+
+def test_memory_that_was_scarce_at_the_start_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without room for a second copy of its weights, in the kernels' layout."""
+    roomy = load_model(tiny_model_path(), head_dtype="bfloat16")
+    monkeypatch.setattr(prepacked, "_fits", lambda _size: False)
+    scarce = load_model(tiny_model_path(), head_dtype="bfloat16")
+    assert roomy.info.numerics_id == scarce.info.numerics_id
+    tasks = tasks_of(EVERY)
+    found, expected = (score(model, tasks, EVERYTHING, True) for model in (scarce, roomy))
+    for key, scored in found.items.items():
+        assert_same_bits(scored, expected[key])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,8 +16,10 @@ import transformers
 from scoring_service.engine.head import LinearHead, WholeLogits, linear_head
 from scoring_service.engine.head_probe import head_matches
 from scoring_service.engine.tiles import tile_rows
+from scoring_service.types import Processing, RowWants
 from tests.engine import plain
 from tests.engine.loading import load_model
+from tests.engine.scoring import completion, score_one
 from tests.engine.small_models import ARCHITECTURES, save_model
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
@@ -61,6 +66,45 @@ def test_a_wrong_head_is_noticed(
 def test_a_model_that_scales_in_its_own_way_is_noticed(tmp_path: Path) -> None:
     model = network("hyperclovax", tmp_path)
     assert not head_matches(model, model.get_output_embeddings(), head_of(model))
+
+
+@pytest.mark.parametrize("mask", [-math.inf, torch.finfo(torch.float32).min, math.nan])
+def test_a_model_that_masks_tokens_is_noticed(
+    mask: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some rule out what is never to be said, such as rows that only pad the head."""
+    model = network("llama", tmp_path)
+    monkeypatch.setattr(model, "forward", masking(model.forward, mask))
+    assert not head_matches(model, model.get_output_embeddings(), head_of(model))
+
+
+def masking(forward: Callable[..., Any], mask: float) -> Callable[..., Any]:
+    def masked(*args: Any, **asked: Any) -> Any:
+        output = forward(*args, **asked)
+        output.logits[..., 90:] = mask
+        return output
+
+    return masked
+
+
+def test_a_model_that_masks_tokens_scores_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(BY_NAME["llama"], tmp_path)
+    own = transformers.LlamaForCausalLM.forward
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", masking(own, -math.inf))
+    ids = [5, 6, 93, 8]
+    wants = RowWants(top_k=90, support_size=True, processed_logprobs=True)
+    candidates = np.array([[92, 3]], dtype=np.int32)
+    task = completion(ids, candidates=candidates)
+    found = score_one(load_model(folder), [7, 9], task, wants, Processing(top_p=0.9))
+    logits = plain.row_logits(plain.load(folder, torch.float32), [7, 9], ids)[:-1]
+    expected = plain.log_softmax(logits)
+    np.testing.assert_allclose(found.logprobs, expected[np.arange(4), ids], atol=1e-5)
+    np.testing.assert_allclose(found.candidate_logprobs, expected[:, [92, 3]], atol=1e-5)
+    assert found.logprobs[2] == found.processed_logprobs[2] == -math.inf
+    assert (np.sort(found.top_token_ids, axis=1) == np.arange(90)).all()
+    assert (found.log_tail_masses == -math.inf).all()
 
 
 def test_other_weights_are_noticed(tmp_path: Path) -> None:

@@ -26,9 +26,18 @@ from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.packed.score_run import CompletionRun
+from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Reason
 from scoring_service.models import tiny_model_path
-from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall, Usage
+from scoring_service.types import (
+    CompletionTask,
+    GroupTask,
+    Processing,
+    RowWants,
+    SampleCall,
+    ScoreCall,
+    Usage,
+)
 from tests.engine.driving import engine_of, finish
 from tests.engine.loading import load_model
 from tests.engine.sampling import Sampled, task
@@ -388,6 +397,59 @@ def test_a_small_call_is_not_starved_by_a_large_one(tiny_packed: LoadedModel) ->
     engine.cancel(1)
 
 
+def test_samples_do_not_keep_scoring_out(tiny_packed: LoadedModel) -> None:
+    """Though there are more of them than a step has tokens."""
+    engine = engine_of(tiny_packed, max_batch_tokens=8)
+    engine.submit(sample_call([[5, 6]], n=12, max_tokens=200))
+    for _ in range(20):
+        engine.step()
+    engine.submit(score_call([([7], [[8] * 100])], call_id=3, priority=1))
+    steps = 0
+    while not any(isinstance(e, CallFinished) for e in engine.step()):
+        steps += 1
+        assert steps < 10
+    engine.cancel(2)
+    assert engine.free_pages == 400
+
+
+def test_a_call_that_waits_for_pages_gets_them_as_samples_end(tiny_packed: LoadedModel) -> None:
+    """Though many more are to be drawn, for which pages are never enough."""
+    engine = engine_of(tiny_packed, pages=40)
+    engine.submit(sample_call([[5] * 16], n=100, max_tokens=30))
+    for _ in range(40):
+        engine.step()
+    assert engine.free_pages < 12
+    engine.submit(score_call([([7] * 160, [[8] * 20])], call_id=3))
+    steps = 0
+    while not any(isinstance(e, CallFinished) for e in engine.step()):
+        steps += 1
+        assert steps < 60
+    events = list(finish(engine))
+    assert [e.call_id for e in events if isinstance(e, CallFinished)] == [2]
+    assert engine.free_pages == 40
+
+
+def test_room_that_a_call_leaves_is_offered_to_those_that_asked_before(
+    tiny_packed: LoadedModel,
+) -> None:
+    """Beside a call whose reader took nothing: without another command nobody would look again."""
+    engine = engine_of(tiny_packed, pages=24, chunk_size=16, max_batch_tokens=97)
+    engine.submit(sample_call([[5] * 112], n=1, max_tokens=50))
+    for _ in range(4):
+        engine.step()
+    engine.add_credit(2, -INITIAL_CREDIT)
+    engine.submit(score_call([([6] * 96, [[6]]), ([7] * 224, [[6]])], call_id=3))
+    engine.submit(score_call([([8] * 128, [[6]])], call_id=4))
+    events = []
+    while engine.can_step:
+        events += engine.step()
+    assert [e.call_id for e in events if isinstance(e, CallFinished)] == [4]
+    assert {e.call_id for e in events if isinstance(e, ScoreSlice)} == {3, 4}
+    engine.add_credit(2, INITIAL_CREDIT)
+    events = list(finish(engine))
+    assert {e.call_id for e in events if isinstance(e, CallFinished)} == {2, 3}
+
+
 def test_a_deadline_that_passed_costs_nothing(tiny_packed: LoadedModel) -> None:
     engine = engine_of(tiny_packed)
     engine.submit(score_call([([5], [[6, 7]])], deadline=0.0))
@@ -400,19 +462,21 @@ def test_a_deadline_that_passed_costs_nothing(tiny_packed: LoadedModel) -> None:
 def test_a_bug_while_planning_ends_one_call(
     tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found as its second prompt is looked up, while another call is under way."""
-    engine = engine_of(tiny_packed, max_batch_tokens=32)
+    """Found when some of its completions are begun already, while other calls are under way."""
+    engine = engine_of(tiny_packed)
     logged: list[int] = []
     engine._log_bug = lambda call_id, _: logged.append(call_id)
     begin = CompletionRun.begin
 
-    def broken(call: ScoreCall, *rest: Any) -> CompletionRun:
-        if call.call_id == 2:
+    def broken(
+        call: ScoreCall, group: GroupTask, task: CompletionTask, *rest: Any
+    ) -> CompletionRun:
+        if call.call_id == 2 and (group.index, task.index) == (2, 1):
             raise ZeroDivisionError
-        return begin(call, *rest)
+        return begin(call, group, task, *rest)
 
     monkeypatch.setattr(CompletionRun, "begin", broken)
-    pairs: list[Group] = [([5, 6, 7] * 20, [[6, 7] * 20]) for _ in range(3)]
+    pairs: list[Group] = [([5, 6, 7] * 20, [[6, 7] * 20, [8]]) for _ in range(3)]
     engine.submit(score_call(pairs))
     engine.submit(score_call(pairs, call_id=2))
     engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=5))

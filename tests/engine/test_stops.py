@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.stops import StopWatch
@@ -247,3 +248,49 @@ def test_a_stop_text_of_split_characters(tiny: LoadedModel) -> None:
     text, count, reason, matched = followed(codec, ids, stop=("文😀",))
     assert (text, reason, matched) == ("naïve 中", "stop", "文😀")
     assert codec.decode(ids[:count]) == "naïve 中文😀"
+
+
+@pytest.fixture(scope="module")
+def half_characters() -> TextCodec:
+    """Byte-level, with tokens that end inside a character, as many a vocabulary has them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(".", "â"), (".â", "Ģ"), ("b", ".â")]
+    vocab = {text: place for place, text in enumerate([*alphabet, *("".join(m) for m in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.decoder = decoders.ByteLevel()
+    return TextCodec(tokenizer.to_str())
+
+
+def ids_of(codec: TextCodec, *tokens: str) -> list[int]:
+    return [codec._tokenizer.token_to_id(token) for token in tokens]
+
+
+def test_a_stop_text_in_a_token_that_ends_inside_a_character(half_characters: TextCodec) -> None:
+    """It counts at once, also where nothing more is drawn that could complete the character."""
+    ids = ids_of(half_characters, "a", ".âĢ", "Ŀ", "b")
+    assert half_characters.decode(ids) == "a.”b"
+    assert followed(half_characters, ids, stop=(".",)) == ("a", 2, "stop", ".")
+    assert followed(half_characters, ids[:2], stop=(".",)) == ("a", 2, "stop", ".")
+    assert followed(half_characters, ids, stop=("”", ".”b")) == ("a.", 3, "stop", "”")
+    assert followed(half_characters, ids[:2], stop=("”",)) == ("a.\ufffd", 2, "length", None)
+
+
+def test_what_min_tokens_keeps_is_not_looked_through(half_characters: TextCodec) -> None:
+    ids = ids_of(half_characters, "b.â", "Ģ", "Ŀ", ".", "a")
+    assert half_characters.decode(ids) == "b.”.a"
+    for min_tokens in (1, 2, 3):
+        found = followed(half_characters, ids, stop=(".",), min_tokens=min_tokens)
+        assert found == ("b.”", 4, "stop", ".")
+    assert followed(half_characters, ids, stop=("”.",), min_tokens=1) == ("b.", 4, "stop", "”.")
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_half_characters_against_whole_decodes(
+    half_characters: TextCodec, data: st.DataObject
+) -> None:
+    tokens = ["a", "b", ".", ".â", ".âĢ", "b.â", "â", "Ģ", "Ŀ"]
+    ids = ids_of(half_characters, *data.draw(st.lists(st.sampled_from(tokens), min_size=1)))
+    texts = st.text(alphabet="ab.”", min_size=1, max_size=3)
+    stop = tuple(data.draw(st.lists(texts, max_size=3)))
+    assert followed(half_characters, ids, stop=stop) == expected(half_characters, ids, stop, 0)

@@ -105,11 +105,13 @@ def test_top_ids(kernels: CpuKernels, temperature: float, k: int, dtype: torch.d
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
+@pytest.mark.parametrize("beyond", [30, 110])
 @pytest.mark.parametrize("kind", cases.KINDS)
-def test_top_ids_below_a_limit(kernels: CpuKernels, kind: object) -> None:
+def test_top_ids_below_a_limit(kernels: CpuKernels, kind: object, beyond: float) -> None:
+    """An id at the limit may be likelier than the whole list, by any factor."""
     rng = np.random.default_rng(6)
     x_V = kind(rng, 3001)  # type: ignore[operator]
-    x_V[2990] = 30
+    x_V[2990] = beyond
     tile = CompiledTile(kernels, torch.from_numpy(x_V)[None], 1.0)
     for limit in (40, 1500, 2990, 3000):
         listed = tile.top_k_ids(40, limit)

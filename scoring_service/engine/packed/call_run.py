@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun
@@ -81,12 +81,28 @@ class CallRun:
             if more == ():
                 self.exhausted = True
                 return
-            self.units.extend(more)
+            self._begin(more)
             waiting += sum(unit.tokens for unit in more)
+
+    def _begin(self, more: Sequence[Unit]) -> None:
+        """Notes what units belong to before the next ones are made, which may fail."""
+        self.units.extend(more)
+        for unit in more:
+            if unit.sample is not None:
+                self.samples.append(unit.sample)
+            if unit.completion is not None and unit.completion not in self.completions:
+                self.completions.add(unit.completion)
+                count = self.usage.completion_tokens + len(unit.completion.task.token_ids)
+                self.usage = replace(self.usage, completion_tokens=count)
 
     def drop(self, belongs: Callable[[Unit], bool]) -> None:
         """Forgets waiting units."""
         self.units = deque(unit for unit in self.units if not belongs(unit))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing of it is under way, though there is more to come."""
+        return not (self.exhausted or self.units or self.completions or self.samples)
 
     @property
     def is_finished(self) -> bool:

@@ -62,11 +62,14 @@ def _make_room(
         ),
         key=lambda other: -other.order,
     )
-    if missing > room.free + sum(len(other.pages) for other in younger):
+    left = room.free_for_samples
+    if missing > left + sum(len(other.pages) for other in younger):
         return False
     for other in younger:
-        if missing <= room.free:
+        if missing <= left:
             break
-        store.give_back(other.give_way())
+        pages = other.give_way()
+        store.give_back(pages)
+        left += len(pages)
     sample.add_pages(store.take(missing))
     return True

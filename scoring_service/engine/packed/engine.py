@@ -53,7 +53,7 @@ class PackedEngine:
         self._model = model
         self._log_bug = log_bug
         self._store = SegmentStore(pool, settings.chunk_size)
-        room = Room(self._store)
+        self._room = room = Room(self._store)
         self._body = PackedBody(model, pool)
         self._expansion = Expansion(self._store, room, eos_ids, codec, settings.max_samples)
         self._calls = RunningCalls(self._store, room, self._expansion)
@@ -126,12 +126,13 @@ class PackedEngine:
         """Computes a step; returns what there is to send."""
         began = time.monotonic()
         events = self._calls.expire(began)
-        told = len(events)
+        told, room = len(events), self._room.free_for_samples
         plan = self._planner.next(events)
         if plan.is_empty:
-            # Whatever could go on waits for a reader or for room that only a reader can make.
+            # Whatever could go on waits for a reader, or for room that only a reader can make;
+            # unless a call just left room for which others had asked before.
             events.extend(self._calls.finish())
-            self._stalled = len(events) == told
+            self._stalled = len(events) == told and self._room.free_for_samples <= room
             return events
         for run in plan.calls():
             if run.started is None:

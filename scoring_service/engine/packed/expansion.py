@@ -117,11 +117,11 @@ class Expansion:
             for index in range(task.first_sample_index, task.first_sample_index + task.n):
                 while self._samples >= self._max_samples:
                     yield None
-                self._samples += 1
-                self._store.hold(chain[-1])
                 watch = StopWatch(task, self._eos_ids, codec)
                 order = next(self._order)
                 run = SampleRun.begin(call, task, index, chain[-1], watch, order)
+                self._samples += 1
+                self._store.hold(chain[-1])
                 self._room.add_sample(run, own)
                 yield [Unit(None, sample=run)]
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
@@ -88,22 +87,30 @@ class Planner:
     ) -> StepPlan:
         max_tokens = self._settings.max_batch_tokens
         running = self._calls.by_id.values()
-        feeds = take_feeds(ready, running, self._store, self._room, max_tokens)
+        # A token is left to scoring and prompts: with as many samples as tokens they would starve.
+        feeds = take_feeds(ready, running, self._store, self._room, max(1, max_tokens - 1))
         budget = prefill_budget(max_tokens, len(feeds), self._settings.chunk_size)
         offers = []
+        claimed = 0
         for run in ready:
+            self._room.refused = 0
             try:
-                _fill(run, budget)
+                run.fill(budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
                 feeds = [feed for feed in feeds if feed[0] is not run]
                 continue
+            if run.is_waiting and not claimed:
+                claimed = self._room.refused
             sizes = _leading_sizes(run, budget)
             if sizes:
                 call = run.call
                 offers.append(Offer(call.call_id, call.priority, run.served, call.deadline, sizes))
         units = self._take_units(share(offers, budget)) if budget else []
-        return StepPlan(weights, units, feeds, _distinct([u.segment for _, u in units]))
+        plan = StepPlan(weights, units, feeds, _distinct([u.segment for _, u in units]))
+        # Where nothing goes on, nothing becomes free that could be waited for.
+        self._room.claimed = 0 if plan.is_empty else claimed
+        return plan
 
     def _take_units(self, shares: dict[int, int]) -> list[tuple[CallRun, Unit]]:
         """The leading units of each call, as long as the step has room for their results."""
@@ -121,19 +128,6 @@ class Planner:
                 run.served += unit.tokens
                 units.append((run, unit))
         return units
-
-
-def _fill(run: CallRun, tokens: int) -> None:
-    """Makes units of a call wait, and notes what the new ones belong to."""
-    before = len(run.units)
-    run.fill(tokens)
-    for unit in list(run.units)[before:]:
-        if unit.sample is not None:
-            run.samples.append(unit.sample)
-        if unit.completion is not None and unit.completion not in run.completions:
-            run.completions.add(unit.completion)
-            count = run.usage.completion_tokens + len(unit.completion.task.token_ids)
-            run.usage = replace(run.usage, completion_tokens=count)
 
 
 def _distinct(segments: Sequence[Segment | None]) -> list[Segment]:

@@ -25,6 +25,9 @@ class Room:
     A group begins only when its prompt and its longest completion fit beside what is promised to
     others. Samples grow as they are drawn, and give way to older ones; so the pages that never
     give way must leave enough for the longest sample, and the oldest always ends.
+
+    Where a call that has nothing under way waits, samples leave it what becomes free: each that
+    ends would else be followed by others that take its pages, for as long as there are samples.
     """
 
     def __init__(self, store: SegmentStore) -> None:
@@ -32,6 +35,10 @@ class Room:
         self._promised = 0
         self._samples: dict[SampleRun, int] = {}
         """Samples under way -> the pages they may come to need."""
+        self.refused = 0
+        """Pages that were asked for last and will be there once samples end; 0 = none."""
+        self.claimed = 0
+        """Free pages that samples leave to a call that waits."""
 
     @property
     def free(self) -> int:
@@ -47,7 +54,14 @@ class Room:
         """
         given_back = sum(len(sample.pages) for sample in self._samples)
         longest = max([sample_pages, *self._samples.values()])
-        return pages <= self.free and pages + longest <= self.free + given_back
+        fits = pages + longest <= self.free + given_back
+        self.refused = pages if fits and pages > self.free else 0
+        return fits and pages <= self.free
+
+    @property
+    def free_for_samples(self) -> int:
+        """Pages that samples may grow into."""
+        return max(0, self.free - self.claimed)
 
     def reserve(self, pages: int) -> Reservation:
         """Promises pages to a group."""

@@ -24,6 +24,7 @@ constexpr int64_t kBlockKeys = 256;  // Keys whose scores are held at once.
 constexpr int64_t kBlockRows = 192;  // Queries of one product: a block of scores stays in L2.
 constexpr int64_t kRowMultiple = 16; // Few shapes of products: each one is compiled once a thread.
 constexpr int64_t kKeyMultiple = 64;
+constexpr int64_t kWidest = 2048; // Numbers of a head's key or value.
 
 struct Layer {
   float scaling;
@@ -131,7 +132,7 @@ void pack_keys(const T* const* rows, int64_t n, int64_t padded, int64_t width, T
   constexpr int64_t kTogether = 16;
   const int64_t words = width * sizeof(T) / sizeof(uint32_t);
   auto* target = reinterpret_cast<uint32_t*>(packed);
-  static const uint32_t zeros[1024] = {0};
+  static const uint32_t zeros[kWidest] = {0}; // as many words as a row of fp32 may have
   for (int64_t first = 0; first < padded; first += kTogether) {
     const uint32_t* sources[kTogether];
     for (int64_t j = 0; j < kTogether; ++j) {
@@ -155,7 +156,7 @@ void pack_values(const T* const* rows, int64_t n, int64_t padded, int64_t width,
     }
     std::fill(packed + n * width, packed + padded * width, T(0));
   } else {
-    static const T zeros[2048] = {};
+    static const T zeros[kWidest] = {};
     for (int64_t j = 0; j < padded; j += 2) {
       const auto* even = reinterpret_cast<const uint16_t*>(j < n ? rows[j] : zeros);
       const auto* odd = reinterpret_cast<const uint16_t*>(j + 1 < n ? rows[j + 1] : zeros);

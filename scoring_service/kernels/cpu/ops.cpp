@@ -69,7 +69,7 @@ at::Tensor attend(
   const int64_t heads = queries.size(0), rows = queries.size(1);
   const int64_t kv_heads = keys.size(0);
   TORCH_CHECK(queries.size(2) % 2 == 0 && values.size(2) % 2 == 0, "widths must be even");
-  TORCH_CHECK(queries.size(2) <= 2048 && values.size(2) <= 2048, "widths of at most 2048");
+  TORCH_CHECK(queries.size(2) <= kWidest && values.size(2) <= kWidest, "widths of at most 2048");
   TORCH_CHECK(heads % kv_heads == 0, "query heads must be a multiple of key heads");
   TORCH_CHECK(nodes.is_contiguous() && runs.is_contiguous(), "tables must be dense");
   static_assert(sizeof(Node) == 5 * sizeof(int64_t) && sizeof(Run) == 4 * sizeof(int64_t));
@@ -98,6 +98,25 @@ at::Tensor attend(
     attend_nodes(step, layer, node, nodes.size(0), kv_heads);
   });
   return output;
+}
+
+// Whether this processor has the products that `attend` takes of such numbers: bf16 needs AVX-512.
+// Asked beforehand, because an exception among threads would end the process.
+bool multiplies(at::ScalarType type) {
+  const at::Tensor empty = at::empty({0}, type);
+  try {
+    with_type(empty, [](auto kind) {
+      using T = decltype(kind);
+      const std::vector<T> left(kRowMultiple * 2), right(2 * kKeyMultiple);
+      std::vector<float> product(kRowMultiple * kKeyMultiple);
+      at::native::cpublas::brgemm(
+          kRowMultiple, kKeyMultiple, 2, 2, kKeyMultiple, kKeyMultiple, false, left.data(),
+          right.data(), product.data(), !std::is_same_v<T, float>);
+    });
+  } catch (const c10::Error&) {
+    return false;
+  }
+  return true;
 }
 
 // [..., H] of dense rows.
@@ -291,6 +310,7 @@ TORCH_LIBRARY(scoring_cpu, library) {
       "attend(Tensor queries, Tensor keys, Tensor values, Tensor(a!) pool_keys, "
       "Tensor(b!) pool_values, Tensor kept_rows, Tensor kept_slots, Tensor nodes, Tensor runs, "
       "float scaling, int? window, float? softcap, Tensor? sinks) -> Tensor");
+  library.def("multiplies(ScalarType type) -> bool", multiplies);
   library.def("rms_norm(Tensor input, Tensor weight, float eps, bool offset) -> Tensor");
   library.def("silu_mul(Tensor gate, Tensor up) -> Tensor");
   library.def("rotate(Tensor input, Tensor cos, Tensor sin) -> Tensor");

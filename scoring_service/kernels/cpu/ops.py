@@ -29,19 +29,23 @@ class CpuKernels:
             raise KernelsUnavailableError(f"{library} cannot be loaded: {error}") from error
         self.name = library.stem
         self._ops = torch.ops.scoring_cpu
+        self._attended = tuple(dtype for dtype in _DTYPES if self._ops.multiplies(dtype))
 
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether the kernels work on such numbers."""
         return dtype in _DTYPES
 
+    def attends(self, dtype: torch.dtype, *widths: int) -> bool:
+        """Whether `attend` takes keys and values of such numbers and widths on this processor."""
+        fits = all(width % 2 == 0 and width <= _WIDEST for width in widths)
+        return dtype in self._attended and fits
+
     def can_attend(self, queries: Tensor, values: Tensor) -> bool:
         """Whether `attend` takes such tensors."""
-        widths = (queries.shape[-1], values.shape[-1])
         return (
             queries.device.type == "cpu"
-            and self.takes(queries.dtype)
             and values.dtype == queries.dtype
-            and all(width % 2 == 0 and width <= _WIDEST for width in widths)
+            and self.attends(queries.dtype, queries.shape[-1], values.shape[-1])
         )
 
     def attend(

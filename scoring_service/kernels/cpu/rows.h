@@ -142,8 +142,8 @@ int64_t rank(const Row<T>& row, int64_t id, int64_t limit) {
   return before + 1;
 }
 
-// Sums outside come of exponentials that left fp32's range.
-constexpr double kLeastSum = 1e-20, kLargestSum = 1e20;
+// A sum below it may have lost terms that fp32's normal numbers do not hold.
+constexpr double kLeastSum = 1e-20;
 
 // Log of the sum of exp(x) over the ids that a list of the largest x leaves out: x below the last
 // listed, its equals with higher ids, and every id at or above `limit`.
@@ -154,24 +154,26 @@ double log_rest(const Row<T>& row, int64_t last_id, int64_t limit) {
   const auto below = [&](const Vec& x) { return Vec::blendv(none, x, x < bound); };
   const auto not_above = [&](const Vec& x) { return Vec::blendv(none, x, x <= bound); };
   const auto all = [](const Vec& x) { return x; };
-  // Listed x are no smaller, so that no term is above 1; only ids at or above the limit may be larger.
   const auto sum = [&](float shift) {
     return sum_of_exp(row, 0, last_id + 1, shift, below) +
         sum_of_exp(row, last_id + 1, limit, shift, not_above) +
         sum_of_exp(row, limit, row.size, shift, all);
   };
-  if (const double total = sum(kth); total > kLeastSum && total < kLargestSum) {
-    return kth + std::log(total);
-  }
   Vec largest(-kInfinity);
   const auto widen = [&](const auto& among) {
     return [&](int64_t, const Vec& a, const Vec& b) {
       largest = larger(largest, larger(among(a), among(b)));
     };
   };
+  // No term may be above 1: listed x are no smaller than the rest below the limit, but ids at or
+  // above it may be larger by any amount.
+  row.each(limit, row.size, -kInfinity, widen(all));
+  const float most = std::max(kth, reduce_max(largest));
+  if (const double total = sum(most); total > kLeastSum) {
+    return most + std::log(total);
+  }
   row.each(0, last_id + 1, -kInfinity, widen(below));
   row.each(last_id + 1, limit, -kInfinity, widen(not_above));
-  row.each(limit, row.size, -kInfinity, widen(all));
   const float shift = reduce_max(largest);
   return shift == -kInfinity ? -kInfinity : shift + std::log(sum(shift));
 }
