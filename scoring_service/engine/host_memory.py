@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""In a container, its own."""
+
 
 def free_host_memory() -> int:
     """Bytes that this process could still take, of the machine's and of its control group's."""
@@ -11,7 +14,22 @@ def free_host_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) << 10
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used = _CONTROL_GROUP / "memory.max", _CONTROL_GROUP / "memory.current"
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        taken = int(used.read_text()) - _droppable()
+        free = min(free, int(limit.read_text()) - taken)
     return max(0, free)
+
+
+def _droppable() -> int:
+    """Bytes of files that were read and are not in use: the group's, but free for the asking.
+
+    Weights that were just loaded are among them. The kubelet leaves them out as well.
+    """
+    stat = _CONTROL_GROUP / "memory.stat"
+    if stat.is_file():
+        for line in stat.read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                return int(value)
+    return 0
