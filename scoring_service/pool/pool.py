@@ -85,8 +85,12 @@ class WorkerPool:
         self._readiness = Readiness(name, self.workers, self._awaits_weights)
         self._settings = settings
         self._info: EngineInfo | None = None
-        self._admission = Admission(settings.max_queue_tokens, settings.max_queue_reply_bytes)
-        self._dispatcher = Dispatcher(self.workers, self.weights, self._expire, self._fail)
+        self._admission = Admission(
+            settings.max_queue_tokens, settings.max_queue_reply_bytes, self._running_tokens
+        )
+        self._dispatcher = Dispatcher(
+            self.workers, self.weights, self._admission.throughput, self._expire, self._fail
+        )
         self._streams: dict[int, CallStream] = {}
         self._call_ids = itertools.count(1)
         self._part_ids = itertools.count(1)
@@ -354,7 +358,7 @@ class WorkerPool:
                 self._free(part)
                 stream.running.pop(part.part_id, None)
                 stream.usage += usage
-                self._admission.finished(stream.call.call_id, part.call.tokens)
+                self._admission.finished(stream.call.call_id, part.tokens, part.sent)
                 if not stream.waiting and not stream.running:
                     self._finish(stream)
                 self._dispatcher.dispatch()
@@ -517,6 +521,10 @@ class WorkerPool:
             self.waiting_calls -= 1
         self._admission.release(stream.call.call_id)
         self._dispatcher.dispatch()
+
+    def _running_tokens(self) -> int:
+        """Of the parts that workers have, computed or not."""
+        return sum(part.tokens for worker in self.workers for part in worker.parts.values())
 
     # What an update of the weights does.
 

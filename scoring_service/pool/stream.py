@@ -13,6 +13,7 @@ from scoring_service.engine.events import SampleSlice, ScoreSlice, StreamEvent
 from scoring_service.pool.delivered import Delivered
 from scoring_service.pool.parts import Size
 from scoring_service.pool.self_audit import Watch
+from scoring_service.pool.throughput import Mark
 from scoring_service.types import Call, EngineInfo, ScoreCall, Usage
 
 PART_CREDIT = 4 << 20
@@ -42,6 +43,13 @@ class Part:
     """Bytes of its results that wait for the reader."""
     weights: int | None = None
     """Number of the weights that compute it, once it was begun anywhere."""
+    sent: Mark = (0.0, 0.0)
+    """When it was handed to a worker."""
+    tokens: int = field(init=False)
+    """As the queue counts them."""
+
+    def __post_init__(self) -> None:
+        self.tokens = self.call.tokens
 
     @property
     def credit(self) -> int:

@@ -293,6 +293,50 @@ async def test_a_call_that_expires_while_it_waits_never_reaches_a_worker() -> No
     assert made.pool.queued_tokens == 0
 
 
+async def test_calls_of_one_token_do_not_have_others_refused_for_their_deadline() -> None:
+    made = await Scripted(1, max_queue_tokens=10**6).start()
+    for call_id in range(1, 4):
+        async with made.pool.run(score_call(call_id, [1], 1)):
+            await asyncio.sleep(0.1)
+            (part,) = made.workers[0].calls
+            made.workers[0].score(part)
+            await settled()
+    soon = time.monotonic() + 2.0
+    async with (
+        made.pool.run(score_call(10, [1], *[60] * 100)),
+        made.pool.run(score_call(11, [1], 60, deadline=soon)),
+    ):
+        pass
+
+
+async def test_only_what_waits_for_workers_that_are_busy_is_pressure() -> None:
+    made = await Scripted(2, first_backoff=0.01).start()
+    throughput = made.pool._admission.throughput
+    async with made.pool.run(score_call(1, [1], *[60] * 4)):
+        assert not throughput.pressed, "workers take that at once"
+    async with made.pool.run(score_call(2, [1], *[60] * 12)) as stream:
+        assert throughput.pressed
+        made.pool.hold_back(on=True)
+        made.workers[0].score(next(iter(made.workers[0].calls)))
+        await settled()
+        assert not throughput.pressed, "an update holds it back"
+        made.pool.hold_back(on=False)
+        assert throughput.pressed
+        stream.unread = UNREAD_LIMIT
+        made.pool._dispatcher.answered("", UNREAD_LIMIT)
+        made.workers[0].score(next(iter(made.workers[0].calls)))
+        await settled()
+        assert not throughput.pressed, "its reader holds it back"
+        stream.taken(stream.discard())
+        made.pool.stream_read(stream, UNREAD_LIMIT)
+        assert throughput.pressed
+        for worker in made.workers:
+            worker.die("SIGKILL", from_outside=True)
+        await settled()
+        assert not throughput.pressed, "there is no worker"
+    assert not throughput.pressed
+
+
 async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
     made = await Scripted(2).start()
     async with made.pool.run(score_call(1, [1], *[60] * 8)):
