@@ -42,6 +42,7 @@ from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.models import Models, ServedModel
 from scoring_service.rpc.parse_sample import ParsedSample, parse_sample
 from scoring_service.rpc.parse_score import ParsedScore, parse_score
+from scoring_service.rpc.reply_bytes import reply_bytes
 from scoring_service.rpc.results import (
     WeightSpans,
     failed_sample,
@@ -160,6 +161,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             parsed.items,
             self._progress_seconds,
             _provenance_of(view, caller),
+            reply_bytes(),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -187,6 +189,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             parsed.items,
             self._progress_seconds,
             _provenance_of(view, caller),
+            reply_bytes(),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -217,6 +220,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             parsed.items,
             self._progress_seconds,
             _provenance_of(view, caller),
+            reply_bytes(),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
