@@ -38,7 +38,7 @@ class Part:
     retried: bool = False
     """Whether a worker died over it already."""
     alone: bool = False
-    """Whether it is computed without company, because a step with company met a bug."""
+    """Whether it is computed without company, because a step with company failed."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
     weights: int | None = None

@@ -206,6 +206,19 @@ async def test_kills_of_a_worker_that_answers_are_no_crash_loop() -> None:
     assert len(made.starts[0]) == 9
 
 
+async def test_kills_of_a_worker_that_loads_are_no_crash_loop() -> None:
+    made = await Scripted(1, crash_limit=3).start()
+    made.prepare = lambda executor: setattr(executor, "ready_at_once", False)
+    for _ in range(5):
+        made.workers[0].die("SIGKILL", from_outside=True)
+        await asyncio.sleep(0.02)
+        assert made.pool.state is PoolState.LOADING
+    made.prepare = lambda _executor: None
+    made.workers[0].die("SIGKILL", from_outside=True)
+    await asyncio.sleep(0.02)
+    assert made.pool.state is PoolState.READY
+
+
 async def test_a_worker_that_cannot_be_started_again_is_tried_again() -> None:
     made = await Scripted(1).start()
     refusals = iter([OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), OSError("no more files")])
