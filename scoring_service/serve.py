@@ -14,6 +14,7 @@ from scoring_service.allocator import keep_freed_memory
 from scoring_service.banner import banner
 from scoring_service.config import ServeConfig
 from scoring_service.errors import ConfigurationError
+from scoring_service.garbage import leave_start_alone
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
@@ -99,6 +100,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         source=source,
         version=__version__,
     )
+    leave_start_alone()
     announce = asyncio.create_task(_announce(server, pool, config.host))
     failed = asyncio.create_task(server.wait_failed())
     stopped = asyncio.create_task(stop.wait())
