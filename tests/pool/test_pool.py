@@ -324,7 +324,7 @@ async def test_calls_of_one_token_do_not_have_others_refused_for_their_deadline(
 
 async def test_only_what_waits_for_workers_that_are_busy_is_pressure() -> None:
     made = await Scripted(2, first_backoff=0.01).start()
-    throughput = made.pool._admission.throughput
+    throughput = made.pool._calls.admission.throughput
     async with made.pool.run(score_call(1, [1], *[60] * 4)):
         assert not throughput.pressed, "workers take that at once"
     async with made.pool.run(score_call(2, [1], *[60] * 12)) as stream:
@@ -336,12 +336,12 @@ async def test_only_what_waits_for_workers_that_are_busy_is_pressure() -> None:
         made.pool.hold_back(on=False)
         assert throughput.pressed
         stream.unread = UNREAD_LIMIT
-        made.pool._dispatcher.answered("", UNREAD_LIMIT)
+        made.pool._calls.dispatcher.answered("", UNREAD_LIMIT)
         made.workers[0].score(next(iter(made.workers[0].calls)))
         await settled()
         assert not throughput.pressed, "its reader holds it back"
         stream.taken(stream.discard())
-        made.pool.stream_read(stream, UNREAD_LIMIT)
+        made.pool._calls.stream_read(stream, UNREAD_LIMIT)
         assert throughput.pressed
         for worker in made.workers:
             worker.die("SIGKILL", from_outside=True)
@@ -367,7 +367,7 @@ async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
         made.pool.run(score_call(2, [1], 60)) as quick,
     ):
         slow.unread = UNREAD_LIMIT
-        made.pool._dispatcher.answered("", UNREAD_LIMIT)
+        made.pool._calls.dispatcher.answered("", UNREAD_LIMIT)
         for _ in range(10):
             for part in list(made.workers[0].calls):
                 made.workers[0].score(part)
