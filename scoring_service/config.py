@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from scoring_service.types import PAGE_TOKENS
+
 ENV_PREFIX = "SCORING_"
 """`--max-model-len` is `SCORING_MAX_MODEL_LEN` in the environment, `max_model_len` in a file."""
 
@@ -181,9 +183,6 @@ class ServeConfig:
 _INT32_MAX = (1 << 31) - 1
 _INT64_MAX = (1 << 63) - 1
 
-_PAGE_TOKENS = 16
-"""Tokens of a page of keys and values, as `engine.packed.pages` has them."""
-
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
     "health_port": (0, 65_535),
@@ -227,7 +226,7 @@ def check_ranges(config: ServeConfig) -> None:
         if value is not None and not least <= value <= largest:
             bounds = f"at least {least}" if largest == math.inf else f"from {least} to {largest}"
             raise ValueError(f"{name} must be {bounds}, not {value}")
-    if config.chunk_size is not None and config.chunk_size % _PAGE_TOKENS:
+    if config.chunk_size is not None and config.chunk_size % PAGE_TOKENS:
         # Else seams fall inside pages, and a sequence takes more of them than its length says.
-        message = f"must be a multiple of {_PAGE_TOKENS}, not {config.chunk_size}"
+        message = f"must be a multiple of {PAGE_TOKENS}, not {config.chunk_size}"
         raise ValueError(f"chunk_size {message}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from scoring_service.allocator import keep_freed_memory
 from scoring_service.banner import banner
 from scoring_service.config import ServeConfig
 from scoring_service.errors import ConfigurationError
+from scoring_service.garbage import leave_start_alone
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
@@ -23,6 +23,7 @@ from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.listening import AddressError
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.rpc.tls import TlsFiles, is_public
@@ -75,9 +76,8 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     stop = _stop_event()
     try:
         await server.start()
-    except RuntimeError as error:
-        reason = _why_not_bound(config.host, config.port) or str(error)
-        print(f"cannot listen on {config.host}:{config.port}: {reason}", file=sys.stderr)
+    except AddressError as error:
+        print(error, file=sys.stderr)
         return 1
     metrics_port = None
     if config.metrics_port is not None:
@@ -100,6 +100,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         source=source,
         version=__version__,
     )
+    leave_start_alone()
     announce = asyncio.create_task(_announce(server, pool, config.host))
     failed = asyncio.create_task(server.wait_failed())
     stopped = asyncio.create_task(stop.wait())
@@ -242,20 +243,6 @@ def _stop_event() -> asyncio.Event:
     for signum in signals:
         loop.add_signal_handler(signum, request)
     return stop
-
-
-def _why_not_bound(host: str, port: int) -> str | None:
-    """What the operating system says to this address; gRPC's own error does not repeat it."""
-    bare = host.removeprefix("[").removesuffix("]")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            bare, port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
-    except OSError as error:
-        return error.strerror
-    return None
 
 
 async def _report_loading(pool: WorkerPool) -> None:

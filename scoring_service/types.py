@@ -19,6 +19,9 @@ from scoring_service.peak_memory import StepLimits
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 
+PAGE_TOKENS = 16
+"""Tokens of a page of keys and values."""
+
 
 class ProcessingSource(StrEnum):
     """Who set a resolved value."""

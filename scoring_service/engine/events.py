@@ -216,7 +216,8 @@ class CallFailed:
     call_id: int
     fault: Fault
     in_company: bool = False
-    """Whether others had a part in the step that met a bug: then it need not be this call's."""
+    """Whether others had a part in the step that failed, for a bug or for want of memory: then it
+    need not be this call's fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-PAGE_TOKENS = 16
-"""Tokens of a page."""
+from scoring_service.types import PAGE_TOKENS
 
 SPARE_PAGES = 4
 """A sequence takes up to so many pages more than its tokens fill: segments begin a page."""

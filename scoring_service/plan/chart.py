@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
-from scoring_service.engine.page_budget import PAGE_TOKENS
 from scoring_service.plan.estimate import Plan
+from scoring_service.types import PAGE_TOKENS
 
 _GIB = 1 << 30
 _GPU_HOST_GIB = 16

@@ -10,7 +10,6 @@ from scoring_service.engine.page_budget import (
     CHUNK_TOKENS,
     MAX_SAMPLES,
     MEMORY_SHARE,
-    PAGE_TOKENS,
     SPARE_PAGES,
     page_bytes,
     pages_beside,
@@ -21,6 +20,7 @@ from scoring_service.peak_memory import StepLimits, largest_step, step_bytes
 from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.shape import ModelShape
 from scoring_service.plan.traffic import Traffic
+from scoring_service.types import PAGE_TOKENS
 
 HEAD_BYTES = 4
 """The server's own default: a head in float32."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from scoring_service.engine.page_budget import PAGE_TOKENS
 from scoring_service.plan.estimate import HEADROOM, Plan
 from scoring_service.plan.hardware import Hardware
 from scoring_service.plan.shape import ModelShape
 from scoring_service.plan.traffic import Traffic
+from scoring_service.types import PAGE_TOKENS
 
 
 def page(name: str, shape: ModelShape, hardware: Hardware, traffic: Traffic, plan: Plan) -> str:

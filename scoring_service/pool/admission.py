@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.throughput import Throughput
+from scoring_service.pool.throughput import Mark, Throughput
 
 SHARE = 16
 """A client may take so many times what it leaves free: alone 16/17 of the queue, two of them 16/33
 each, so that there is always room for one more. This is the dynamic threshold of Choudhury and
 Hahne ("Dynamic queue length thresholds for shared-memory packet switches", 1998)."""
+
+_CERTAINTY = 1.5
+"""Waits that are so many times as long as its deadline allows have a call refused: what waits is
+another mixture than what was measured, and a call that is let in in vain costs nothing."""
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 300.0
@@ -52,9 +56,18 @@ class Admission:
         self,
         max_tokens: int,
         max_reply_bytes: int,
+        running: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.throughput = Throughput(clock)
+        """Begins with an empty queue.
+
+        Args:
+            max_tokens: of the queue.
+            max_reply_bytes: of the answers that it may amount to.
+            running: gives the tokens of the parts that workers have.
+            clock: of deadlines and of the measured rate, in seconds.
+        """
+        self.throughput = Throughput(running, clock)
         self.turn_tokens = 4096
         """Tokens that a call takes in one turn, at most."""
         self.tokens = 0
@@ -64,6 +77,7 @@ class Admission:
         self.reply_bytes = 0
         self._max_tokens = max_tokens
         self._max_reply_bytes = max_reply_bytes
+        self._running = running
         self._clock = clock
         self._tickets: dict[int, Ticket] = {}
         self._by_client: dict[str, int] = {}
@@ -97,14 +111,14 @@ class Admission:
         if self._tickets:
             self._check_room(client, 1)
 
-    def finished(self, call_id: int, tokens: int) -> None:
-        """So many tokens of a call were computed."""
+    def finished(self, call_id: int, tokens: int, sent: Mark) -> None:
+        """A part of so many tokens of a call was computed; see `Throughput.finished`."""
         ticket = self._tickets.get(call_id)
         if ticket is not None:
             done = min(tokens, ticket.tokens)
             ticket.tokens -= done
             self.tokens -= done
-            self.throughput.finished(tokens)
+            self.throughput.finished(tokens, sent)
 
     def release(self, call_id: int) -> None:
         """The call is over."""
@@ -147,7 +161,7 @@ class Admission:
             f"{self.taken} tokens of the queue are taken{whose}, and this call has {room} or more; "
             f"at most {self._max_tokens} may be"
         )
-        raise self._full(message, self._tokens_until_free(max(over_all, over_share)))
+        raise _full(message, self._seconds_until_free(max(over_all, over_share)))
 
     def _check_reply(self, reply_bytes: int) -> None:
         over = self.reply_bytes + reply_bytes - self._max_reply_bytes
@@ -157,19 +171,27 @@ class Admission:
                 f"{reply_bytes}; at most {self._max_reply_bytes} may be"
             )
             part = min(1.0, over / self.reply_bytes)
-            raise self._full(message, self._tokens_until_free(part * self.taken))
+            raise _full(message, self._seconds_until_free(part * self.taken))
 
     def _check_deadline(self, ticket: Ticket, deadline: float) -> None:
-        """Refuses what could not even start in time, before it costs anything."""
+        """Refuses what could not even start in time, before it costs anything.
+
+        What workers have may be all but computed, and they may be as fast as can be: in doubt a
+        call is let in, and ends unbegun when its deadline passes.
+        """
         left = deadline - self._clock()
-        if left == math.inf or not self.throughput.measured:
-            return
-        wait = self._tokens_before_start(ticket) / self.throughput.rate
-        if wait > left:
+        if left == math.inf or not self.throughput.pressed:
+            return  # without a deadline, or with room for it in a worker
+        ahead = max(0, self._tokens_before_start(ticket) - self._running())
+        if ahead / self.throughput.most > _CERTAINTY * left:
+            wait = ahead / self.throughput.rate
             message = (
                 f"the call would start in about {wait:.1f} s, after its deadline in {left:.1f} s"
             )
-            raise self._full(message, (wait - left) * self.throughput.rate)
+            raise _full(message, wait - left)
+
+    def _seconds_until_free(self, room: float) -> float:
+        return self._tokens_until_free(room) / self.throughput.rate
 
     def _tokens_until_free(self, room: float) -> int:
         """Tokens that are computed until calls that take so much room are over.
@@ -201,7 +223,7 @@ class Admission:
         own = turns.pop(ticket.client, 0)
         return own + sum(min(own, theirs) for theirs in turns.values())
 
-    def _full(self, message: str, tokens: float) -> ServiceError:
-        wait = tokens / self.throughput.rate
-        retry_after = min(max(wait, _SHORTEST_RETRY), _LONGEST_RETRY)
-        return ServiceError(Fault(Reason.QUEUE_FULL, message, retry_after=retry_after))
+
+def _full(message: str, seconds: float) -> ServiceError:
+    retry_after = min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY)
+    return ServiceError(Fault(Reason.QUEUE_FULL, message, retry_after=retry_after))

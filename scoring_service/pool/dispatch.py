@@ -10,6 +10,7 @@ from scoring_service.errors import Fault, Reason
 from scoring_service.pool.fair_queue import FairQueue
 from scoring_service.pool.reply_memory import ReplyMemory
 from scoring_service.pool.stream import CallStream, Part
+from scoring_service.pool.throughput import Throughput
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.window import cost, fits
 from scoring_service.pool.worker import Worker
@@ -21,6 +22,7 @@ class Dispatcher:
     Args:
         workers: of the pool; those that answer are given parts.
         weights: that the pool's workers have.
+        throughput: is told when workers have no room for what waits.
         expire: ends a call whose deadline has passed.
         fail: ends a call that no worker can compute.
     """
@@ -29,6 +31,7 @@ class Dispatcher:
         self,
         workers: Sequence[Worker],
         weights: PoolWeights,
+        throughput: Throughput,
         expire: Callable[[CallStream], None],
         fail: Callable[[CallStream, Fault], None],
     ) -> None:
@@ -38,6 +41,7 @@ class Dispatcher:
         """Tokens between seams."""
         self._workers = workers
         self._weights = weights
+        self._throughput = throughput
         self._expire = expire
         self._fail = fail
         self._queue: FairQueue[CallStream] = FairQueue()
@@ -95,11 +99,12 @@ class Dispatcher:
             return  # a call ended while parts were sent out, which goes on by itself
         self._dispatching = True
         try:
-            self._send_out()
+            self._throughput.press(self._send_out())
         finally:
             self._dispatching = False
 
-    def _send_out(self) -> None:
+    def _send_out(self) -> bool:
+        """Sends out what it can; whether the rest waits because all workers have enough to do."""
         while (stream := self._queue.first()) is not None:
             if stream.call.deadline <= time.monotonic():
                 self._expire(stream)
@@ -123,13 +128,15 @@ class Dispatcher:
             urgency = stream.call.priority
             open_workers = [worker for worker in able if fits(part, worker, urgency, batch)]
             if not open_workers:
-                return
+                return bool(ready) and len(able) == len(ready)
             self._send(stream, min(open_workers, key=lambda w: cost(part, w, chunk)), weights)
+        return False
 
     def _send(self, stream: CallStream, worker: Worker, weights: int | None) -> None:
         """Hands the first part that waits to a worker."""
         part = stream.waiting.popleft()
         stream.running[part.part_id] = part
+        part.sent = self._throughput.mark()
         worker.take(part)
         worker.prefixes.note(part.keys)
         self._queue.charge(stream, part.size.load)

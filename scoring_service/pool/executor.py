@@ -17,6 +17,8 @@ class WorkerExited:
     """How it ended, such as "SIGKILL" or "exit code 1"."""
     from_outside: bool = False
     """Whether somebody ended it, rather than a fault of its own."""
+    maybe_memory: bool = False
+    """Killed, and the kernel does not say whether for want of memory."""
     started: bool = True
     """False: it could not even be started, for the reason that `description` gives."""
 

@@ -12,11 +12,11 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Shutdown
 from scoring_service.pool.executor import OnEvent, WorkerExited
+from scoring_service.pool.oom_kills import oom_kills
 from scoring_service.types import EngineConfig
 
 WORKER_MODULE = "scoring_service.engine.worker"
@@ -36,8 +36,8 @@ class _Worker:
     process: subprocess.Popen[bytes]
     channel: Channel
     on_event: OnEvent
-    oom_kills: int
-    """Of this control group, when the process was started."""
+    oom_kills: int | None
+    """See `oom_kills`, when the process was started."""
     outbox: queue.SimpleQueue[object] = field(default_factory=queue.SimpleQueue)
     reader: threading.Thread = field(init=False)
 
@@ -62,31 +62,27 @@ class _Worker:
                 break
             self.on_event(event)
         self.outbox.put(_END)
-        self.on_event(_how_it_ended(self.process.wait(), _oom_kills() > self.oom_kills))
+        self.on_event(_how_it_ended(self.process.wait(), self.oom_kills))
         self.channel.close()
 
 
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""Signals that no program sends itself when it crashes."""
+_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals, beside SIGKILL, that no program sends itself when it crashes."""
 
 
-def _how_it_ended(code: int, out_of_memory: bool) -> WorkerExited:
+def _how_it_ended(code: int, kills_before: int | None) -> WorkerExited:
     try:
         signum = signal.Signals(-code)
     except ValueError:
         return WorkerExited(f"exit code {code}", from_outside=False)
-    if signum is signal.SIGKILL and out_of_memory:
+    if signum is not signal.SIGKILL:
+        return WorkerExited(signum.name, from_outside=signum in _FROM_OUTSIDE)
+    kills = oom_kills()
+    if kills is None or kills_before is None:
+        return WorkerExited(signum.name, from_outside=True, maybe_memory=True)
+    if kills > kills_before:
         return WorkerExited("SIGKILL, out of memory", from_outside=False)
-    return WorkerExited(signum.name, from_outside=signum in _FROM_OUTSIDE)
-
-
-def _oom_kills() -> int:
-    """How often the kernel killed something of this control group for memory; 0 where unknown."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
-        events = (Path("/sys/fs/cgroup") / group / "memory.events").read_text().split()
-        return int(events[events.index("oom_kill") + 1])
-    return 0
+    return WorkerExited(signum.name, from_outside=True)
 
 
 def _environment() -> dict[str, str]:
@@ -141,7 +137,7 @@ class ProcessExecutor:
             undo.callback(process.wait)
             undo.callback(process.kill)
             try:
-                self._worker = _Worker(process, Channel(ours), on_event, _oom_kills())
+                self._worker = _Worker(process, Channel(ours), on_event, oom_kills())
             except RuntimeError as error:  # what Python says when there is no thread to be had
                 raise OSError(errno.EAGAIN, str(error)) from error
             undo.pop_all()

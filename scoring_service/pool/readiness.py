@@ -51,17 +51,16 @@ class Readiness:
         self.state = PoolState.LOADING
         self.stage = "starting the worker"
         self.failure: str | None = None
+        self.info: EngineInfo | None = None
+        """Of the model, once one worker has loaded it, with the weights that calls begin with."""
         self._name = name
         self._workers = workers
         self._awaits_weights = awaits_weights
         self._paused = False
         self._changed = asyncio.Event()
 
-    def check(self, info: EngineInfo | None) -> EngineInfo:
+    def check(self) -> EngineInfo:
         """The model that answers.
-
-        Args:
-            info: of the model, once one worker has loaded it.
 
         Raises:
             ServiceError: LOADING, AWAITING_WEIGHTS, CRASH_LOOP or DRAINING.
@@ -75,11 +74,11 @@ class Readiness:
         if self.state is PoolState.CRASH_LOOP:
             retry_after = self._seconds_to_ready()
             raise ServiceError(Fault(Reason.CRASH_LOOP, self.stage, retry_after=retry_after))
-        if info is None or self.state is not PoolState.READY:
-            retry_after = 1.0 if info is None else self._seconds_to_ready()
+        if self.info is None or self.state is not PoolState.READY:
+            retry_after = 1.0 if self.info is None else self._seconds_to_ready()
             message = f"the model is not ready: {self.stage}"
             raise ServiceError(Fault(Reason.LOADING, message, retry_after=retry_after))
-        return info
+        return self.info
 
     def ready_workers(self) -> list[Worker]:
         """Those that answer."""

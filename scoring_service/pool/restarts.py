@@ -11,27 +11,31 @@ from scoring_service.pool.settings import PoolSettings
 class RestartPolicy:
     """The deaths of one worker.
 
-    Only crashes count: deaths of its own making, and deaths before it ever answered. Whoever kills
-    a worker that answers (an operator, a test, a machine that is shut down) causes no crash loop.
+    Only crashes count, which are deaths of its own making. Whoever kills a worker (an operator, a
+    test, a machine that is shut down) causes no crash loop. For want of memory the kernel kills as
+    an operator does; where it does not say so, a kill counts unless the worker answered.
     """
 
     settings: PoolSettings
     crashes: int = field(default=0, init=False)
     """In a row."""
 
-    def died(self, *, from_outside: bool, answered_seconds: float | None) -> float:
+    def died(
+        self, *, from_outside: bool, answered_seconds: float | None, maybe_memory: bool = False
+    ) -> float:
         """Notes a death.
 
         Args:
             from_outside: killed by a signal that programs do not send themselves.
             answered_seconds: how long the worker was ready; None = it never was.
+            maybe_memory: and whether that was for want of memory is not known.
 
         Returns:
             Seconds to wait before the next start.
         """
         if answered_seconds is not None and answered_seconds >= self.settings.stable_seconds:
             self.crashes = 0
-        if from_outside and answered_seconds is not None:
+        if from_outside and (answered_seconds is not None or not maybe_memory):
             return self.settings.first_backoff
         self.crashes += 1
         if self.looping:

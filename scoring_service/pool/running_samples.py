@@ -4,13 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scoring_service.engine.events import ItemFailed
+import structlog
+
+from scoring_service.engine.events import Cancel, ItemFailed
 from scoring_service.errors import Fault, Reason
+from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.stream import Part
+from scoring_service.pool.weight_status import RunningSamples
 from scoring_service.types import SampleCall
 
+log = structlog.get_logger(__name__)
 
-def unfinished(part: Part) -> Iterator[ItemFailed]:
+
+def change_samples(calls: AdmittedCalls, policy: RunningSamples, reason: str) -> None:
+    """Does with the samples that are being drawn what an update says.
+
+    Args:
+        calls: all that were admitted.
+        policy: of the update.
+        reason: when it is done, for the log.
+    """
+    if policy is RunningSamples.FINISH:
+        return
+    count = 0
+    for worker in calls.workers:
+        for part in [p for p in worker.parts.values() if isinstance(p.call, SampleCall)]:
+            accepts = part.stream.accepts
+            if accepts is not None and not accepts(calls.weights.current.info):
+                continue  # it insists on what it has
+            count += 1
+            worker.drop(part)
+            worker.send(Cancel(part.part_id))
+            part.stream.running.pop(part.part_id, None)
+            if policy is RunningSamples.CONTINUE:
+                calls.retry(part, anew=True)
+            else:
+                _abort(calls, part)
+            calls.free(part)
+    log.info("samples_changed", policy=str(policy), when=reason, parts=count)
+    calls.dispatcher.dispatch()
+
+
+def _abort(calls: AdmittedCalls, part: Part) -> None:
+    stream = part.stream
+    for event in _unfinished(part):
+        stream.push(event)
+    stream.usage += part.delivered.usage
+    calls.finish_if_done(stream)
+
+
+def _unfinished(part: Part) -> Iterator[ItemFailed]:
     """The ends of a part's samples that are not over, as an update that aborts them has it."""
     if not isinstance(part.call, SampleCall):
         return

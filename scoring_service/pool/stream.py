@@ -13,6 +13,7 @@ from scoring_service.engine.events import SampleSlice, ScoreSlice, StreamEvent
 from scoring_service.pool.delivered import Delivered
 from scoring_service.pool.parts import Size
 from scoring_service.pool.self_audit import Watch
+from scoring_service.pool.throughput import Mark
 from scoring_service.types import Call, EngineInfo, ScoreCall, Usage
 
 PART_CREDIT = 4 << 20
@@ -37,11 +38,18 @@ class Part:
     retried: bool = False
     """Whether a worker died over it already."""
     alone: bool = False
-    """Whether it is computed without company, because a step with company met a bug."""
+    """Whether it is computed without company, because a step with company failed."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
     weights: int | None = None
     """Number of the weights that compute it, once it was begun anywhere."""
+    sent: Mark = (0.0, 0.0)
+    """When it was handed to a worker."""
+    tokens: int = field(init=False)
+    """As the queue counts them."""
+
+    def __post_init__(self) -> None:
+        self.tokens = self.call.tokens
 
     @property
     def credit(self) -> int:

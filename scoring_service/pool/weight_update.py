@@ -7,22 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from scoring_service.engine.events import (
-    FillWeights,
     WeightEvent,
     WeightsFailed,
     WeightsFilled,
     WeightsStaged,
 )
-from scoring_service.engine.weight_memory import lay_out
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.checkpoint import read_checkpoint
 from scoring_service.pool.generations import Generation, Generations
 from scoring_service.pool.weight_calls import Calls
+from scoring_service.pool.weight_filling import WeightFilling
 from scoring_service.pool.weight_receiver import (
     TensorChunk,
-    WeightReceiver,
-    incomplete,
-    widest_element,
 )
 from scoring_service.pool.weight_staging import WorkerStaging, check_digest
 from scoring_service.pool.weight_status import (
@@ -37,9 +32,6 @@ from scoring_service.types import EngineConfig
 
 STAGING_SECONDS = 600.0
 """Longest time for workers to prepare weights, one that died and started again included."""
-
-_USUAL_BYTES = 4
-"""Of an element that comes to be converted: most often a float32."""
 
 _MOST_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
@@ -77,22 +69,12 @@ class WeightUpdate:
         self._generations = generations
         self._base = base
         self._ended = ended
-        self._specs = base.info.tensors
-        layout = lay_out(self._specs, widest_element() if options.convert_dtypes else 0)
-        # Places are as wide as the widest type that may come; what is taken is what comes.
-        usual = lay_out(self._specs, _USUAL_BYTES if options.convert_dtypes else 0).size
-        self._memory = generations.take_memory(layout.size, usual)
-        self._receiver = WeightReceiver(
-            self._specs, layout, self._memory, converts=options.convert_dtypes
-        )
-        status.bytes_total = layout.tensor_bytes
-        status.tensors_total = len(layout.regions)
+        self._filling = WeightFilling(number, options, status, base, generations)
         self._news = asyncio.Event()
-        self._staging = WorkerStaging(number, options, self._memory, self._receiver, generations)
+        self._staging = WorkerStaging(
+            number, options, self._filling.memory, self._filling.receiver, generations
+        )
         self._deaths = 0
-        self._filled = False
-        self._is_read = False
-        """Whether another process writes into the memory."""
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once it was committed or has failed."""
         self._fault: Fault | None = None
@@ -110,8 +92,7 @@ class WeightUpdate:
             ServiceError: INVALID_FIELD, or why the update has ended meanwhile.
         """
         self._check()
-        self._receiver.take(chunk, path)
-        self.status.bytes_received = self._receiver.bytes_received
+        self._filling.take(chunk, path)
 
     async def read_files(self, config: EngineConfig) -> None:
         """Takes every tensor from a checkpoint.
@@ -120,24 +101,7 @@ class WeightUpdate:
             ServiceError: WEIGHTS_UNREADABLE, or why the update has ended meanwhile.
         """
         self._check()
-        reading = asyncio.create_task(
-            read_checkpoint(config, self._specs, self._receiver.layout, self._memory.path)
-        )
-        self._is_read = True
-        try:
-            while not reading.done():
-                self._check()
-                changed = asyncio.create_task(self._news.wait())
-                await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                self._news.clear()
-            reading.result()
-        finally:
-            reading.cancel()
-        self._is_read = False
-        self.status.bytes_received = self.status.bytes_total
-        self.status.tensors_received = self.status.tensors_total
-        self._filled = True
+        await self._filling.read_files(config, self._news, self._check)
 
     async def commit(self, digest: str = "") -> None:
         """Stages what came, and lets it answer.
@@ -174,8 +138,8 @@ class WeightUpdate:
 
     def look(self) -> UpdateStatus:
         """How far it is."""
-        if not self.is_over and not self._filled:
-            self.status.tensors_received = self._receiver.tensors_received
+        if not self.is_over:
+            self._filling.look()
         return self.status
 
     # What workers tell.
@@ -207,7 +171,7 @@ class WeightUpdate:
                 message = f"worker {worker.index} cannot stage the weights: {message}"
                 self._fault = self._fault or Fault(reason, message)
             case WeightsFilled():
-                self._filled = True
+                self._filling.is_filled = True
         self.status.workers_staged = self._staging.reported
         self._news.set()
 
@@ -221,7 +185,6 @@ class WeightUpdate:
         try:
             async with asyncio.timeout(STAGING_SECONDS):
                 await self._complete()
-                self._memory_is_whole()
                 self.status.enter(Phase.STAGING)
                 await self._until_staged()
                 self.status.digest = self._staging.digest()
@@ -245,30 +208,14 @@ class WeightUpdate:
         Raises:
             ServiceError: WEIGHTS_INCOMPLETE.
         """
-        missing = [] if self._filled else self._receiver.missing
-        if not missing:
-            return
-        if self._receiver.begun or not self._options.partial:
-            raise incomplete(self._receiver)
-        while not self._filled:
+        missing = self._filling.missing()
+        while missing and not self._filling.is_filled:
             donor = await self._a_worker()
-            donor.staging.add(self.number)
-            donor.send(
-                FillWeights(
-                    self.number,
-                    self._memory.path,
-                    self._receiver.layout,
-                    tuple(missing),
-                    self._base.number,
-                )
-            )
+            self._filling.ask(donor, missing)
             started = donor.starts
-            while not self._filled and donor.is_ready and donor.starts == started:
+            while not self._filling.is_filled and donor.is_ready and donor.starts == started:
                 await self._wait()
-
-    def _memory_is_whole(self) -> None:
-        self._receiver.filled()
-        self.status.tensors_received = self.status.tensors_total
+        self._filling.complete()
         if not self._staging.has_begun:
             self._staging.begin()
 
@@ -299,7 +246,9 @@ class WeightUpdate:
             weights_digest=report.digest,
             numerics_id=report.numerics_id,
         )
-        generation = Generation(self.number, info, self._memory, self._receiver.layout)
+        generation = Generation(
+            self.number, info, self._filling.memory, self._filling.receiver.layout
+        )
         self.status.enter(Phase.COMMITTED)
         self._staging.end()
         self._calls.commit(generation)
@@ -316,7 +265,9 @@ class WeightUpdate:
         self.status.enter(phase)
         if applied:
             self._staging.kill_applying()
-        self._generations.abandon(self.number, self._memory, reusable=not self._is_read)
+        self._generations.abandon(
+            self.number, self._filling.memory, reusable=not self._filling.is_read
+        )
         self.over.set_result(None)
         self._ended(self)
         self._calls.hold_back(on=False)

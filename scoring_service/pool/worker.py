@@ -266,7 +266,11 @@ class Worker:
             return  # it was given up when it said that it cannot load its model
         self.last_death = event.description
         self.prefixes.clear()
-        pause = self.policy.died(from_outside=event.from_outside, answered_seconds=answered)
+        pause = self.policy.died(
+            from_outside=event.from_outside,
+            answered_seconds=answered,
+            maybe_memory=event.maybe_memory,
+        )
         self.state, self.stage = WorkerState.DOWN, event.in_words()
         self.owner.worker_lost(self, event)
         if self.state is not WorkerState.DOWN:

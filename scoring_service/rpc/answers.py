@@ -22,6 +22,7 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.pool.stream import CallStream
 from scoring_service.rpc.parse_score import ItemFault
+from scoring_service.rpc.reply_bytes import ReplyBytes
 from scoring_service.rpc.results import bytes_beside
 from scoring_service.types import EngineInfo, Usage
 
@@ -41,6 +42,7 @@ class Answer(Generic[Response]):
         items: items asked for.
         progress_seconds: how often a call that waits gives a sign of life.
         render_provenance: a model, as other weights make it, to its provenance.
+        sent: what the caller was sent so far.
     """
 
     def __init__(
@@ -51,13 +53,14 @@ class Answer(Generic[Response]):
         items: int,
         progress_seconds: float,
         render_provenance: Callable[[EngineInfo], context_pb2.Provenance],
+        sent: ReplyBytes,
     ) -> None:
         self.usage = Usage()
         self.ok = 0
         """Items answered in full so far."""
         self.items = items
         self.sent_bytes = 0
-        """Of the messages so far."""
+        """Of the messages before the summary, once that was made."""
         self.started_ns: int | None = None
         """When the first computation began, in nanoseconds since the epoch."""
         self.finished_ns: int | None = None
@@ -67,22 +70,23 @@ class Answer(Generic[Response]):
         self._render = render
         self._render_fault = render_fault
         self._render_provenance = render_provenance
+        self._sent = sent
         self._changed: EngineInfo | None = None
         """What computes the results that come next, if the reader was not told yet."""
 
     def opening(self, faults: list[ItemFault], **preamble: Any) -> Iterator[Response]:
         """The first message, with provenance and processing; the items that failed at once."""
-        yield self._sent(**preamble)
+        yield self._make(**preamble)
         results: list[Message] = []
         size = 0
         for fault in faults:
             results.append(self._render_fault(fault.index, fault.part, fault.fault))
             size += results[-1].ByteSize()
             if size >= MESSAGE_BYTES:
-                yield self._sent(results=results)
+                yield self._make(results=results)
                 results, size = [], 0
         if results:
-            yield self._sent(results=results)
+            yield self._make(results=results)
 
     async def results(self, stream: CallStream) -> AsyncIterator[Response]:
         """The messages between the opening and the summary.
@@ -96,13 +100,13 @@ class Answer(Generic[Response]):
             if event is None:
                 if not started:
                     progress = context_pb2.Progress(tokens_ahead=stream.tokens_ahead)
-                    yield self._sent(progress=progress)
+                    yield self._make(progress=progress)
                 continue
             if not started:
                 started, self.started_ns = True, time.time_ns()
             results, provenance, taken, end = self._gather(event, stream)
             if results:
-                yield self._sent(results=results, provenance=provenance)
+                yield self._make(results=results, provenance=provenance)
                 # The transport took the message: as much again may be computed.
                 stream.taken(taken)
             if isinstance(end, CallFailed):
@@ -113,8 +117,8 @@ class Answer(Generic[Response]):
                 return
 
     def summary(self) -> Response:
-        """The last message."""
-        usage = self.usage
+        """The last message; all others were sent."""
+        usage, self.sent_bytes = self.usage, self._sent.total
         return self._make(
             summary=context_pb2.Summary(
                 usage=context_pb2.Usage(
@@ -172,8 +176,3 @@ class Answer(Generic[Response]):
     def _take_provenance(self) -> context_pb2.Provenance | None:
         changed, self._changed = self._changed, None
         return None if changed is None else self._render_provenance(changed)
-
-    def _sent(self, **fields: Any) -> Response:
-        response = self._make(**fields)
-        self.sent_bytes += response.ByteSize()
-        return response

@@ -1,4 +1,4 @@
-"""Counts every RPC, and reads its bytes with care: an interceptor around all others."""
+"""Counts every RPC and its bytes, and reads these with care: an interceptor around all others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from scoring_service.rpc.malformed import Malformed, tolerant
+from scoring_service.rpc.reply_bytes import counted
 from scoring_service.rpc.status import abort
 from scoring_service.telemetry.metrics import Metrics
 
@@ -37,7 +38,7 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., Any]] = {
 
 
 class MetricsInterceptor(grpc.aio.ServerInterceptor):
-    """Tells `Metrics` of each RPC's begin and end."""
+    """Tells `Metrics` of each RPC's begin and end, and its handler of the bytes it sent."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -63,7 +64,7 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         return _MAKERS[streams](  # type: ignore[no-any-return]
             _around(_behaviour(handler), begin),
             request_deserializer=tolerant(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            response_serializer=counted(handler.response_serializer),
         )
 
 

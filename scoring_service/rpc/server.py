@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from scoring_service.rpc import admin
 from scoring_service.rpc.admin import AdminServicer
 from scoring_service.rpc.admin_config import AdminConfig
 from scoring_service.rpc.authentication import TokenInterceptor
+from scoring_service.rpc.listening import listen
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
 from scoring_service.rpc.observed import MetricsInterceptor
 from scoring_service.rpc.servicer import ScoringServicer
@@ -109,20 +111,21 @@ class Server:
         """Listens, and starts to load the model.
 
         Raises:
-            RuntimeError: the address cannot be listened on.
+            AddressError: an address cannot be listened on.
         """
+        add_port = self._server.add_insecure_port
+        if self._credentials is not None:
+            add_port = partial(self._server.add_secure_port, server_credentials=self._credentials)
+        self.port = listen(add_port, self._config.host, self._config.port)
+        if self._config.health_port is not None:
+            self._health_server = self._plain_health(self._config.health_port)
         await self._health.set("", _SERVING)
         await self._health.set(SERVICE_NAME, _NOT_SERVING)
         if self._config.admin is not None:
             await self._health.set(admin.SERVICE_NAME, _NOT_SERVING)
-        address = f"{self._config.host}:{self._config.port}"
-        if self._credentials is None:
-            self.port = self._server.add_insecure_port(address)
-        else:
-            self.port = self._server.add_secure_port(address, self._credentials)
         await self._server.start()
-        if self._config.health_port is not None:
-            await self._start_health(self._config.health_port)
+        if self._health_server is not None:
+            await self._health_server.start()
         self._pool.start()
         self._watch = asyncio.create_task(self._watch_health())
 
@@ -147,13 +150,14 @@ class Server:
         if self._watch is not None:
             self._watch.cancel()
 
-    async def _start_health(self, port: int) -> None:
-        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+    def _plain_health(self, port: int) -> grpc.aio.Server:
+        """A server that answers health alone."""
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._health_server)
-        self.health_port = self._health_server.add_insecure_port(f"{self._config.host}:{port}")
-        await self._health_server.start()
+        reflection.enable_server_reflection(names, server)
+        self.health_port = listen(server.add_insecure_port, self._config.host, port)
+        return server
 
     async def _watch_health(self) -> None:
         told: PoolState | None = None

@@ -37,7 +37,11 @@ class Pool(Protocol):
     """What is shown of a pool: single numbers, as another thread than its own reads them."""
 
     name: str
-    waiting_calls: int
+
+    @property
+    def waiting_calls(self) -> int:
+        """Calls of which nothing was begun."""
+        ...
 
     @property
     def unread_bytes(self) -> int:

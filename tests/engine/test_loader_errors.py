@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from scoring_service.config import ServeConfig, check_ranges
 from scoring_service.engine.loader import load
-from scoring_service.engine.packed.pages import PAGE_TOKENS
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
-from scoring_service.types import EngineConfig
+from scoring_service.types import PAGE_TOKENS, EngineConfig
 from tests.engine.loading import load_model
 from tests.engine.small_models import ARCHITECTURES, Architecture, save_model
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from scoring_service.engine.packed.pages import LayerShape, PagePool, slots_of
 from scoring_service.engine.packed.segments import Segment, seams
 from scoring_service.engine.packed.store import SegmentStore
-from scoring_service.engine.page_budget import PAGE_TOKENS
+from scoring_service.types import PAGE_TOKENS
 
 CHUNK = 32
 

@@ -13,12 +13,12 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from scoring_service.engine.packed.pages import token_bytes
-from scoring_service.engine.page_budget import PAGE_TOKENS
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.estimate import step_limits
 from scoring_service.plan.hardware import PRESETS
 from scoring_service.plan.shape import ModelShape, UnknownFamilyError, model_shape
 from scoring_service.plan.traffic import Traffic
+from scoring_service.types import PAGE_TOKENS
 from tests.engine.loading import load_model
 from tests.engine.small_models import ARCHITECTURES, save_model
 

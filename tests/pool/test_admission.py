@@ -21,8 +21,11 @@ class Clock:
 
 
 def queue(most: int = 1000, reply: int = 10**9) -> tuple[Admission, Clock]:
+    """A queue whose workers have all that they can take, and clock."""
     clock = Clock()
-    return Admission(most, reply, clock), clock
+    admission = Admission(most, reply, lambda: 0, clock)
+    admission.throughput.press(True)
+    return admission, clock
 
 
 def admit(
@@ -36,6 +39,10 @@ def admit(
     deadline: float = math.inf,
 ) -> None:
     queue.admit(Ticket(call_id, client, priority, tokens, reply), deadline)
+
+
+def finish(queue: Admission, call_id: int, tokens: int) -> None:
+    queue.finished(call_id, tokens, sent=(0.0, 0.0))
 
 
 def refusal(queue: Admission, call_id: int, tokens: int, client: str = "a", **fields: Any) -> float:
@@ -76,7 +83,7 @@ def test_the_bound_holds_whatever_comes_and_goes() -> None:
             done = rng.choice(list(held))
             if rng.random() < 0.5:
                 part = rng.randint(0, left[done])
-                admission.finished(done, part)
+                finish(admission, done, part)
                 left[done] -= part
             else:
                 admission.release(done)
@@ -99,7 +106,7 @@ def test_answers_make_no_room_before_the_call_is_over() -> None:
         except ServiceError:
             break
         clock.now += 1.0
-        admission.finished(call_id, 99)
+        finish(admission, call_id, 99)
         in_progress += 1
     assert in_progress == 9
     admission.release(0)
@@ -131,7 +138,7 @@ def test_the_time_to_retry_follows_the_measured_rate() -> None:
     admit(admission, 1, 450)
     for _ in range(4):
         clock.now += 1.0
-        admission.finished(1, 50)
+        finish(admission, 1, 50)
     assert admission.throughput.rate == pytest.approx(50.0, rel=1e-6)
     # More than its share: until its call that has 250 left is over.
     assert refusal(admission, 2, 500) == pytest.approx(250 / 50.0, rel=0.01)
@@ -149,13 +156,13 @@ def test_the_time_to_retry_against_turns_one_token_each(seed: int) -> None:
     admission, clock = queue(10**6)
     admit(admission, 0, 100)
     clock.now += 100.0
-    admission.finished(0, 100)
+    finish(admission, 0, 100)
     admission.release(0)
     left = {call_id: rng.randint(1, 60) for call_id in range(1, 12)}
     room = {call_id: rng.randint(60, 90) for call_id in left}
     for call_id in left:
         admit(admission, call_id, room[call_id])
-        admission.finished(call_id, room[call_id] - left[call_id])
+        finish(admission, call_id, room[call_id] - left[call_id])
     wanted = rng.randint(1, sum(room.values()))
     computed = 0
     while sum(room[c] for c, tokens in left.items() if tokens == 0) < wanted:
@@ -172,7 +179,7 @@ def test_idle_time_does_not_slow_the_rate() -> None:
     for call_id in range(3):
         admit(admission, call_id, 100)
         clock.now += 1.0
-        admission.finished(call_id, 100)
+        finish(admission, call_id, 100)
         admission.release(call_id)
         clock.now += 3600.0
     assert admission.throughput.rate == pytest.approx(100.0, rel=1e-6)
@@ -184,7 +191,7 @@ def test_a_call_that_would_start_after_its_deadline_is_refused_at_once() -> None
     for call_id in range(10):
         admit(admission, call_id, 300)
     clock.now += 10.0
-    admission.finished(0, 100)  # 10 a second, and each of ten calls takes a turn of 100
+    finish(admission, 0, 100)  # 10 a second, and each of ten calls takes a turn of 100
     assert refusal(admission, 20, 10, deadline=clock.now + 60) == pytest.approx(40.0, rel=0.01)
     admit(admission, 21, 10, deadline=clock.now + 110)
     admit(admission, 22, 10, client="light", deadline=clock.now + 1)
@@ -198,7 +205,7 @@ def test_one_long_call_does_not_make_a_short_one_late() -> None:
     admission, clock = queue(10**7)
     admit(admission, 1, 10**6)
     clock.now += 1.0
-    admission.finished(1, 4096)
+    finish(admission, 1, 4096)
     admit(admission, 2, 10, deadline=clock.now + 2.0)
 
 
@@ -219,5 +226,5 @@ def test_tokens_ahead_count_what_goes_first_and_is_not_computed() -> None:
     admit(admission, 3, 10)
     assert admission.tokens_ahead(3) == 150
     assert admission.tokens_ahead(2) == 0
-    admission.finished(1, 70)
+    finish(admission, 1, 70)
     assert admission.tokens_ahead(3) == 80

@@ -206,6 +206,19 @@ async def test_kills_of_a_worker_that_answers_are_no_crash_loop() -> None:
     assert len(made.starts[0]) == 9
 
 
+async def test_kills_of_a_worker_that_loads_are_no_crash_loop() -> None:
+    made = await Scripted(1, crash_limit=3).start()
+    made.prepare = lambda executor: setattr(executor, "ready_at_once", False)
+    for _ in range(5):
+        made.workers[0].die("SIGKILL", from_outside=True)
+        await asyncio.sleep(0.02)
+        assert made.pool.state is PoolState.LOADING
+    made.prepare = lambda _executor: None
+    made.workers[0].die("SIGKILL", from_outside=True)
+    await asyncio.sleep(0.02)
+    assert made.pool.state is PoolState.READY
+
+
 async def test_a_worker_that_cannot_be_started_again_is_tried_again() -> None:
     made = await Scripted(1).start()
     refusals = iter([OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), OSError("no more files")])
@@ -293,6 +306,50 @@ async def test_a_call_that_expires_while_it_waits_never_reaches_a_worker() -> No
     assert made.pool.queued_tokens == 0
 
 
+async def test_calls_of_one_token_do_not_have_others_refused_for_their_deadline() -> None:
+    made = await Scripted(1, max_queue_tokens=10**6).start()
+    for call_id in range(1, 4):
+        async with made.pool.run(score_call(call_id, [1], 1)):
+            await asyncio.sleep(0.1)
+            (part,) = made.workers[0].calls
+            made.workers[0].score(part)
+            await settled()
+    soon = time.monotonic() + 2.0
+    async with (
+        made.pool.run(score_call(10, [1], *[60] * 100)),
+        made.pool.run(score_call(11, [1], 60, deadline=soon)),
+    ):
+        pass
+
+
+async def test_only_what_waits_for_workers_that_are_busy_is_pressure() -> None:
+    made = await Scripted(2, first_backoff=0.01).start()
+    throughput = made.pool._calls.admission.throughput
+    async with made.pool.run(score_call(1, [1], *[60] * 4)):
+        assert not throughput.pressed, "workers take that at once"
+    async with made.pool.run(score_call(2, [1], *[60] * 12)) as stream:
+        assert throughput.pressed
+        made.pool.hold_back(on=True)
+        made.workers[0].score(next(iter(made.workers[0].calls)))
+        await settled()
+        assert not throughput.pressed, "an update holds it back"
+        made.pool.hold_back(on=False)
+        assert throughput.pressed
+        stream.unread = UNREAD_LIMIT
+        made.pool._calls.dispatcher.answered("", UNREAD_LIMIT)
+        made.workers[0].score(next(iter(made.workers[0].calls)))
+        await settled()
+        assert not throughput.pressed, "its reader holds it back"
+        stream.taken(stream.discard())
+        made.pool._calls.stream_read(stream, UNREAD_LIMIT)
+        assert throughput.pressed
+        for worker in made.workers:
+            worker.die("SIGKILL", from_outside=True)
+        await settled()
+        assert not throughput.pressed, "there is no worker"
+    assert not throughput.pressed
+
+
 async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
     made = await Scripted(2).start()
     async with made.pool.run(score_call(1, [1], *[60] * 8)):
@@ -303,21 +360,24 @@ async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
     assert all(w.load == w.samples == w.reply_bytes == 0 for w in made.pool.workers)
 
 
-async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it() -> None:
+async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scoring_service.pool.housekeeping._SECONDS", 0.1)
     made = await Scripted(1, reader_timeout=0.2).start()
     async with (
         made.pool.run(score_call(1, [1], *[60] * 8)) as slow,
         made.pool.run(score_call(2, [1], 60)) as quick,
     ):
         slow.unread = UNREAD_LIMIT
-        made.pool._dispatcher.answered("", UNREAD_LIMIT)
+        made.pool._calls.dispatcher.answered("", UNREAD_LIMIT)
         for _ in range(10):
             for part in list(made.workers[0].calls):
                 made.workers[0].score(part)
             await settled()
         assert isinstance(drain(quick)[-1], CallFinished)
         assert slow.waiting, "no further part is computed"
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.5)
         assert fault(drain(slow)) is Reason.READER_STALLED
         assert slow.unread == 0
 

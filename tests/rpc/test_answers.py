@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scoring_service.engine.events import CallFinished, ScoreSlice
 from scoring_service.rpc.answers import MESSAGE_BYTES, Answer
 from scoring_service.rpc.parse_score import ParsedScore
 from scoring_service.rpc.processing import ProcessingTable
+from scoring_service.rpc.reply_bytes import ReplyBytes
 from scoring_service.rpc.results import score_result
 from scoring_service.types import RowBlock, RowWants, Usage
 
@@ -46,9 +48,31 @@ async def test_a_long_prompt_that_is_sent_back_with_each_completion_fills_messag
     stream: Any = _Stream([*events, CallFinished(1, Usage())])
     render = partial(score_result, parsed=parsed, codec=None, as_bytes=True)
     unused: Any = None
-    answer = Answer(score_pb2.ScoreResponse, render, unused, 300, 15.0, unused)
+    answer = Answer(score_pb2.ScoreResponse, render, unused, 300, 15.0, unused, ReplyBytes())
     messages = [message async for message in answer.results(stream)]
     assert [r.completion_index for m in messages for r in m.results] == list(range(300))
     assert all(list(r.prompt_token_ids) == prompt.tolist() for m in messages for r in m.results)
     assert all(m.ByteSize() < 2 * MESSAGE_BYTES for m in messages)
     assert stream.read == 300 * 32
+
+
+async def test_messages_are_serialised_by_grpc_alone_which_counts_them() -> None:
+    """Asked for its size, a message would be serialised once more: these have none."""
+    parsed = ParsedScore(ProcessingTable(), 40, RowWants())
+    block = RowBlock(1 << 14, np.zeros(1 << 14, np.float32))
+    events: list[Any] = [
+        *(ScoreSlice(1, 0, i, 0, 1, 0, block, True, 1, 1 << 16) for i in range(40)),
+        CallFinished(1, Usage()),
+    ]
+    stream: Any = _Stream(events)
+    render = partial(score_result, parsed=parsed, codec=None, as_bytes=True)
+    unused: Any = None
+    make: Any = SimpleNamespace
+    sent = ReplyBytes(17)
+    answer = Answer(make, render, unused, 40, 15.0, unused, sent)
+    messages: list[Any] = list(answer.opening([], provenance=None))
+    messages += [message async for message in answer.results(stream)]
+    assert sum(len(m.results) for m in messages[1:]) == 40
+    assert len(messages) == 1 + 5
+    sent.total = 4711
+    assert answer.summary().summary.usage.reply_bytes == answer.sent_bytes == 4711

@@ -229,19 +229,22 @@ async def test_rotated_certificates_are_taken_up_without_a_dropped_call(secured:
     write_pair(secured.authority.issue("localhost"), secured.files.certificate.parent)
 
 
-async def test_rotated_tokens_are_taken_up(secured: Secured) -> None:
+async def test_rotated_tokens_are_taken_up(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoring_service.rpc.tokens._LOOK_SECONDS", 0.1)
     new = "n" * 20
     secured.tokens.write_text(TOKENS.replace(GOOD, new))
     async with secured.channel() as channel:
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(0.15)
         assert await score(channel, new)
         with pytest.raises(grpc.aio.AioRpcError):
             await score(channel, GOOD)
         secured.tokens.write_text("nonsense")
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(0.15)
         assert await score(channel, new), "the last good ones stay in force"
         secured.tokens.write_text(TOKENS)
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(0.15)
         assert await score(channel, GOOD)
 
 

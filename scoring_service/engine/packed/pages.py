@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.packed.segments import SlotArray
-from scoring_service.engine.page_budget import PAGE_TOKENS
+from scoring_service.types import PAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ from scoring_service.engine.events import SampleSlice
 from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.draws import DrawRow
 from scoring_service.engine.packed.segments import Segment, SlotArray
-from scoring_service.engine.page_budget import PAGE_TOKENS
 from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
 from scoring_service.engine.stops import StopWatch
-from scoring_service.types import SampleCall, SamplingTask
+from scoring_service.types import PAGE_TOKENS, SampleCall, SamplingTask
 
 
 @dataclass(eq=False, slots=True)

@@ -13,7 +13,6 @@ from scoring_service.engine.page_budget import (
     BATCH_TOKENS,
     CHUNK_TOKENS,
     MEMORY_SHARE,
-    PAGE_TOKENS,
     SPARE_PAGES,
     page_bytes,
     pages_beside,
@@ -21,7 +20,7 @@ from scoring_service.engine.page_budget import (
 )
 from scoring_service.errors import ConfigurationError
 from scoring_service.peak_memory import StepLimits, StepShape, largest_step, step_bytes
-from scoring_service.types import EngineConfig
+from scoring_service.types import PAGE_TOKENS, EngineConfig
 
 
 @dataclass(frozen=True, slots=True)

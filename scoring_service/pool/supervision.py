@@ -1,0 +1,152 @@
+"""What a pool makes of what its workers tell: who answers, who is lost, what calls begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from scoring_service.engine.events import CallEvent, WeightEvent
+from scoring_service.errors import Fault, Reason
+from scoring_service.pool.admitted_calls import AdmittedCalls
+from scoring_service.pool.cache_flush import CacheFlush
+from scoring_service.pool.executor import WorkerExited
+from scoring_service.pool.generations import Generation
+from scoring_service.pool.observer import PoolObserver
+from scoring_service.pool.part_events import move_parts, part_event
+from scoring_service.pool.readiness import PoolState, Readiness
+from scoring_service.pool.weights import PoolWeights
+from scoring_service.pool.worker import Worker, WorkerState
+from scoring_service.types import EngineInfo
+
+log = structlog.get_logger(__name__)
+
+
+class Supervision:
+    """The owner of a pool's workers.
+
+    A worker that dies is started again, and what it had not answered goes to another one, once;
+    with no other one that answers, its calls end with UNAVAILABLE. A worker that dies before any
+    ever answered is not tried again: what killed it would most likely kill the next.
+
+    Args:
+        workers: of the pool.
+        weights: that they have.
+        cache: of their prompts.
+        calls: that were admitted.
+        readiness: of the pool.
+        observer: is told who dies and who comes back.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        weights: PoolWeights,
+        cache: CacheFlush,
+        calls: AdmittedCalls,
+        readiness: Readiness,
+        observer: PoolObserver,
+    ) -> None:
+        self._workers = workers
+        self._weights = weights
+        self._cache = cache
+        self._calls = calls
+        self._readiness = readiness
+        self._observer = observer
+
+    # What workers tell; see `worker.Owner`.
+
+    def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
+        """It takes parts, if it computes what the others compute."""
+        if self._weights.admit(worker, info):
+            self.worker_admitted(worker)
+        else:
+            self._readiness.update()
+
+    def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
+        """What it had goes to others, where there are any."""
+        self._weights.worker_lost(worker)
+        self._cache.flushed(worker.index, 0)
+        self._observer.worker_died(worker.index, exited.description)
+        parts = list(worker.parts.values())
+        for part in parts:
+            worker.drop(part)
+        if self._readiness.info is None:
+            worker.state = WorkerState.GONE
+            self._readiness.give_up(exited.in_words(" while it loaded the model"))
+            return
+        fault = Fault(
+            Reason.WORKER_DIED,
+            exited.in_words(),
+            retry_after=worker.settings.first_backoff + worker.restart_seconds,
+        )
+        can_move = bool(self._readiness.ready_workers())
+        move_parts(self._calls, parts, fault, can_move=can_move)
+        self._readiness.update()
+        self._calls.dispatcher.dispatch()
+
+    def worker_refused(self, worker: Worker, message: str) -> None:
+        """Trying again would not help: it is given up, and the pool with the last of them."""
+        worker.state = WorkerState.GONE
+        log.error("load_failed", worker=worker.index, message=message)
+        gone = all(other.state is WorkerState.GONE for other in self._workers)
+        if self._readiness.info is None or gone:
+            self._readiness.give_up(message)
+        else:
+            self._readiness.update()
+
+    def worker_changed(self, worker: Worker) -> None:
+        """Passes a change of a worker on as one of the pool."""
+        if self._readiness.state is not PoolState.FAILED:
+            self._readiness.update()
+
+    def part_event(self, worker: Worker, event: CallEvent) -> None:
+        """Something of a part to its call."""
+        part_event(self._calls, worker, event)
+
+    def weight_event(self, worker: Worker, event: WeightEvent) -> None:
+        """Something about weights."""
+        self._weights.event(worker, event)
+
+    def cache_flushed(self, worker: Worker, pages: int) -> None:
+        """It forgot cached prompts."""
+        worker.prefixes.clear()
+        self._cache.flushed(worker.index, pages)
+
+    # What the weights tell.
+
+    def worker_admitted(self, worker: Worker) -> None:
+        """It computes what the others compute."""
+        info = self._weights.current.info
+        if info is not self._readiness.info:
+            self._readiness.info = info
+            self._calls.model_ready(info)
+        self._observer.worker_ready(worker.index, worker.restart_seconds)
+        log.info("worker_ready", worker=worker.index, seconds=round(worker.restart_seconds, 2))
+        self._readiness.update()
+        self._calls.dispatcher.dispatch()
+
+    def model_replaced(self, info: EngineInfo) -> None:
+        """No worker was left, and the first that came back has loaded another model.
+
+        It has the number of the first one, so nothing may go on by that number alone.
+        """
+        log.warning("model_replaced", weights_digest=info.weights_digest)
+        for stream in list(self._calls.streams.values()):
+            stream.told = None
+            if any(part.weights is not None for part in stream.waiting):
+                message = "the workers died that had the weights which this call began with"
+                self._calls.fail(stream, Fault(Reason.WORKER_DIED, message, retry_after=0.1))
+            elif stream.accepts is not None and not stream.accepts(info):
+                message = "the weights that the call insists on were replaced"
+                self._calls.fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
+
+    def commit(self, generation: Generation) -> None:
+        """Calls begin with these weights from now on."""
+        self._readiness.info = generation.info
+        self._weights.commit(generation)
+        for worker in self._workers:
+            worker.prefixes.clear()  # what they hold was computed with other weights
+        if self._readiness.state is PoolState.AWAITING_WEIGHTS:
+            self._readiness.update()
+        self._readiness.tell()

@@ -1,0 +1,155 @@
+"""What RPCs share: request id, trace, the faults of a request as a whole, faults to statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from scoring_client.proto import context_pb2, sample_pb2, score_pb2, topk_pb2
+from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.rpc.authentication import identity_of
+from scoring_service.rpc.caller import Caller, deadline_of, peer_host
+from scoring_service.rpc.context import check_context, check_expectations, new_request_id
+from scoring_service.rpc.model_view import ModelView
+from scoring_service.rpc.models import Models, ServedModel
+from scoring_service.rpc.status import abort, bounded
+from scoring_service.rpc.unknown_fields import refuse_unknown_fields
+from scoring_service.telemetry.traces import Traces
+
+log = structlog.get_logger(__name__)
+
+_LAST_WORD_SECONDS = 0.25
+"""Before its deadline a call that waits is told what it waited for."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Response = TypeVar("Response", bound=Message)
+Handler = Callable[[Any, ServedModel, ModelView, Caller], AsyncIterator[Response]]
+"""Answers a request that has no fault as a whole."""
+
+_RESPONSES: dict[type[Message], Callable[..., Message]] = {
+    score_pb2.ScoreRequest: score_pb2.ScoreResponse,
+    topk_pb2.TopKLogprobsRequest: topk_pb2.TopKLogprobsResponse,
+    sample_pb2.SampleRequest: sample_pb2.SampleResponse,
+}
+
+
+class Guard:
+    """Stands before the handlers of ScoringService.
+
+    Args:
+        models: what is served.
+        progress_seconds: how often a call that waits gives a sign of life.
+        traces: what calls are parts of.
+    """
+
+    def __init__(self, models: Models, progress_seconds: float, traces: Traces) -> None:
+        self._models = models
+        self._progress_seconds = progress_seconds
+        self._traces = traces
+
+    async def stream(
+        self, request: Any, context: Context, handler: Handler[Response]
+    ) -> AsyncIterator[Response]:
+        """The answer of an RPC that streams."""
+        request_id = request.context.request_id or new_request_id()
+        identity = identity_of(context)
+        rpc = rpc_name(request)
+        # A call is a task with a context of its own: these labels end with it.
+        structlog.contextvars.bind_contextvars(request_id=bounded(request_id), rpc=rpc)
+        if identity:
+            structlog.contextvars.bind_contextvars(identity=identity)
+        metadata = context.invocation_metadata()
+        with self._traces.call(f"scoring.v1.ScoringService/{rpc}", metadata) as span:
+            span.note({"scoring.request_id": bounded(request_id), "scoring.identity": identity})
+            caller = Caller(
+                request_id, identity, peer_host(context.peer()), deadline_of(context), span
+            )
+            try:
+                async for response in self._checked(request, caller, handler):
+                    yield response
+            except ServiceError as error:
+                fault = error.fault
+                log.info("refused", reason=fault.reason, message=bounded(fault.message))
+                span.failed(fault.code)
+                await abort(context, fault, request_id)
+            except Exception:
+                log.exception("bug")
+                span.failed("INTERNAL")
+                await abort(context, _bug(), request_id)
+
+    async def unary(
+        self,
+        request: Any,
+        context: Context,
+        handler: Callable[[Any], Response | Awaitable[Response]],
+    ) -> Response:
+        """The answer of an RPC that gives one message."""
+        try:
+            refuse_unknown_fields(request)
+            answer = handler(request)
+            return await answer if isinstance(answer, Awaitable) else answer
+        except ServiceError as error:
+            await abort(context, error.fault)
+        except Exception:
+            log.exception("bug")
+            await abort(context, _bug())
+
+    async def _checked(
+        self, request: Any, caller: Caller, handler: Handler[Response]
+    ) -> AsyncIterator[Response]:
+        """Faults of the request as a whole, cheapest first; then its answer."""
+        served = self._models.find(request.model)
+        served.pool.check_room(caller.client)
+        await asyncio.to_thread(refuse_unknown_fields, request)
+        check_context(request.context)
+        if request.context.tags:
+            structlog.contextvars.bind_contextvars(tags=dict(request.context.tags))
+        if request.expect.HasField("min_weight_version"):
+            version = request.expect.min_weight_version
+            async for response in self._wait_for_version(served, version, request, caller):
+                yield response
+        view = served.view
+        check_expectations(request.expect, view)
+        async for response in handler(request, served, view, caller):
+            yield response
+
+    async def _wait_for_version(
+        self, served: ServedModel, version: int, request: Any, caller: Caller
+    ) -> AsyncIterator[Any]:
+        """Waits until the weights are recent enough, with a sign of life; the deadline ends it.
+
+        Raises:
+            ServiceError: they were not when the caller's time was all but over.
+        """
+        make = _RESPONSES[type(request)]
+        began = time.monotonic()
+        # The caller's own clock ends the call too, and would not say what it waited for.
+        until = caller.deadline - min(_LAST_WORD_SECONDS, (caller.deadline - began) / 10)
+        while (actual := served.view.info.weight_version) < version:
+            now = time.monotonic()
+            if now >= until:
+                message = (
+                    f"waited {now - began:.3g} s for weight version >= {version}; the server is "
+                    f"at {actual}"
+                )
+                raise ServiceError(Fault(Reason.DEADLINE_EXCEEDED, message))
+            try:
+                async with asyncio.timeout(min(self._progress_seconds, until - now)):
+                    await served.pool.wait_changed()
+            except TimeoutError:
+                yield make(progress=context_pb2.Progress(tokens_ahead=0))
+
+
+def rpc_name(request: Message) -> str:
+    """Of the RPC that takes such a request."""
+    return request.DESCRIPTOR.name.removesuffix("Request")
+
+
+def _bug() -> Fault:
+    return Fault(Reason.INTERNAL_ERROR, "a bug in the server; its log has this request id")
