@@ -87,8 +87,12 @@ def gather_groups(
 
 
 @triton.jit
-def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, BLOCK: tl.constexpr):
-    """Lists the sort keys of the tokens above a key, and of its ties of the lowest ids."""
+def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, LIST: tl.constexpr,
+                   BLOCK: tl.constexpr):  # fmt: skip
+    """Lists the sort keys of the tokens above a key, and of its ties of the lowest ids.
+
+    Of a row with NaN, which is above every key, no more than LIST.
+    """
     found = tl.cast(0, tl.int32)
     ties_found = tl.cast(0, tl.int32)
     for start in range(0, vocab, BLOCK):
@@ -98,10 +102,11 @@ def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, BLOCK: tl.constexpr
         numbers = ties_found + tl.cumsum(ties, axis=0) - 1
         chosen = ((keys > key) | ((ties != 0) & (numbers < ties_wanted))).to(tl.int32)
         places = found + tl.cumsum(chosen, axis=0) - 1
-        tl.store(list_ptr + places, sort_key(keys, ids), mask=chosen != 0)
+        writes = (chosen != 0) & (places < LIST)
+        tl.store(list_ptr + places, sort_key(keys, ids), mask=writes)
         found += tl.sum(chosen, axis=0)
         ties_found += tl.sum(ties, axis=0)
-    return found
+    return tl.minimum(found, LIST)
 
 
 @triton.jit
@@ -132,6 +137,10 @@ def top_candidates(
     `groups` counts those that begin below the limit, of which the last may owe its maximum to an
     id past it: the bound is one that k + 1 of them reach.
     """
+    # A launch with a size of 1 has it as a constant, which no cast is a method of.
+    k = tl.cast(k, tl.int32)
+    limit = tl.cast(limit, tl.int32)
+    groups = tl.cast(groups, tl.int32)
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * row_stride
     groups_ptr += row * group_stride
@@ -154,7 +163,7 @@ def top_candidates(
             limit, k.to(tl.int64), max_x, "count", KEYS, BLOCK, PIVOTS,
         )  # fmt: skip
         tl.debug_barrier()
-        found = gather_exactly(x_ptr, limit, key, k - above, list_ptr, BLOCK)
+        found = gather_exactly(x_ptr, limit, key, k - above, list_ptr, LIST, BLOCK)
     tl.debug_barrier()
     for start in range(0, found, SIDE):
         mine = start + tl.arange(0, SIDE)

@@ -149,7 +149,8 @@ class TritonTile:
 
     def greedy(self) -> Tensor:
         """The id of the largest x of each row, the lowest among equals. int64 [T]."""
-        return self._found.best_T.long()
+        # Of a row that is not a distribution there may be none.
+        return self._found.best_T.long().clamp(max=self.vocab_size - 1)
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
         """Of given tokens, int32 [T]: free for the targets the tile was made with."""
@@ -186,7 +187,8 @@ class TritonTile:
     def _top_k_ids(self, k: int, limit: int) -> Tensor:
         (rows, vocab), device = self.x_T_V.shape, self.max_T.device
         room = list_room(k)
-        ids_T_K = torch.empty((rows, k), device=device, dtype=torch.int64)
+        # Zeros, because a row of NaN may not fill its list, and whatever is there is looked up.
+        ids_T_K = torch.zeros((rows, k), device=device, dtype=torch.int64)
         top_candidates[(rows,)](
             self.x_T_V,
             self._groups_T_G,
@@ -342,14 +344,13 @@ def words_inputs(
     seeds_T: Numbers, sample_indices_T: Numbers, positions_T: Numbers, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers that words depend on, as int64 [T]; seeds keep their 64 bits."""
-
-    def column(numbers: Numbers) -> Tensor:
-        if isinstance(numbers, Tensor):
-            return numbers
-        signed = [number - (1 << 64) if number >> 63 else number for number in numbers]
-        return torch.tensor(signed, dtype=torch.int64, device=device)
-
-    return column(seeds_T), column(sample_indices_T), column(positions_T)
+    columns = seeds_T, sample_indices_T, positions_T
+    if all(isinstance(numbers, Tensor) for numbers in columns):
+        return columns  # type: ignore[return-value]
+    signed = [[int(n) - (1 << 64) if int(n) >> 63 else int(n) for n in c] for c in columns]
+    # One copy to the device instead of three.
+    seeds, samples, positions = torch.tensor(signed, dtype=torch.int64, device=device).unbind()
+    return seeds, samples, positions
 
 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
