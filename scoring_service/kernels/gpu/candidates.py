@@ -109,7 +109,8 @@ def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, LIST: tl.constexpr,
     return tl.minimum(found, LIST)
 
 
-@triton.jit
+# A size of 1 would be a constant, which Triton 3.6 stumbles over; one of 16, another kernel.
+@triton.jit(do_not_specialize=["limit", "groups", "k"])
 def top_candidates(
     x_ptr,
     groups_ptr,
@@ -137,10 +138,6 @@ def top_candidates(
     `groups` counts those that begin below the limit, of which the last may owe its maximum to an
     id past it: the bound is one that k + 1 of them reach.
     """
-    # A launch with a size of 1 has it as a constant, which no cast is a method of.
-    k = tl.cast(k, tl.int32)
-    limit = tl.cast(limit, tl.int32)
-    groups = tl.cast(groups, tl.int32)
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * row_stride
     groups_ptr += row * group_stride

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
@@ -241,7 +242,11 @@ class TritonTile:
             top_p: of all rows or float64 [T]; 1 = off.
             min_p: of all rows or float64 [T]; 0 = off.
         """
-        rows, vocab = self.x_T_V.shape
+        x_T_V = self.x_T_V
+        if self.vocab_size == 1:
+            # The search loops over a constant then, which Triton 3.6 fails to compile.
+            x_T_V = functional.pad(x_T_V, (0, 1), value=-math.inf)
+        rows, vocab = x_T_V.shape
         device = self.max_T.device
         if isinstance(min_p, Tensor):
             log_min_p_T = min_p.double().log()
@@ -255,7 +260,7 @@ class TritonTile:
             sizes_T=torch.empty(rows, dtype=torch.int32, device=device),
         )
         truncate[(rows,)](
-            self.x_T_V,
+            x_T_V,
             self.max_T,
             self.logsumexp_T,
             _per_row(top_k, rows, torch.int32, device),
@@ -266,7 +271,7 @@ class TritonTile:
             found.least_ids_T,
             found.log_kept_mass_T,
             found.sizes_T,
-            self.x_T_V.stride(0),
+            x_T_V.stride(0),
             vocab,
             LEAST=LEAST_KEY,
             LIST=LIST_KEYS,

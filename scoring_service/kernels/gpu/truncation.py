@@ -95,8 +95,6 @@ def truncate(
 
     Filters that are off: top_k 0, one_minus_p 0, log_min_p -inf.
     """
-    # A launch with a size of 1 has it as a constant: no variable can be that first, then a sum.
-    vocab = tl.cast(vocab, tl.int32)
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * row_stride
     list_ptr += row * LIST
