@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoring_service.engine import memory
-from scoring_service.engine.memory import is_out_of_memory
+from scoring_service.engine.memory import is_lost, is_out_of_memory
 
 
 def test_it_is_told_from_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +20,14 @@ def test_it_is_told_from_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_WORKING_BYTES", 1 << 60)
     assert is_out_of_memory(RuntimeError("could not create a primitive"))
     assert not is_out_of_memory(KeyError("a bug"))
+
+
+def test_a_gpu_that_no_longer_answers_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    assert is_lost(torch.device("cuda:1"))
+    assert not is_lost(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    assert not is_lost(torch.device("cuda:1"))
