@@ -146,8 +146,8 @@ def draw_token(
     top_values: npt.ArrayLike = ()
     if top_logprobs:
         top_1_K = reference.top_k_ids(x_1_V, top_logprobs)
-        top_ids = top_1_K[0].int().numpy()
-        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].numpy()
+        top_ids = top_1_K[0].int().cpu().numpy()
+        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].cpu().numpy()
     logprob = reference.logprobs_at(x_1_V, lse_1, id_1[:, None]).item()
     return DrawnToken(int(id_1.item()), logprob, processed_1.item(), top_ids, top_values)
 
