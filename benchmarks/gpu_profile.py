@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import make_model
@@ -102,9 +103,11 @@ def profiled(runner: Any) -> dict[str, Any]:
             torch.cuda.synchronize()
     wall = time.perf_counter() - began
     events = found.key_averages()
-    kernels = sorted(events, key=lambda event: -event.self_device_time_total)
+    # An operator has the time of the kernels that it launched, which are events of their own.
+    on_device = [event for event in events if event.device_type != DeviceType.CPU]
+    kernels = sorted(on_device, key=lambda event: -event.self_device_time_total)
     host = sorted(events, key=lambda event: -event.self_cpu_time_total)
-    busy = sum(event.self_device_time_total for event in events) / 1e6
+    busy = sum(event.self_device_time_total for event in on_device) / 1e6
     return {
         "watched_steps": steps,
         "wall_seconds": wall,

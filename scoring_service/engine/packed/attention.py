@@ -148,14 +148,15 @@ def _attend_by_triton(
     from scoring_service.kernels.gpu import attention as triton_attention
 
     group = queries.shape[0] // keys.shape[0]
-    if group not in packing.work:
-        packing.work[group] = triton_attention.work_of(packing.places, group, packing.device)
+    kind = group, queries.dtype
+    if kind not in packing.work:
+        packing.work[kind] = triton_attention.work_of(packing.places, *kind, packing.device)
     triton_attention.attend(
         queries,
         keys,
         values,
         (keys[:, :0], values[:, :0]) if packing.pool is None else packing.kept(place),
-        packing.work[group],
+        packing.work[kind],
         triton_attention.Scores(
             layer.scaling,
             layer.window,

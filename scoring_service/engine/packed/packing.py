@@ -103,8 +103,8 @@ class Packing:
     places: Sequence[tuple[int, int, int, SlotArray]] = ()
     """Of each segment and sampled token: its first row, how many, the position of the first, and
     the slots of every position before it."""
-    work: dict[int, Work] = field(default_factory=dict)
-    """`places` as the Triton kernel takes them, by heads that share keys."""
+    work: dict[tuple[int, torch.dtype], Work] = field(default_factory=dict)
+    """`places` as the Triton kernel takes them, by heads that share keys and type of queries."""
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that a layer kept of earlier tokens.

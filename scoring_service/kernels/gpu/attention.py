@@ -6,7 +6,7 @@ the rows of the step: nothing is gathered, padded or masked in memory. Heads tha
 rows of one product, so that a sampled token's heads fill it.
 
 Numerics: products of the operands' own type, summed in fp32 (those of fp32 as three of tf32, which
-are as good and compile in a tenth of the time); softmax in fp32 as a running one, its weights
+are as good and compile sooner); softmax in fp32 as a running one, its weights
 rounded to the values' type before their product. Blocks of keys begin at multiples of their size
 from the first position and from the segment's own beginning: a row's bits depend on its own
 sequence and seams alone.
@@ -308,15 +308,20 @@ SegmentPlace = tuple[int, int, int, SlotArray]
 """First row, tokens, position of the first, and slots of every position before it."""
 
 
-def work_of(segments: Sequence[SegmentPlace], group: int, device: torch.device) -> Work:
+def work_of(
+    segments: Sequence[SegmentPlace], group: int, dtype: torch.dtype, device: torch.device
+) -> Work:
     """A step as work items.
 
     Args:
         segments: of the step; a sampled token is one of its own. Those that continue the same one
             share their array of slots.
         group: heads that share keys.
+        dtype: of the queries. Of fp32 ones all blocks are small: larger ones take half a minute to
+            compile, and what is fp32 are probes.
         device: that has the step.
     """
+    most = FEW_QUERIES if dtype == torch.float32 else MANY_QUERIES
     items: dict[int, list[tuple[int, int, int, int, int]]] = {FEW_QUERIES: [], MANY_QUERIES: []}
     offsets: dict[int, int] = {}
     arrays = [np.zeros(1, dtype=np.int64)]
@@ -327,7 +332,7 @@ def work_of(segments: Sequence[SegmentPlace], group: int, device: torch.device) 
             arrays.append(slots)
             end += len(slots)
         queries = tokens * group
-        block = FEW_QUERIES if queries <= FEW_QUERIES else MANY_QUERIES
+        block = FEW_QUERIES if queries <= FEW_QUERIES else most
         offset = offsets[id(slots)]
         items[block] += [(start, tokens, first, offset, q) for q in range(0, queries, block)]
     many, few = (

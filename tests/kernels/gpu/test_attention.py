@@ -43,7 +43,6 @@ class Layer:
 LAYERS = {
     "grouped": Layer(),
     "one head of keys": Layer(heads=6, kv_heads=1),
-    "no group": Layer(kv_heads=4),
     "odd widths": Layer(width=24, value_width=20),
     "window": Layer(window=5),
     "window as wide as a block": Layer(window=64),
@@ -86,7 +85,7 @@ def random_step(layer: Layer, dtype: torch.dtype) -> Step:
 def run(layer: Layer, step: Step, places: list[tuple[int, int, int, np.ndarray]]) -> Tensor:
     output = torch.full((ROWS, layer.heads, layer.value_width), 7.0, device=DEVICE)
     output = output.to(step.queries.dtype)
-    work = work_of(places, layer.heads // layer.kv_heads, DEVICE)
+    work = work_of(places, layer.heads // layer.kv_heads, step.queries.dtype, DEVICE)
     scores = Scores(
         layer.width**-0.5, layer.window, layer.softcap, step.sinks if layer.sinks else None
     )
@@ -136,9 +135,8 @@ def test_half_precision() -> None:
     assert error <= 2 * 2.0**-8 * truth.abs().max()
 
 
-@pytest.mark.parametrize("name", ["grouped", "window"])
-def test_bits_do_not_depend_on_company(name: str) -> None:
-    layer = LAYERS[name]
+def test_bits_do_not_depend_on_company() -> None:
+    layer = LAYERS["window"]
     step = random_step(layer, torch.float32)
     together = run(layer, step, step.places[::-1])
     for place in step.places:
@@ -147,8 +145,8 @@ def test_bits_do_not_depend_on_company(name: str) -> None:
 
 
 PACKED = [architecture.name for architecture in ARCHITECTURES if architecture.packs]
-FAMILIES = PACKED if DEVICE.type == "cuda" else ["gemma2", "gpt-oss", "deepseek-v3"]
-"""Soft-capping with a window, sinks, and values of another width: an interpreter is slow."""
+FAMILIES = PACKED if DEVICE.type == "cuda" else ["gpt-oss"]
+"""Windows, sinks and grouped queries: an interpreter is slow."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +194,12 @@ def test_samples(pair: Pair) -> None:
     """Past windows and seams, token by token."""
     prompt = [3, 14, 15, 92, 65]
     answer = sample(
-        pair.loaded, prompt, n=2, seed=5, max_tokens=20, ignore_eos=True, processing=Processing()
+        pair.loaded, prompt, seed=5, max_tokens=13, ignore_eos=True, processing=Processing()
     )
-    for index in range(2):
-        drawn = answer[0, index]
-        logits = plain.row_logits(pair.network, prompt, drawn.token_ids)[:-1]
-        expected = plain.log_softmax(logits)[np.arange(20), drawn.token_ids]
-        np.testing.assert_allclose(drawn.logprobs, expected, atol=1e-4)
+    drawn = answer[0, 0]
+    logits = plain.row_logits(pair.network, prompt, drawn.token_ids)[:-1]
+    expected = plain.log_softmax(logits)[np.arange(13), drawn.token_ids]
+    np.testing.assert_allclose(drawn.logprobs, expected, atol=1e-4)
 
 
 def test_without_it_where_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

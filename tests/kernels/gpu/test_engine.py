@@ -45,9 +45,9 @@ def random_logits(rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("processing", PROCESSINGS)
 def test_rows_are_answered_alike(processing: Processing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every output of a row; a row of a next_token (no realised token) among them."""
-    logits_T_V = random_logits(6)
-    realised = np.array([3, 17, 999, 0, 500, -1], dtype=np.int32)
-    candidates = np.array([[1, 2, -1]] * 6, dtype=np.int32)
+    logits_T_V = random_logits(4)
+    realised = np.array([3, 999, 0, -1], dtype=np.int32)
+    candidates = np.array([[1, 2, -1]] * 4, dtype=np.int32)
     blocks = []
     for backend in ("eager", "triton"):
         use(monkeypatch, backend)
@@ -82,9 +82,9 @@ def test_tokens_are_drawn_alike(
     processing: Processing, banned: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same tokens with the same numbers, greedy and under bans too; a broken row is a fault."""
-    logits_T_V = random_logits(8)
+    logits_T_V = random_logits(5)
     logits_T_V[2, 4] = torch.nan
-    rows = [draw_row(place, banned if place % 2 else ()) for place in range(8)]
+    rows = [draw_row(place, banned if place % 2 else ()) for place in range(5)]
     answers = []
     for backend in ("eager", "triton"):
         use(monkeypatch, backend)
