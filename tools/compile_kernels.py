@@ -172,25 +172,24 @@ def builds(architecture: int) -> Iterator[Build]:
 
 def attentions() -> Iterator[Build]:
     """The attention of packed steps, for heads that are 128 wide."""
-    for block in (attention.FEW_QUERIES, attention.MANY_QUERIES):
-        for asked in ("", " window, soft-cap, sinks"):
-            yield Build(
-                f"packed_attention bf16 {block}{asked}",
-                attention.packed_attention,
-                "*bf16 *bf16 *bf16 *bf16 *bf16 *fp32 *i64 *i32 *bf16 "
-                "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32",
-                {
-                    "WINDOWED": bool(asked),
-                    "CAPPED": bool(asked),
-                    "SINKS": bool(asked),
-                    "GROUP": 2,
-                    **attention.tile_of(128, 128, 2),
-                    "UPCAST": False,
-                    "BM": block,
-                },
-                warps=attention.WARPS,
-                stages=attention.STAGES,
-            )
+    for block, asked in ((attention.FEW_QUERIES, True), (attention.MANY_QUERIES, False)):
+        yield Build(
+            f"packed_attention bf16 {block}{', window, soft-cap, sinks' if asked else ''}",
+            attention.packed_attention,
+            "*bf16 *bf16 *bf16 *bf16 *bf16 *fp32 *i64 *i32 *bf16 "
+            "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32",
+            {
+                "WINDOWED": asked,
+                "CAPPED": asked,
+                "SINKS": asked,
+                "GROUP": 2,
+                **attention.tile_of(128, 128, 2),
+                "UPCAST": False,
+                "BM": block,
+            },
+            warps=attention.WARPS,
+            stages=attention.STAGES,
+        )
 
 
 def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:

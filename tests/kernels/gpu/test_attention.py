@@ -168,7 +168,7 @@ def pair(
 def load_here(folder: Path) -> LoadedModel:
     config = EngineConfig(
         str(folder), device=DEVICE.type, dtype="float32", cpu_kernels="off", chunk_size=16,
-        memory_utilization=0.05,
+        memory_utilization=0.05 if DEVICE.type == "cuda" else None,
     )  # fmt: skip
     return load(config, lambda _stage: None)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from scoring_service.engine.head import LinearHead
 from scoring_service.engine.packed.draws import DrawRow, draw_rows
+from scoring_service.engine.packed.head_jobs import _finished
 from scoring_service.engine.rows import compute_rows
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.kernels import dispatch
@@ -76,8 +78,13 @@ def draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:
     return DrawRow(task, sample_index=place, position=100 + place, banned=banned)
 
 
-@pytest.mark.parametrize("processing", [Processing(0.0), *PROCESSINGS])
-@pytest.mark.parametrize("banned", [(), (5, 700)])
+@pytest.mark.parametrize(
+    ("processing", "banned"),
+    [
+        *((processing, (5, 700)) for processing in (Processing(0.0), *PROCESSINGS)),
+        *((processing, ()) for processing in (Processing(0.0), PROCESSINGS[1])),
+    ],
+)
 def test_tokens_are_drawn_alike(
     processing: Processing, banned: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,3 +105,14 @@ def test_tokens_are_drawn_alike(
         for name in ("logprob", "processed_logprob", "top_logprobs"):
             assert getattr(triton, name) == pytest.approx(getattr(eager, name), abs=1e-5)
     assert sum(not isinstance(answer, DrawnToken) for answer in answers[1]) == 1
+
+
+def test_half_precision_logits_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a tile in fp32 is twice its size; capped logits have to be made, and are fp32."""
+    use(monkeypatch, "triton")
+    weight_V_H = torch.randn(100, 16, device=DEVICE).bfloat16()
+    plain = LinearHead(weight_V_H, None, 1.0, None, torch.bfloat16)
+    product_T_V = plain.product(torch.randn(3, 16, device=DEVICE).bfloat16())
+    assert _finished(plain, product_T_V, None) is product_T_V
+    capped = replace(plain, soft_cap=30.0)
+    assert _finished(capped, product_T_V, None).dtype == torch.float32
