@@ -7,6 +7,7 @@ import datetime
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.harness import Plan, measure
@@ -31,14 +32,23 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--head-dtype", default="bfloat16", help="of this service's head")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--memory-utilization", type=float, default=None, help="the engine's")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument(
-        "--time-limit", type=float, default=float("inf"), help="seconds; what is left is skipped"
+        "--time-limit",
+        type=float,
+        default=float("inf"),
+        help="seconds, loading included; what is left is skipped",
     )
     parser.add_argument("--name", default=None, help="of the result files; default: the date")
     arguments = parser.parse_args()
+    began = time.monotonic()
     config = SideConfig(
-        str(arguments.model), arguments.dtype, arguments.head_dtype, arguments.device
+        str(arguments.model),
+        arguments.dtype,
+        arguments.head_dtype,
+        arguments.device,
+        arguments.memory_utilization,
     )
     plan = Plan(
         arguments.workloads.split(","),
@@ -47,9 +57,10 @@ def main() -> None:
         arguments.model,
         arguments.dtype,
         arguments.device,
+        began,
         arguments.time_limit,
     )
-    sides = _load(arguments.sides.split(","), config)
+    sides, failures = _load(arguments.sides.split(","), config, arguments.time_limit)
     facts = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -58,6 +69,7 @@ def main() -> None:
         "dtype": arguments.dtype,
         "head_dtype": arguments.head_dtype,
         "sides": {side.name: side.version for side in sides},
+        "not_loaded": failures,
     }
     stem = arguments.name or datetime.date.today().isoformat()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -71,15 +83,25 @@ def main() -> None:
     print(tables(report))
 
 
-def _load(names: list[str], config: SideConfig) -> list[SideProcess]:
+def _load(
+    names: list[str], config: SideConfig, patience: float
+) -> tuple[list[SideProcess], dict[str, str]]:
+    """The sides that could be loaded, and why the others could not."""
     logs = ROOT / "build" / "benchmark-logs"
     logs.mkdir(parents=True, exist_ok=True)
-    sides = []
+    sides, failures = [], {}
     for name in names:
         python = PEERS_PYTHON if name in IN_PEERS_ENVIRONMENT else Path(sys.executable)
         _say(f"loading {name}")
-        sides.append(SideProcess(name, python, config, logs / f"{name}.log"))
-    return sides
+        side = SideProcess(name, python, config, logs / f"{name}.log")
+        try:
+            side.wait(patience)
+        except RuntimeError as error:
+            _say(str(error))
+            failures[name] = str(error)
+        else:
+            sides.append(side)
+    return sides, failures
 
 
 def _say(text: str) -> None:
@@ -87,13 +109,16 @@ def _say(text: str) -> None:
 
 
 def _commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    except OSError:
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 

@@ -3,7 +3,8 @@
 Needs a CUDA device, torch, triton and numpy; Liger-Kernel, cut-cross-entropy and FlashInfer take
 part where they are installed. Random data, rotated buffers, graph replay; every figure comes with
 the largest error of some rows against float64 and, where a target is missed, with the profile that
-says why. Leaves `benchmarks/results/gpu-kernels.json`, in under ten minutes.
+says why. A case that fails is put down, and the others are measured (`gpu_cases`). Leaves
+`benchmarks/results/gpu-kernels.json`, in under ten minutes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_attention import attention
+from benchmarks.gpu_cases import Case, Figure, run_cases, run_part
 from benchmarks.gpu_timing import Work, buffers_for, extra_bytes, profile, seconds
 from benchmarks.machine import copy_rate, describe, matrix_rate
 
 RESULTS = Path(__file__).parent / "results"
-_TIME_LIMIT = 480
+_TIME_LIMIT = 500
 """Seconds after which no further measurement begins."""
+
+PARTS = {"logprobs": 0.3, "attention": 0.2, "top-k": 0.2, "sampler": 1.0}
+"""In this order, and the share that each may take of the time that is left."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,12 @@ class Sizes:
     tile_rows: int = 1024
     few_rows: tuple[int, ...] = (1, 32)
     ks: tuple[int, ...] = (128, 1024)
-    batches: tuple[int, ...] = (1, 8, 32, 128, 512)
+    batches: tuple[int, ...] = (32, 1, 512, 128, 8)
     checked: int = 4
 
+
+_LIMITS = "GPU_KERNELS_LIMITS"
+"""Where parts find what the machine can do."""
 
 DRY = Sizes(8, 64, 1000, 4, (1,), (8,), (2,), 2)
 SETTINGS: dict[str, dict[str, float]] = {
@@ -76,11 +86,16 @@ def at_least(what: str, got: float | None, bound: float) -> Target:
 
 
 def main() -> int:
-    """Measures and writes; 2 where there is no CUDA device."""
+    """Measures and writes; 2 where there is no CUDA device, 1 where a case failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_kernels", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes in the interpreter")
-    parser.add_argument("--parts", default="logprobs,top-k,sampler")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu-kernels.json")
+    parser.add_argument("--time-limit", type=float, default=_TIME_LIMIT, help="seconds")
+    # What this program tells the processes that it starts for its parts.
+    parser.add_argument("--piece", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=_TIME_LIMIT, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
@@ -93,26 +108,36 @@ def main() -> int:
         return 2
     sizes = DRY if arguments.dry_run else Sizes()
     device = "cpu" if arguments.dry_run else "cuda"
+    if arguments.piece is not None:
+        limits = json.loads(os.environ[_LIMITS])
+        cases = CASES[arguments.parts](sizes, device, limits)
+        return run_cases(cases, arguments.piece, arguments.skip, arguments.seconds)
+    return measure_all(arguments, sizes, device)
+
+
+def measure_all(arguments: argparse.Namespace, sizes: Sizes, device: str) -> int:
+    """Every part in a process of its own; 1 where a case failed."""
     began = time.monotonic()
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.gpu_kernels", *sys.argv[1:]]),
         "machine": machine(device, sizes),
         "sizes": asdict(sizes),
     }
-    parts = {"logprobs": logprobs, "top-k": top_k, "sampler": sampler}
-    for name in arguments.parts.split(","):
-        report[name] = []
-        for figure in parts[name](sizes, device, report["machine"]):
-            elapsed = time.monotonic() - began
-            print(f"[{elapsed:4.0f} s] {json.dumps(figure)[:160]}", file=sys.stderr)
-            report[name].append(figure)
-            if not arguments.dry_run:
-                # After every figure: nothing is lost by a stop.
-                arguments.output.parent.mkdir(parents=True, exist_ok=True)
-                arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-            if elapsed > _TIME_LIMIT:
-                return 0
-    return 0
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    os.environ[_LIMITS] = json.dumps(report["machine"])
+    names = arguments.parts.split(",")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    for place, name in enumerate(names):
+        left = arguments.time_limit - (time.monotonic() - began)
+        share = 1.0 if place == len(names) - 1 else PARTS[name]
+        command = [sys.executable, "-m", "benchmarks.gpu_kernels", "--parts", name]
+        command += ["--dry-run"] * arguments.dry_run
+        piece = arguments.output.with_suffix(f".{name}.json")
+        report[name] = run_part(command, piece, left * share)
+        # After every part; what a part has so far is in its piece.
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    return int(any("failed" in figure for name in names for figure in report[name]))
 
 
 def machine(device: str, sizes: Sizes) -> dict[str, Any]:
@@ -134,20 +159,19 @@ def normal(shape: tuple[int, ...], device: str, seed: int, dtype: torch.dtype) -
     return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
 
 
-def logprobs(sizes: Sizes, device: str, limits: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def logprobs(sizes: Sizes, device: str, limits: dict[str, Any]) -> Iterator[Case]:
     """Log-prob, entropy and rank from hidden states, and what follows the product by itself."""
-    weight_V_H = normal((sizes.vocab, sizes.hidden), device, 1, torch.bfloat16)
-    weight_V_H *= 2 * sizes.hidden**-0.5
-    for rows in (*sizes.few_rows, sizes.rows):
-        yield linear_figure(sizes, rows, weight_V_H, device, limits)
-    yield after_product(sizes, device, limits)
+    yield "log-prob, entropy, rank from logits", partial(after_product, sizes, device, limits)
+    for rows in (sizes.rows, *sizes.few_rows):
+        what = f"log-prob, entropy, rank of {rows} rows from hidden states"
+        yield what, partial(linear_figure, sizes, rows, device, limits)
 
 
-def linear_figure(
-    sizes: Sizes, rows: int, weight_V_H: Tensor, device: str, limits: dict[str, Any]
-) -> dict[str, Any]:
+def linear_figure(sizes: Sizes, rows: int, device: str, limits: dict[str, Any]) -> Figure:
     from scoring_service.kernels.linear_logprobs import LinearHead, linear_logprobs
 
+    weight_V_H = normal((sizes.vocab, sizes.hidden), device, 1, torch.bfloat16)
+    weight_V_H *= 2 * sizes.hidden**-0.5
     hidden = [normal((rows, sizes.hidden), device, seed, torch.bfloat16) for seed in range(2)]
     targets_T = torch.randint(sizes.vocab, (rows,), device=device)
     head = LinearHead(weight_V_H)
@@ -209,7 +233,7 @@ def linear_peers(hidden: list[Tensor], weight_V_H: Tensor, targets_T: Tensor) ->
     return peers
 
 
-def after_product(sizes: Sizes, device: str, limits: dict[str, Any]) -> dict[str, Any]:
+def after_product(sizes: Sizes, device: str, limits: dict[str, Any]) -> Figure:
     """What follows the product, on tiles of logits that are there."""
     from scoring_service.kernels.gpu.tile import TritonTile
 
@@ -238,8 +262,13 @@ def after_product(sizes: Sizes, device: str, limits: dict[str, Any]) -> dict[str
     }
 
 
-def top_k(sizes: Sizes, device: str, limits: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def top_k(sizes: Sizes, device: str, limits: dict[str, Any]) -> Iterator[Case]:
     """Lists of the most likely tokens from tiles of logits, and the products before them."""
+    for k in sizes.ks:
+        yield f"top {k} with log-probs and tail", partial(top_k_figure, sizes, k, device, limits)
+
+
+def top_k_figure(sizes: Sizes, k: int, device: str, limits: dict[str, Any]) -> Figure:
     from scoring_service.kernels.gpu.tile import TritonTile
 
     shape = (sizes.tile_rows, sizes.vocab)
@@ -248,49 +277,49 @@ def top_k(sizes: Sizes, device: str, limits: dict[str, Any]) -> Iterator[dict[st
     hidden_T_H = normal((sizes.tile_rows, sizes.hidden), device, 1, torch.bfloat16)
     weight_V_H = normal((sizes.vocab, sizes.hidden), device, 2, torch.bfloat16)
     product = seconds(lambda _: hidden_T_H @ weight_V_H.t(), 1)
-    for k in sizes.ks:
 
-        def ours(n: int, k: int = k) -> object:
-            tile = TritonTile(tiles[n])
-            ids_T_K = tile.top_k_ids(k, sizes.vocab)
-            return tile.logprobs_at(ids_T_K), tile.log_tail_mass(ids_T_K)
+    def ours(n: int) -> object:
+        tile = TritonTile(tiles[n])
+        ids_T_K = tile.top_k_ids(k, sizes.vocab)
+        return tile.logprobs_at(ids_T_K), tile.log_tail_mass(ids_T_K)
 
-        def select(n: int, k: int = k) -> object:
-            return TritonTile(tiles[n]).top_k_ids(k, sizes.vocab)
+    def select(n: int) -> object:
+        return TritonTile(tiles[n]).top_k_ids(k, sizes.vocab)
 
-        def eager(n: int, k: int = k) -> object:
-            return torch.topk(tiles[n], k, dim=1)
+    def eager(n: int) -> object:
+        return torch.topk(tiles[n], k, dim=1)
 
-        sides = {"bare product": product, "ours": seconds(ours, len(tiles))}
-        sides["ours, selection"] = seconds(select, len(tiles))
-        sides["torch.topk"] = seconds(eager, len(tiles))
-        ratio = sides["torch.topk"] / sides["ours, selection"]
-        targets = [at_least("times torch.topk's speed", ratio, 4.0)]
-        if k == sizes.ks[0]:
-            whole = (product + sides["ours"]) / product
-            targets.append(at_most("times the bare product, with it", whole, 1.35))
-        want_T_K = tiles[0][: sizes.checked].double().sort(dim=1, descending=True, stable=True)
-        got_T_K = TritonTile(tiles[0]).top_k_ids(k, sizes.vocab)[: sizes.checked]
-        yield {
-            "what": f"top {k} with log-probs and tail",
-            "rows": sizes.tile_rows,
-            "seconds": sides,
-            "floor_seconds": size / limits["copy_bytes_per_second"],
-            "wrong_ids": int((got_T_K != want_T_K.indices[:, :k]).sum()),
-            **judged(targets, ours),
-        }
+    sides = {"bare product": product, "ours": seconds(ours, len(tiles))}
+    sides["ours, selection"] = seconds(select, len(tiles))
+    sides["torch.topk"] = seconds(eager, len(tiles))
+    ratio = sides["torch.topk"] / sides["ours, selection"]
+    targets = [at_least("times torch.topk's speed", ratio, 4.0)]
+    if k == sizes.ks[0]:
+        whole = (product + sides["ours"]) / product
+        targets.append(at_most("times the bare product, with it", whole, 1.35))
+    want_T_K = tiles[0][: sizes.checked].double().sort(dim=1, descending=True, stable=True)
+    got_T_K = TritonTile(tiles[0]).top_k_ids(k, sizes.vocab)[: sizes.checked]
+    return {
+        "what": f"top {k} with log-probs and tail",
+        "rows": sizes.tile_rows,
+        "seconds": sides,
+        "floor_seconds": size / limits["copy_bytes_per_second"],
+        "wrong_ids": int((got_T_K != want_T_K.indices[:, :k]).sum()),
+        **judged(targets, ours),
+    }
 
 
-def sampler(sizes: Sizes, device: str, limits: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def sampler(sizes: Sizes, device: str, limits: dict[str, Any]) -> Iterator[Case]:
     """One token a row from logits, with every mix of filters."""
     for batch in sizes.batches:
         for name in SETTINGS:
-            yield sampler_figure(sizes, batch, name, device, limits)
+            what = f"sample, {name}, batch {batch}"
+            yield what, partial(sampler_figure, sizes, batch, name, device, limits)
 
 
 def sampler_figure(
     sizes: Sizes, batch: int, name: str, device: str, limits: dict[str, Any]
-) -> dict[str, Any]:
+) -> Figure:
     from scoring_service.kernels import reference
     from scoring_service.kernels.gpu.tile import TritonTile
 
@@ -320,12 +349,12 @@ def sampler_figure(
     if peer is not None:
         sides["FlashInfer"] = seconds(peer, len(tiles))
     ratio = sides["FlashInfer"] / sides["ours"] if peer is not None else None
-    wrong = 0
+    wrong, drawn_T = 0, ours(0)
     for row in range(min(batch, sizes.checked)):
         x_1_V = tiles[0][row : row + 1]
         keep = reference.support(x_1_V, int(top_k_T[row]), float(top_p_T[row]), float(min_p_T[row]))
         want = reference.draw(x_1_V, keep, [row], [row], [row])
-        wrong += int(want.item() != ours(0)[row].item())
+        wrong += int(want.item() != drawn_T[row].item())
     return {
         "what": f"sample, {name}",
         "rows": batch,
@@ -350,12 +379,15 @@ def flashinfer(tiles: list[Tensor], top_k_T: Tensor, top_p_T: Tensor) -> Work | 
     )
 
 
-def judged(targets: list[Target], work: Callable[[int], Any]) -> dict[str, Any]:
+def judged(targets: list[Target], work: Callable[[int], Any]) -> Figure:
     """The targets, and the profile that says why where one is missed."""
-    found: dict[str, Any] = {"targets": [asdict(target) for target in targets]}
+    found: Figure = {"targets": [asdict(target) for target in targets]}
     if any(target.met is False for target in targets):
         found["profile"] = profile(work)
     return found
+
+
+CASES = {"logprobs": logprobs, "attention": attention, "top-k": top_k, "sampler": sampler}
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ from benchmarks.workloads import Scoring, build
 
 Say = Callable[[str], None]
 
-_PRODUCT_ROWS = 1024
+_PRODUCT_ROWS = {"cpu": 1024, "cuda": 8192}
 """Rows of the products that the machine's matrix rate is measured with."""
+
+_PATIENCE = 120.0
+"""Seconds that a repetition may take beyond the time limit, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,20 @@ class Plan:
     """Folder with the config that limits are counted from."""
     dtype: str
     device: str
+    began: float
+    """`time.monotonic()` of the start."""
     time_limit: float
-    """Seconds after which no further repetition begins."""
+    """Seconds from there after which no further repetition begins."""
 
 
 def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str, Any]]:
     """The report so far, as plain data, once after every workload: nothing is lost by a stop."""
-    began = time.monotonic()
     shape = Shape.of(json.loads((plan.model / "config.json").read_text()))
-    report: dict[str, Any] = {"machine": describe(), "workloads": {}}
+    report: dict[str, Any] = {"machine": describe(), "workloads": {}, "failures": []}
+    alive = list(sides)
     say("the machine's matrix and copy rates")
-    rate = matrix_rate(plan.dtype, _PRODUCT_ROWS, shape.hidden, shape.intermediate, plan.device)
+    rows = _PRODUCT_ROWS.get(plan.device.partition(":")[0], _PRODUCT_ROWS["cpu"])
+    rate = matrix_rate(plan.dtype, rows, shape.hidden, shape.intermediate, plan.device)
     copies = copy_rate(plan.device)
     report["machine"].update(matrix_flops_per_second=rate, copy_bytes_per_second=copies)
     width = 4 if plan.dtype == "float32" else 2
@@ -51,23 +57,32 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
         work = build(name, plan.size, shape.vocab)
         limit = max(flops(shape, work) / rate, bytes_read(shape, work, width) / (copies / 2))
         runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
-        able = list(sides)
+        able = list(alive)
         for repetition in range(plan.repetitions + 1):
             for side in list(able):
-                elapsed = time.monotonic() - began
+                elapsed = time.monotonic() - plan.began
                 if elapsed > plan.time_limit:
                     able.clear()
                     break
                 turn = f"repetition {repetition}/{plan.repetitions}" if repetition else "warm-up"
                 where = f"{elapsed:5.0f} s, {place}/{len(plan.workloads)}"
                 say(f"[{where}] {name}: {side.name}, {turn}")
-                outcome = side.run(name, plan.size, shape.vocab, repetition)
-                if outcome.get("cannot"):
+                left = plan.time_limit - elapsed + _PATIENCE
+                try:
+                    outcome = side.run(name, plan.size, shape.vocab, repetition, left)
+                except (RuntimeError, OSError, ValueError) as error:
+                    outcome = {"failed": str(error)}
+                    alive.remove(side)
+                if reason := outcome.get("failed"):
+                    say(f"{name}: {side.name} failed: {reason}")
+                    report["failures"].append({"workload": name, "side": side.name, "why": reason})
+                if outcome.get("cannot") or reason:
                     able.remove(side)
                 elif repetition:
                     runs[side.name].append(outcome)
         if not any(runs.values()):
-            continue  # the time limit
+            yield report
+            continue  # the time limit, or nobody could
         report["workloads"][name] = {
             "tokens": work.tokens,
             "flops": flops(shape, work),

@@ -7,9 +7,11 @@ print goes to standard error.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import traceback
 
 from benchmarks.sides import SideConfig, make_side
 from benchmarks.workloads import build
@@ -30,8 +32,20 @@ def main() -> None:
             answer = side.run(work).as_json()
         except NotImplementedError:
             answer = {"cannot": True}
+        except Exception as error:  # noqa: BLE001 - what fails is put down, and the rest is measured
+            traceback.print_exc()
+            answer = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            give_back_memory()
         print(json.dumps(answer), file=results)
     side.close()
+
+
+def give_back_memory() -> None:
+    """Of a GPU, what a failure left: the next workload shall not fail of it too."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

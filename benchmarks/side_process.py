@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +16,14 @@ from benchmarks.sides import SideConfig
 
 ROOT = Path(__file__).parent.parent
 
+_PATIENCE = 120
+"""Seconds in which a side ends by itself."""
+
+_FOR_EVER = float("inf")
+
 
 class SideProcess:
-    """Starts `python -m benchmarks.side` and asks it to run workloads.
-
-    Raises:
-        RuntimeError: the side could not be started; its output is in `log`.
-    """
+    """Starts `python -m benchmarks.side` and asks it to run workloads; its output is in `log`."""
 
     def __init__(self, name: str, python: Path, config: SideConfig, log: Path) -> None:
         self.name = name
@@ -36,12 +39,26 @@ class SideProcess:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
         )
-        hello = self._read()
-        self.version: str = hello["version"]
-        self.pids: dict[str, int] = hello["pids"]
+        self.version = ""
+        self.pids: dict[str, int] = {}
 
-    def run(self, workload: str, size: str, vocab: int, repetition: int) -> dict[str, Any]:
-        """A repetition: the side's outcome, and what its processes used meanwhile."""
+    def wait(self, patience: float) -> None:
+        """Until it has loaded its model.
+
+        Raises:
+            RuntimeError: it did not within so many seconds.
+        """
+        hello = self._read(patience)
+        self.version, self.pids = hello["version"], hello["pids"]
+
+    def run(
+        self, workload: str, size: str, vocab: int, repetition: int, patience: float = _FOR_EVER
+    ) -> dict[str, Any]:
+        """A repetition: the side's outcome, and what its processes used meanwhile.
+
+        Raises:
+            RuntimeError: the side ended, or did not answer within `patience` seconds.
+        """
         before = {name: cpu_seconds(pid) for name, pid in self.pids.items()}
         for pid in self.pids.values():
             _reset_peak(pid)
@@ -54,7 +71,7 @@ class SideProcess:
             "repetition": repetition,
         }
         print(json.dumps(question), file=self._process.stdin)
-        outcome = self._read()
+        outcome = self._read(patience)
         outcome["cpu_seconds"] = {
             name: cpu_seconds(pid) - before[name] for name, pid in self.pids.items()
         }
@@ -65,12 +82,22 @@ class SideProcess:
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(120)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, patience: float) -> dict[str, Any]:
         assert self._process.stdout is not None
+        # Lines are whole and one at a time: nothing of the next one waits in the buffer.
+        within = None if patience == _FOR_EVER else max(0.0, patience)
+        if not select.select([self._process.stdout], [], [], within)[0]:
+            self._process.kill()
+            raise RuntimeError(f"{self.name} did not answer for {patience:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
@@ -80,7 +107,9 @@ class SideProcess:
 
 
 def _loopback_bytes() -> int:
-    """Received on this machine's loopback interface so far, headers included."""
+    """Received on this machine's loopback interface so far, headers included; 0 where unknown."""
+    if not Path("/proc/net/dev").is_file():
+        return 0
     for line in Path("/proc/net/dev").read_text().splitlines():
         if line.strip().startswith("lo:"):
             return int(line.split(":", 1)[1].split()[0])
@@ -89,7 +118,8 @@ def _loopback_bytes() -> int:
 
 def _reset_peak(pid: int) -> None:
     """Lets the kernel count the peak of resident memory from here on."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    with contextlib.suppress(OSError):  # some sandboxes have no such file
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def _peak(pid: int) -> int:

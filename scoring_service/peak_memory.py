@@ -32,7 +32,7 @@ scaled, probabilities, differences; for truncation a sorted copy, its order and 
 
 _BANNED_COPIES = 2
 """C++ and Triton kernels read logits where they lie. Rows with banned tokens are the exception:
-scaled, and without them."""
+scaled, and without them. At a temperature, Triton's leave scaled rows beside the logits, too."""
 
 _FINISHED_COPIES = 3
 """In fp32, scaled, and soft-capped."""
@@ -201,6 +201,8 @@ def _copied_rows(shape: StepShape, work: StepWork, block: int) -> int:
     drawn = min(block, work.samples)
     if shape.compiled_head:
         rows = _BANNED_COPIES * drawn
+        if not shape.on_host:
+            rows = max(rows, block)
     else:
         scored = _TRUNCATED_COPIES if work.truncates else _PLAIN_COPIES
         rows = max(scored * block, _TRUNCATED_COPIES * drawn)

@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from scoring_service.kernels.gpu import (
+    attention,
     candidates,
     gradient,
     linear,
@@ -156,6 +157,7 @@ def builds(architecture: int) -> Iterator[Build]:
         "*fp32 *fp32 *i64 *fp32 *i64 *fp64 *fp32 i32 i32 fp32 fp32",
         {"CAPPED": True, "KEEP_LABELS": True, "BLOCK": rows.BLOCK_COLUMNS},
     )
+    yield from attentions()
     yield Build(
         "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1
     )
@@ -166,6 +168,28 @@ def builds(architecture: int) -> Iterator[Build]:
         {"BLOCK": rows.BLOCK_COLUMNS},
         hot=False,
     )
+
+
+def attentions() -> Iterator[Build]:
+    """The attention of packed steps, for heads that are 128 wide."""
+    for block, asked in ((attention.FEW_QUERIES, True), (attention.MANY_QUERIES, False)):
+        yield Build(
+            f"packed_attention bf16 {block}{', window, soft-cap, sinks' if asked else ''}",
+            attention.packed_attention,
+            "*bf16 *bf16 *bf16 *bf16 *bf16 *fp32 *i64 *i32 *bf16 "
+            "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32",
+            {
+                "WINDOWED": asked,
+                "CAPPED": asked,
+                "SINKS": asked,
+                "GROUP": 2,
+                **attention.tile_of(128, 128, 2),
+                "UPCAST": False,
+                "BM": block,
+            },
+            warps=attention.WARPS,
+            stages=attention.STAGES,
+        )
 
 
 def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:

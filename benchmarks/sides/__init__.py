@@ -19,6 +19,8 @@ class SideConfig:
     dtype: str
     head_dtype: str
     device: str = "cpu"
+    memory_utilization: float | None = None
+    """What the engine takes of the device's memory; None = its default."""
 
 
 class Side(Protocol):

@@ -45,13 +45,20 @@ class Engine:
             dtype=config.dtype,
             head_dtype=config.head_dtype,
             device=config.device,
+            memory_utilization=config.memory_utilization,
         )
         self._runner = make_runner(load(settings, on_stage=lambda _stage: None), _raise)
 
     def run(self, work: Work) -> Outcome:
         """Does the work."""
-        if isinstance(work, Mixed):
-            return self._mixed(work)
+        try:
+            return self._mixed(work) if isinstance(work, Mixed) else self._one_call(work)
+        except Exception:
+            for call_id in (0, 1):
+                self._runner.cancel(call_id)
+            raise
+
+    def _one_call(self, work: Scoring | Sampling) -> Outcome:
         runner = self._runner
         began = time.perf_counter()
         runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))

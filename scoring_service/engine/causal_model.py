@@ -14,6 +14,7 @@ from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.tiles import ROW_MULTIPLE
 from scoring_service.engine.weights import ModelWeights, Slots
+from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 
@@ -37,6 +38,8 @@ class CausalModel:
         self.device = device
         self.weight_version = weight_version
         self.kernels = kernels
+        self.attends_by_triton = dispatch.attends_by_triton(device)
+        """Whether one Triton kernel does the attention of a packed step."""
         self.row_multiple = ROW_MULTIPLE
         self.weights: ModelWeights | None = None
         """What answers now; None until `keep_weights`."""

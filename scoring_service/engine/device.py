@@ -23,6 +23,17 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def prepare_device(device: torch.device) -> None:
+    """Makes a device that of this thread, and chooses what torch attends with there."""
+    if device.type != "cuda":
+        return
+    if device.index is not None:
+        # Triton launches on the thread's device, wherever its tensors are.
+        torch.cuda.set_device(device)
+    # cuDNN makes a plan of every new pair of lengths, which takes longer than the attention itself.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def device_name(device: torch.device) -> str:
     """Which GPU it is, or that it is none."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

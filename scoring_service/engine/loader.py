@@ -13,7 +13,7 @@ import torch
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.causality import is_causal
 from scoring_service.engine.description import describe, type_name
-from scoring_service.engine.device import device_name, find_device
+from scoring_service.engine.device import device_name, find_device, prepare_device
 from scoring_service.engine.digest import weights_digest
 from scoring_service.engine.head import LinearHead
 from scoring_service.engine.head_probe import choose_head
@@ -60,6 +60,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
+    prepare_device(device)
     on_stage(f"loading weights of {config.model}")
     network = load_network(config, device)
     pack_linears(network)
@@ -138,7 +139,13 @@ def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> C
         device=device_name(model.device),
         chunk_size=0 if packed is None else packed.settings.chunk_size,
         kernels="" if model.kernels is None or packed is None else model.kernels.name,
-        attention=ATTENTION_NAME if packed else model.attention,
+        attention=_attention(model, packed),
         triton=None if packed is None else dispatch.version(model.device),
     )
     return lambda digest: identify(digest=digest)
+
+
+def _attention(model: CausalModel, packed: PackedSetup | None) -> str:
+    if packed is None:
+        return model.attention
+    return f"{ATTENTION_NAME}, Triton" if model.attends_by_triton else ATTENTION_NAME

@@ -31,6 +31,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in str(error) or not _can_allocate(_WORKING_BYTES)
 
 
+def is_lost(device: torch.device) -> bool:
+    """Whether a GPU no longer answers this process.
+
+    After an illegal access, a failed assertion or a fault of the card itself every further call
+    fails, whatever it asks: only another process can use the device again.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def _can_allocate(size: int) -> bool:
     try:
         torch.empty(size, dtype=torch.uint8)

@@ -57,7 +57,7 @@ def choose_path(
             raise CannotPackError("the plain path was asked for")
         if head_reason:
             raise CannotPackError(head_reason)
-        shapes = layer_shapes(network, model, limit)
+        shapes, note = _layer_shapes(network, model, limit)
         model.fuse_layers()
         model.row_multiple = body_row_multiple(network)
     except CannotPackError as refusal:
@@ -65,7 +65,24 @@ def choose_path(
     deterministic = bits_do_not_depend_on_company(model, shapes)
     shape = _step_shape(network, model, shapes)
     setup = set_up(config, shapes, shape, limit, model.dtype, model.device)
-    return ChosenPath(setup, "a probe found packed and plain attention equal", deterministic)
+    reason = f"a probe found packed and plain attention equal{note}"
+    return ChosenPath(setup, reason, deterministic)
+
+
+def _layer_shapes(network: Any, model: CausalModel, limit: int) -> tuple[list[LayerShape], str]:
+    """What layers keep, and what was given up to be able to pack.
+
+    Raises:
+        CannotPackError: with the reason.
+    """
+    try:
+        return layer_shapes(network, model, limit), ""
+    except CannotPackError as refusal:
+        if not model.attends_by_triton:
+            raise
+        # The kernel may be what fails: shared memory that the device lacks, a compiler that is new.
+        model.attends_by_triton = False
+        return layer_shapes(network, model, limit), f"; without the Triton kernel: {refusal}"
 
 
 def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:
@@ -79,7 +96,8 @@ def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> S
         element_bytes=model.dtype.itemsize,
         logit_bytes=head.dtype.itemsize,
         device_type=model.device.type,
-        compiled_attention=kernels is not None and kernels.attends(model.dtype, *widths),
+        compiled_attention=model.attends_by_triton
+        or (kernels is not None and kernels.attends(model.dtype, *widths)),
         compiled_head=on_gpu or kernels is not None,
         finishes_logits=not head.finishes_nothing,
     )

@@ -6,10 +6,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.kernels.tile import Tile
 from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
+
+_LOGSUMEXP = "float64 logsumexp"
 
 _REALISED = ("logprobs", "processed_logprobs", "ranks")
 
@@ -38,10 +41,8 @@ def compute_rows(
     device, rows = lse_T.device, len(lse_T)
     given_T = torch.from_numpy(realised_ids_T.astype(np.int64)).to(device)
     ids_T = given_T.clamp(min=0)
-    if not bool(torch.isfinite(lse_T).all()):
-        raise ServiceError(
-            Fault(Reason.NON_FINITE_LOGITS, "the model's logits are not finite at a wanted row")
-        )
+    if device.type == "cpu":
+        _refuse_non_finite(lse_T)
     logprobs_T = tile.logprobs_at(ids_T[:, None])[:, 0]
 
     processed_T = kept_T = sizes_T = None
@@ -89,8 +90,29 @@ def compute_rows(
         "top_logprobs": top_logprobs,
         "log_tail_masses": tail_T,
     }
-    arrays = {name: value.cpu().numpy() for name, value in values.items() if value is not None}
-    return RowBlock(rows=rows, **arrays)
+    found = {name: value for name, value in values.items() if value is not None}
+    if device.type != "cpu":
+        # One wait for the device, after everything was asked of it: each would leave it idle.
+        found = _fetched({**found, _LOGSUMEXP: lse_T})
+        _refuse_non_finite(found.pop(_LOGSUMEXP))
+    return RowBlock(rows=rows, **{name: value.numpy() for name, value in found.items()})
+
+
+def _refuse_non_finite(lse_T: Tensor) -> None:
+    if not bool(torch.isfinite(lse_T).all()):
+        raise ServiceError(
+            Fault(Reason.NON_FINITE_LOGITS, "the model's logits are not finite at a wanted row")
+        )
+
+
+def _fetched(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors of a GPU in memory that it can write by itself."""
+    copies = {}
+    for name, value in values.items():
+        copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        copies[name].copy_(value, non_blocking=True)
+    torch.cuda.current_stream(next(iter(values.values())).device).synchronize()
+    return copies
 
 
 def cut_rows(block: RowBlock, start: int, stop: int, next_token: bool = False) -> RowBlock:

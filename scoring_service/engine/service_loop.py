@@ -72,7 +72,9 @@ def run_worker(
             for event in events:
                 send(event)
             if not runner.is_sound:
-                raise SystemExit("the worker ran out of memory, and makes room for a new one")
+                raise SystemExit(
+                    "the worker ran out of memory or lost its GPU: a new one is started"
+                )
 
 
 class CallRunner(Protocol):

@@ -31,6 +31,11 @@ def backend(device: torch.device) -> str:
     return "triton" if device.type == "cuda" and _has_triton(device.index) else "eager"
 
 
+def attends_by_triton(device: torch.device) -> bool:
+    """Whether the attention of packed steps on a device is a Triton kernel's."""
+    return backend(device) == "triton"
+
+
 def version(device: torch.device) -> str | None:
     """Of the library that decides bits beside torch, None where there is none."""
     if backend(device) == "eager":

@@ -506,6 +506,23 @@ def test_want_of_memory_in_a_step_is_put_down_to_no_call_until_calls_are_alone(
     assert not engine.is_sound
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_lost_gpu_ends_the_worker_and_a_bug_does_not(
+    tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    engine = engine_of(tiny_packed)
+    engine._log_bug = lambda _call_id, _error: None
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine._model, "packed_states", fail)
+    monkeypatch.setattr("scoring_service.engine.packed.engine.is_lost", lambda _device: lost)
+    engine.submit(score_call([([5, 6], [[7]])]))
+    assert [type(event) for event in finish(engine)] == [CallFailed]
+    assert engine.is_sound != lost
+
+
 def test_a_short_completion_leaves_the_rest_of_the_promise_to_a_longer_one(
     tiny_packed: LoadedModel,
 ) -> None:

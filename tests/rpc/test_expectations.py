@@ -125,7 +125,7 @@ async def test_the_digest_covers_the_tensors_as_loaded(server: RunningServer) ->
     digest = hashlib.sha256()
     with safe_open(tiny_model_path() / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118
-    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     for name in sorted(tensors):
         shape = ",".join(map(str, tensors[name].shape))
         digest.update(f"{name} float32 {shape}\n".encode() + tensors[name].tobytes())

@@ -3,10 +3,11 @@
 Every segment attends to its ancestors and, causally, to itself. Keys and values of a tree lie in
 one workspace by absolute position, so that nothing is copied for each of a prompt's completions.
 
-On a CPU one C++ kernel does a layer, where it could be compiled. Elsewhere attention is two plain
-batched products around a softmax: measured two to three times as fast as torch's fused CPU kernel
-at the sizes of segments. The bits of a row depend on its own segment alone in both. On CUDA torch's
-fused kernels take the segments whose layer asks for nothing that they lack.
+On a CPU one C++ kernel does a layer, where it could be compiled, on CUDA one Triton kernel.
+Elsewhere attention is two plain batched products around a softmax: measured two to three times as
+fast as torch's fused CPU kernel at the sizes of segments. The bits of a row depend on its own
+segment alone in all of them. On CUDA without Triton torch's fused kernels take the segments whose
+layer asks for nothing that they lack.
 """
 
 from __future__ import annotations
@@ -97,6 +98,9 @@ def packed_attention(
         packing.pool.write(place, packing.kept_slots, keys[:, kept], values[:, kept])
     heads = queries.shape[0]
     output = queries.new_zeros(packing.rows, heads, values.shape[2])
+    if packing.by_triton:
+        _attend_by_triton(packing, place, layer, queries, keys, values, output)
+        return output[None], None
     for walk in packing.walks:
         _attend_walk(packing, place, layer, walk, queries, keys, values, output)
     for bucket in packing.decode_buckets(layer.window):
@@ -129,6 +133,38 @@ def _attend_compiled(
         layer.softcap,
         None if layer.sinks is None else layer.sinks.float().reshape(-1),
     )[None]
+
+
+def _attend_by_triton(
+    packing: Packing,
+    place: int,
+    layer: _Layer,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    output: Tensor,
+) -> None:
+    # Imported where a CUDA device is, and nowhere else.
+    from scoring_service.kernels.gpu import attention as triton_attention
+
+    group = queries.shape[0] // keys.shape[0]
+    kind = group, queries.dtype
+    if kind not in packing.work:
+        packing.work[kind] = triton_attention.work_of(packing.places, *kind, packing.device)
+    triton_attention.attend(
+        queries,
+        keys,
+        values,
+        (keys[:, :0], values[:, :0]) if packing.pool is None else packing.kept(place),
+        packing.work[kind],
+        triton_attention.Scores(
+            layer.scaling,
+            layer.window,
+            layer.softcap,
+            None if layer.sinks is None else layer.sinks.float().reshape(-1),
+        ),
+        output,
+    )
 
 
 def _attend_walk(

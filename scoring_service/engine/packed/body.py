@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,8 @@ class PackedBody:
         kept_rows: list[np.ndarray] = []
         kept_slots: list[np.ndarray] = []
         walks = []
+        places: list[tuple[int, int, int, SlotArray]] = []
+        by_triton = self._model.attends_by_triton
         row = 0
         for tree in trees:
             nodes = []
@@ -107,13 +109,17 @@ class PackedBody:
                 if segment.kept:
                     kept_rows.append(np.arange(first, row))
                     kept_slots.append(segment.slots)
-            parent = tree[0].parent
-            prefix = np.empty(0, dtype=np.int64) if parent is None else parent.chain_slots()
-            walks.append(Walk(torch.from_numpy(prefix).to(device), tuple(nodes)))
+            if by_triton:
+                places += _places(tree, nodes)
+            else:
+                prefix = _slots_before(tree[0])
+                walks.append(Walk(torch.from_numpy(prefix).to(device), tuple(nodes)))
         decoding = [(place, feed.slots) for place, feed in enumerate(feeds, row)]
         for place, slots in decoding:
             kept_rows.append(np.array([place]))
             kept_slots.append(slots[-1:])
+            if by_triton:
+                places.append((place, 1, len(slots) - 1, slots[:-1]))
         row += len(feeds)
         return Packing(
             rows=row + -row % self._model.row_multiple,
@@ -124,7 +130,27 @@ class PackedBody:
             pool=self._pool,
             device=device,
             kernels=self._model.kernels,
+            by_triton=by_triton,
+            places=places,
         )
+
+
+def _slots_before(segment: Segment) -> SlotArray:
+    """Where the keys of every position before a segment are kept."""
+    if segment.parent is None:
+        return np.empty(0, dtype=np.int64)
+    return segment.parent.chain_slots()
+
+
+def _places(
+    tree: Sequence[Segment], nodes: Sequence[Node]
+) -> Iterator[tuple[int, int, int, SlotArray]]:
+    """Segments of a tree with the slots before them: siblings share an array."""
+    before: dict[int, SlotArray] = {}
+    for segment, node in zip(tree, nodes, strict=True):
+        if id(segment.parent) not in before:
+            before[id(segment.parent)] = _slots_before(segment)
+        yield node.start, node.tokens, node.first, before[id(segment.parent)]
 
 
 def _int64(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:

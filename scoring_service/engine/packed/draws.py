@@ -39,7 +39,7 @@ def draw_rows(
     """Draws one token a row, each by its own seed, and says how likely it was.
 
     Args:
-        logits_T_V: float32, or what the C++ kernels take.
+        logits_T_V: float32, or what kernels of ours take.
         rows: one for each.
         processing: of all of them.
         top_logprobs: tokens to list beside each.
@@ -71,8 +71,9 @@ def draw_rows(
 def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
     """A copy of x with each row's banned ids at -inf."""
     allowed_T_V = x_T_V.clone()
-    for place, row in enumerate(rows):
-        allowed_T_V[place, list(row.banned)] = -torch.inf
+    banned = [(place, token) for place, row in enumerate(rows) for token in row.banned]
+    places_2_N = torch.tensor(banned, dtype=torch.int64, device=x_T_V.device).reshape(-1, 2).t()
+    allowed_T_V[places_2_N[0], places_2_N[1]] = -torch.inf
     return allowed_T_V
 
 
@@ -85,9 +86,16 @@ def drawn_tokens(
     top_ids_T_K: Tensor | None,
 ) -> list[DrawnToken | Fault]:
     """What is said of drawn tokens, or of rows that nothing can be drawn from."""
-    finite = torch.isfinite(tile.logsumexp_T).tolist()
-    drawable = torch.isfinite(allowed_logsumexp_T).tolist()
-    logprobs = tile.logprobs_at(ids_T[:, None])[:, 0].tolist()
+    # One wait for the device instead of five; ids are exact in float64, as fp32 is.
+    columns = (
+        torch.isfinite(tile.logsumexp_T),
+        torch.isfinite(allowed_logsumexp_T),
+        tile.logprobs_at(ids_T[:, None])[:, 0],
+        ids_T,
+        processed_T,
+    )
+    numbers = torch.stack([column.double() for column in columns]).tolist()
+    finite, drawable, logprobs, ids, processed = numbers
     top_ids: Sequence[npt.ArrayLike] = [()] * len(rows)
     top_values: Sequence[npt.ArrayLike] = [()] * len(rows)
     if top_ids_T_K is not None:
@@ -95,9 +103,7 @@ def drawn_tokens(
         top_ids = [row.copy() for row in top_ids_T_K.int().cpu().numpy()]
         top_values = [row.copy() for row in tile.logprobs_at(top_ids_T_K).cpu().numpy()]
     drawn: list[DrawnToken | Fault] = []
-    for place, (token, processed) in enumerate(
-        zip(ids_T.tolist(), processed_T.tolist(), strict=True)
-    ):
+    for place, token in enumerate(ids):
         if not finite[place]:
             where = rows[place].position
             message = f"the logits at position {where} are not finite"
@@ -107,7 +113,13 @@ def drawn_tokens(
             drawn.append(Fault(Reason.INVALID_FIELD, message))
         else:
             drawn.append(
-                DrawnToken(token, logprobs[place], processed, top_ids[place], top_values[place])
+                DrawnToken(
+                    int(token),
+                    logprobs[place],
+                    processed[place],
+                    top_ids[place],
+                    top_values[place],
+                )
             )
     return drawn
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import CallEvent, CallStarted
-from scoring_service.engine.memory import is_out_of_memory
+from scoring_service.engine.memory import is_lost, is_out_of_memory
 from scoring_service.engine.packed.accounting import PromptCounter, account
 from scoring_service.engine.packed.answers import answer_draws, answer_scores
 from scoring_service.engine.packed.body import PackedBody, Step
@@ -61,7 +61,8 @@ class PackedEngine:
         self._root_key = root_key
         self._stalled = False
         self.is_sound = True
-        """False once the host's memory ran out: oneDNN remembers what it could not create then."""
+        """False once the host's memory ran out (oneDNN remembers what it could not create then), or
+        a GPU no longer answers."""
 
     @property
     def cache(self) -> CacheCounters:
@@ -193,6 +194,7 @@ class PackedEngine:
             for run in calls:
                 self._log_bug(run.call.call_id, error)
             fault = _bug(error)
+            self.is_sound = not is_lost(self._model.device)
         # Whose fault it is shows when each is computed alone.
         return self._calls.fail(calls, fault, in_company=len(calls) > 1)
 

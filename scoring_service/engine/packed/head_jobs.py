@@ -17,8 +17,8 @@ from scoring_service.engine.rows import compute_rows, cut_rows
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
+from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
-from scoring_service.kernels.dispatch import make_tile
 from scoring_service.types import Int32Array, RowBlock
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
@@ -100,13 +100,17 @@ def _blocks(
 
 
 def _finished(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> Tensor:
-    """Logits as numbers are made of them: float32, or as they are where the C++ kernels can."""
+    """Logits as numbers are made of them: float32, or as they are for kernels of ours."""
     return product_T_V if _as_they_are(head, product_T_V, kernels) else head.finish(product_T_V)
 
 
 def _as_they_are(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> bool:
-    """Whether the C++ kernels read the product itself."""
-    return kernels is not None and head.finishes_nothing and kernels.takes(product_T_V.dtype)
+    """Whether kernels of ours read the product itself."""
+    if not head.finishes_nothing:
+        return False
+    if kernels is not None:
+        return kernels.takes(product_T_V.dtype)
+    return dispatch.backend(product_T_V.device) == "triton"
 
 
 def _block(
@@ -121,7 +125,7 @@ def _block(
     processing = run.group.processing
     realised_ids = np.concatenate(realised)
     block = compute_rows(
-        make_tile(
+        dispatch.make_tile(
             logits_T_V,
             processing.temperature,
             realised_ids,

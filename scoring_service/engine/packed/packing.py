@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.packed.segments import Segment, SlotArray
 from scoring_service.engine.step_shape import gathered_tokens
 from scoring_service.kernels.cpu.ops import CpuKernels
+
+if TYPE_CHECKING:
+    from scoring_service.kernels.gpu.attention import Work
 
 BUCKET_TOKENS = 64
 """Decoding attends to keys padded to a multiple of this, by a sample's own length alone."""
@@ -94,6 +98,13 @@ class Packing:
     buckets: dict[int | None, tuple[Bucket, ...]] = field(default_factory=dict)
     tables: tuple[Tensor, Tensor] | None = None
     """The step as `runs.tables` puts it, once a kernel asked for it."""
+    by_triton: bool = False
+    """Whether the Triton kernel does it, from `places` alone: there are no walks then."""
+    places: Sequence[tuple[int, int, int, SlotArray]] = ()
+    """Of each segment and sampled token: its first row, how many, the position of the first, and
+    the slots of every position before it."""
+    work: dict[tuple[int, torch.dtype], Work] = field(default_factory=dict)
+    """`places` as the Triton kernel takes them, by heads that share keys and type of queries."""
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that a layer kept of earlier tokens.
@@ -109,13 +120,13 @@ class Packing:
         """float32 [tokens, before + tokens], -inf where a query must not look."""
         found = self.masks.get((tokens, before, window))
         if found is None:
-            query = torch.arange(before, before + tokens)[:, None]
-            key = torch.arange(before + tokens)[None, :]
+            query = torch.arange(before, before + tokens, device=self.device)[:, None]
+            key = torch.arange(before + tokens, device=self.device)[None, :]
             hidden = key > query
             if window is not None:
                 hidden |= key <= query - window
-            found = torch.zeros(tokens, before + tokens)
-            found = found.masked_fill_(hidden, -torch.inf).to(self.device)
+            found = torch.zeros(tokens, before + tokens, device=self.device)
+            found = found.masked_fill_(hidden, -torch.inf)
             self.masks[tokens, before, window] = found
         return found
 

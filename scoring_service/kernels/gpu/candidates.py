@@ -87,8 +87,12 @@ def gather_groups(
 
 
 @triton.jit
-def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, BLOCK: tl.constexpr):
-    """Lists the sort keys of the tokens above a key, and of its ties of the lowest ids."""
+def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, LIST: tl.constexpr,
+                   BLOCK: tl.constexpr):  # fmt: skip
+    """Lists the sort keys of the tokens above a key, and of its ties of the lowest ids.
+
+    Of a row with NaN, which is above every key, no more than LIST.
+    """
     found = tl.cast(0, tl.int32)
     ties_found = tl.cast(0, tl.int32)
     for start in range(0, vocab, BLOCK):
@@ -98,13 +102,15 @@ def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, BLOCK: tl.constexpr
         numbers = ties_found + tl.cumsum(ties, axis=0) - 1
         chosen = ((keys > key) | ((ties != 0) & (numbers < ties_wanted))).to(tl.int32)
         places = found + tl.cumsum(chosen, axis=0) - 1
-        tl.store(list_ptr + places, sort_key(keys, ids), mask=chosen != 0)
+        writes = (chosen != 0) & (places < LIST)
+        tl.store(list_ptr + places, sort_key(keys, ids), mask=writes)
         found += tl.sum(chosen, axis=0)
         ties_found += tl.sum(ties, axis=0)
-    return found
+    return tl.minimum(found, LIST)
 
 
-@triton.jit
+# A size of 1 would be a constant, which Triton 3.6 stumbles over; one of 16, another kernel.
+@triton.jit(do_not_specialize=["limit", "groups", "k"])
 def top_candidates(
     x_ptr,
     groups_ptr,
@@ -154,7 +160,7 @@ def top_candidates(
             limit, k.to(tl.int64), max_x, "count", KEYS, BLOCK, PIVOTS,
         )  # fmt: skip
         tl.debug_barrier()
-        found = gather_exactly(x_ptr, limit, key, k - above, list_ptr, BLOCK)
+        found = gather_exactly(x_ptr, limit, key, k - above, list_ptr, LIST, BLOCK)
     tl.debug_barrier()
     for start in range(0, found, SIDE):
         mine = start + tl.arange(0, SIDE)

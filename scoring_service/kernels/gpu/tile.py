@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
@@ -149,7 +150,8 @@ class TritonTile:
 
     def greedy(self) -> Tensor:
         """The id of the largest x of each row, the lowest among equals. int64 [T]."""
-        return self._found.best_T.long()
+        # Of a row that is not a distribution there may be none.
+        return self._found.best_T.long().clamp(max=self.vocab_size - 1)
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
         """Of given tokens, int32 [T]: free for the targets the tile was made with."""
@@ -186,7 +188,8 @@ class TritonTile:
     def _top_k_ids(self, k: int, limit: int) -> Tensor:
         (rows, vocab), device = self.x_T_V.shape, self.max_T.device
         room = list_room(k)
-        ids_T_K = torch.empty((rows, k), device=device, dtype=torch.int64)
+        # Zeros, because a row of NaN may not fill its list, and whatever is there is looked up.
+        ids_T_K = torch.zeros((rows, k), device=device, dtype=torch.int64)
         top_candidates[(rows,)](
             self.x_T_V,
             self._groups_T_G,
@@ -239,7 +242,11 @@ class TritonTile:
             top_p: of all rows or float64 [T]; 1 = off.
             min_p: of all rows or float64 [T]; 0 = off.
         """
-        rows, vocab = self.x_T_V.shape
+        x_T_V = self.x_T_V
+        if self.vocab_size == 1:
+            # The search loops over a constant then, which Triton 3.6 fails to compile.
+            x_T_V = functional.pad(x_T_V, (0, 1), value=-math.inf)
+        rows, vocab = x_T_V.shape
         device = self.max_T.device
         if isinstance(min_p, Tensor):
             log_min_p_T = min_p.double().log()
@@ -253,7 +260,7 @@ class TritonTile:
             sizes_T=torch.empty(rows, dtype=torch.int32, device=device),
         )
         truncate[(rows,)](
-            self.x_T_V,
+            x_T_V,
             self.max_T,
             self.logsumexp_T,
             _per_row(top_k, rows, torch.int32, device),
@@ -264,7 +271,7 @@ class TritonTile:
             found.least_ids_T,
             found.log_kept_mass_T,
             found.sizes_T,
-            self.x_T_V.stride(0),
+            x_T_V.stride(0),
             vocab,
             LEAST=LEAST_KEY,
             LIST=LIST_KEYS,
@@ -342,14 +349,13 @@ def words_inputs(
     seeds_T: Numbers, sample_indices_T: Numbers, positions_T: Numbers, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers that words depend on, as int64 [T]; seeds keep their 64 bits."""
-
-    def column(numbers: Numbers) -> Tensor:
-        if isinstance(numbers, Tensor):
-            return numbers
-        signed = [number - (1 << 64) if number >> 63 else number for number in numbers]
-        return torch.tensor(signed, dtype=torch.int64, device=device)
-
-    return column(seeds_T), column(sample_indices_T), column(positions_T)
+    columns = seeds_T, sample_indices_T, positions_T
+    if all(isinstance(numbers, Tensor) for numbers in columns):
+        return columns  # type: ignore[return-value]
+    signed = [[int(n) - (1 << 64) if int(n) >> 63 else int(n) for n in c] for c in columns]
+    # One copy to the device instead of three.
+    seeds, samples, positions = torch.tensor(signed, dtype=torch.int64, device=device).unbind()
+    return seeds, samples, positions
 
 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from scoring_service.engine.head import LinearHead
 from scoring_service.engine.packed.draws import DrawRow, draw_rows
+from scoring_service.engine.packed.head_jobs import _finished
 from scoring_service.engine.rows import compute_rows
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.kernels import dispatch
@@ -45,9 +47,9 @@ def random_logits(rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("processing", PROCESSINGS)
 def test_rows_are_answered_alike(processing: Processing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every output of a row; a row of a next_token (no realised token) among them."""
-    logits_T_V = random_logits(6)
-    realised = np.array([3, 17, 999, 0, 500, -1], dtype=np.int32)
-    candidates = np.array([[1, 2, -1]] * 6, dtype=np.int32)
+    logits_T_V = random_logits(4)
+    realised = np.array([3, 999, 0, -1], dtype=np.int32)
+    candidates = np.array([[1, 2, -1]] * 4, dtype=np.int32)
     blocks = []
     for backend in ("eager", "triton"):
         use(monkeypatch, backend)
@@ -76,15 +78,20 @@ def draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:
     return DrawRow(task, sample_index=place, position=100 + place, banned=banned)
 
 
-@pytest.mark.parametrize("processing", [Processing(0.0), *PROCESSINGS])
-@pytest.mark.parametrize("banned", [(), (5, 700)])
+@pytest.mark.parametrize(
+    ("processing", "banned"),
+    [
+        *((processing, (5, 700)) for processing in (Processing(0.0), *PROCESSINGS)),
+        *((processing, ()) for processing in (Processing(0.0), PROCESSINGS[1])),
+    ],
+)
 def test_tokens_are_drawn_alike(
     processing: Processing, banned: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same tokens with the same numbers, greedy and under bans too; a broken row is a fault."""
-    logits_T_V = random_logits(8)
+    logits_T_V = random_logits(5)
     logits_T_V[2, 4] = torch.nan
-    rows = [draw_row(place, banned if place % 2 else ()) for place in range(8)]
+    rows = [draw_row(place, banned if place % 2 else ()) for place in range(5)]
     answers = []
     for backend in ("eager", "triton"):
         use(monkeypatch, backend)
@@ -98,3 +105,14 @@ def test_tokens_are_drawn_alike(
         for name in ("logprob", "processed_logprob", "top_logprobs"):
             assert getattr(triton, name) == pytest.approx(getattr(eager, name), abs=1e-5)
     assert sum(not isinstance(answer, DrawnToken) for answer in answers[1]) == 1
+
+
+def test_half_precision_logits_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a tile in fp32 is twice its size; capped logits have to be made, and are fp32."""
+    use(monkeypatch, "triton")
+    weight_V_H = torch.randn(100, 16, device=DEVICE).bfloat16()
+    plain = LinearHead(weight_V_H, None, 1.0, None, torch.bfloat16)
+    product_T_V = plain.product(torch.randn(3, 16, device=DEVICE).bfloat16())
+    assert _finished(plain, product_T_V, None) is product_T_V
+    capped = replace(plain, soft_cap=30.0)
+    assert _finished(capped, product_T_V, None).dtype == torch.float32

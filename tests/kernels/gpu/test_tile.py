@@ -125,6 +125,22 @@ def test_a_row_that_is_no_distribution_shows(broken: float) -> None:
     assert not torch.isfinite(TritonTile(banned).logsumexp_T).any()
 
 
+@pytest.mark.parametrize("k", [1, 20, 300])
+def test_ids_of_broken_rows_exist(k: int) -> None:
+    """They mean nothing, but are looked up: an id past the end would cost a GPU's process."""
+    rng = np.random.default_rng(k)
+    rows = np.stack([cases.continuous(rng, 1000) for _ in range(5)])
+    rows[0] = math.nan
+    rows[1] = -math.nan
+    rows[2, ::2] = math.nan
+    rows[3] = math.inf
+    rows[4] = -math.inf
+    tile = TritonTile(torch.from_numpy(rows).to(DEVICE))
+    for ids in (tile.top_k_ids(k, 1000), tile.greedy()):
+        assert ((ids >= 0) & (ids < 1000)).all()
+    assert not torch.isfinite(tile.logsumexp_T).any()
+
+
 @pytest.mark.parametrize(("rows", "vocab", "k"), [
     (1, 17, 1), (3, 17, 17), (3, 1000, 2), (2, 1000, 1000), (3, 49_152, 50), (2, 49_152, 1000),
     (1, 151_936, 50),

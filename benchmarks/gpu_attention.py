@@ -1,0 +1,135 @@
+"""The attention of a packed step by itself: one Triton launch beside torch's, a call a segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_cases import Case, Figure
+from benchmarks.gpu_timing import profile, seconds
+
+HEADS, KV_HEADS, WIDTH = 16, 8, 128
+"""Of the 1.5-billion-parameter Qwen 3 that `benchmarks.gpu` makes."""
+
+Place = tuple[int, int]
+"""Tokens of a segment, and positions before it."""
+
+STEPS: dict[str, list[Place]] = {
+    "completions of 512 after 1,024, in chunks": [(256, 1024 + 256 * (i % 2)) for i in range(32)],
+    "16 of 32 segments deep in 16,384": [(256, 512 * i) for i in range(32)],
+    "64 samples at 320": [(1, 320)] * 64,
+    "256 samples at 2,048": [(1, 2048)] * 256,
+    "1 sample at 8,192": [(1, 8192)],
+    "a step of both": [(256, 1024)] * 24 + [(1, 600)] * 64,
+}
+DRY: dict[str, list[Place]] = {"both": [(5, 40), (9, 0), (1, 33)]}
+
+
+def attention(sizes: Any, device: str, limits: dict[str, Any]) -> Iterator[Case]:
+    """Of one layer, on steps of several kinds."""
+    for name, places in (STEPS if device == "cuda" else DRY).items():
+        yield f"attention, {name}", partial(attention_figure, name, places, device, limits)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A layer's inputs, and the packings of both ways."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    triton: Any
+    torch: Any
+
+    def attend(self, packing: Any) -> Tensor:
+        from scoring_service.engine.packed.attention import packed_attention
+
+        packing.layer = 0
+        output, _ = packed_attention(
+            torch.nn.Identity(), self.queries, self.keys, self.values, None, packing=packing
+        )
+        return output
+
+
+def attention_figure(name: str, places: list[Place], device: str, limits: dict[str, Any]) -> Figure:
+    step = make_step(places, torch.bfloat16, device)
+    sides = {
+        "ours": seconds(lambda _: step.attend(step.triton), 1),
+        "torch": seconds(lambda _: step.attend(step.torch), 1),
+    }
+    pairs = sum(n * before + n * (n + 1) // 2 for n, before in places)
+    # Keys and values that are kept are read once at least, by whoever attends to them.
+    read = 2 * 2 * KV_HEADS * WIDTH * sum(before for _, before in places)
+    floor = 4 * HEADS * WIDTH * pairs / limits["matrix_flops_per_second"]
+    found, theirs = (step.attend(packing).float() for packing in (step.triton, step.torch))
+    wide = make_step(places, torch.bfloat16, device, upcast=True)
+    truth = wide.attend(wide.torch)
+    return {
+        "what": f"attention, {name}",
+        "rows": sum(n for n, _ in places),
+        "seconds": sides,
+        "floor_seconds": max(floor, 2 * read / limits["copy_bytes_per_second"]),
+        "times torch's speed": sides["torch"] / sides["ours"],
+        "error": float((found - truth).abs().max()),
+        "error of torch": float((theirs - truth).abs().max()),
+        "profile": profile(lambda _: step.attend(step.triton)),
+    }
+
+
+def make_step(places: list[Place], dtype: torch.dtype, device: str, upcast: bool = False) -> _Step:
+    """A step whose earlier tokens lie in pages here and there."""
+    from scoring_service.engine.packed.packing import Node, Packing, Walk
+    from scoring_service.engine.packed.pages import PAGE_TOKENS, LayerShape, PagePool, slots_of
+
+    kind = torch.float32 if upcast else dtype
+    where = torch.device(device)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        made = torch.randn(*shape, generator=generator, device=device).to(dtype)
+        return made.to(kind)
+
+    rows = sum(n for n, _ in places)
+    pages = [-(-(before + n) // PAGE_TOKENS) for n, before in places]
+    pool = PagePool([LayerShape(KV_HEADS, WIDTH, WIDTH)], sum(pages), kind, where)
+    for tensor in (*pool.keys, *pool.values):
+        tensor.copy_(normal(*tensor.shape))
+    order = np.random.default_rng(0).permutation(sum(pages)).tolist()
+    walks, decoding, listed = [], [], []
+    row = 0
+    for (tokens, before), count in zip(places, pages, strict=True):
+        own = [order.pop() for _ in range(count)]
+        slots = slots_of(own, before + tokens)
+        listed.append((row, tokens, before, slots[:before]))
+        if tokens == 1:
+            decoding.append((row, slots))
+        else:
+            prefix = torch.from_numpy(slots[:before].copy()).to(where)
+            walks.append(Walk(prefix, (Node(row, row + tokens, before),)))
+        row += tokens
+    # A sampled token's own key is kept, and read there by torch's way.
+    kept = [(row, slots[-1]) for row, slots in decoding]
+    kept_2_N = torch.tensor(kept, dtype=torch.int64, device=where).reshape(-1, 2).t()
+    by_torch = Packing(
+        rows=rows,
+        walks=tuple(walks),
+        decoding=tuple(decoding),
+        kept_rows=kept_2_N[0].contiguous(),
+        kept_slots=kept_2_N[1].contiguous(),
+        pool=pool,
+        device=where,
+    )
+    by_triton = replace(by_torch, by_triton=True, places=tuple(listed), walks=(), work={})
+    return _Step(
+        normal(1, rows, HEADS, WIDTH).transpose(1, 2),
+        normal(1, rows, KV_HEADS, WIDTH).transpose(1, 2),
+        normal(1, rows, KV_HEADS, WIDTH).transpose(1, 2),
+        by_triton,
+        by_torch,
+    )

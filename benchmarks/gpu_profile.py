@@ -1,0 +1,124 @@
+"""`python -m benchmarks.gpu_profile`: where a step's time goes on a GPU, in two minutes.
+
+Runs workloads through the engine, a few steps of each under torch's profiler: how long the device
+computes and how long it waits, its longest kernels, and the host's longest operators.
+Leaves `gpu-profile.json`, rewritten after every workload.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu import make_model
+from benchmarks.side_process import ROOT
+from benchmarks.sides import SideConfig
+from benchmarks.sides.engine import Engine, sample_call, score_call
+from benchmarks.workloads import Sampling, Scoring, build
+
+_STEPS = 6
+"""Steps that are watched: those in the middle of a workload."""
+
+
+def main() -> None:
+    """Profiles and writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_profile", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--size", choices=("small", "gpu"), default="gpu")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--workloads", default="grpo,sample-64,topk-128,sample-1,wide")
+    parser.add_argument("--out", type=Path, default=ROOT / "build")
+    parser.add_argument("--time-limit", type=float, default=240, help="seconds")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    folder = ROOT / "build" / "models" / f"random-{arguments.layers}"
+    model = make_model(folder, arguments.layers, arguments.device)
+    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    config = SideConfig(str(model), "bfloat16", "bfloat16", arguments.device, 0.5)
+    loading = time.monotonic()
+    engine = Engine(config)
+    report: dict[str, Any] = {"load_seconds": time.monotonic() - loading, "workloads": {}}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.workloads.split(","):
+        if time.monotonic() - began > arguments.time_limit:
+            break
+        work = build(name, arguments.size, vocab)
+        try:
+            found = watched(engine, work)
+        except Exception as error:  # noqa: BLE001 - the others are profiled
+            traceback.print_exc()
+            found = {"failed": f"{type(error).__name__}: {error}"[:500]}
+        report["workloads"][name] = found
+        (arguments.out / "gpu-profile.json").write_text(json.dumps(report, indent=1) + "\n")
+        print(name, json.dumps(found)[:600], flush=True)
+
+
+def watched(engine: Engine, work: Any) -> dict[str, Any]:
+    """A workload's steps: their seconds, and a few of them in detail."""
+    if not isinstance(work, Scoring | Sampling):
+        raise TypeError("one call at a time")
+    runner = engine._runner
+    runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
+    seconds: list[float] = []
+    detail: dict[str, Any] = {}
+    while runner.can_step:
+        if len(seconds) == 8:
+            detail = profiled(runner)
+        began = time.perf_counter()
+        take(runner)
+        seconds.append(time.perf_counter() - began)
+    steady = sorted(seconds[4:]) or seconds
+    return {"steps": len(seconds), "median_seconds": steady[len(steady) // 2], **detail}
+
+
+def take(runner: Any) -> None:
+    """A step, whose results are taken at once."""
+    for event in runner.step():
+        size = getattr(event, "size", None)
+        if size is not None:
+            runner.add_credit(event.call_id, size)
+
+
+def profiled(runner: Any) -> dict[str, Any]:
+    """A few steps under the profiler."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    steps = 0
+    with profile(activities=activities) as found:
+        while steps < _STEPS and runner.can_step:
+            take(runner)
+            steps += 1
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    wall = time.perf_counter() - began
+    events = found.key_averages()
+    # An operator has the time of the kernels that it launched, which are events of their own.
+    on_device = [event for event in events if event.device_type != DeviceType.CPU]
+    kernels = sorted(on_device, key=lambda event: -event.self_device_time_total)
+    host = sorted(events, key=lambda event: -event.self_cpu_time_total)
+    busy = sum(event.self_device_time_total for event in on_device) / 1e6
+    return {
+        "watched_steps": steps,
+        "wall_seconds": wall,
+        "device_seconds": busy,
+        "device_share": busy / wall,
+        "kernels": [
+            [event.key[:90], event.count, event.self_device_time_total] for event in kernels[:14]
+        ],
+        "host": [[event.key[:60], event.count, event.self_cpu_time_total] for event in host[:14]],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`python -m benchmarks.gpu_tests`: the tests that mean something on a GPU, in five minutes.
+
+Needs a CUDA device, torch, triton, transformers, numpy and pytest. Files run side by side, each in
+a process of its own, since one illegal access takes a process's device with it. Tests that failed
+in such a process are run again by themselves. Leaves `gpu-tests.json`, rewritten after every file,
+and what pytest said of failures in `gpu-tests.log`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from benchmarks.side_process import ROOT
+
+FILES = (
+    "test_attention.py",  # loads models of every family, and so comes first
+    "test_tile.py",
+    "test_linear.py",
+    "test_grid.py",
+    "test_engine.py",
+    "test_race.py",
+    "test_linear_sample.py",
+    "test_gradient.py",
+    "test_traps.py",
+    "test_row_parameters.py",
+)
+FOLDER = "tests/kernels/gpu"
+_TIME_LIMIT = 420
+_AGAIN = 16
+"""Failed tests of a file that are run again, at most."""
+
+
+def main() -> int:
+    """Runs and writes; 1 where a test failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_tests", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build")
+    parser.add_argument("--files", default=",".join(FILES))
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--time-limit", type=float, default=_TIME_LIMIT, help="seconds")
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + arguments.time_limit
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {}
+    log = (arguments.out / "gpu-tests.log").open("w")
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        names = arguments.files.split(",")
+        running = {pool.submit(run_file, f"{FOLDER}/{name}", deadline): name for name in names}
+        for done in as_completed(running):
+            found, said = done.result()
+            report[running[done]] = found
+            (arguments.out / "gpu-tests.json").write_text(json.dumps(report, indent=1) + "\n")
+            log.write(said)
+            log.flush()
+            passed, failed = found["passed"], sorted(found["failed"])
+            print(f"{running[done]:24} {passed:4} passed, failed: {failed}", flush=True)
+    log.close()
+    return int(any(found["failed"] for found in report.values()))
+
+
+def run_file(file: str, deadline: float) -> tuple[dict[str, Any], str]:
+    """What became of the tests of a file, and what pytest said of those that failed."""
+    began = time.monotonic()
+    found, said = run_tests([file], deadline)
+    if found["failed"] and ("CUDA error" in said or "illegal" in said or not found["complete"]):
+        # One of them may have taken the device from the others.
+        alone = {}
+        for test in sorted(found["failed"])[:_AGAIN]:
+            if time.monotonic() < deadline:
+                again, more = run_tests([test], deadline)
+                alone[test] = again["failed"] or "passes alone"
+                said += more
+        found["alone"] = alone
+    found["seconds"] = time.monotonic() - began
+    return found, said
+
+
+def run_tests(tests: Sequence[str], deadline: float) -> tuple[dict[str, Any], str]:
+    """One pytest process."""
+    results = ROOT / "build" / f"junit-{os.getpid()}-{abs(hash(tuple(tests)))}.xml"
+    results.parent.mkdir(exist_ok=True)
+    # Without the project's settings, which name plugins that a bare machine may not have.
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={ROOT}"]
+    command += ["--import-mode=importlib", "-p", "no:cacheprovider", "--tb=short"]
+    command += [f"--junitxml={results}", *tests]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said, _ = process.communicate(timeout=max(5.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+    found = read_results(results) if results.is_file() else {"passed": 0, "failed": {}}
+    results.unlink(missing_ok=True)
+    # 0: all passed, 1: some failed. Anything else, such as a crash, says nothing of what was left.
+    found["complete"] = process.returncode in (0, 1)
+    if not found["complete"]:
+        found["failed"].setdefault(tests[0], f"pytest ended with {process.returncode}")
+    return found, said[-40_000:] if found["failed"] else ""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Tests that passed, counted, and those that failed, with the first line of why."""
+    passed, skipped, failed = 0, 0, {}
+    for case in ElementTree.parse(path).iter("testcase"):
+        problem = case.find("failure")
+        problem = case.find("error") if problem is None else problem
+        if problem is not None:
+            file = case.get("classname", "").replace(".", "/") + ".py"
+            failed[f"{file}::{case.get('name')}"] = problem.get("message", "")[:300]
+        elif case.find("skipped") is not None:
+            skipped += 1
+        else:
+            passed += 1
+    return {"passed": passed, "skipped": skipped, "failed": failed}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

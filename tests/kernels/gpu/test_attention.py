@@ -1,0 +1,216 @@
+"""The attention of packed steps against float64; eager fp32's own error is the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.packed import attention as packed_attention
+from scoring_service.kernels import dispatch
+from scoring_service.kernels.gpu.attention import Scores, attend, work_of
+from scoring_service.types import EngineConfig, Processing
+from tests.engine import plain
+from tests.engine.sampling import sample
+from tests.engine.scoring import groups, score
+from tests.engine.small_models import ARCHITECTURES, VOCAB, save_model
+from tests.kernels.gpu.device import DEVICE
+
+SLACK = 1e-5
+BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Widths of a layer, and what it asks for."""
+
+    heads: int = 4
+    kv_heads: int = 2
+    width: int = 16
+    value_width: int = 16
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+
+LAYERS = {
+    "grouped": Layer(),
+    "one head of keys": Layer(heads=6, kv_heads=1),
+    "odd widths": Layer(width=24, value_width=20),
+    "window": Layer(window=5),
+    "window as wide as a block": Layer(window=64),
+    "soft-cap": Layer(softcap=2.0),
+    "sinks": Layer(sinks=True),
+    "everything": Layer(5, 1, 40, 8, window=33, softcap=3.0, sinks=True),
+}
+
+SEGMENTS = [(0, 7, 0), (7, 70, 90), (77, 1, 3), (78, 33, 64), (111, 1, 200), (112, 1, 0)]
+"""First row, tokens, position of the first: beginnings, middles and sampled tokens."""
+ROWS = 116
+
+
+@dataclass(frozen=True)
+class Step:
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    kept: tuple[Tensor, Tensor]
+    places: list[tuple[int, int, int, np.ndarray]]
+    sinks: Tensor
+
+
+def random_step(layer: Layer, dtype: torch.dtype) -> Step:
+    generator = torch.Generator().manual_seed(1)
+    rng = np.random.default_rng(2)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+    # As a model has them: rows first, and heads side by side.
+    queries = normal(ROWS, layer.heads, layer.width).transpose(0, 1)
+    keys = normal(ROWS, layer.kv_heads, layer.width).transpose(0, 1)
+    values = normal(ROWS, layer.kv_heads, layer.value_width).transpose(0, 1)
+    kept = normal(layer.kv_heads, 512, layer.width), normal(layer.kv_heads, 512, layer.value_width)
+    places = [(a, n, first, rng.permutation(512)[:first]) for a, n, first in SEGMENTS]
+    return Step(queries, keys, values, kept, places, normal(layer.heads).float())
+
+
+def run(layer: Layer, step: Step, places: list[tuple[int, int, int, np.ndarray]]) -> Tensor:
+    output = torch.full((ROWS, layer.heads, layer.value_width), 7.0, device=DEVICE)
+    output = output.to(step.queries.dtype)
+    work = work_of(places, layer.heads // layer.kv_heads, step.queries.dtype, DEVICE)
+    scores = Scores(
+        layer.width**-0.5, layer.window, layer.softcap, step.sinks if layer.sinks else None
+    )
+    attend(step.queries, step.keys, step.values, step.kept, work, scores, output)
+    return output
+
+
+def plainly(layer: Layer, step: Step, kind: torch.dtype) -> Tensor:
+    """The definition: every query by itself."""
+    output = torch.zeros(ROWS, layer.heads, layer.value_width, dtype=kind, device=DEVICE)
+    for start, tokens, first, slots in step.places:
+        before = torch.from_numpy(slots).to(DEVICE)
+        for token in range(tokens):
+            own = slice(start, start + token + 1)
+            begin = 0 if layer.window is None else max(0, first + token + 1 - layer.window)
+            for head in range(layer.heads):
+                kv = head * layer.kv_heads // layer.heads
+                keys = torch.cat([step.kept[0][kv, before], step.keys[kv, own]])[begin:].to(kind)
+                values = torch.cat([step.kept[1][kv, before], step.values[kv, own]])[begin:]
+                scores = keys @ step.queries[head, start + token].to(kind) * layer.width**-0.5
+                if layer.softcap is not None:
+                    scores = torch.tanh(scores / layer.softcap) * layer.softcap
+                if layer.sinks:
+                    scores = torch.cat([scores, step.sinks[head : head + 1].to(kind)])
+                weights = torch.softmax(scores, dim=0)[: len(keys)]
+                output[start + token, head] = weights @ values.to(kind)
+    return output
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_kind_of_layer(name: str) -> None:
+    layer = LAYERS[name]
+    step = random_step(layer, torch.float32)
+    found = run(layer, step, step.places)
+    truth = plainly(layer, step, torch.float64)
+    eager_error = (plainly(layer, step, torch.float32).double() - truth)[:113].abs().max()
+    assert (found.double() - truth)[:113].abs().max() <= eager_error + SLACK
+    assert (found[113:] == 7.0).all(), "padding is nobody's to write"
+
+
+def test_half_precision() -> None:
+    """Within what rounding weights and results to bfloat16 costs: 8 bits."""
+    layer = LAYERS["grouped"]
+    step = random_step(layer, torch.bfloat16)
+    truth = plainly(layer, step, torch.float64)
+    error = (run(layer, step, step.places).double() - truth)[:113].abs().max()
+    assert error <= 2 * 2.0**-8 * truth.abs().max()
+
+
+def test_bits_do_not_depend_on_company() -> None:
+    layer = LAYERS["window"]
+    step = random_step(layer, torch.float32)
+    together = run(layer, step, step.places[::-1])
+    for place in step.places:
+        rows = slice(place[0], place[0] + place[1])
+        assert torch.equal(run(layer, step, [place])[rows], together[rows])
+
+
+PACKED = [architecture.name for architecture in ARCHITECTURES if architecture.packs]
+FAMILIES = PACKED if DEVICE.type == "cuda" else ["gpt-oss"]
+"""Windows, sinks and grouped queries: an interpreter is slow."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    loaded: LoadedModel
+    network: Any
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    folder = save_model(BY_NAME[request.param], tmp_path_factory.mktemp(request.param))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "attends_by_triton", lambda _device: True)
+        yield Pair(load_here(folder), plain.load(folder, torch.float32))
+
+
+def load_here(folder: Path) -> LoadedModel:
+    config = EngineConfig(
+        str(folder), device=DEVICE.type, dtype="float32", cpu_kernels="off", chunk_size=16,
+        memory_utilization=0.05 if DEVICE.type == "cuda" else None,
+    )  # fmt: skip
+    return load(config, lambda _stage: None)
+
+
+def test_the_probe_accepts_it(pair: Pair) -> None:
+    """It compares the kernel with the model's own attention, in every layer."""
+    assert pair.loaded.info.packed
+    assert pair.loaded.model.attends_by_triton, pair.loaded.info.path_reason
+
+
+def test_scores(pair: Pair) -> None:
+    """Two completions of one prompt, across seams: plain transformers' numbers."""
+    ids = np.random.default_rng(0).integers(0, VOCAB, size=40).tolist()
+    prompt, parts = ids[:20], [ids[20:], ids[5:25]]
+    found = score(pair.loaded, groups([(prompt, parts)]))
+    for index, part in enumerate(parts):
+        logits = plain.row_logits(pair.network, prompt, part)[:-1]
+        expected = plain.log_softmax(logits)[np.arange(len(part)), part]
+        np.testing.assert_allclose(found[0, index].logprobs, expected, atol=1e-4)
+
+
+def test_samples(pair: Pair) -> None:
+    """Past windows and seams, token by token."""
+    prompt = [3, 14, 15, 92, 65]
+    answer = sample(
+        pair.loaded, prompt, seed=5, max_tokens=13, ignore_eos=True, processing=Processing()
+    )
+    drawn = answer[0, 0]
+    logits = plain.row_logits(pair.network, prompt, drawn.token_ids)[:-1]
+    expected = plain.log_softmax(logits)[np.arange(13), drawn.token_ids]
+    np.testing.assert_allclose(drawn.logprobs, expected, atol=1e-4)
+
+
+def test_without_it_where_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A device that refuses the kernel still packs, and says why it does so without."""
+    monkeypatch.setattr(dispatch, "attends_by_triton", lambda _device: True)
+
+    def refuse(*_args: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(packed_attention, "_attend_by_triton", refuse)
+    loaded = load_here(save_model(BY_NAME["llama"], tmp_path))
+    assert loaded.info.packed
+    assert not loaded.model.attends_by_triton
+    assert "out of resource: shared memory" in loaded.info.path_reason
