@@ -92,6 +92,19 @@ class ModelInfo:
     architecture: str
     """Architecture, such as ``LlamaForCausalLM``."""
 
+    @property
+    def start_token_id(self) -> int:
+        """What stands before a text that has no context: the BOS token, or else an EOS token.
+
+        Raises:
+            ValueError: the model has neither.
+        """
+        if self.bos_token_id is not None:
+            return self.bos_token_id
+        if not self.eos_token_ids:
+            raise ValueError(f"{self.name} has neither a BOS token nor an EOS token")
+        return self.eos_token_ids[0]
+
 
 def model_info(message: model_info_pb2.GetModelInfoResponse) -> ModelInfo:
     """Return what GetModelInfo answered."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 PromptLength = Callable[[Sequence[int]], int]
 """From a text's token ids to the number of those that are its prompt."""
@@ -35,3 +37,26 @@ def after_first(marker: Sequence[int]) -> PromptLength:
         return only_first_token(token_ids)
 
     return prompt_length
+
+
+# Each task of an event loop has a context of its own, and so each rollout its prompt.
+_TOLD: ContextVar[int | None] = ContextVar("prompt_length", default=None)
+
+
+@contextmanager
+def telling(length: int) -> Iterator[None]:
+    """Tell ``as_told`` how long the prompt is of the texts that this task hands over inside.
+
+    For callers that know it, of a hook that is not told.
+    """
+    before = _TOLD.set(length)
+    try:
+        yield
+    finally:
+        _TOLD.reset(before)
+
+
+def as_told(token_ids: Sequence[int]) -> int:
+    """Return what the task was told by ``telling``; where it was not, ``only_first_token``."""
+    told = _TOLD.get()
+    return only_first_token(token_ids) if told is None else told

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from scoring_client.batches import batches
 from scoring_client.client import ScoringClient
+from scoring_client.pairs import Pair
 
 _CALL_CHARACTERS = 1 << 18
 """Of the texts of one call: a character is a token at most but for rare ones, an id three bytes."""
@@ -23,6 +24,42 @@ class TextIds:
         """Return the ids of a text, with the tokenizer's special tokens or without."""
         self.learn([(text, special_tokens)])
         return self._known[text, special_tokens]
+
+    def many(self, texts: Iterable[str], *, special_tokens: bool = True) -> list[list[int]]:
+        """Return the ids of many texts, in order; those that are new in few calls."""
+        asked = [(text, special_tokens) for text in texts]
+        self.learn(asked)
+        return [self._known[text] for text in asked]
+
+    def pairs(self, texts: Iterable[tuple[str, str]], start_token_id: int) -> list[Pair]:
+        """Return contexts and continuations as lm-eval's own models tokenise them.
+
+        A context is tokenised alone, then together with its continuation: this has the tokens
+        beyond as many as the context has. White space at the end of a context goes to the
+        continuation, whose first token holds it. A text without context has no special tokens, and
+        ``start_token_id`` stands before it unless it begins with that.
+
+        Args:
+            texts: Contexts and continuations.
+            start_token_id: Such as ``start_token_id`` of ``model_info``.
+
+        Raises:
+            ScoringError: see ``scoring_client.errors``.
+        """
+        asked = [(context.rstrip(), context + rest) for context, rest in texts]
+        wholes = [(whole, bool(context)) for context, whole in asked]
+        self.learn([*((context, True) for context, _ in asked), *wholes])
+        found: list[Pair] = []
+        for (context, _), whole in zip(asked, wholes, strict=True):
+            ids = self._known[whole]
+            if context:
+                alone = self._known[context, True]
+                found.append((alone, ids[len(alone) :]))
+            elif ids[:1] == [start_token_id]:
+                found.append((ids[:1], ids[1:]))
+            else:
+                found.append(([start_token_id], ids))
+        return found
 
     def learn(self, texts: Iterable[tuple[str, bool]]) -> None:
         """Ask for many texts at a time; those that are known already cost nothing.

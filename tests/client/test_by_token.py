@@ -1,11 +1,15 @@
 """Scores laid out by token, candidates of different number, and draws in the place of tokens."""
 
+import asyncio
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from scoring_client import ScoringClient
-from scoring_client.by_token import redraw_tokens, score_tokens
+from scoring_client import AsyncScoringClient, ScoringClient
+from scoring_client.by_token import TokenQuestion
 from scoring_client.ragged import RaggedCandidates
+from scoring_client.redraws import redraw_tokens
 from tests.client import toy_model
 from tests.client.toy_server import ToyServer
 
@@ -32,12 +36,15 @@ def test_ragged_candidates_and_back():
 
 def test_everything_by_token_in_one_call():
     candidates = RaggedCandidates([30, 31, 32], [0, 0, 2, 0, 0, 1])
+    asked = TokenQuestion(token_ids=IDS, first=4, k=3, candidates=candidates)
     with ToyServer() as server, ScoringClient(server.target) as client:
-        found = score_tokens(client, IDS, first=4, k=3, candidates=candidates)
+        found = asked.ask(client)
     assert len(server.requests) == 1
+    assert found.token_ids.tolist() == [-1] * 4 + IDS[4:]
     assert np.isnan(found.logprobs[:4]).all()
     expected = [logprob(position, IDS[position]) for position in (4, 5)]
     np.testing.assert_allclose(found.logprobs[4:], expected, atol=1e-6)
+    assert found.logprob_list() == [None] * 4 + found.logprobs[4:].tolist()
     assert (found.top_token_ids[:4] == -1).all()
     for position in (4, 5):
         ids, logprobs = toy_model.row(IDS[:position]).top(3)
@@ -48,12 +55,39 @@ def test_everything_by_token_in_one_call():
     np.testing.assert_allclose(found.candidate_logprobs, wanted, atol=1e-6)
 
 
-def test_a_text_of_one_token_asks_nothing():
+@pytest.mark.parametrize("k", [0, 3])
+def test_an_event_loop_gets_the_same(k):
+    asked = TokenQuestion(token_ids=IDS, first=2, k=k, temperature=0.5, missing=0.0)
+
+    async def ask(target):
+        async with AsyncScoringClient(target) as client:
+            return await asked.ask_async(client)
+
     with ToyServer() as server, ScoringClient(server.target) as client:
-        found = score_tokens(client, IDS[:1], k=2)
+        mine, found = asked.ask(client), asyncio.run(ask(server.target))
+        one, other = server.requests
+    assert (one.groups, one.processing) == (other.groups, other.processing)
+    for name in ("token_ids", "logprobs", "top_token_ids", "top_logprobs"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(mine, name))
+    assert found.logprobs[:2].tolist() == [0.0, 0.0]
+    rows = toy_model.row(IDS[:3], temperature=0.5).logprobs_V
+    assert found.logprobs[3] == pytest.approx(float(rows[IDS[3]]), abs=1e-6)
+
+
+def test_a_text_of_one_token_asks_nothing():
+    asked = TokenQuestion(token_ids=IDS[:1], k=2)
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        found = asked.ask(client)
+        nothing = replace(asked, token_ids=[]).ask(client)
     assert not server.requests
     assert np.isnan(found.logprobs).all()
     assert found.top_token_ids.shape == (1, 2)
+    assert nothing.logprobs.shape == (0,)
+
+
+def test_nothing_predicts_token_0():
+    with pytest.raises(ValueError, match="first must be at least 1, got 0"):
+        TokenQuestion(token_ids=IDS, first=0)
 
 
 def test_draws_in_the_place_of_tokens():

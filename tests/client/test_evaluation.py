@@ -1,14 +1,15 @@
-"""What evaluations ask: pairs, prompts and token ids of many texts, in calls of a good size."""
+"""What evaluations ask: pairs, whole texts and token ids of many texts, in calls of a good size."""
 
 import numpy as np
 import pytest
 
-from scoring_client import SamplePrompt, ScoringClient
+from scoring_client import ScoringClient
 from scoring_client.batches import batches
-from scoring_client.evaluation import sample_prompts, score_pairs
+from scoring_client.evaluation import likelihoods, text_likelihoods
+from scoring_client.pairs import fitting, score_pairs, topk_pairs, windows
 from scoring_client.text_ids import TextIds
 from tests.client import toy_model
-from tests.client.toy_server import PREFERRED_TOKENS, ToyServer
+from tests.client.toy_server import ToyServer
 
 
 def loglikelihood(context: list[int], continuation: list[int]) -> float:
@@ -24,51 +25,73 @@ def test_batches_are_in_order_and_fit():
     assert list(batches([], 6)) == []
 
 
+PAIRS = [([1, 2], [3]), ([4], [5, 6]), ([1, 2], [7, 8]), ([9] * 12, [1]), ([4], [5])]
+
+
 def test_pairs_keep_their_order_and_share_their_contexts():
-    pairs = [([1, 2], [3]), ([4], [5, 6]), ([1, 2], [7, 8]), ([9] * 12, [1]), ([4], [5])]
     with ToyServer() as server, ScoringClient(server.target) as client:
-        found = score_pairs(client, pairs, rank=True)
-    for (context, continuation), scores in zip(pairs, found, strict=True):
-        assert scores.token_ids.tolist() == continuation
+        found = score_pairs(client, PAIRS, rank=True)
+        listed = topk_pairs(client, PAIRS, 3)
+        assert score_pairs(client, []) == topk_pairs(client, [], 3) == []
+    for (context, continuation), scores, top in zip(PAIRS, found, listed, strict=True):
+        assert scores.token_ids.tolist() == top.token_ids.tolist() == continuation
         total = scores.logprobs.sum(dtype=float)
         assert total == pytest.approx(loglikelihood(context, continuation), abs=1e-5)
         assert scores.ranks is not None
-    groups = [len(request.groups) for request in server.requests]
-    assert groups == [2, 1]
-    assert sum(len(g.completions) for r in server.requests for g in r.groups) == len(pairs)
+        ids, _ = toy_model.row(context).top(3)
+        assert top.top_token_ids[0].tolist() == ids.tolist()
+    for request in server.requests:
+        contexts = [list(group.prompt.token_ids) for group in request.groups]
+        assert contexts == [[1, 2], [4], [9] * 12], "one call, each context once"
+
+
+def test_a_context_of_very_many_continuations_stands_in_several_groups():
+    """Groups are never divided, calls are."""
+    pairs = [([4], [n] * 1000) for n in range(6)]
+    with ToyServer() as server, ScoringClient(server.target, tokens_per_part=10**6) as client:
+        found = score_pairs(client, pairs)
+    assert [scores.token_ids.tolist() for scores in found] == [rest for _, rest in pairs]
+    (request,) = server.requests
+    assert [len(group.completions) for group in request.groups] == [4, 2]
 
 
 @pytest.mark.parametrize(
     ("max_length", "context", "continuation"),
-    [
-        (5, [1, 2, 3], [4, 5]),
-        (4, [2, 3], [4, 5]),
-        (2, [4], [5]),
-        (1, [5], []),
-    ],
+    [(5, [1, 2, 3], [4, 5]), (4, [2, 3], [4, 5]), (3, [3], [4, 5]), (2, [4], [5])],
 )
 def test_pairs_that_are_too_long_lose_their_left(max_length, context, continuation):
-    with ToyServer() as server, ScoringClient(server.target) as client:
-        if continuation:
-            score_pairs(client, [([1, 2, 3], [4, 5])], max_length=max_length)
-            (group,) = server.requests[0].groups
-            assert list(group.prompt.token_ids) == context
-            assert list(group.completions[0].token_ids) == continuation
-        else:
-            with pytest.raises(ValueError, match="max_length"):
-                score_pairs(client, [([1, 2, 3], [4, 5])], max_length=max_length)
+    assert fitting(([1, 2, 3], [4, 5]), max_length) == (context, continuation)
 
 
-def test_prompts_are_continued_in_order():
-    prompts = [SamplePrompt([n] * n, max_tokens=3, seed=n) for n in range(1, 9)]
+def test_a_long_text_comes_in_windows():
+    """lm-eval's own example: ten tokens, four at a time, beside what stands before them."""
+    assert windows(range(10), -1, 5) == [
+        ([-1], range(4)),
+        (range(3, 4), range(4, 8)),
+        (range(5, 8), range(8, 10)),
+    ]
+    assert windows([7, 8], -1, 5) == [([-1], [7, 8])]
+    assert windows([], -1, 5) == []
+
+
+def test_likelihoods_of_pairs_and_of_whole_texts():
+    best = int(toy_model.row([1, 2]).top(1)[0][0])
+    texts = [[11, 12, 13, 14, 15, 16, 17], [], [21, 22]]
     with ToyServer() as server, ScoringClient(server.target) as client:
-        found = sample_prompts(client, prompts, max_tokens=None)
-        alone = [client.sample([prompt], max_tokens=None)[0] for prompt in prompts]
-    assert [s.token_ids.tolist() for (s,) in found] == [s.token_ids.tolist() for (s,) in alone]
-    calls = server.requests[: -len(prompts)]
-    assert 1 < len(calls) < len(prompts)
-    for call in calls:
-        assert sum(len(p.token_ids) + 3 for p in call.prompts) <= PREFERRED_TOKENS
+        right, wrong = likelihoods(client, [([1, 2], [best]), ([1, 2], [best + 1])], 8)
+        long, empty, short = text_likelihoods(client, texts, 3, 4)
+    assert right == (pytest.approx(loglikelihood([1, 2], [best]), abs=1e-5), True)
+    assert wrong == (pytest.approx(loglikelihood([1, 2], [best + 1]), abs=1e-5), False)
+    parts = [([3], texts[0][:3]), ([13], texts[0][3:6]), ([14, 15, 16], [17])]
+    assert long == pytest.approx(sum(loglikelihood(*part) for part in parts), abs=1e-5)
+    assert empty == 0
+    assert short == pytest.approx(loglikelihood([3], [21, 22]), abs=1e-5)
+
+
+def test_a_length_that_leaves_nothing_to_score_is_refused():
+    for ask in (lambda: fitting(([1], [2]), 1), lambda: windows([1, 2], 0, 1)):
+        with pytest.raises(ValueError, match="max_length must be at least 2"):
+            ask()
 
 
 def test_token_ids_are_asked_once():
@@ -85,3 +108,19 @@ def test_token_ids_are_asked_once():
         assert ids("new") == toy_model.encode("new", add_special_tokens=True)
         assert len(server.requests) == asked + 1
     assert all(isinstance(token, int) and not isinstance(token, np.integer) for token in ids("new"))
+
+
+def test_texts_are_divided_after_they_were_tokenised():
+    """White space belongs to the continuation; a text without context begins with a given token."""
+    bos = toy_model.BOS
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        pairs = TextIds(client).pairs([("ab ", "c"), ("", "cd"), (" ", "e"), ("a", "b")], 7)
+        asked = len(server.requests)
+        assert TextIds(client).pairs([("", "cd")], ord("c")) == [([ord("c")], [ord("d")])]
+    assert pairs == [
+        ([bos, *b"ab"], [*b" c"]),
+        ([7], [*b"cd"]),
+        ([7], [*b" e"]),
+        ([bos, *b"a"], [*b"b"]),
+    ]
+    assert asked == 2, "with special tokens and without"

@@ -13,8 +13,9 @@ import torch
 
 from scoring_client import AsyncScoringClient, ScoringClient
 from scoring_client.adapters.prime_rl import TeacherPool
-from scoring_client.adapters.verl import ServedTeacher, TeacherManager
-from scoring_client.by_token import score_tokens
+from scoring_client.adapters.verl import TeacherManager
+from scoring_client.adapters.verl_worker import ServedTeacher
+from scoring_client.by_token import TokenQuestion
 from scoring_client.prompt_end import after_first, only_first_token
 from scoring_client.provenance import Usage
 from scoring_client.ragged import RaggedCandidates
@@ -163,7 +164,8 @@ def test_tinker_last_n(target: str, plain: Plain) -> None:
     candidates = RaggedCandidates([5, 6], [0] * PROMPT + [2] + [0] * (ANSWER - 1))
     with CountedSync(target) as client:
         found = [
-            score_tokens(client, ids, first=PROMPT, candidates=candidates) for ids in sequences
+            TokenQuestion(token_ids=ids, first=PROMPT, candidates=candidates).ask(client)
+            for ids in sequences
         ]
         assert_shared(client.spent)
     for ids, scores in zip(sequences, found, strict=True):

@@ -10,6 +10,7 @@ the rest need not be computed anew for each rollout of a prompt.
 from __future__ import annotations
 
 from scoring_client.aio import AsyncScoringClient
+from scoring_client.by_token import TokenQuestion
 from scoring_client.prompt_end import PromptLength, only_first_token
 
 
@@ -41,13 +42,12 @@ class TeacherPool:
         Raises:
             ScoringError: see ``scoring_client.errors``.
         """
-        start = max(self._prompt_length(token_ids), 1)
-        if start >= len(token_ids):
-            return [0.0] * len(token_ids)
-        group = (token_ids[:start], [token_ids[start:]])
-        results = await self._client.score([group], temperature=self._temperature)
-        scored: list[float] = results[0][0].logprobs.tolist()
-        return [0.0] * start + scored
+        first = max(self._prompt_length(token_ids), 1)
+        asked = TokenQuestion(
+            token_ids=token_ids, first=first, temperature=self._temperature, missing=0.0
+        )
+        logprobs: list[float] = (await asked.ask_async(self._client)).logprobs.tolist()
+        return logprobs
 
     async def stop(self) -> None:
         """Nothing to stop: the client belongs to the caller."""

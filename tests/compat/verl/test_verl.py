@@ -17,7 +17,8 @@ from verl.experimental.teacher_loop.teacher_manager import (
 )
 
 from scoring_client import AsyncScoringClient
-from scoring_client.adapters.verl import ServedTeacher, TeacherManager
+from scoring_client.adapters.verl import TeacherManager
+from scoring_client.adapters.verl_worker import ServedTeacher
 from tests.compat.conftest import Plain, texts
 from tests.compat.hooks import described, recorded
 

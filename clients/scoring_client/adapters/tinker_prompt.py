@@ -1,0 +1,74 @@
+"""What a Tinker call asks of its prompt, answered in Tinker's types.
+
+Entry i describes token i; entry 0 has no context and says NaN, or None in lists. Log-probs are the
+model's own, at temperature 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tinker import types
+from tinker.types.topk_logprobs import MASK_LOGPROB, TopkLogprobs
+
+from scoring_client.by_token import TokenQuestion
+from scoring_client.client import ScoringClient
+from scoring_client.ragged import RaggedCandidates
+
+
+def prompt_question(
+    ids: list[int],
+    logprobs: bool,
+    last_n: int | None,
+    k: int = 0,
+    targets: types.TensorData | None = None,
+) -> TokenQuestion:
+    """Return what is asked of a prompt's tokens: all but the first, or the last n, k listed.
+
+    Raises:
+        ValueError: an argument makes no sense.
+    """
+    if last_n is not None and not logprobs:
+        raise ValueError("prompt_logprobs_last_n needs include_prompt_logprobs")
+    if last_n is not None and not 1 <= last_n < len(ids):
+        raise ValueError(f"prompt_logprobs_last_n must be in [1, {len(ids) - 1}], got {last_n}")
+    first = 1 if last_n is None else len(ids) - last_n
+    candidates = None if targets is None else candidates_of(targets, len(ids) - 1)
+    return TokenQuestion(token_ids=ids, first=first, k=k, candidates=candidates)
+
+
+def candidates_of(targets: types.TensorData, rows: int) -> RaggedCandidates:
+    """Return ids int64 [rows, C], dense or CSR, row i in the place of token i + 1."""
+    if targets.dtype != "int64" or targets.shape is None or list(targets.shape[:-1]) != [rows]:
+        given = f"{targets.dtype} {targets.shape}"
+        raise ValueError(f"target_prompt_logprobs must be int64 [{rows}, C], got {given}")
+    pointers = targets.sparse_crow_indices
+    counts = np.full(rows, targets.shape[1]) if pointers is None else np.diff(pointers)
+    found = RaggedCandidates(targets.data, [0, *counts])
+    if found.first_row is None:
+        raise ValueError("target_prompt_logprobs names no id")
+    return found
+
+
+def answered(
+    client: ScoringClient, asked: TokenQuestion, logprobs: bool, targets: types.TensorData | None
+) -> dict[str, Any]:
+    """Return the fields of a SampleResponse that answer a ``prompt_question``, if it asks any."""
+    if not (logprobs or asked.k or targets is not None):
+        return {}
+    scores = asked.ask(client)
+    fields: dict[str, Any] = {"prompt_logprobs_np": scores.logprobs if logprobs else None}
+    if asked.k:
+        fields["topk_prompt_logprobs_np"] = TopkLogprobs(
+            scores.top_token_ids.clip(0), np.nan_to_num(scores.top_logprobs, nan=MASK_LOGPROB)
+        )
+    if targets is not None and scores.candidate_logprobs is not None:
+        fields["target_prompt_logprobs"] = types.TensorData(
+            data=np.nan_to_num(scores.candidate_logprobs, nan=0.0),  # where -1 stood
+            dtype="float32",
+            shape=targets.shape,
+            sparse_crow_indices=targets.sparse_crow_indices,
+            sparse_col_indices=targets.sparse_col_indices,
+        )
+    return fields

@@ -1,0 +1,42 @@
+"""What a model would have written in the place of a text's tokens. L tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scoring_client.arrays import Float32Array, Int32Array
+from scoring_client.client import ScoringClient
+from scoring_client.inputs import Completion, PromptGroup, SamplePrompt
+
+
+def redraw_tokens(
+    client: ScoringClient,
+    token_ids: Sequence[int],
+    n: int,
+    *,
+    temperature: float = 1.0,
+    seed: int | None = None,
+) -> tuple[Int32Array, Float32Array]:
+    """Return n draws in the place of each token but the first, and the model's log-probs of them.
+
+    Args:
+        client: Of the server.
+        token_ids: The whole text, at least two tokens.
+        n: Draws a position.
+        temperature: Of the draws; the log-probs are at temperature 1.
+        seed: Of all positions. Equal seeds are no harm here: random numbers depend on the position.
+
+    Returns:
+        Ids [L - 1, n] and log-probs [L - 1, n]: row i stands for token i + 1.
+
+    Raises:
+        ScoringError: see ``scoring_client.errors``.
+    """
+    prompts = [SamplePrompt(token_ids[:end], n=n, seed=seed) for end in range(1, len(token_ids))]
+    drawn = client.sample(prompts, max_tokens=1, temperature=temperature, ignore_eos=True)
+    ids = np.array([[sample.token_ids[0] for sample in row] for row in drawn], dtype=np.int32)
+    asked = PromptGroup(token_ids[:1], [Completion(token_ids[1:], candidates=ids)])
+    logprobs = client.score([asked])[0][0].candidate_logprobs
+    return ids, np.asarray(logprobs)
