@@ -10,11 +10,14 @@ import matplotlib
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from scoring_service.models import tiny_model_path
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+
+logging.disable_progress_bar()
 
 
 def arguments(description: str, **defaults: float) -> argparse.Namespace:
@@ -67,19 +70,20 @@ def draw(
     return completions
 
 
-def report(losses: Sequence[float], title: str, plot: Path | None) -> None:
-    """Print the mean loss of the first and of the last fifth, and draw the curve."""
+def report(losses: Sequence[float], title: str, zero: str, plot: Path | None) -> None:
+    """Print the mean loss of the first and of the last fifth, and draw the curve down to zero."""
     fifth = max(len(losses) // 5, 1)
     first, last = sum(losses[:fifth]) / fifth, sum(losses[-fifth:]) / fifth
     print(f"{title}: {first:.4f} at first, {last:.4f} at last")
     if plot is None:
         return
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(losses, color="tab:blue", linewidth=1, alpha=0.5, label="step")
+    axes.plot(losses, color="tab:blue", linewidth=1, alpha=0.5, label="each step")
     width = max(len(losses) // 12, 1)
     windows = [losses[max(i - width, 0) : i + width + 1] for i in range(len(losses))]
-    axes.plot([sum(w) / len(w) for w in windows], color="tab:blue", linewidth=2, label="mean")
-    axes.set(title=title, xlabel="step", ylabel="nats", ylim=(0, None))
+    label = f"mean of {2 * width + 1} steps"
+    axes.plot([sum(w) / len(w) for w in windows], color="tab:blue", linewidth=2, label=label)
+    axes.set(title=title, xlabel="step", ylabel=f"nats (0 = {zero})", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     plot.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,8 @@ def main() -> None:
             losses.append(loss.item())
             if step % 20 == 0:
                 print(f"step {step}: {loss.item():.4f} nats (at most 0.6931)")
-    report(losses, "generalised Jensen-Shannon divergence", options.plot)
+    title = "generalised Jensen-Shannon divergence"
+    report(losses, title, "the student is the teacher", options.plot)
 
 
 if __name__ == "__main__":

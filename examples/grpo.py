@@ -1,4 +1,4 @@
-"""GRPO in miniature: groups of samples, their replay in the trainer, clipped gradient steps.
+"""GRPO in miniature: groups of samples, scored, replayed in the trainer; clipped gradient steps.
 
 The server draws under top-k and top-p; the trainer applies the same truncation to its own logits
 before it compares, so that before the first step every importance ratio is 1 to rounding.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from common import arguments, completion_logits, trainer_of
 
-from scoring_client import ScoringClient
+from scoring_client import PromptGroup, ScoringClient
 from scoring_client.replay import importance_ratios, mismatch_kl, processed_logprobs, row_settings
 
+SAMPLING = {"temperature": 0.9, "top_k": 20, "top_p": 0.95}
 PROMPTS = ["def parse(", "import numpy as", "for i in range(", "The following example"]
 CLIP = 0.2
 
@@ -31,17 +32,24 @@ def main() -> None:
             n=options.group_size,
             max_tokens=options.max_tokens,
             seed=options.seed,
-            temperature=0.9,
-            top_k=20,
-            top_p=0.95,
             return_text=True,
+            **SAMPLING,
         )
+        # What is known of a sample can be asked again, also of samples drawn elsewhere.
+        groups = [
+            PromptGroup(prompt, [sample.token_ids for sample in group])
+            for prompt, group in zip(PROMPTS, results, strict=True)
+        ]
+        scores = client.score(groups, processed_logprobs=True, keep_realised=True, **SAMPLING)
     samples = list(results.samples())
     prompts = [sample.prompt_token_ids.tolist() for sample in samples]
     completions = [sample.token_ids.tolist() for sample in samples]
     lengths = torch.tensor([len(tokens) for tokens in completions])
     labels = torch.cat([torch.tensor(tokens) for tokens in completions])
     sampler = torch.cat([torch.from_numpy(sample.processed_logprobs) for sample in samples])
+    scored = torch.cat([torch.from_numpy(each.processed_logprobs) for each in scores.completions()])
+    print(f"{len(samples)} samples of {len(sampler)} tokens")
+    print(f"scored again: at most {(scored - sampler).abs().max().item():.1e} nats apart")
 
     # Advantages: each sample's reward against its group's.
     rewards = torch.tensor([[reward(sample.text) for sample in group] for group in results])
@@ -57,14 +65,16 @@ def main() -> None:
         trainer = processed_logprobs(logits, labels, **settings)
         ratios = importance_ratios(trainer, sampler)
         if step == 0:
-            untruncated = processed_logprobs(logits, labels, temperature=0.9).detach()
+            untruncated = processed_logprobs(
+                logits, labels, temperature=SAMPLING["temperature"]
+            ).detach()
             print(f"mismatch KL with replay: {mismatch_kl(trainer.detach(), sampler).k3:.2e}")
             print(f"mismatch KL without: {mismatch_kl(untruncated, sampler).k3:.2e}")
         clipped = ratios.clamp(1 - CLIP, 1 + CLIP)
         loss = -torch.minimum(ratios * advantages, clipped * advantages).mean()
         print(
-            f"step {step}: loss {loss.item():+.5f}, ratios {ratios.min().item():.5f} to "
-            f"{ratios.max().item():.5f}"
+            f"step {step}: loss {loss.item():+z.5f}, ratios {ratios.min().item():.5f} to "
+            f"{ratios.max().item():.5f}, {(ratios != clipped).float().mean().item():.0%} clipped"
         )
         optimizer.zero_grad()
         loss.backward()

@@ -57,6 +57,7 @@ def main() -> None:
     report(
         [loss - least for loss, least in zip(losses, entropies, strict=True)],
         "soft cross-entropy above the teacher's entropy",
+        "all of it learnt",
         options.plot,
     )
 

@@ -8,12 +8,12 @@ from typing import Unpack
 from scoring_client.batches import batches
 from scoring_client.client import ScoringClient
 from scoring_client.division import NEVER_DIVIDED_BELOW
-from scoring_client.inputs import PromptGroup
+from scoring_client.inputs import Completion, PromptGroup
 from scoring_client.options import ScoreOptions, TopKOptions
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT
 
 Pair = tuple[Sequence[int], Sequence[int]]
-"""Token ids of context and continuation, both at least one."""
+"""Token ids of context, at least one, and continuation; an empty one has scores of no rows."""
 
 
 def score_pairs(
@@ -113,7 +113,9 @@ def _grouped(pairs: Iterable[Pair]) -> tuple[list[PromptGroup], list[int]]:
     groups, places = [], []
     for context, sized in by_context.items():
         for part in batches(sized, max(NEVER_DIVIDED_BELOW, 8 * len(context))):
-            groups.append(PromptGroup(context, [continuation for _, continuation in part]))
+            # A message cannot hold an empty completion: any token, of which no row is wanted.
+            completions = [ids if len(ids) else Completion([0], rows=()) for (_, ids) in part]
+            groups.append(PromptGroup(context, completions))
             places += [place for place, _ in part]
     return groups, places
 

@@ -55,6 +55,14 @@ def test_a_context_of_very_many_continuations_stands_in_several_groups():
     assert [len(group.completions) for group in request.groups] == [4, 2]
 
 
+def test_an_empty_continuation_has_no_rows():
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        top, other = topk_pairs(client, [([1, 2], []), ([1, 2], [7])], 3)
+    assert (top.logprobs.shape, top.token_ids.shape) == ((0,), (0,))
+    assert top.top_logprobs.shape == top.top_token_ids.shape == (0, 3)
+    assert other.token_ids.tolist() == [7]
+
+
 @pytest.mark.parametrize(
     ("max_length", "context", "continuation"),
     [(5, [1, 2, 3], [4, 5]), (4, [2, 3], [4, 5]), (3, [3], [4, 5]), (2, [4], [5])],

@@ -7,6 +7,7 @@ that.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable
@@ -39,6 +40,24 @@ def written(path: Path, cls: str, method: str) -> list[str]:
                 if getattr(member, "name", None) == method:
                     return _parameters(member)
     raise AssertionError(f"{path.name} has no {cls}.{method}")
+
+
+def source_of(module: str) -> ast.Module:
+    """A module's source, which is not imported: a trainer's imports what only training needs."""
+    package, *inside = module.split(".")
+    found = importlib.util.find_spec(package)
+    assert found is not None
+    assert found.origin is not None
+    return ast.parse(Path(found.origin).parent.joinpath(*inside).with_suffix(".py").read_text())
+
+
+def calls(tree: ast.AST, method: str) -> list[ast.Call]:
+    """The calls of a method, on whatever object."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == method
+    ]
 
 
 def _parameters(function: ast.AST) -> list[str]:

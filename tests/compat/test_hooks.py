@@ -28,6 +28,7 @@ CLASSES = {
     "trl": "TeacherClient",
     "tinker": "SamplingClient",
     "verl": "TeacherManager",
+    "verl_worker": "ServedTeacher",
     "prime_rl": "TeacherPool",
     "lm_eval": "ScoringServiceLM",
 }
@@ -42,6 +43,9 @@ def test_signatures_are_the_frameworks(framework: str) -> None:
             assert ours == [*parameters, "disable_tqdm=False"], name
         elif name == "sample_async":
             assert ours == ["async"]  # *args and **kwargs, as `sample` takes them
+        elif framework == "verl_worker":
+            # What it reads; *args and **kwargs go on to verl's own.
+            assert ours == parameters[: len(ours)], name
         else:
             # tinker's decorators hide that its *_async are coroutines.
             plain = [p for p in ours if p != "async" or parameters[:1] == ["async"]]
@@ -78,6 +82,8 @@ def test_trl(client: ScoringClient, plain: Plain) -> None:
             teacher.get_sequence_logprobs(sequences, prompt_lengths, temperature=temperature)
     with pytest.raises(ValueError, match="shorter"):
         teacher.get_sequence_logprobs(sequences, prompt_lengths[:-1])
+    empty = teacher.get_sequence_logprobs([sequences[0]], [14], 7)
+    assert empty == {key: [[]] for key in answer}, "a completion without a token, as TRL's own"
     limited = TeacherClient(client, token_id_limit=500).get_sequence_logprobs(
         sequences, prompt_lengths, 7
     )

@@ -20,6 +20,7 @@ from scoring_client.prompt_end import after_first, only_first_token
 from scoring_client.provenance import Usage
 from scoring_client.ragged import RaggedCandidates
 from tests.compat.conftest import Plain, texts
+from tests.compat.hooks import described, recorded
 
 MARKER = [3, 7, 3]
 PROMPT, ANSWER, ROLLOUTS = 150, 20, 4
@@ -148,6 +149,11 @@ def test_verl(target: str, plain: Plain, topk: int) -> None:
         np.testing.assert_allclose(found[PROMPT - 1 : -1], expected, atol=1e-4)
         chosen = torch.tensor(ids[PROMPT:])[:, None] if best is None else best.indices
         assert torch.equal(fields["teacher_ids"][PROMPT - 1 : -1].long(), chosen)
+
+
+def test_the_loop_is_verls() -> None:
+    theirs = recorded("verl_worker")["_compute_teacher_logprobs"]
+    assert described(Loop._compute_teacher_logprobs) == theirs
 
 
 def test_a_verl_worker_without_a_teacher_says_so() -> None:

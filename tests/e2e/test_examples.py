@@ -44,12 +44,15 @@ def test_grpo(target: str) -> None:
     text = output_of(target, "grpo.py", "--group-size", "4", "--steps", "3")
     on = float(re.search(r"with replay: (\S+)", text)[1])
     off = float(re.search(r"without: (\S+)", text)[1])
+    assert float(re.search(r"scored again: at most (\S+)", text)[1]) < 1e-5
     assert on < 1e-6
     assert off > 1e-4
     steps = re.findall(r"ratios ([\d.]+) to ([\d.]+)", text)
     assert len(steps) == 3
     assert all(abs(float(ratio) - 1) < 1e-3 for ratio in steps[0])
     assert float(steps[-1][1]) - float(steps[-1][0]) > 0.01, "training moves the ratios"
+    clipped = [int(share) for share in re.findall(r"(\d+)% clipped", text)]
+    assert clipped[0] == 0 < clipped[-1]
 
 
 @pytest.mark.parametrize(

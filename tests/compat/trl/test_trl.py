@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 
@@ -19,7 +20,7 @@ from scoring_client import ScoringClient
 from scoring_client.adapters.trl import TeacherClient, as_teacher
 from scoring_client.losses import TeacherRows, forward_kl
 from tests.compat.conftest import Plain
-from tests.compat.hooks import described, recorded
+from tests.compat.hooks import calls, described, recorded, source_of
 
 STEPS = 24
 
@@ -32,6 +33,39 @@ def test_the_hook_is_the_one_recorded() -> None:
     assert [(p.name, p.kind, p.default) for p in ours.values()] == [
         (p.name, p.kind, p.default) for p in theirs.values()
     ]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "server_distillation.server_distillation_trainer",
+        "sdft.sdft_trainer",
+        "sdpo.sdpo_trainer",
+        "iw_opd.iw_opd_trainer",
+    ],
+)
+def test_the_trainers_call_it_so(module: str) -> None:
+    """What each gives, what it reads of the answer, and that its constructor makes the client."""
+    source = source_of(f"trl.experimental.{module}")
+    (call,) = calls(source, "get_sequence_logprobs")
+    given = [argument.arg for argument in call.keywords]
+    assert given == ["sequences", "prompt_lengths", "top_logprobs", "temperature"]
+    assert not call.args
+    assert ast.unparse(call.func) == "self.teacher_client.get_sequence_logprobs"
+    read = {
+        node.slice.value
+        for node in ast.walk(source)
+        if isinstance(node, ast.Subscript)
+        and ast.unparse(node.value) == "result"
+        and isinstance(node.slice, ast.Constant)
+    }
+    answered = {"logprobs", "logprob_token_ids", "actual_logprobs", "actual_token_ids"}
+    assert "logprobs" in read
+    assert read <= answered
+    imports = [n for n in ast.walk(source) if isinstance(n, ast.ImportFrom)]
+    (place,) = [n for n in imports if "VLLMClient" in [name.name for name in n.names]]
+    assert place.module == "generation.vllm_client"
+    assert place not in source.body, "imported there, it is not `as_teacher`'s"
 
 
 PROMPTS = ["import numpy as", "for i in range", "def __init__(self", "Return the"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from scoring_client import AsyncScoringClient
 from scoring_client.adapters.verl import TeacherManager
 from scoring_client.adapters.verl_worker import ServedTeacher
 from tests.compat.conftest import Plain, texts
-from tests.compat.hooks import described, recorded
+from tests.compat.hooks import calls, described, recorded, source_of
 
 
 def test_the_hook_is_the_one_recorded() -> None:
@@ -30,6 +31,23 @@ def test_the_hook_is_the_one_recorded() -> None:
     assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
         (p.name, p.kind, p.default) for p in inspect.signature(theirs).parameters.values()
     ]
+
+
+def test_the_workers_hook_is_the_one_recorded() -> None:
+    """What the mixin stands before, and the names by which a worker of one's own gets in."""
+    theirs = AgentLoopWorker._compute_teacher_logprobs
+    assert described(theirs) == recorded("verl_worker")["_compute_teacher_logprobs"]
+    for path, worker, manager in (
+        ("verl.experimental.agent_loop.agent_loop", "AgentLoopWorker", "AgentLoopManager"),
+        ("verl.trainer.ppo.v1.agent_loop_tq", "AgentLoopWorkerTQ", "AgentLoopManagerTQ"),
+    ):
+        source = source_of(path)
+        classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
+        (call,) = calls(classes[worker], "_compute_teacher_logprobs")
+        given = [argument.arg for argument in call.keywords]
+        assert given == ["prompt_ids", "response_ids", "validate", "sample_kwargs"]
+        assert len(call.args) == 1
+        assert "agent_loop_workers_class" in ast.unparse(classes[manager])
 
 
 def through_the_agent_loop(target: str, prompt: list[int], response: list[int], **options: Any):
