@@ -74,7 +74,7 @@ def attention_figure(name: str, places: list[Place], device: str, limits: dict[s
         "what": f"attention, {name}",
         "rows": sum(n for n, _ in places),
         "seconds": sides,
-        "floor_seconds": max(floor, 2 * read / limits["copy_bytes_per_second"]),
+        "floor_seconds": max(floor, read / limits["copy_bytes_per_second"]),
         "times torch's speed": sides["torch"] / sides["ours"],
         "error": float((found - truth).abs().max()),
         "error of torch": float((theirs - truth).abs().max()),

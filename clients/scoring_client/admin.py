@@ -82,7 +82,9 @@ class AdminClient:
             OSError: the file of certificates cannot be read.
         """
         # First of all, before anything else is local.
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        arguments = dict(locals())
+        del arguments["self"]
+        self._arguments = arguments
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
         if channel is None:
@@ -143,7 +145,8 @@ class AdminClient:
         """
         check: Any = self._channel.unary_unary(health.HEALTH_CHECK)
         try:
-            answer: bytes = check(health.REQUEST, timeout=timeout)
+            with running_call():
+                answer: bytes = check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
             if error.code() in health.NOT_THERE:
                 return False

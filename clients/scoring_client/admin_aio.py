@@ -83,7 +83,9 @@ class AsyncAdminClient:
             OSError: the file of certificates cannot be read.
         """
         # First of all, before anything else is local.
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        arguments = dict(locals())
+        del arguments["self"]
+        self._arguments = arguments
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
         self._owns_channel = channel is None
         self._channel = AioChannel(

@@ -31,12 +31,13 @@ class AioChannel:
         Raises:
             ValueError: the client is closed, as the blocking one says it.
         """
+        loop = asyncio.get_running_loop()
+        check_fork()
         if not isinstance(self._where, Endpoint):
+            uses_grpc(loop)
             return self._where
         if self._closed:
             raise ValueError("Cannot invoke RPC on closed channel!")
-        loop = asyncio.get_running_loop()
-        check_fork()
         if loop not in self._own:
             uses_grpc(loop)
             for ended in [other for other in list(self._own) if other.is_closed()]:

@@ -95,7 +95,11 @@ class TokenQuestion:
         return self._laid_out(found[0][0])
 
     async def ask_async(self, client: AsyncScoringClient) -> TokenScores:
-        """Do the same from an event loop."""
+        """Do the same from an event loop.
+
+        Raises:
+            ScoringError: see ``scoring_client.errors``.
+        """
         if self.start >= len(self.token_ids):
             return self._laid_out(None)
         group = [self._group()]

@@ -90,7 +90,9 @@ class ScoringClient:
             OSError: the file of certificates cannot be read.
         """
         # First of all, before anything else is local.
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        arguments = dict(locals())
+        del arguments["self"]
+        self._arguments = arguments
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)

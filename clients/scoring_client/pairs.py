@@ -8,12 +8,16 @@ from typing import Unpack
 from scoring_client.batches import batches
 from scoring_client.client import ScoringClient
 from scoring_client.division import NEVER_DIVIDED_BELOW
+from scoring_client.errors import InvalidRequestError
 from scoring_client.inputs import Completion, PromptGroup
 from scoring_client.options import ScoreOptions, TopKOptions
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of context, at least one, and continuation; an empty one has scores of no rows."""
+
+_Asked = tuple[tuple[int, Sequence[int] | Completion], int]
+"""A pair's place and completion, and how many tokens that has."""
 
 
 def score_pairs(
@@ -27,9 +31,11 @@ def score_pairs(
         options: Of ``client.score``.
 
     Raises:
+        InvalidRequestError: ``next_token`` is asked of an empty continuation. Errors of the call
+            count contexts as groups, in the order in which they come first.
         ScoringError: see ``scoring_client.errors``.
     """
-    groups, places = _grouped(pairs)
+    groups, places = _grouped(pairs, next_token=options.get("next_token", False))
     return _in_order(client.score(groups, **options), places) if groups else []
 
 
@@ -45,9 +51,10 @@ def topk_pairs(
         options: Of ``client.topk_logprobs``.
 
     Raises:
+        InvalidRequestError: as of ``score_pairs``.
         ScoringError: see ``scoring_client.errors``.
     """
-    groups, places = _grouped(pairs)
+    groups, places = _grouped(pairs, next_token=options.get("next_token", False))
     return _in_order(client.topk_logprobs(groups, k, **options), places) if groups else []
 
 
@@ -99,23 +106,32 @@ def _check_length(max_length: int) -> None:
         )
 
 
-def _grouped(pairs: Iterable[Pair]) -> tuple[list[PromptGroup], list[int]]:
+def _grouped(pairs: Iterable[Pair], *, next_token: bool) -> tuple[list[PromptGroup], list[int]]:
     """Return pairs as groups, and the pair's place of each completion, group by group.
 
     The client divides calls between groups and never within. So a context with very many
     continuations, such as the one token before every text, stands in several groups: each large
     enough that its context, if it has to be computed again, costs an eighth of it at most.
     """
-    by_context: dict[tuple[int, ...], list[tuple[tuple[int, Sequence[int]], int]]] = {}
+    by_context: dict[tuple[int, ...], list[_Asked]] = {}
     for place, (context, continuation) in enumerate(pairs):
-        asked = (place, continuation), len(continuation)
-        by_context.setdefault(tuple(context), []).append(asked)
+        if len(continuation):
+            asked = (place, continuation), len(continuation)
+            by_context.setdefault(tuple(context), []).append(asked)
+        elif next_token:
+            raise InvalidRequestError(
+                f"pairs[{place}]: what follows an empty continuation is what follows its context: "
+                "give the context's last token as the continuation"
+            )
+        else:
+            # A message cannot hold an empty completion: no row of the context's end, or of any
+            # token where the context is one alone.
+            prompt, end = (context[:-1], context[-1:]) if len(context) > 1 else (context, [0])
+            by_context.setdefault(tuple(prompt), []).append(((place, Completion(end, rows=())), 1))
     groups, places = [], []
     for context, sized in by_context.items():
         for part in batches(sized, max(NEVER_DIVIDED_BELOW, 8 * len(context))):
-            # A message cannot hold an empty completion: any token, of which no row is wanted.
-            completions = [ids if len(ids) else Completion([0], rows=()) for (_, ids) in part]
-            groups.append(PromptGroup(context, completions))
+            groups.append(PromptGroup(context, [completion for _, completion in part]))
             places += [place for place, _ in part]
     return groups, places
 

@@ -28,7 +28,7 @@ def checked_target(target: str) -> str:
             f"target: {target!r} is a URL; gRPC takes host:port, such as {host!r}. TLS is asked "
             "for by tls=True or root_certificates= (on the command line --tls, --root-certificates)"
         )
-    named = _NAME_WITH_PORT.match(target)
+    named = None if _is_path(target) else _NAME_WITH_PORT.match(target)
     if named is not None and not 0 < int(named["port"]) < 2**16:
         raise ValueError(f"target: {target!r} has no port between 1 and 65535")
     return target
@@ -53,4 +53,9 @@ def is_loopback(target: str) -> bool:
 
 def stays_on_machine(target: str) -> bool:
     """Return whether nothing that is sent to a target leaves the machine."""
-    return is_loopback(target) or target.startswith(("unix:", "unix-abstract:", "vsock:"))
+    return is_loopback(target) or _is_path(target)
+
+
+def _is_path(target: str) -> bool:
+    """Whether a target names a socket of this machine, which has no port."""
+    return target.partition(":")[0] in ("unix", "unix-abstract", "vsock")

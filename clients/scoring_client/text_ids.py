@@ -22,14 +22,13 @@ class TextIds:
 
     def __call__(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the ids of a text, with the tokenizer's special tokens or without."""
-        self.learn([(text, special_tokens)])
-        return self._known[text, special_tokens]
+        return self.many([text], special_tokens=special_tokens)[0]
 
     def many(self, texts: Iterable[str], *, special_tokens: bool = True) -> list[list[int]]:
         """Return the ids of many texts, in order; those that are new in few calls."""
         asked = [(text, special_tokens) for text in texts]
         self.learn(asked)
-        return [self._known[text] for text in asked]
+        return [list(self._known[text]) for text in asked]
 
     def pairs(self, texts: Iterable[tuple[str, str]], start_token_id: int) -> list[Pair]:
         """Return contexts and continuations as lm-eval's own models tokenise them.
@@ -37,7 +36,8 @@ class TextIds:
         A context is tokenised alone, then together with its continuation: this has the tokens
         beyond as many as the context has. White space at the end of a context goes to the
         continuation, whose first token holds it. A text without context has no special tokens, and
-        ``start_token_id`` stands before it unless it begins with that.
+        ``start_token_id`` stands before it unless it begins with that; so it is with a context of
+        nothing but white space, which lm-eval would give the tokenizer's special tokens.
 
         Args:
             texts: Contexts and continuations.
@@ -54,11 +54,11 @@ class TextIds:
             ids = self._known[whole]
             if context:
                 alone = self._known[context, True]
-                found.append((alone, ids[len(alone) :]))
+                found.append((list(alone), ids[len(alone) :]))
             elif ids[:1] == [start_token_id]:
                 found.append((ids[:1], ids[1:]))
             else:
-                found.append(([start_token_id], ids))
+                found.append(([start_token_id], list(ids)))
         return found
 
     def learn(self, texts: Iterable[tuple[str, bool]]) -> None:

@@ -10,9 +10,14 @@ _MEANINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(words), meaning)
     for words, meaning in (
         (
+            "certificate has expired|certificate is not yet valid",
+            "the certificate of the server{at} has expired or is not valid yet",
+        ),
+        (
             "CERTIFICATE_VERIFY_FAILED",
-            "the certificate of the server{at} is signed by nobody whom this client trusts: "
-            "root_certificates= (--root-certificates) names the authority",
+            "the certificate of the server{at} could not be verified: it has expired, or is signed "
+            "by nobody whom this client trusts (root_certificates=, --root-certificates, names the "
+            "authority)",
         ),
         (
             "Hostname Verification Check failed",

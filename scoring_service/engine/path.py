@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.memory import is_lost
 from scoring_service.engine.numerics import body_row_multiple
 from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.probe import (
@@ -78,6 +79,8 @@ def _layer_shapes(network: Any, model: CausalModel, limit: int) -> tuple[list[La
     try:
         return layer_shapes(network, model, limit), ""
     except CannotPackError as refusal:
+        if is_lost(model.device):
+            raise RuntimeError(f"the device was lost while it was probed: {refusal}") from refusal
         if not model.attends_by_triton:
             raise
         # The kernel may be what fails: shared memory that the device lacks, a compiler that is new.

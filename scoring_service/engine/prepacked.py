@@ -59,9 +59,9 @@ def pack_linears(network: Any) -> int:
     fits = _fits(sum(layer.weight.numel() * 2 for layer in layers))
     count = 0
     for layer in layers:
-        weight = repacked(layer.weight)
-        if _same_bits(layer, weight):
-            layer.__dict__["forward"] = partial(_forward, weight if fits else None, layer)
+        packed = repacked(layer.weight) if fits else None
+        if _same_bits(layer, layer.weight if packed is None else packed):
+            layer.__dict__["forward"] = partial(_forward, packed, layer)
             count += 1
     return count
 
@@ -130,12 +130,12 @@ def _forward(packed: Tensor | None, layer: torch.nn.Linear, inputs: Tensor) -> T
     return product
 
 
-def _same_bits(layer: torch.nn.Linear, packed: Tensor) -> bool:
+def _same_bits(layer: torch.nn.Linear, weight: Tensor) -> bool:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(32, layer.in_features, generator=generator).to(layer.weight.dtype)
     with torch.inference_mode():
         expected = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
-        return torch.equal(packed_linear(inputs, packed, layer.bias), expected)
+        return torch.equal(packed_linear(inputs, weight, layer.bias), expected)
 
 
 def _is_available() -> bool:

@@ -48,11 +48,17 @@ class Runner:
     turn is longest ago.
     """
 
-    is_sound = True
-
-    def __init__(self, work: Work, log_bug: Callable[[int, BaseException], None]) -> None:
+    def __init__(
+        self,
+        work: Work,
+        log_bug: Callable[[int, BaseException], None],
+        device_is_lost: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._work = work
         self._log_bug = log_bug
+        self._device_is_lost = device_is_lost
+        self.is_sound = True
+        """False once another process has to do it."""
         self._calls: dict[int, _Running] = {}
         self._turn = 0
 
@@ -109,6 +115,7 @@ class Runner:
             return events
         except Exception as error:  # noqa: BLE001 - a bug ends its call, not the worker
             self._log_bug(running.call.call_id, error)
+            self.is_sound = not self._device_is_lost()
             del self._calls[running.call.call_id]
             fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
             events.append(CallFailed(running.call.call_id, fault))

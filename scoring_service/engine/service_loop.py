@@ -7,6 +7,7 @@ import queue
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from scoring_service.engine.events import (
@@ -28,6 +29,7 @@ from scoring_service.engine.events import (
     Submit,
 )
 from scoring_service.engine.loader import LoadedModel, cache_key, load
+from scoring_service.engine.memory import is_lost
 from scoring_service.engine.monitor import Monitor
 from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.plain import PlainEngine
@@ -119,7 +121,8 @@ class CallRunner(Protocol):
 def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
     """The engine that the model's path calls for."""
     if loaded.packed is None:
-        return Runner(PlainEngine(loaded).work, log_bug)
+        lost = partial(is_lost, loaded.model.device)
+        return Runner(PlainEngine(loaded).work, log_bug, lost)
     return PackedEngine(
         loaded.model,
         loaded.packed.pool,

@@ -144,6 +144,13 @@ class WeightMemory:
         self._map.close()
         os.close(self._fd)
 
+    def discard(self) -> None:
+        """Gives up what nobody reads any more: pages are free, even where they are mapped still."""
+        self.view.release()
+        self._map.close()
+        os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MappedMemory:

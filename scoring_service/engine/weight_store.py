@@ -8,7 +8,6 @@ import mmap
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -67,6 +66,8 @@ class WeightStore:
         self._held: dict[int, ModelWeights] = {}
         if loaded.model.weights is not None:
             self._held[LOADED] = loaded.model.weights
+        slots = loaded.model.slots
+        self._buffers = frozenset[str]() if slots is None else slots.buffers
         self._staged: dict[int, _Staging] = {}
         self._spare: MappedMemory | None = None
         """Of weights that were dropped: the next ones may come in the same memory."""
@@ -148,7 +149,8 @@ class WeightStore:
 
     def _let_go(self, weights: int, held: list[object], memory: MappedMemory | None) -> None:
         held.clear()
-        self._spare = memory or self._spare
+        if memory is not None and memory.progress()[1] is WriterState.COMPLETE:
+            self._spare = memory
         self._send(WeightsDropped(weights))
 
     def _run(self, staging: _Staging) -> None:
@@ -209,6 +211,8 @@ class WeightStore:
                 stop = min(end, staging.ready, place + _HASH_BYTES)
                 digest.update(view[place:stop])
                 place = stop
+            if name in self._buffers:
+                staging.tensors[name] = staging.tensors[name].clone()
             if prepare and self._model.device.type == "cpu":
                 self._prepare(staging, name)
         _wait(staging, layout.size, complete=True)
@@ -293,10 +297,7 @@ def tensor_in(memory: mmap.mmap, region: Region) -> Tensor:
     count = region.size // dtype.itemsize
     if count == 0:
         return torch.empty(region.spec.shape, dtype=dtype)
-    with warnings.catch_warnings():
-        # Weights that cannot be written to are what is wanted.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
+    flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
     return flat.reshape(region.spec.shape)
 
 

@@ -60,6 +60,10 @@ class Slots:
         self.specs = tensor_specs(state)
         # Every name has its holder: tied tensors may be one parameter, or two with one memory.
         self._holders = [(spec.tied_to or spec.name, state[spec.name]) for spec in self.specs]
+        self.buffers = frozenset(
+            name for name, holder in self._holders if not isinstance(holder, torch.nn.Parameter)
+        )
+        """Tensors that a model may write to while it computes, as it never does to parameters."""
         self._layers = packed_layers(network)
         names = {id(holder): name for name, holder in self._holders}
         self._packed_from = {name: names[id(layer.weight)] for name, layer in self._layers.items()}
@@ -67,6 +71,11 @@ class Slots:
         self._head_weight = names.get(id(getattr(output, "weight", None)), "")
         self._head_bias = names.get(id(getattr(output, "bias", None)), "")
         self._head = _without_memory(head)
+        self._packs_head = (
+            isinstance(head, LinearHead)
+            and head.packed_weight is not None
+            and head.packed_weight is not head.weight_V_H
+        )
         self._spare_head: Tensor | None = None
 
     def own(
@@ -142,7 +151,9 @@ class Slots:
         bias = head.bias_V
         if bias is not None:
             bias = tensors[self._head_bias].to(bias.dtype)
-        packed = None if head.packed_weight is None else pack_weight(weight)
+        packed = weight if head.packed_weight is not None else None
+        if self._packs_head:
+            packed = pack_weight(weight)
         return replace(head, weight_V_H=weight, bias_V=bias, packed_weight=packed)
 
     def reclaim(self, weights: ModelWeights) -> None:
@@ -161,7 +172,7 @@ class Slots:
         size = sum(_size(held[name]) for name in self._packed_from.values())
         if isinstance(self._head, LinearHead):
             converts = self._head.dtype != held[self._head_weight].dtype
-            copies = converts + (self._head.packed_weight is not None)
+            copies = converts + self._packs_head
             size += copies * _size(self._head.weight_V_H)
         return size
 

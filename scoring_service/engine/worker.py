@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 
 from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Shutdown
@@ -30,6 +31,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=parser.parse_args().fd))
     config = channel.receive()
+    # Weights of updates cannot be written to, which is what is wanted.
+    warnings.filterwarnings("ignore", message="The given buffer is not writable")
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     monitor = Monitor()
     threading.Thread(target=_receive, args=(channel, commands), daemon=True).start()

@@ -269,6 +269,8 @@ class AdmittedCalls:
         if stream.pinned is not None:
             self.weights.generations.release(stream.pinned)
             stream.pinned = None
+        if stream.running:
+            self.admission.throughput.dropped()
         for part_id in list(stream.running):
             part = stream.running.pop(part_id)
             self.free(part)

@@ -119,7 +119,7 @@ class Generations:
             if size <= spare.size <= 2 * size:
                 spare.publish(0)
                 return spare
-            spare.close()
+            spare.discard()
         free = free_host_memory()
         if used * _SPARE > free:
             message = f"the weights take {used >> 20} MiB, and {free >> 20} MiB of memory are free"
@@ -161,5 +161,5 @@ class Generations:
             return
         # The next update writes where pages are there already, which saves touching new ones.
         if self._spare is not None:
-            self._spare.close()
+            self._spare.discard()
         self._spare = memory

@@ -69,6 +69,8 @@ class Supervision:
         self._cache.flushed(worker.index, 0)
         self._observer.worker_died(worker.index, exited.description)
         parts = list(worker.parts.values())
+        if parts:
+            self._calls.admission.throughput.dropped()
         for part in parts:
             worker.drop(part)
         if self._readiness.info is None:

@@ -44,6 +44,10 @@ class _Recent:
             self.seconds = self.seconds * kept + self.since
             self.since = 0.0
 
+    def dropped(self) -> None:
+        """What ran will not be finished: how much of the time since was its, nobody knows."""
+        self.since = 0.0
+
     def rate(self, running: int) -> float:
         """Tokens per second; 0 until there is enough to tell."""
         if self.seconds < _LEAST_SECONDS:
@@ -69,8 +73,8 @@ class Throughput:
 
     Tokens count as the queue counts them (a sample's `max_tokens` however early it ended, a prompt
     though it was cached), so that the rate tells when the queue will be shorter. A part that ran
-    under pressure, if only for a while, counts in full once it is finished, and not at all if its
-    call was cancelled.
+    under pressure, if only for a while, counts in full once it is finished. Of one that was
+    cancelled, or died with its worker, neither tokens count nor the time since the last other one.
 
     Args:
         running: gives the tokens of the parts that workers have.
@@ -114,18 +118,25 @@ class Throughput:
         self._busy.finished(tokens, sent[0])
         self._pressed.finished(tokens, sent[1])
 
+    def dropped(self) -> None:
+        """A part that a worker has will not be finished there."""
+        self._advance()
+        self._busy.dropped()
+        self._pressed.dropped()
+
     @property
     def rate(self) -> float:
         """Tokens per second, as a rule.
 
         Until there was pressure it is what was seen without. Under the first pressure that is told
-        by a guess, if that is more: with more to do at once workers are not slower.
+        by a guess, if that is more: with more to do at once workers are not slower. Never is it
+        more than what they can have computed.
         """
         self._advance()
         running = self._running()
         pressed, busy = self._pressed.rate(running), self._busy.rate(running)
         if self.pressed and not pressed:
-            return max(busy, _FIRST_GUESS)
+            return min(max(busy, _FIRST_GUESS), self._pressed.most(running))
         return pressed or busy or _FIRST_GUESS
 
     @property

@@ -114,6 +114,8 @@ class Worker:
     _executor: Executor | None = None
     _started: float = 0.0
     _ready_since: float | None = None
+    _killed: bool = False
+    """By this process."""
     _last_heard: float | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -127,6 +129,7 @@ class Worker:
         self._executor = executor
         self._started = time.monotonic()
         self._ready_since = self._last_heard = None
+        self._killed = False
         self.starts += 1
 
         def on_event(event: Event | WorkerExited) -> None:
@@ -150,6 +153,7 @@ class Worker:
     def kill(self) -> None:
         """Ends it at once; it is started again as after any other death."""
         if self._executor is not None:
+            self._killed = True
             self._executor.kill()
 
     async def stop(self, patience: float) -> None:
@@ -256,7 +260,7 @@ class Worker:
             silent = time.monotonic() - self._last_heard
             if silent > self.settings.heartbeat_timeout:
                 log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
-                executor.kill()
+                self.kill()
                 return
 
     def _exited(self, event: WorkerExited) -> None:
@@ -266,8 +270,10 @@ class Worker:
             return  # it was given up when it said that it cannot load its model
         self.last_death = event.description
         self.prefixes.clear()
+        # One that hangs while it loads is of no more use the next time.
+        hung = self._killed and answered is None
         pause = self.policy.died(
-            from_outside=event.from_outside,
+            from_outside=event.from_outside and not hung,
             answered_seconds=answered,
             maybe_memory=event.maybe_memory,
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scoring_client import ScoringClient
+from scoring_client import InvalidRequestError, ScoringClient
 from scoring_client.batches import batches
 from scoring_client.evaluation import likelihoods, text_likelihoods
 from scoring_client.pairs import fitting, score_pairs, topk_pairs, windows
@@ -57,10 +57,22 @@ def test_a_context_of_very_many_continuations_stands_in_several_groups():
 
 def test_an_empty_continuation_has_no_rows():
     with ToyServer() as server, ScoringClient(server.target) as client:
-        top, other = topk_pairs(client, [([1, 2], []), ([1, 2], [7])], 3)
-    assert (top.logprobs.shape, top.token_ids.shape) == ((0,), (0,))
-    assert top.top_logprobs.shape == top.top_token_ids.shape == (0, 3)
+        top, other, short = topk_pairs(client, [([1, 2], []), ([1, 2], [7]), ([1], [])], 3)
+    for empty in (top, short):
+        assert (empty.logprobs.shape, empty.token_ids.shape) == ((0,), (0,))
+        assert empty.top_logprobs.shape == empty.top_token_ids.shape == (0, 3)
     assert other.token_ids.tolist() == [7]
+    (request,) = server.requests
+    sent = [(list(g.prompt.token_ids), list(g.completions[0].token_ids)) for g in request.groups]
+    assert sent[0] == ([1], [2]), "no longer than the context, which may be as long as can be"
+
+
+@pytest.mark.parametrize("ask", [score_pairs, lambda *args, **kw: topk_pairs(*args, 3, **kw)])
+def test_what_follows_an_empty_continuation_is_not_asked_in_vain(ask):
+    refused = pytest.raises(InvalidRequestError, match=r"pairs\[1\].*context's last token")
+    with ToyServer() as server, ScoringClient(server.target) as client, refused:
+        ask(client, [([1, 2], [3]), ([1, 2], [])], next_token=True)
+    assert not server.requests
 
 
 @pytest.mark.parametrize(
@@ -92,7 +104,7 @@ def test_likelihoods_of_pairs_and_of_whole_texts():
     assert wrong == (pytest.approx(loglikelihood([1, 2], [best + 1]), abs=1e-5), False)
     parts = [([3], texts[0][:3]), ([13], texts[0][3:6]), ([14, 15, 16], [17])]
     assert long == pytest.approx(sum(loglikelihood(*part) for part in parts), abs=1e-5)
-    assert empty == 0
+    assert (empty, type(empty)) == (0.0, float)
     assert short == pytest.approx(loglikelihood([3], [21, 22]), abs=1e-5)
 
 

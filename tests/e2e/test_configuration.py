@@ -175,12 +175,16 @@ def test_a_mistake_in_the_environment_is_named(
     ],
 )
 def test_a_mistake_in_the_file_is_named(
-    refuse: Callable[..., None], tmp_path: Path, file: str, text: str, named: str
+    refuse: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    text: str,
+    named: str,
 ) -> None:
-    path = tmp_path / file
-    path.write_text(text)
-    # A narrow terminal breaks long paths over lines.
-    refuse("--config", str(path), named=named, COLUMNS="400")
+    (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path)  # a terminal breaks long paths over lines
+    refuse("--config", file, named=named)
 
 
 def test_a_model_may_be_named_in_the_file_and_in_the_environment(tmp_path: Path) -> None:

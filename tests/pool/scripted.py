@@ -13,6 +13,7 @@ from scoring_service.engine.events import (
     CallStarted,
     Cancel,
     Command,
+    LoadProgress,
     Ready,
     SampleSlice,
     ScoreSlice,
@@ -68,6 +69,8 @@ class ScriptedExecutor:
         self.alone: set[int] = set()
         self.killed = False
         self.ready_at_once = True
+        self.begins: LoadProgress | None = None
+        """What it says first, if anything."""
         self.refusal: OSError | None = None
         """Why it cannot be started."""
         self.offset = 0.0
@@ -77,6 +80,8 @@ class ScriptedExecutor:
         self.on_event = on_event
         if self.refusal is not None:
             raise self.refusal
+        if self.begins is not None:
+            on_event(self.begins)
         if self.ready_at_once:
             on_event(Ready(self.info))
 

@@ -15,6 +15,7 @@ from scoring_service.engine.events import (
     CallFailed,
     CallFinished,
     Heartbeat,
+    LoadProgress,
     SampleSlice,
     ScoreSlice,
     WorkerStats,
@@ -23,7 +24,14 @@ from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.stream import PART_CREDIT, UNREAD_LIMIT, CallStream
 from scoring_service.types import RowWants
-from tests.pool.scripted import INFO, Scripted, sample_call, score_call, settled
+from tests.pool.scripted import (
+    INFO,
+    Scripted,
+    ScriptedExecutor,
+    sample_call,
+    score_call,
+    settled,
+)
 
 
 def drain(stream: CallStream) -> list[CallEvent]:
@@ -195,6 +203,25 @@ async def test_a_crash_loop_is_told_with_its_reason_and_ends_when_a_worker_answe
     assert refused.value.fault.reason is Reason.CRASH_LOOP
     await asyncio.sleep(0.5)
     assert made.pool.state is PoolState.READY
+
+
+async def test_a_worker_that_hangs_again_and_again_while_it_loads_is_a_crash_loop() -> None:
+    """The pool kills it by itself, by the signal that an operator would use."""
+    made = await Scripted(1, crash_limit=3, heartbeat_timeout=0.2, longest_backoff=30.0).start()
+
+    def hang(executor: ScriptedExecutor) -> None:
+        executor.ready_at_once = False
+        executor.begins = LoadProgress("loading weights")
+
+    made.prepare = hang
+    made.workers[0].die("SIGKILL", from_outside=True)
+    for _ in range(200):
+        if made.pool.state is PoolState.CRASH_LOOP:
+            break
+        await asyncio.sleep(0.1)
+    assert made.pool.state is PoolState.CRASH_LOOP
+    assert len(made.starts[0]) == 4
+    assert all(executor.killed for executor in made.starts[0][1:])
 
 
 async def test_kills_of_a_worker_that_answers_are_no_crash_loop() -> None:

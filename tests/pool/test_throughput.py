@@ -12,7 +12,7 @@ import pytest
 
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool.admission import Admission, Ticket
-from scoring_service.pool.throughput import Mark
+from scoring_service.pool.throughput import Mark, Throughput
 
 BATCH = 1000
 """Tokens of a step, at most."""
@@ -285,3 +285,36 @@ def test_a_model_that_becomes_slower_is_noticed() -> None:
     machine.admit(1, machine.now + wait)
     late = refusal(machine, 1, machine.now + wait / 4)
     assert late == pytest.approx(wait * 3 / 4, rel=0.2)
+
+
+def test_time_that_was_lost_with_a_part_is_no_sign_of_slow_workers() -> None:
+    """A worker hung for two minutes, or a call was cancelled after as long."""
+    now = 0.0
+    throughput = Throughput(lambda: 0, lambda: now)
+    throughput.busy(True)
+    throughput.press(True)
+
+    def work(seconds: int) -> None:
+        nonlocal now
+        for _ in range(seconds):
+            sent = throughput.mark()
+            now += 1.0
+            throughput.finished(4096, sent)
+
+    work(20)
+    usual = throughput.rate
+    now += 120.0
+    assert throughput.most < usual / 2
+    throughput.dropped()
+    assert throughput.rate == pytest.approx(usual)
+    work(1)
+    assert throughput.rate == pytest.approx(4096.0)
+
+
+def test_a_guess_is_no_more_than_what_can_have_been_computed() -> None:
+    now = 0.0
+    throughput = Throughput(lambda: 8192, lambda: now)
+    throughput.busy(True)
+    throughput.press(True)
+    now += 16.0
+    assert throughput.rate == throughput.most == 512.0

@@ -72,7 +72,11 @@ def sequence_of(sample: Sample) -> types.SampledSequence:
 def alternatives(
     client: ScoringClient, ids: list[int], k: int, params: types.SamplingParams
 ) -> PromptAltTokens:
-    """Return k draws in the place of each of a prompt's tokens but the first."""
+    """Return k draws in the place of each of a prompt's tokens but the first.
+
+    Raises:
+        ScoringError: see ``scoring_client.errors``.
+    """
     t, seed = params.temperature, params.seed
     drawn, logprobs = redraw_tokens(client, ids, k, temperature=t, seed=seed)
     tokens = types.TensorData.from_numpy(drawn.astype(np.int64))

@@ -29,8 +29,9 @@ class RunningDigest:
         """
         if self._last is not None and name <= self._last:
             raise InvalidRequestError(
-                f"a digest is taken in the order of names, but {name} comes after "
-                f"{self._last}: push a mapping, or sort the tensors"
+                f"a digest is taken in the order of the model's own names, but {tensor.name}"
+                f"{'' if tensor.name == name else f', there {name},'} comes after {self._last}: "
+                "push a mapping, or sort the tensors"
             )
         self._last = name
         shape = ",".join(map(str, tensor.shape))
