@@ -10,6 +10,7 @@ from scoring_client.cli_console import print_error
 from scoring_client.cli_info import info
 from scoring_client.cli_sample import sample
 from scoring_client.cli_score import score
+from scoring_client.cli_tokenize import tokenize
 from scoring_client.cli_topk import topk
 from scoring_client.errors import (
     AccessDeniedError,
@@ -34,7 +35,7 @@ app = App(
 
 cli_admin.register(app)
 cli_compare.register(app)
-for command in (score, topk, sample, info):
+for command in (score, topk, sample, tokenize, info):
     app.command(command)
 
 

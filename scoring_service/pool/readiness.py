@@ -100,7 +100,7 @@ class Readiness:
             return
         if self.ready_workers():
             if self._paused:
-                self.set(PoolState.PAUSED, "an admin had the server drained")
+                self.set(PoolState.PAUSED, "an admin had the server drained; Resume lets it take calls again")
             elif self._awaits_weights():
                 if self.state is not PoolState.AWAITING_WEIGHTS:
                     log.info("awaiting_weights", model=self._name)

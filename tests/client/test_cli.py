@@ -51,6 +51,18 @@ def lines_with(text, out):
     return [line for line in out.splitlines() if text in line]
 
 
+def test_tokenize_shows_ids(run):
+    status, out, err = run("tokenize", "import", " np", "--no-special-tokens")
+    assert (status, err) == (0, "")
+    for text in ("import", " np"):
+        assert " ".join(map(str, text.encode())) in out
+    status, out, _ = run("tokenize", "☃", "--json")
+    assert status == 0
+    ids = toy_model.encode("☃", add_special_tokens=True)
+    assert json.loads(out) == [{"text": "☃", "token_ids": list(ids)}]
+    assert run("tokenize")[0] == 2
+
+
 def test_score_shows_tokens_and_contrasts_completions(run):
     prompt, completions = "import numpy as", [" np", " banana", "☃"]
     arguments = [part for text in completions for part in ("--completion", text)]
