@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable
@@ -83,6 +84,11 @@ def assert_named(ended: subprocess.CompletedProcess[str], *names: str) -> None:
     assert "Traceback" not in written
 
 
+def compact(text: str) -> str:
+    """What was written in a frame that breaks long words over lines, without frame and blanks."""
+    return re.sub(r"[\s│╭╮╰╯─]+", "", text)
+
+
 @pytest.fixture
 def refuse(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -102,7 +108,7 @@ def refuse(
             raise SystemExit(cli.app.meta(["serve", *arguments]))
         written = "".join(capsys.readouterr())
         assert ended.value.code in (1, 2)
-        assert named in written
+        assert compact(named) in compact(written)
         assert "Traceback" not in written
 
     return refused
@@ -175,16 +181,11 @@ def test_a_mistake_in_the_environment_is_named(
     ],
 )
 def test_a_mistake_in_the_file_is_named(
-    refuse: Callable[..., None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    file: str,
-    text: str,
-    named: str,
+    refuse: Callable[..., None], tmp_path: Path, file: str, text: str, named: str
 ) -> None:
-    (tmp_path / file).write_text(text)
-    monkeypatch.chdir(tmp_path)  # a terminal breaks long paths over lines
-    refuse("--config", file, named=named)
+    path = tmp_path / file
+    path.write_text(text)
+    refuse("--config", str(path), named=named)
 
 
 def test_a_model_may_be_named_in_the_file_and_in_the_environment(tmp_path: Path) -> None:

@@ -129,8 +129,8 @@ def test_answers_are_as_large_as_a_server_sends_them(rpc: Any, target: str) -> N
             usage = client.sample([prompt], n=4, max_tokens=500, ignore_eos=True).usage
     # Small integers take less than four bytes, and around the numbers there are messages.
     if rpc == "sample":
-        # How many tokens share a result depends on how fast they are drawn and read. One of a single
-        # token, its indices, place, seed and weights around it, has 45 bytes; the plan counts 12.
+        # How many tokens share a result depends on how fast they are drawn and read. One of a
+        # single token has 45 bytes, with indices, place, seed and weights; the plan counts 12.
         around = 36 * traffic.rows
         assert 0.9 * traffic.reply_bytes < usage.reply_bytes < traffic.reply_bytes + around
         return
