@@ -76,7 +76,7 @@ def a_stall_for_good_frees_everything(
 ) -> None:
     """The answer, 400 MB of it, is more than any buffer on the way holds."""
     with stub_of(target, use_local_subchannel_pool=1, enable_retries=0) as stub:
-        call = stub.TopKLogprobs(top_k_request([2] * 3000, k=2048, copies=8), timeout=60)
+        call = stub.TopKLogprobs(top_k_request([2] * 3000, k=2048, copies=8), timeout=180)
         next(call)
         next(call)  # the first results
         network.stall(way)
