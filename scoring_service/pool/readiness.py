@@ -19,6 +19,7 @@ _AWAITING = (
     "the server waits for weights (--await-weights): those that it loaded are not to be answered "
     "from, and nobody has pushed any since it was started"
 )
+_DRAINED = "an admin had the server drained; Resume lets it take calls again"
 
 
 class PoolState(StrEnum):
@@ -100,7 +101,7 @@ class Readiness:
             return
         if self.ready_workers():
             if self._paused:
-                self.set(PoolState.PAUSED, "an admin had the server drained; Resume lets it take calls again")
+                self.set(PoolState.PAUSED, _DRAINED)
             elif self._awaits_weights():
                 if self.state is not PoolState.AWAITING_WEIGHTS:
                     log.info("awaiting_weights", model=self._name)
