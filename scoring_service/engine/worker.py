@@ -17,9 +17,10 @@ import time
 import warnings
 
 from scoring_service.engine.channel import Channel
-from scoring_service.engine.events import Command, Shutdown
+from scoring_service.engine.events import Command, Event, Ready, Shutdown
 from scoring_service.engine.monitor import HEARTBEAT_SECONDS, Monitor
 from scoring_service.engine.service_loop import run_worker
+from scoring_service.garbage import leave_start_alone
 
 
 def main() -> None:
@@ -37,7 +38,14 @@ def main() -> None:
     monitor = Monitor()
     threading.Thread(target=_receive, args=(channel, commands), daemon=True).start()
     threading.Thread(target=_beat, args=(channel, monitor), daemon=True).start()
-    run_worker(config, commands, channel.send, monitor)
+
+    def send(event: Event) -> None:
+        channel.send(event)
+        if isinstance(event, Ready):
+            # The model is loaded; a later collection would stop steps for a third of a second.
+            leave_start_alone()
+
+    run_worker(config, commands, send, monitor)
 
 
 def _receive(channel: Channel, commands: queue.SimpleQueue[Command]) -> None:
