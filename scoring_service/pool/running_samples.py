@@ -41,6 +41,8 @@ def change_samples(calls: AdmittedCalls, policy: RunningSamples, reason: str) ->
             else:
                 _abort(calls, part)
             calls.free(part)
+    if count:
+        calls.admission.throughput.dropped()
     log.info("samples_changed", policy=str(policy), when=reason, parts=count)
     calls.dispatcher.dispatch()
 
