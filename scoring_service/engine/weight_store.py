@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -297,7 +298,10 @@ def tensor_in(memory: mmap.mmap, region: Region) -> Tensor:
     count = region.size // dtype.itemsize
     if count == 0:
         return torch.empty(region.spec.shape, dtype=dtype)
-    flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
+    with warnings.catch_warnings():
+        # Nothing writes to weights; that the mapping refuses it is what it is for.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
     return flat.reshape(region.spec.shape)
 
 

@@ -75,7 +75,9 @@ def a_stall_for_good_frees_everything(
     network: Network, way: Way, target: str, elsewhere: str, server: Served, before: list[float]
 ) -> None:
     """The answer, 400 MB of it, is more than any buffer on the way holds."""
-    with stub_of(target, use_local_subchannel_pool=1, enable_retries=0) as stub:
+    # What the server said when it hung up may have been lost: the caller asks as well.
+    options = {"keepalive_time_ms": 11_000, "keepalive_timeout_ms": 4_000}
+    with stub_of(target, use_local_subchannel_pool=1, enable_retries=0, **options) as stub:
         call = stub.TopKLogprobs(top_k_request([2] * 3000, k=2048, copies=8), timeout=180)
         next(call)
         next(call)  # the first results

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from concurrent import futures
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -113,10 +114,11 @@ def test_no_grpc_server_listens(ask):
         port = listener.getsockname()[1]
 
         def answer():
-            for _ in range(2):
-                connection, _ = listener.accept()
-                with connection:
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            with suppress(OSError):  # the listener is closed
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(UnavailableError, match=rf"answers at 127.0.0.1:{port} is no gRPC"):

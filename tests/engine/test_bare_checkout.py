@@ -56,7 +56,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess
     source = Path(scoring_service.__file__).parent
     bare = checkout / "scoring_service"
     bare.mkdir()
-    for name in ("__init__.py", "types.py", "errors.py", "peak_memory.py"):
+    for name in ("__init__.py", "types.py", "errors.py", "garbage.py", "peak_memory.py"):
         shutil.copy(source / name, bare)
     for room in ("engine", "kernels"):
         shutil.copytree(source / room, bare / room, ignore=shutil.ignore_patterns("__pycache__"))
