@@ -118,6 +118,7 @@ class ReadyExecutor:
             weight_version=0,
             weights_digest="",
             dtype="none",
+            residual_dtype="none",
             head_dtype="none",
             backend="none",
             device="none",

@@ -57,6 +57,8 @@ class StepShape:
     vocab_size: int
     element_bytes: int
     """Of the body."""
+    residual_bytes: int
+    """Of an element of what enters and leaves its layers."""
     logit_bytes: int
     """Of an element of the head's product."""
     tile_rows: int
@@ -159,7 +161,7 @@ def body_bytes(shape: StepShape, work: StepWork) -> int:
     """While a layer computes: residuals, what was normalised and the layer's inner activations."""
     tokens = work.tokens + -work.tokens % 16
     inner = max(shape.attention_width, shape.feed_forward_width)
-    size = (3 * shape.hidden + inner) * shape.element_bytes
+    size = 2 * shape.hidden * shape.residual_bytes + (shape.hidden + inner) * shape.element_bytes
     attention = 0 if shape.compiled_attention else _attention_bytes(shape, work)
     return tokens * size + attention
 

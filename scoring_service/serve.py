@@ -121,6 +121,7 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
         model=source,
         revision=config.revision,
         dtype=config.dtype,
+        residual_dtype=config.residual_dtype,
         head_dtype=config.head_dtype,
         device=config.device,
         max_model_len=config.max_model_len,

@@ -252,6 +252,8 @@ class EngineConfig:
     """Hub id, folder, or `.gguf` file."""
     revision: str | None = None
     dtype: str = "auto"
+    residual_dtype: str = "auto"
+    """auto = the body's; float32 = what layers add to is kept in it."""
     head_dtype: str = "float32"
     device: str = "auto"
     max_model_len: int | None = None
@@ -293,6 +295,7 @@ class EngineInfo:
     weight_version: int
     weights_digest: str
     dtype: str
+    residual_dtype: str
     head_dtype: str
     backend: str
     device: str

@@ -91,6 +91,8 @@ class ModelInfo:
     """Parameters of the model."""
     architecture: str
     """Architecture, such as ``LlamaForCausalLM``."""
+    residual_dtype: str
+    """Element type of the residual stream; empty from servers that do not say."""
 
     @property
     def start_token_id(self) -> int:
@@ -140,6 +142,7 @@ def model_info(message: model_info_pb2.GetModelInfoResponse) -> ModelInfo:
         server_version=message.server_version,
         parameter_count=message.parameter_count,
         architecture=message.architecture,
+        residual_dtype=message.residual_dtype,
     )
 
 

@@ -31,6 +31,8 @@ class Provenance:
     """Version of the server's package."""
     request_id: str
     """Id of the request."""
+    residual_dtype: str
+    """Element type of the residual stream; empty from servers that do not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,8 @@ def info_table(info: ModelInfo, models: Sequence[ServedModel]) -> Table:
         "special tokens": f"bos {bos}, eos {', '.join(map(str, info.eos_token_ids)) or 'none'}",
         "weights": f"version {info.weight_version}, digest {info.weights_digest}",
         "tokenizer digest": info.tokenizer_digest or "none",
-        "arithmetic": f"{info.dtype}, head {info.head_dtype}, {info.backend}, "
+        "arithmetic": f"{info.dtype}, residuals {info.residual_dtype or info.dtype}, "
+        f"head {info.head_dtype}, {info.backend}, "
         f"{'deterministic' if info.deterministic else 'not deterministic'}",
         "numerics id": info.numerics_id,
         "path": f"{info.path} ({info.path_reason})" if info.path_reason else info.path,

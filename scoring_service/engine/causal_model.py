@@ -33,11 +33,14 @@ class CausalModel:
         device: torch.device,
         weight_version: int = 0,
         kernels: CpuKernels | None = None,
+        residual_dtype: torch.dtype | None = None,
     ) -> None:
         self.head = head
         self.device = device
         self.weight_version = weight_version
         self.kernels = kernels
+        self.residual_dtype: torch.dtype = residual_dtype or model.dtype
+        """Element type of what enters and leaves the layers of the body."""
         self.attends_by_triton = dispatch.attends_by_triton(device)
         """Whether one Triton kernel does the attention of a packed step."""
         self.row_multiple = ROW_MULTIPLE
@@ -103,7 +106,7 @@ class CausalModel:
     def fuse_layers(self) -> None:
         """Lets norms, activations and rotary positions use the kernels, where they agree."""
         if self.kernels is not None:
-            self._rotary = fuse_layers(self._model, self.kernels)
+            self._rotary = fuse_layers(self._model, self.kernels, self.residual_dtype)
 
     def keep_weights(self, digest: str, numerics_id: str, cache_key: bytes) -> None:
         """Names the weights that were loaded, once nothing changes in how they are used."""

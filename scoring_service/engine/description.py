@@ -50,6 +50,7 @@ def describe(
         weight_version=weights.version,
         weights_digest=weights.digest,
         dtype=type_name(model.dtype),
+        residual_dtype=type_name(model.residual_dtype),
         head_dtype=type_name(head.dtype),
         backend=backend_of(model, packed),
         device=str(model.device),

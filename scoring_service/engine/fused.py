@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring_service.engine.residuals import add_in_products
+from scoring_service.engine.residuals import add_fused
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 _ROWS = 32
@@ -24,8 +24,13 @@ _ROTARY = "apply_rotary_pos_emb"
 _Rotary = Callable[..., tuple[Tensor, Tensor]]
 
 
-def fuse_layers(network: Any, kernels: CpuKernels) -> Rotary | None:
+def fuse_layers(network: Any, kernels: CpuKernels, residual_dtype: torch.dtype) -> Rotary | None:
     """Lets norms and gated activations of a network use the kernels, for good.
+
+    Args:
+        network: transformers' own.
+        kernels: that were loaded.
+        residual_dtype: of what enters and leaves its layers.
 
     Returns:
         The rotary function of its layers, to be switched during a forward; None if there is none
@@ -34,11 +39,11 @@ def fuse_layers(network: Any, kernels: CpuKernels) -> Rotary | None:
     if not kernels.takes(network.dtype):
         return None
     for module in network.modules():
-        fused = _fused_norm(module, kernels) or _fused_gate(module, kernels)
+        fused = _fused_norm(module, kernels, residual_dtype) or _fused_gate(module, kernels)
         if fused is not None:
             module.__dict__["forward"] = fused
     for module in network.modules():
-        fused_layer = add_in_products(module, network.dtype)
+        fused_layer = add_fused(module, kernels, network.dtype, residual_dtype)
         if fused_layer is not None:
             module.__dict__["forward"] = fused_layer
     namespaces = {
@@ -87,7 +92,9 @@ class Rotary:
         )
 
 
-def _fused_norm(module: Any, kernels: CpuKernels) -> Callable[[Tensor], Tensor] | None:
+def _fused_norm(
+    module: Any, kernels: CpuKernels, residual_dtype: torch.dtype
+) -> Callable[[Tensor], Tensor] | None:
     if not type(module).__name__.endswith("RMSNorm"):
         return None
     weight = getattr(module, "weight", None)
@@ -96,17 +103,26 @@ def _fused_norm(module: Any, kernels: CpuKernels) -> Callable[[Tensor], Tensor] 
         return None
     if not kernels.takes(weight.dtype):
         return None
+    taken = {weight.dtype, residual_dtype}
+    own = module.forward
     for offset in (False, True):
-        fused = partial(_norm, kernels, module, eps, offset)
-        if _agree(module, fused, weight.dtype):
+        fused = partial(_norm, kernels, module, eps, offset, taken, own)
+        if all(_agree(module, fused, dtype) for dtype in taken):
             return fused
     return None
 
 
-def _norm(kernels: CpuKernels, module: Any, eps: float, offset: bool, rows: Tensor) -> Tensor:
-    if rows.dtype != module.weight.dtype:
-        own: Tensor = type(module).forward(module, rows)
-        return own
+def _norm(
+    kernels: CpuKernels,
+    module: Any,
+    eps: float,
+    offset: bool,
+    taken: set[torch.dtype],
+    own: Callable[[Tensor], Tensor],
+    rows: Tensor,
+) -> Tensor:
+    if rows.dtype not in taken:
+        return own(rows)
     return kernels.rms_norm(rows, module.weight, eps, offset)
 
 

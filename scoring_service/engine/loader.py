@@ -30,6 +30,7 @@ from scoring_service.engine.path import backend_of, choose_path, find_kernels
 from scoring_service.engine.prepacked import pack_linears
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.engine.tokenizer_file import bos_token_id, load_tokenizer
+from scoring_service.engine.wide_residuals import choose_residuals
 from scoring_service.errors import ConfigurationError
 from scoring_service.kernels import dispatch
 from scoring_service.types import EngineConfig, EngineInfo
@@ -63,6 +64,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     prepare_device(device)
     on_stage(f"loading weights of {config.model}")
     network = load_network(config, device)
+    residual_dtype = choose_residuals(network, config.residual_dtype)
     pack_linears(network)
     limit = sequence_limit(network, config)
     on_stage("loading tokenizer")
@@ -73,7 +75,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     on_stage("probing the head")
     head, head_reason = choose_head(network, config)
     kernels, no_kernels = find_kernels(config, device, on_stage)
-    model = CausalModel(network, head, device, config.weight_version, kernels)
+    model = CausalModel(network, head, device, config.weight_version, kernels, residual_dtype)
     head_is_deterministic = _probe(model, config, limit)
     on_stage("probing how it can be packed")
     path = choose_path(network, model, config, limit, head_reason)
@@ -134,6 +136,7 @@ def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> C
         # Of this thread: another one, which stages weights, may have its own number.
         threads=torch.get_num_threads(),
         dtype=type_name(model.dtype),
+        residual_dtype=type_name(model.residual_dtype),
         head_dtype=type_name(model.head.dtype),
         backend=backend_of(model, packed),
         device=device_name(model.device),

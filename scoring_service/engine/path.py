@@ -97,6 +97,7 @@ def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> S
         network.config.get_text_config().to_dict(),
         vocab_size=head.vocab_size,
         element_bytes=model.dtype.itemsize,
+        residual_bytes=model.residual_dtype.itemsize,
         logit_bytes=head.dtype.itemsize,
         device_type=model.device.type,
         compiled_attention=model.attends_by_triton

@@ -1,4 +1,4 @@
-"""Layers whose residuals are added by the matrix products, instead of in a pass of their own.
+"""Layers whose residuals are added by the matrix products, or in one pass where they are wider.
 
 A layer is recognised by trying, as in `fused`: with stand-ins for its attention and its MLP, the
 fused form has to call them with the same arguments and to give the same numbers.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.prepacked import adding, uses_kernel
+from scoring_service.kernels.cpu.ops import CpuKernels
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _ROWS = 5
@@ -22,17 +23,33 @@ _ROWS = 5
 Layer = Callable[..., Tensor]
 
 
-def add_in_products(layer: Any, dtype: torch.dtype) -> Layer | None:
+def add_fused(
+    layer: Any, kernels: CpuKernels, dtype: torch.dtype, residual_dtype: torch.dtype
+) -> Layer | None:
     """The fused forward of a layer x + attention(norm(x)), then x + mlp(norm(x)); else None.
 
-    Both sums are taken before the product is rounded, which transformers does first.
+    Where x has the type of the products, they take the sums before they are rounded, which
+    transformers does first.
+
+    Args:
+        layer: perhaps one.
+        kernels: that were loaded.
+        dtype: of the products.
+        residual_dtype: of x.
     """
     if not all(isinstance(getattr(layer, name, None), torch.nn.Module) for name in _PARTS):
         return None
     last = getattr(layer.self_attn, "o_proj", None), getattr(layer.mlp, "down_proj", None)
-    if not all(isinstance(linear, torch.nn.Linear) and uses_kernel(linear) for linear in last):
+    linears = [module for module in last if isinstance(module, torch.nn.Linear)]
+    if len(linears) != len(last):
         return None
-    return partial(_forward, layer) if _is_plain(layer, dtype) else None
+    if residual_dtype != dtype:
+        fused = partial(_forward_wide, kernels, layer)
+    elif all(map(uses_kernel, linears)):
+        fused = partial(_forward, layer)
+    else:
+        return None
+    return fused if _is_plain(layer, fused, residual_dtype) else None
 
 
 def _forward(layer: Any, rows: Tensor, **asked: Any) -> Tensor:
@@ -41,6 +58,14 @@ def _forward(layer: Any, rows: Tensor, **asked: Any) -> Tensor:
     with adding(layer.mlp.down_proj, rows):
         found: Tensor = layer.mlp(layer.post_attention_layernorm(rows))
     return found
+
+
+def _forward_wide(kernels: CpuKernels, layer: Any, rows: Tensor, **asked: Any) -> Tensor:
+    product, _ = layer.self_attn(hidden_states=layer.input_layernorm(rows), **asked)
+    # A new tensor: what came in is the caller's.
+    rows = kernels.add_rows(rows, product)
+    product = layer.mlp(layer.post_attention_layernorm(rows))
+    return kernels.add_rows(rows, product, into=rows)
 
 
 class _StandIn(torch.nn.Module):
@@ -64,7 +89,7 @@ class _StandIn(torch.nn.Module):
         return (found, None) if self._pair else found
 
 
-def _is_plain(layer: Any, dtype: torch.dtype) -> bool:
+def _is_plain(layer: Any, fused: Layer, dtype: torch.dtype) -> bool:
     """Whether the layer is what the fused form takes it for."""
     width = layer.mlp.down_proj.out_features
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +110,7 @@ def _is_plain(layer: Any, dtype: torch.dtype) -> bool:
         called = [attention.calls.copy(), mlp.calls.copy()]
         if [len(calls) for calls in called] != [1, 1] or not isinstance(expected, Tensor):
             return False
-        found = _forward(layer, rows, **asked)
+        found = fused(rows, **asked)
         same_calls = [attention.calls[1:], mlp.calls[1:]] == called
     error = (found.double() - expected.double()).norm()
     # Two roundings of a sum are one now.

@@ -30,6 +30,7 @@ def step_shape(
     *,
     vocab_size: int,
     element_bytes: int,
+    residual_bytes: int,
     logit_bytes: int,
     device_type: str,
     compiled_attention: bool,
@@ -43,6 +44,7 @@ def step_shape(
             way of its own is taken from what others have in common: an inner width of 4 hidden.
         vocab_size: rows of the head.
         element_bytes: of the body.
+        residual_bytes: of what enters and leaves its layers.
         logit_bytes: of an element of the head's product.
         device_type: as torch names it.
         compiled_attention: whether C++ kernels do it.
@@ -68,6 +70,7 @@ def step_shape(
         kv_heads=kv_heads,
         vocab_size=vocab_size,
         element_bytes=element_bytes,
+        residual_bytes=residual_bytes,
         logit_bytes=logit_bytes,
         tile_rows=tile_rows(vocab_size, logit_bytes, device_type),
         block_rows=block_rows(vocab_size, device_type),

@@ -146,6 +146,7 @@ def step_limits(
             shape.config,
             vocab_size=shape.vocab_size,
             element_bytes=dtype_bytes,
+            residual_bytes=dtype_bytes,
             logit_bytes=HEAD_BYTES,
             device_type=device,
             # C++ kernels on a CPU, Triton's on a GPU, whose attention is torch's own.

@@ -124,4 +124,5 @@ def provenance(view: ModelView, request_id: str) -> pb.Provenance:
         numerics_id=info.numerics_id,
         server_version=__version__,
         request_id=request_id,
+        residual_dtype=info.residual_dtype,
     )

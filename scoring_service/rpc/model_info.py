@@ -7,7 +7,7 @@ from scoring_service import __version__
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.processing import unsupported_settings
 
-CONTRACT_REVISION = 3
+CONTRACT_REVISION = 4
 """Grows with every addition to the contract."""
 
 
@@ -44,6 +44,7 @@ def model_info(view: ModelView) -> pb.GetModelInfoResponse:
         server_version=__version__,
         parameter_count=info.parameter_count,
         architecture=info.architecture,
+        residual_dtype=info.residual_dtype,
     )
     response.generation_config.update(info.generation_config)
     return response

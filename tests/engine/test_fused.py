@@ -43,7 +43,7 @@ def test_what_is_fused(
 ) -> None:
     folder = save_model(BY_NAME[name], tmp_path)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    assert (fuse_layers(network, kernels) is not None) == rotary
+    assert (fuse_layers(network, kernels, network.dtype) is not None) == rotary
     assert fused_names(network) == expected
 
 
@@ -83,7 +83,7 @@ class Odd(nn.Module):
 
 def test_what_only_looks_alike_is_left_alone(kernels: CpuKernels) -> None:
     network = Odd()
-    assert fuse_layers(network, kernels) is None
+    assert fuse_layers(network, kernels, network.dtype) is None
     assert fused_names(network) == set()
 
 
@@ -93,7 +93,7 @@ def test_rows_of_another_type_go_the_models_own_way(kernels: CpuKernels, tmp_pat
     norm = network.model.norm
     rows = torch.randn(4, norm.weight.shape[0])
     expected = norm(rows)
-    fuse_layers(network, kernels)
+    fuse_layers(network, kernels, network.dtype)
     assert torch.equal(norm(rows), expected)
 
 
@@ -105,7 +105,7 @@ def test_the_rotation_is_the_models_own_again_afterwards(
     own = modeling_llama.apply_rotary_pos_emb
     folder = save_model(BY_NAME["llama"], tmp_path)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rotary = fuse_layers(network, kernels)
+    rotary = fuse_layers(network, kernels, network.dtype)
     assert rotary is not None
     with suppress(KeyError), rotary.fused():
         assert modeling_llama.apply_rotary_pos_emb is not own

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from scoring_service.engine.prepacked import adding, pack_linears
-from scoring_service.engine.residuals import add_in_products
+from scoring_service.engine.residuals import add_fused
+from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from tests.engine.small_models import ARCHITECTURES, save_model
 
 BY_NAME = {a.name: a for a in ARCHITECTURES}
@@ -26,6 +27,10 @@ def network(name: str, folder: Path) -> Any:
     )
     pack_linears(made)
     return made
+
+
+def add_in_products(layer: Any) -> Any:
+    return add_fused(layer, load_cpu_kernels(), torch.bfloat16, torch.bfloat16)
 
 
 @NEEDS_PACKING
@@ -49,7 +54,7 @@ def test_which_layers(name: str, fused: bool, tmp_path: Path) -> None:
         if hasattr(module, "mlp") and not hasattr(module, "layers")
     ]
     assert layers
-    assert {add_in_products(layer, torch.bfloat16) is not None for layer in layers} == {fused}
+    assert {add_in_products(layer) is not None for layer in layers} == {fused}
 
 
 @NEEDS_PACKING
@@ -100,8 +105,8 @@ def test_a_layer_that_only_looks_alike(tmp_path: Path) -> None:
             return found
 
     own = type(layer)
-    assert add_in_products(layer, torch.bfloat16) is not None
+    assert add_in_products(layer) is not None
     for other in (Odd, Deaf):
         layer.__class__ = other
-        assert add_in_products(layer, torch.bfloat16) is None
+        assert add_in_products(layer) is None
     layer.__class__ = own

@@ -46,6 +46,7 @@ INFO = EngineInfo(
     weight_version=1,
     weights_digest="d",
     dtype="float32",
+    residual_dtype="float32",
     head_dtype="float32",
     backend="none",
     device="cpu",

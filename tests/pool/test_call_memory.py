@@ -28,6 +28,7 @@ SHAPE = step_shape(
     {"hidden_size": 4096, "intermediate_size": 12_288, "num_attention_heads": 32, "head_dim": 128},
     vocab_size=VOCABULARY,
     element_bytes=2,
+    residual_bytes=2,
     logit_bytes=4,
     device_type="cpu",
     compiled_attention=True,

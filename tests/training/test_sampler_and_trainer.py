@@ -69,8 +69,9 @@ def in_dtype(network: Any, dtype: torch.dtype) -> Any:
     return torch.nn.Module.to(network, dtype)
 
 
-def drawn_from(model: Path, dtype: str, n: int, trainer_dtype: str = "") -> Drawn:
-    with serving(str(model), "--dtype", dtype) as served, ScoringClient(served.ready) as client:
+def drawn_from(model: Path, dtype: str, n: int, trainer_dtype: str = "", *flags: str) -> Drawn:
+    arguments = (str(model), "--dtype", dtype, *flags)
+    with serving(*arguments) as served, ScoringClient(served.ready) as client:
         results = client.sample(
             PROMPTS, n=n, max_tokens=40, seed=7, ignore_eos=True, top_k=20, top_p=0.95
         )
@@ -188,3 +189,27 @@ def test_smollm2_in_bfloat16_on_both_sides() -> None:
     assert servers < trainers + 2 * standard_error(drawn, exact, sampler)
     assert found < servers + trainers
     assert without.k3 >= 2 * found
+
+
+@on_smollm2
+@pytest.mark.timeout(600)
+def test_smollm2_with_residuals_in_float32() -> None:
+    """A server whose residuals are what a trainer's are in mixed precision."""
+    drawn = drawn_from(smollm2_file(), "bfloat16", 32, "", "--residual-dtype", "float32")
+    trainer, sampler = replayed(drawn, truncate=True)
+    wide = replace(drawn, trainer=in_dtype(drawn.trainer, torch.float32))
+    exact, _ = replayed(wide, truncate=True)
+    mixed, _ = replayed(replace(wide, autocast=True), truncate=True)
+    unreplayed, _ = replayed(replace(wide, autocast=True), truncate=False)
+    for name, pair in {
+        "trainer in mixed precision, sampler": (mixed, sampler),
+        "trainer in bfloat16, sampler": (trainer, sampler),
+        "float32, sampler": (exact, sampler),
+        "float32, trainer in bfloat16": (exact, trainer),
+        "trainer in mixed precision without replay, sampler": (unreplayed, sampler),
+    }.items():
+        print(f"\n{name}: {told(mismatch_kl(*pair))}, ± {standard_error(drawn, *pair):.1e}")
+    found = mismatch_kl(mixed, sampler).k3
+    assert found < 7e-4
+    assert mismatch_kl(unreplayed, sampler).k3 >= 2 * found
+    assert 2 * mismatch_kl(exact, sampler).k3 < mismatch_kl(exact, trainer).k3

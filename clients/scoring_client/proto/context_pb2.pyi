@@ -39,7 +39,7 @@ class Expect(_message.Message):
     def __init__(self, weight_version: _Optional[int] = ..., min_weight_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., deterministic: bool = ...) -> None: ...
 
 class Provenance(_message.Message):
-    __slots__ = ("model", "weight_version", "weights_digest", "tokenizer_digest", "dtype", "head_dtype", "backend", "deterministic", "numerics_id", "server_version", "request_id")
+    __slots__ = ("model", "weight_version", "weights_digest", "tokenizer_digest", "dtype", "head_dtype", "backend", "deterministic", "numerics_id", "server_version", "request_id", "residual_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_VERSION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class Provenance(_message.Message):
     NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RESIDUAL_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     weight_version: int
     weights_digest: str
@@ -62,7 +63,8 @@ class Provenance(_message.Message):
     numerics_id: str
     server_version: str
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., weight_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., dtype: _Optional[str] = ..., head_dtype: _Optional[str] = ..., backend: _Optional[str] = ..., deterministic: bool = ..., numerics_id: _Optional[str] = ..., server_version: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    residual_dtype: str
+    def __init__(self, model: _Optional[str] = ..., weight_version: _Optional[int] = ..., weights_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., dtype: _Optional[str] = ..., head_dtype: _Optional[str] = ..., backend: _Optional[str] = ..., deterministic: bool = ..., numerics_id: _Optional[str] = ..., server_version: _Optional[str] = ..., request_id: _Optional[str] = ..., residual_dtype: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("tokens_ahead",)

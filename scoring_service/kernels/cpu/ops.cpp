@@ -119,23 +119,43 @@ bool multiplies(at::ScalarType type) {
   return true;
 }
 
-// [..., H] of dense rows.
+// Rows [..., H] in the weight's type.
 at::Tensor rms_norm(const at::Tensor& input, const at::Tensor& weight, double eps, bool offset) {
   const at::Tensor source = input.contiguous();
-  at::Tensor output = at::empty_like(source);
+  at::Tensor output = at::empty(source.sizes(), weight.options());
   const int64_t n = source.size(-1), rows = source.numel() / n;
   with_type(source, [&](auto kind) {
-    using T = decltype(kind);
-    const T* from = source.const_data_ptr<T>();
-    const T* by = weight.const_data_ptr<T>();
-    T* to = output.mutable_data_ptr<T>();
-    at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / n), [&](int64_t a, int64_t b) {
-      for (int64_t row = a; row < b; ++row) {
-        rms_norm_row(from + row * n, by, n, static_cast<float>(eps), offset, to + row * n);
-      }
+    const auto* from = source.const_data_ptr<decltype(kind)>();
+    with_type(weight, [&](auto weight_kind) {
+      using T = decltype(weight_kind);
+      const T* by = weight.const_data_ptr<T>();
+      T* to = output.mutable_data_ptr<T>();
+      at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / n), [&](int64_t a, int64_t b) {
+        for (int64_t row = a; row < b; ++row) {
+          rms_norm_row(from + row * n, by, n, static_cast<float>(eps), offset, to + row * n);
+        }
+      });
     });
   });
   return output;
+}
+
+// residual fp32 + x of equal dense shapes, into `sum`, which may be the residual.
+void add_rows(const at::Tensor& residual, const at::Tensor& x, at::Tensor& sum) {
+  const at::Tensor right = x.contiguous();
+  TORCH_CHECK(residual.sizes() == x.sizes() && sum.sizes() == x.sizes(), "equal shapes expected");
+  TORCH_CHECK(residual.is_contiguous() && sum.is_contiguous(), "dense rows expected");
+  constexpr int64_t kPiece = 512;
+  const int64_t n = right.numel();
+  const float* from = residual.const_data_ptr<float>();
+  float* to = sum.mutable_data_ptr<float>();
+  with_type(right, [&](auto kind) {
+    const auto* add = right.const_data_ptr<decltype(kind)>();
+    at::parallel_for(0, (n + kPiece - 1) / kPiece, kGrain / kPiece, [&](int64_t a, int64_t b) {
+      const int64_t begin = a * kPiece, end = std::min(n, b * kPiece);
+      add_to_residual(from + begin, add + begin, end - begin, to + begin);
+    });
+  });
 }
 
 // silu(gate) * up of equal dense shapes.
@@ -312,6 +332,7 @@ TORCH_LIBRARY(scoring_cpu, library) {
       "float scaling, int? window, float? softcap, Tensor? sinks) -> Tensor");
   library.def("multiplies(ScalarType type) -> bool", multiplies);
   library.def("rms_norm(Tensor input, Tensor weight, float eps, bool offset) -> Tensor");
+  library.def("add_rows(Tensor residual, Tensor x, Tensor(a!) sum) -> ()");
   library.def("silu_mul(Tensor gate, Tensor up) -> Tensor");
   library.def("rotate(Tensor input, Tensor cos, Tensor sin) -> Tensor");
   library.def("row_sums(Tensor logits, float temperature) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -329,6 +350,7 @@ TORCH_LIBRARY(scoring_cpu, library) {
 TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
   library.impl("attend", attend);
   library.impl("rms_norm", rms_norm);
+  library.impl("add_rows", add_rows);
   library.impl("silu_mul", silu_mul);
   library.impl("rotate", rotate);
   library.impl("row_sums", sums_of_rows);

@@ -94,10 +94,17 @@ class CpuKernels:
         """rows [..., H] over their root mean square, times weight [H].
 
         With `offset` times 1 + weight and rounded once, as Gemma does it; without, rounded before
-        the product too, as Llama does it.
+        the product too, as Llama does it. The result has the weight's type; of fp32 rows and a bf16
+        weight it is rounded once.
         """
         found: Tensor = self._ops.rms_norm(rows, weight, eps, offset)
         return found
+
+    def add_rows(self, residual: Tensor, rows: Tensor, into: Tensor | None = None) -> Tensor:
+        """residual (fp32) + rows, in a new tensor or in `into`, which may be the residual."""
+        total = torch.empty_like(residual) if into is None else into
+        self._ops.add_rows(residual, rows, total)
+        return total
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up, rounded after each."""

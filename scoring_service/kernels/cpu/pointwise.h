@@ -25,8 +25,9 @@ inline void round_to(Vec& a, Vec& b) {
 }
 
 // x / sqrt(mean(x^2) + eps), times weight; `offset`: times 1 + weight, with one rounding (Gemma).
-template <typename T>
-void rms_norm_row(const T* source, const T* weight, int64_t n, float eps, bool offset, T* target) {
+// S is the type of x: where it is wider than the weight's, there is one rounding, too.
+template <typename S, typename T>
+void rms_norm_row(const S* source, const T* weight, int64_t n, float eps, bool offset, T* target) {
   Vec squares(0.0f);
   over(source, n, [&](int64_t, int64_t, const Vec& a, const Vec& b) {
     squares = at::vec::fmadd(a, a, squares);
@@ -44,9 +45,19 @@ void rms_norm_row(const T* source, const T* weight, int64_t n, float eps, bool o
       u = u + Vec(1.0f);
       w = w + Vec(1.0f);
     } else {
-      round_to<T>(x, y);
+      round_to<S>(x, y);
     }
     put(target + i, left, x * u, y * w);
+  });
+}
+
+// sum = residual + x
+template <typename T>
+void add_to_residual(const float* residual, const T* x, int64_t n, float* sum) {
+  over(x, n, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
+    over(residual + i, left, [&](int64_t, int64_t, const Vec& p, const Vec& q) {
+      put(sum + i, left, p + a, q + b);
+    });
   });
 }
 
