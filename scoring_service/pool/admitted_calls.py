@@ -61,7 +61,7 @@ class AdmittedCalls:
     ) -> None:
         self.waiting = 0
         """Calls of which nothing was begun."""
-        self.readers = 0
+        self.readers: set[CallStream] = set()
         """Calls that their readers have not left yet."""
         self.streams: dict[int, CallStream] = {}
         """Those that are not over."""
@@ -119,7 +119,7 @@ class AdmittedCalls:
         stream.waiting.extend(self._part(piece, stream) for piece in split(call, most))
         self.streams[call.call_id] = stream
         self.waiting += 1
-        self.readers += 1
+        self.readers.add(stream)
         self._idle.clear()
         self.dispatcher.add(stream)
         return stream
@@ -136,7 +136,7 @@ class AdmittedCalls:
         """Its reader takes nothing more of it."""
         self.end(stream)
         self.forget_unread(stream)
-        self.readers -= 1
+        self.readers.discard(stream)
         if not self.readers:
             self._idle.set()
 
@@ -167,11 +167,19 @@ class AdmittedCalls:
 
     def stream_read(self, stream: CallStream, size: int) -> None:
         """A call that its reader had held back may go on."""
+        if stream.waiting and not stream.ended:
+            self.dispatcher.add(stream)
         self.dispatcher.read(stream.client, size)
 
     def forget_unread(self, stream: CallStream) -> None:
         """Its reader will take none of what waits for it."""
         self.dispatcher.read(stream.client, stream.discard())
+
+    def stalled(self, stream: CallStream, fault: Fault) -> None:
+        """Its reader has taken nothing for too long: that is how the call ends, computed or not."""
+        self.forget_unread(stream)
+        self.end(stream)
+        stream.push(CallFailed(stream.call.call_id, fault))
 
     # Parts.
 

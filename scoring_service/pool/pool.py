@@ -146,7 +146,7 @@ class WorkerPool:
     @property
     def calls_left(self) -> int:
         """Calls that their readers have not left yet."""
-        return self._calls.readers
+        return len(self._calls.readers)
 
     def new_call_id(self) -> int:
         """An id for the next call."""
