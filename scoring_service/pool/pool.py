@@ -180,13 +180,14 @@ class WorkerPool:
             ServiceError: QUEUE_FULL, OUT_OF_MEMORY, LOADING, AWAITING_WEIGHTS, CRASH_LOOP,
                 DRAINING, WEIGHT_VERSION_MISMATCH.
         """
-        info = self.info
+        parts = await self._calls.cut(call, self.info)
+        info = self.info  # it may have changed meanwhile
         if accepts is not None and not accepts(info):
             message = (
                 f"version {info.weight_version} of the weights is not what the call insists on"
             )
             raise ServiceError(Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
-        stream = self._calls.admit(call, client, info, avoid)
+        stream = self._calls.admit(call, parts, client, avoid)
         try:
             self._calls.pin(stream, accepts)
             self._calls.dispatcher.dispatch()

@@ -231,9 +231,11 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             "processing": parsed.table.messages(),
         }
         admitted_ns = time.time_ns()
-        if call.tokens:
+        tokens = 0
+        if parsed.is_computable:
             accepts = accepted_weights(request.expect)
             async with served.pool.run(call, caller.client, accepts=accepts) as stream:
+                tokens = stream.tokens
                 # Weights may have changed since the view was taken; the stream tells of later ones.
                 now = replace(view, info=served.pool.weights.current.info)
                 preamble["provenance"] = provenance(now, caller.request_id)
@@ -245,7 +247,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             for response in answer.opening(parsed.faults, **preamble):
                 yield response
         yield answer.summary()
-        report(self._telemetry.metrics, answer, request, call, caller, admitted_ns)
+        report(self._telemetry.metrics, answer, request, tokens, caller, admitted_ns)
 
 
 def _provenance_of(
