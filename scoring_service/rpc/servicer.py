@@ -152,6 +152,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             self._progress_seconds,
             _provenance_of(view, caller),
             reply_bytes(),
+            as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -180,6 +181,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             self._progress_seconds,
             _provenance_of(view, caller),
             reply_bytes(),
+            as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -211,6 +213,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             self._progress_seconds,
             _provenance_of(view, caller),
             reply_bytes(),
+            as_bytes=wants_bytes(request.encoding),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
