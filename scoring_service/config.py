@@ -196,7 +196,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "metrics_port": (0, 65_535),
     "max_concurrent_streams": (1, _INT32_MAX),
     "max_concurrent_calls": (1, _INT32_MAX),
-    "max_connection_age": (1, math.inf),
+    "max_connection_age": (1, _INT32_MAX // 1000),  # gRPC counts milliseconds
     "keepalive_seconds": (1, 86_400),
     "max_model_len": (1, _INT32_MAX),
     "max_batch_tokens": (1, _INT32_MAX),

@@ -13,6 +13,7 @@ from scoring_service import __version__
 from scoring_service.allocator import keep_freed_memory
 from scoring_service.banner import banner
 from scoring_service.config import ServeConfig
+from scoring_service.engine.model_source import source_of
 from scoring_service.errors import ConfigurationError
 from scoring_service.garbage import leave_start_alone
 from scoring_service.models import tiny_model_path
@@ -44,11 +45,16 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     Returns:
         The exit code: 0 after a drain, 1 when the server could not start.
     """
+    source = model or str(tiny_model_path())
+    engine = _engine_config(source, config)
+    try:
+        source_of(engine)  # a worker would take as long as it starts to say the same
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     configure_logs(config.log_level, config.log_format)
     keep_freed_memory()
-    source = model or str(tiny_model_path())
     name = config.served_model_name or _default_name(model)
-    engine = _engine_config(source, config)
     workers = config.num_workers or default_workers(config.device)
     try:
         traces = traces_to(config.otlp_endpoint, __version__, config.traces_per_second)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from scoring_service.engine.model_source import source_of
 from scoring_service.errors import ConfigurationError
 from scoring_service.types import EngineConfig
 
@@ -48,23 +48,6 @@ def load_network(config: EngineConfig, device: torch.device) -> Any:
             f"{type(network).__name__}, such as {missing[0]}"
         )
     return network
-
-
-def source_of(config: EngineConfig) -> tuple[str, dict[str, Any]]:
-    """Where `from_pretrained` finds the model, and the arguments that go with it."""
-    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.revision is not None:
-        arguments["revision"] = config.revision
-    path = Path(config.model).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ConfigurationError(f"there is no file {config.model}")
-        return str(path.parent), {**arguments, "gguf_file": path.name}
-    if path.is_dir():
-        return str(path), arguments
-    if path.is_absolute() or config.model.startswith((".", "~")):
-        raise ConfigurationError(f"there is no folder {config.model}")
-    return config.model, arguments
 
 
 def unloadable(what: str, error: Exception) -> ConfigurationError:

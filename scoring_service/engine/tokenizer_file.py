@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from scoring_service.engine.network import source_of, unloadable
+from scoring_service.engine.model_source import source_of
+from scoring_service.engine.network import unloadable
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.types import EngineConfig
 

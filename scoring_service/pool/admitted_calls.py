@@ -20,12 +20,10 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
-from scoring_service.pool.call_memory import check_memory
+from scoring_service.pool.cutting import Cut, CutSettings, Piece, cut, piece_of
 from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.parts import size_of, split
 from scoring_service.pool.readiness import PoolState, Readiness
-from scoring_service.pool.routing import prompt_keys
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stream import CallStream, Part
 from scoring_service.pool.weights import PoolWeights
@@ -61,7 +59,7 @@ class AdmittedCalls:
     ) -> None:
         self.waiting = 0
         """Calls of which nothing was begun."""
-        self.readers = 0
+        self.readers: set[CallStream] = set()
         """Calls that their readers have not left yet."""
         self.streams: dict[int, CallStream] = {}
         """Those that are not over."""
@@ -102,24 +100,34 @@ class AdmittedCalls:
 
     # From admission to the reader's leave.
 
-    def admit(self, call: Call, client: str, info: EngineInfo, avoid: int | None) -> CallStream:
+    async def cut(self, call: Call, info: EngineInfo) -> Cut:
+        """What is to be admitted of a call.
+
+        Raises:
+            ServiceError: OUT_OF_MEMORY.
+        """
+        # Where there is one worker, nobody asks which has a prompt.
+        chunk_size = info.chunk_size if len(self.workers) > 1 else 0
+        most = TURN_BATCHES * info.max_batch_tokens
+        with self._counting_refusals():
+            return await cut(call, CutSettings(most, chunk_size, info.limits))
+
+    def admit(self, call: Call, parts: Cut, client: str, avoid: int | None) -> CallStream:
         """Lets a call in; see `WorkerPool.run` for what it is given.
 
         Raises:
-            ServiceError: QUEUE_FULL, OUT_OF_MEMORY.
+            ServiceError: QUEUE_FULL.
         """
-        size = size_of(call)
-        ticket = Ticket(call.call_id, client, call.priority, call.tokens, size.reply_bytes)
+        size = parts.size
+        ticket = Ticket(call.call_id, client, call.priority, size.tokens, size.reply_bytes)
         with self._counting_refusals():
-            check_memory(call, info.limits)
             self.admission.admit(ticket, call.deadline)
-        stream = CallStream(call, client, self, avoid=avoid)
+        stream = CallStream(call, client, self, size.tokens, avoid=avoid)
         stream.watch = self._auditor.choose(call, client)
-        most = TURN_BATCHES * info.max_batch_tokens
-        stream.waiting.extend(self._part(piece, stream) for piece in split(call, most))
+        stream.waiting.extend(self._part(piece, stream) for piece in parts.pieces)
         self.streams[call.call_id] = stream
         self.waiting += 1
-        self.readers += 1
+        self.readers.add(stream)
         self._idle.clear()
         self.dispatcher.add(stream)
         return stream
@@ -136,7 +144,7 @@ class AdmittedCalls:
         """Its reader takes nothing more of it."""
         self.end(stream)
         self.forget_unread(stream)
-        self.readers -= 1
+        self.readers.discard(stream)
         if not self.readers:
             self._idle.set()
 
@@ -167,11 +175,19 @@ class AdmittedCalls:
 
     def stream_read(self, stream: CallStream, size: int) -> None:
         """A call that its reader had held back may go on."""
+        if stream.waiting and not stream.ended:
+            self.dispatcher.add(stream)
         self.dispatcher.read(stream.client, size)
 
     def forget_unread(self, stream: CallStream) -> None:
         """Its reader will take none of what waits for it."""
         self.dispatcher.read(stream.client, stream.discard())
+
+    def stalled(self, stream: CallStream, fault: Fault) -> None:
+        """Its reader has taken nothing for too long: that is how the call ends, computed or not."""
+        self.forget_unread(stream)
+        self.end(stream)
+        stream.push(CallFailed(stream.call.call_id, fault))
 
     # Parts.
 
@@ -194,11 +210,15 @@ class AdmittedCalls:
         if left is None:
             self.finish_if_done(stream)
             return
+        chunk_size = self.dispatcher.chunk_size if len(self.workers) > 1 else 0
         again = self._part(
-            left, stream, retried=part.retried or not (alone or anew), alone=alone or part.alone
+            piece_of(left, chunk_size),
+            stream,
+            retried=part.retried or not (alone or anew),
+            alone=alone or part.alone,
         )
         if not anew:
-            log.info("retried", call=stream.call.call_id, tokens=left.tokens)
+            log.info("retried", call=stream.call.call_id, tokens=again.tokens)
             self._observer.retried()
             again.weights = part.weights
             if part.weights is not None:
@@ -222,13 +242,11 @@ class AdmittedCalls:
             part.stream.push(WeightsChanged(generation.info))
 
     def _part(
-        self, call: Call, stream: CallStream, retried: bool = False, alone: bool = False
+        self, piece: Piece, stream: CallStream, retried: bool = False, alone: bool = False
     ) -> Part:
         part_id = next(self._part_ids)
-        own = replace(call, call_id=part_id)
-        chunk_size = self.dispatcher.chunk_size
-        keys = prompt_keys(own, chunk_size) if len(self.workers) > 1 else []
-        return Part(part_id, own, stream, size_of(own), keys, retried=retried, alone=alone)
+        own = replace(piece.call, call_id=part_id)
+        return Part(part_id, own, stream, piece.size, piece.keys, retried=retried, alone=alone)
 
     def _running_tokens(self) -> int:
         """Of the parts that workers have, computed or not."""

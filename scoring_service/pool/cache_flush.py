@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from scoring_service.engine.events import FlushCache
 from scoring_service.pool.worker import Worker
@@ -12,20 +13,30 @@ class CacheFlush:
     """Requests under way, in the order in which workers answer them."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, list[asyncio.Future[int]]] = {}
+        self._waiting: dict[int, deque[asyncio.Future[int]]] = {}
 
     async def flush(self, workers: list[Worker]) -> list[int]:
         """Pages that each of the workers freed; 0 for one that died meanwhile."""
         answers = []
         for worker in workers:
             answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(worker.index, []).append(answer)
+            self._waiting.setdefault(worker.index, deque()).append(answer)
             worker.send(FlushCache())
             answers.append(answer)
         return list(await asyncio.gather(*answers))
 
     def flushed(self, index: int, pages: int) -> None:
-        """A worker answered; one that died answers everything that it was asked."""
-        for answer in self._waiting.pop(index, []):
-            if not answer.done():
-                answer.set_result(pages)
+        """A worker answered the first of the requests that it has not answered."""
+        waiting = self._waiting.get(index)
+        if waiting:
+            _answer(waiting.popleft(), pages)
+
+    def lost(self, index: int) -> None:
+        """A worker died: it holds nothing any more."""
+        for answer in self._waiting.pop(index, ()):
+            _answer(answer, 0)
+
+
+def _answer(answer: asyncio.Future[int], pages: int) -> None:
+    if not answer.done():  # whoever asked may have left
+        answer.set_result(pages)

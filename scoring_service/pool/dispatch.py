@@ -47,7 +47,7 @@ class Dispatcher:
         self._queue: FairQueue[CallStream] = FairQueue()
         self._replies = ReplyMemory()
         self._held_back: dict[str, set[CallStream]] = {}
-        """Calls with parts that wait for their client to read, by client."""
+        """Calls for whose results there is no room, whoever has to read for that, by client."""
         self._begins_nothing = False
         self._dispatching = False
         self._set_aside: set[CallStream] = set()
@@ -86,11 +86,15 @@ class Dispatcher:
         self._replies.add(client, size)
 
     def read(self, client: str, size: int) -> None:
-        """So many wait no longer: what was held back for want of reading may go on."""
+        """So many wait no longer: what all results together held back may go on.
+
+        That of other clients too, since they share the room.
+        """
         self._replies.add(client, -size)
-        for stream in self._held_back.pop(client, ()):
-            if stream.waiting and not stream.ended:
-                self._queue.add(stream)
+        for held in [held for held in self._held_back if self._replies.may_begin(held)]:
+            for stream in self._held_back.pop(held):
+                if stream.waiting and not stream.ended:
+                    self._queue.add(stream)
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -109,7 +113,10 @@ class Dispatcher:
             if stream.call.deadline <= time.monotonic():
                 self._expire(stream)
                 continue
-            if not stream.can_begin or not self._replies.may_begin(stream.client):
+            if not stream.can_begin:
+                self._queue.remove(stream)  # until its own reader has taken something
+                continue
+            if not self._replies.may_begin(stream.client):
                 self._queue.remove(stream)
                 self._held_back.setdefault(stream.client, set()).add(stream)
                 continue

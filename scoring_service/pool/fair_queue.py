@@ -24,30 +24,40 @@ class Queued(Protocol):
 Item = TypeVar("Item", bound=Queued)
 
 
-@dataclass(order=True, slots=True)
-class _Entry(Generic[Item]):
-    priority: int
-    """Negated."""
-    served: float
-    """Tokens begun for the call, beyond what newcomers are credited with."""
-    arrival: int
-    item: Item = field(compare=False)
-    gone: bool = field(default=False, compare=False)
+Turn = tuple[int, float, int]
+"""Of a call among those of its client: (minus priority, tokens begun for the call beyond what
+newcomers are credited with, order of arrival); the least is next."""
+
+_STALE_TURNS = 16
+"""Turns of calls that left or had theirs, beyond as many as wait, before a heap is made anew."""
 
 
 @dataclass(slots=True)
 class _Client(Generic[Item]):
     served: float
     """Tokens begun for the client, likewise."""
-    heap: list[_Entry[Item]] = field(default_factory=list)
-    entries: dict[int, _Entry[Item]] = field(default_factory=dict)
-    """Those that are not gone, by arrival."""
+    heap: list[Turn] = field(default_factory=list)
+    """Those of the calls that wait, and stale ones among them."""
+    waiting: dict[int, tuple[Turn, Item]] = field(default_factory=dict)
+    """By order of arrival. What left is not held, however long its turn stays in the heap."""
 
-    def first(self) -> _Entry[Item]:
+    def first(self) -> tuple[Turn, Item]:
         """The client's next call; there is one."""
-        while self.heap[0].gone:
+        while True:
+            turn = self.heap[0]
+            found = self.waiting.get(turn[-1])
+            if found is not None and found[0] == turn:
+                return found
             heapq.heappop(self.heap)
-        return self.heap[0]
+
+    def put(self, turn: Turn, item: Item) -> None:
+        """Gives a call its turn, in place of the one that it had."""
+        self.waiting[turn[-1]] = turn, item
+        if len(self.heap) < 2 * len(self.waiting) + _STALE_TURNS:
+            heapq.heappush(self.heap, turn)
+        else:
+            self.heap = [other for other, _ in self.waiting.values()]
+            heapq.heapify(self.heap)
 
 
 class FairQueue(Generic[Item]):
@@ -64,18 +74,16 @@ class FairQueue(Generic[Item]):
             least = min((c.served for c in self._clients.values()), default=0.0)
             client = self._clients[item.client] = _Client(least)
         priority, arrival = item.place
-        if arrival not in client.entries:
-            served = client.first().served if client.entries else 0.0
-            entry = client.entries[arrival] = _Entry(priority, served, arrival, item)
-            heapq.heappush(client.heap, entry)
+        if arrival not in client.waiting:
+            served = client.first()[0][1] if client.waiting else 0.0
+            client.put((priority, served, arrival), item)
 
     def remove(self, item: Item) -> None:
         """Takes a call out, if it is there."""
         client = self._clients.get(item.client)
-        entry = None if client is None else client.entries.pop(item.place[1], None)
-        if client is not None and entry is not None:
-            entry.gone = True
-            if not client.entries:
+        if client is not None:
+            client.waiting.pop(item.place[1], None)
+            if not client.waiting:
                 del self._clients[item.client]
 
     def first(self) -> Item | None:
@@ -83,19 +91,17 @@ class FairQueue(Generic[Item]):
         if not self._clients:
             return None
 
-        def turn(client: _Client[Item]) -> tuple[int, float, int]:
-            entry = client.first()
-            return entry.priority, client.served, entry.arrival
+        def turn(client: _Client[Item]) -> Turn:
+            (priority, _, arrival), _ = client.first()
+            return priority, client.served, arrival
 
-        return min(self._clients.values(), key=turn).first().item
+        return min(self._clients.values(), key=turn).first()[1]
 
     def charge(self, item: Item, tokens: int) -> None:
         """So many tokens were begun for a call, whose turn it was."""
         client = self._clients.get(item.client)
-        entry = None if client is None else client.entries.get(item.place[1])
-        if client is not None and entry is not None:
+        found = None if client is None else client.waiting.get(item.place[1])
+        if client is not None and found is not None:
             client.served += tokens
-            entry.gone = True
-            again = _Entry(entry.priority, entry.served + tokens, entry.arrival, item)
-            client.entries[entry.arrival] = again
-            heapq.heappush(client.heap, again)
+            priority, served, arrival = found[0]
+            client.put((priority, served + tokens, arrival), item)

@@ -26,8 +26,8 @@ async def keep_house(calls: AdmittedCalls, reader_timeout: float) -> None:
     while True:
         await asyncio.sleep(_SECONDS)
         now = time.monotonic()
-        for stream in list(calls.streams.values()):
-            if stream.call.deadline < now:
+        for stream in list(calls.readers):
+            if stream.call.deadline < now and not stream.ended:
                 calls.expire(stream)
             elif stream.unread and now - stream.last_read > reader_timeout:
                 _stalled(calls, stream, reader_timeout)
@@ -36,5 +36,4 @@ async def keep_house(calls: AdmittedCalls, reader_timeout: float) -> None:
 def _stalled(calls: AdmittedCalls, stream: CallStream, seconds: float) -> None:
     message = f"the reader took nothing for {seconds:g} s while {stream.unread} bytes waited"
     log.warning("reader_stalled", call=stream.call.call_id, unread=stream.unread)
-    calls.forget_unread(stream)
-    calls.fail(stream, Fault(Reason.READER_STALLED, message))
+    calls.stalled(stream, Fault(Reason.READER_STALLED, message))

@@ -31,6 +31,8 @@ class Size:
     samples: int
     reply_bytes: int
     """Of its results, at most."""
+    tokens: int
+    """As the queue counts them: prompts once for each completion, samples at their longest."""
 
 
 def split(call: Call, most_tokens: int) -> list[Call]:
@@ -58,11 +60,12 @@ def size_of(call: Call) -> Size:
             for completion in group.completions:
                 rows = sum(length for _, length in completion.spans) + call.next_token
                 reply += rows * row_bytes(call.wants, completion)
-        return Size(load, 0, reply)
+        return Size(load, 0, reply, call.tokens)
     samples = sum(task.n for task in call.prompts)
     tokens = sum(task.n * task.max_tokens for task in call.prompts)
     load = sum(len(task.prompt_ids) + task.n for task in call.prompts)
-    return Size(load, samples, tokens * (TOKEN_BYTES + 8 * call.top_logprobs))
+    reply = tokens * (TOKEN_BYTES + 8 * call.top_logprobs)
+    return Size(load, samples, reply, call.tokens)
 
 
 def row_bytes(wants: RowWants, completion: CompletionTask) -> int:

@@ -146,7 +146,7 @@ class WorkerPool:
     @property
     def calls_left(self) -> int:
         """Calls that their readers have not left yet."""
-        return self._calls.readers
+        return len(self._calls.readers)
 
     def new_call_id(self) -> int:
         """An id for the next call."""
@@ -180,13 +180,14 @@ class WorkerPool:
             ServiceError: QUEUE_FULL, OUT_OF_MEMORY, LOADING, AWAITING_WEIGHTS, CRASH_LOOP,
                 DRAINING, WEIGHT_VERSION_MISMATCH.
         """
-        info = self.info
+        parts = await self._calls.cut(call, self.info)
+        info = self.info  # it may have changed meanwhile
         if accepts is not None and not accepts(info):
             message = (
                 f"version {info.weight_version} of the weights is not what the call insists on"
             )
             raise ServiceError(Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
-        stream = self._calls.admit(call, client, info, avoid)
+        stream = self._calls.admit(call, parts, client, avoid)
         try:
             self._calls.pin(stream, accepts)
             self._calls.dispatcher.dispatch()

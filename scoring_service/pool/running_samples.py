@@ -27,20 +27,23 @@ def change_samples(calls: AdmittedCalls, policy: RunningSamples, reason: str) ->
     if policy is RunningSamples.FINISH:
         return
     count = 0
-    for worker in calls.workers:
-        for part in [p for p in worker.parts.values() if isinstance(p.call, SampleCall)]:
-            accepts = part.stream.accepts
-            if accepts is not None and not accepts(calls.weights.current.info):
-                continue  # it insists on what it has
-            count += 1
-            worker.drop(part)
-            worker.send(Cancel(part.part_id))
-            part.stream.running.pop(part.part_id, None)
-            if policy is RunningSamples.CONTINUE:
-                calls.retry(part, anew=True)
-            else:
-                _abort(calls, part)
-            calls.free(part)
+    # All of them first: what ends makes room, and what begins there has the new weights.
+    running = [(worker, part) for worker in calls.workers for part in worker.parts.values()]
+    for worker, part in running:
+        stream = part.stream
+        if not isinstance(part.call, SampleCall) or stream.ended:
+            continue
+        if stream.accepts is not None and not stream.accepts(calls.weights.current.info):
+            continue  # it insists on what it has
+        count += 1
+        worker.drop(part)
+        worker.send(Cancel(part.part_id))
+        stream.running.pop(part.part_id, None)
+        if policy is RunningSamples.CONTINUE:
+            calls.retry(part, anew=True)
+        else:
+            _abort(calls, part)
+        calls.free(part)
     if count:
         calls.admission.throughput.dropped()
     log.info("samples_changed", policy=str(policy), when=reason, parts=count)

@@ -45,11 +45,11 @@ class Part:
     """Number of the weights that compute it, once it was begun anywhere."""
     sent: Mark = (0.0, 0.0)
     """When it was handed to a worker."""
-    tokens: int = field(init=False)
-    """As the queue counts them."""
 
-    def __post_init__(self) -> None:
-        self.tokens = self.call.tokens
+    @property
+    def tokens(self) -> int:
+        """As the queue counts them."""
+        return self.size.tokens
 
     @property
     def credit(self) -> int:
@@ -85,6 +85,8 @@ class CallStream:
     call: Call
     client: str
     pool: Flow
+    tokens: int
+    """As the queue counts them."""
     waiting: deque[Part] = field(default_factory=deque)
     running: dict[int, Part] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)

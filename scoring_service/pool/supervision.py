@@ -66,7 +66,7 @@ class Supervision:
     def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
         """What it had goes to others, where there are any."""
         self._weights.worker_lost(worker)
-        self._cache.flushed(worker.index, 0)
+        self._cache.lost(worker.index)
         self._observer.worker_died(worker.index, exited.description)
         parts = list(worker.parts.values())
         if parts:

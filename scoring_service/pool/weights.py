@@ -23,7 +23,7 @@ from scoring_service.pool.weight_calls import WeightCalls
 from scoring_service.pool.weight_receiver import unsupported
 from scoring_service.pool.weight_status import ENDED, Phase, UpdateOptions, UpdateStatus
 from scoring_service.pool.weight_update import WeightUpdate
-from scoring_service.pool.worker import Worker, WorkerState
+from scoring_service.pool.worker import Worker
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
@@ -189,7 +189,7 @@ class PoolWeights:
 
     def _refuse(self, worker: Worker, info: EngineInfo) -> None:
         log.error("other_model", worker=worker.index, weights_digest=info.weights_digest)
-        worker.state = WorkerState.LOADING
+        worker.loads_on("another model than the others")
         worker.kill()
 
     def _catch_up(self, worker: Worker) -> None:
@@ -197,8 +197,7 @@ class PoolWeights:
         current = self.current
         if current.memory is None or current.layout is None:
             raise RuntimeError("loaded weights need not be given to a worker")
-        worker.state = WorkerState.LOADING
-        worker.stage = f"loading version {current.info.weight_version} of the weights"
+        worker.loads_on(f"loading version {current.info.weight_version} of the weights")
         worker.weights.clear()
         worker.staging.add(current.number)
         self._catching_up[worker.index] = current.number
@@ -222,7 +221,7 @@ class PoolWeights:
             del self._catching_up[worker.index]
             worker.staging.discard(current.number)
             worker.weights = {current.number}
-            worker.state, worker.stage = WorkerState.READY, "ready"
+            worker.answers()
             self.calls.worker_admitted(worker)
             self.worker_answers(worker)
 

@@ -167,6 +167,17 @@ class Worker:
             # A worker that loads does not listen, and has nothing to finish.
             await asyncio.to_thread(executor.stop, 0.0 if loading else patience)
 
+    def answers(self) -> None:
+        """It takes parts from now on."""
+        self._ready_since = time.monotonic()
+        self.restart_seconds = self._ready_since - self._started
+        self.state, self.stage = WorkerState.READY, "ready"
+
+    def loads_on(self, stage: str) -> None:
+        """It has loaded a model, but not yet what it is to answer with: it has answered nothing."""
+        self._ready_since = None
+        self.state, self.stage = WorkerState.LOADING, stage
+
     @property
     def is_ready(self) -> bool:
         """Whether it answers."""
@@ -223,9 +234,7 @@ class Worker:
                 log.info("loading", worker=self.index, stage=stage)
                 self._set(WorkerState.LOADING, stage)
             case Ready(info):
-                self._ready_since = time.monotonic()
-                self.restart_seconds = self._ready_since - self._started
-                self.state, self.stage = WorkerState.READY, "ready"
+                self.answers()
                 self.owner.worker_ready(self, info)
             case LoadFailed(message):
                 self.owner.worker_refused(self, message)
@@ -270,10 +279,10 @@ class Worker:
             return  # it was given up when it said that it cannot load its model
         self.last_death = event.description
         self.prefixes.clear()
-        # One that hangs while it loads is of no more use the next time.
-        hung = self._killed and answered is None
+        # One that hangs while it loads, or loads another model, is of no more use the next time.
+        useless = self._killed and answered is None
         pause = self.policy.died(
-            from_outside=event.from_outside and not hung,
+            from_outside=event.from_outside and not useless,
             answered_seconds=answered,
             maybe_memory=event.maybe_memory,
         )

@@ -35,6 +35,11 @@ class ParsedSample:
     prompts: dict[int, Int32Array] = field(default_factory=dict)
     """Prompt -> ids of prompts that came as text: they are sent back."""
 
+    @property
+    def is_computable(self) -> bool:
+        """Whether there is anything that can be computed."""
+        return bool(self.tasks)
+
     def call(self, call_id: int, request: sample_pb2.SampleRequest, caller: Caller) -> SampleCall:
         """The call for the engine."""
         return SampleCall(

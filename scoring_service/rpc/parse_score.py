@@ -62,6 +62,11 @@ class ParsedScore:
     tokens: dict[tuple[int, int], Int32Array] = field(default_factory=dict)
     """(group, completion) -> ids of completions whose tokens are sent as strings."""
 
+    @property
+    def is_computable(self) -> bool:
+        """Whether there is anything that can be computed."""
+        return bool(self.groups)
+
     def call(self, call_id: int, request: ScoringRequest, caller: Caller) -> ScoreCall:
         """The call for the engine."""
         return ScoreCall(

@@ -11,7 +11,6 @@ from scoring_service.rpc.answers import Answer
 from scoring_service.rpc.caller import Caller
 from scoring_service.rpc.guard import rpc_name
 from scoring_service.telemetry.metrics import Metrics
-from scoring_service.types import Call
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +19,7 @@ def report(
     metrics: Metrics,
     answer: Answer[Any],
     request: Any,
-    call: Call,
+    tokens: int,
     caller: Caller,
     admitted_ns: int,
 ) -> None:
@@ -30,7 +29,7 @@ def report(
         metrics: of the server.
         answer: whose last message was sent.
         request: that it answers.
-        call: what the pool was given of it.
+        tokens: that the queue counted for it.
         caller: whose trace it is a part of.
         admitted_ns: when it was handed to the pool, in nanoseconds since the epoch.
     """
@@ -42,7 +41,7 @@ def report(
     tags = request.context.tags.items()
     caller.span.note(
         {
-            "scoring.tokens": call.tokens,
+            "scoring.tokens": tokens,
             "scoring.computed_tokens": usage.computed_tokens,
             "scoring.sampled_tokens": usage.sampled_tokens,
             "scoring.items_failed": answer.items - answer.ok,
@@ -52,7 +51,7 @@ def report(
     metrics.answered(rpc_name(request), caller.identity, tags, usage, answer.sent_bytes)
     log.info(
         "answered",
-        tokens=call.tokens,
+        tokens=tokens,
         items_ok=answer.ok,
         items_failed=answer.items - answer.ok,
         prompt_tokens=usage.prompt_tokens,

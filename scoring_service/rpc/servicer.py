@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -49,6 +50,9 @@ from scoring_service.rpc.tokenize import tokenize
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineInfo
 
+_TOKENIZING_THREADS = 2
+"""Further texts to tokenise wait, and the other cores are for calls that are computed."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 
@@ -67,6 +71,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self._progress_seconds = progress_seconds
         self._telemetry = telemetry
         self._guard = Guard(models, progress_seconds, telemetry.traces)
+        self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, "tokenize")
 
     async def Score(
         self, request: score_pb2.ScoreRequest, context: Context
@@ -105,9 +110,12 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self, request: tokenize_pb2.TokenizeRequest, context: Context
     ) -> tokenize_pb2.TokenizeResponse:
         """Token ids of texts."""
-        # In a thread: long texts take their time, and the event loop serves others.
+        # In threads of their own: long texts take their time, and requests to score others'.
+        loop = asyncio.get_running_loop()
         return await self._guard.unary(
-            request, context, lambda asked: asyncio.to_thread(self._tokenize, asked)
+            request,
+            context,
+            lambda asked: loop.run_in_executor(self._tokenizing, self._tokenize, asked),
         )
 
     def _tokenize(self, request: tokenize_pb2.TokenizeRequest) -> tokenize_pb2.TokenizeResponse:
@@ -144,6 +152,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             self._progress_seconds,
             _provenance_of(view, caller),
             reply_bytes(),
+            as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -172,6 +181,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             self._progress_seconds,
             _provenance_of(view, caller),
             reply_bytes(),
+            as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -203,6 +213,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             self._progress_seconds,
             _provenance_of(view, caller),
             reply_bytes(),
+            as_bytes=wants_bytes(request.encoding),
         )
         async for response in self._answer(answer, request, parsed, served, view, caller):
             yield response
@@ -223,9 +234,11 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             "processing": parsed.table.messages(),
         }
         admitted_ns = time.time_ns()
-        if call.tokens:
+        tokens = 0
+        if parsed.is_computable:
             accepts = accepted_weights(request.expect)
             async with served.pool.run(call, caller.client, accepts=accepts) as stream:
+                tokens = stream.tokens
                 # Weights may have changed since the view was taken; the stream tells of later ones.
                 now = replace(view, info=served.pool.weights.current.info)
                 preamble["provenance"] = provenance(now, caller.request_id)
@@ -237,7 +250,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             for response in answer.opening(parsed.faults, **preamble):
                 yield response
         yield answer.summary()
-        report(self._telemetry.metrics, answer, request, call, caller, admitted_ns)
+        report(self._telemetry.metrics, answer, request, tokens, caller, admitted_ns)
 
 
 def _provenance_of(

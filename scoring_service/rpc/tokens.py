@@ -49,6 +49,8 @@ class TokenFile:
         self._looked = time.monotonic()
         self._stamp = self._look()
         self._principals = self._read()
+        self._complaint = ""
+        """What was last logged of a file that is unusable."""
 
     def find(self, token: str) -> Principal | None:
         """Whose token it is.
@@ -73,12 +75,15 @@ class TokenFile:
             stamp = self._look()
             if stamp == self._stamp:
                 return
-            self._stamp = stamp
             self._principals = self._read()
         except ConfigurationError as error:
-            log.error("tokens_unusable", message=str(error))
-        else:
-            log.info("tokens_reloaded", entries=len(self._principals))
+            # It is tried again: rights that are set later change neither time nor size.
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.error("tokens_unusable", message=self._complaint)
+            return
+        self._stamp, self._complaint = stamp, ""
+        log.info("tokens_reloaded", entries=len(self._principals))
 
     def _look(self) -> tuple[int, int, int]:
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -11,34 +14,43 @@ from scoring_service.errors import Fault, Reason, ServiceError, Violation
 def refuse_unknown_fields(message: Message) -> None:
     """Raises when the message, or one inside it, carries a field of a later contract.
 
+    Messages are looked at one by one: to drop unknown fields from a copy and compare is one pass in
+    C, during which no other thread runs, the one that answers all others among them. Of 20 MB that
+    takes a quarter of a second; and this does not even look at what most of them are, token ids.
+
     Raises:
         ServiceError: UNKNOWN_FIELD with the field's path and number.
     """
-    # Dropping unknown fields from a copy is one pass in C; the walk in Python is for the path only.
-    known = type(message)()
-    known.CopyFrom(message)
-    known.DiscardUnknownFields()
-    if known.ByteSize() == message.ByteSize():
+    found = _find(message)
+    if found is None:
         return
-    path, number = _find(message, "") or ("", 0)
+    path, number = found
     description = f"field number {number} is not known to this server (is the client newer?)"
-    where = path or "request"
+    where = path.removeprefix(".") or "request"
     fault = Fault(Reason.UNKNOWN_FIELD, f"{where}: {description}", (Violation(where, description),))
     raise ServiceError(fault)
 
 
-def _find(message: Message, path: str) -> tuple[str, int] | None:
+def _find(message: Message) -> tuple[str, int] | None:
+    """Path, each step with a dot before it, and number of the first unknown field."""
     unknown = UnknownFieldSet(message)
     if len(unknown):
-        return path, unknown[0].field_number
-    for field, value in message.ListFields():
-        inner = field.message_type
-        if inner is None or inner.GetOptions().map_entry:
-            continue
-        here = f"{path}.{field.name}" if path else field.name
-        items = enumerate(value) if field.is_repeated else [(None, value)]
-        for index, item in items:
-            found = _find(item, here if index is None else f"{here}[{index}]")
-            if found is not None:
-                return found
+        return "", unknown[0].field_number
+    for name, is_repeated in _inner_messages(message.DESCRIPTOR):
+        if is_repeated:
+            for index, item in enumerate(getattr(message, name)):
+                if (found := _find(item)) is not None:
+                    return f".{name}[{index}]{found[0]}", found[1]
+        elif message.HasField(name) and (found := _find(getattr(message, name))) is not None:
+            return f".{name}{found[0]}", found[1]
     return None
+
+
+@cache
+def _inner_messages(descriptor: Descriptor) -> list[tuple[str, bool]]:
+    """(name, whether repeated) of the fields that hold messages, maps aside."""
+    return [
+        (field.name, field.is_repeated)
+        for field in descriptor.fields
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,11 +11,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from scoring_client.proto import model_info_pb2
 from scoring_service import cli
-from scoring_service.config import ServeConfig
+from scoring_service.config import _RANGES, ServeConfig, check_ranges
+from scoring_service.rpc.models import RequestLimits
+from scoring_service.rpc.server import ServerConfig, _options
+from scoring_service.serve import serve
 from tests.e2e.calls import scores, stub_of
 from tests.e2e.served import BIN, serving
 
@@ -142,6 +147,8 @@ def test_a_mistake_is_named_without_a_traceback(case: str) -> None:
         (["--port", "70000"], "65535"),
         (["--port", "http"], "http"),
         (["--drain-seconds", "nan"], "drain_seconds"),
+        (["--max-connection-age", "inf"], "max_connection_age must be from 1 to"),
+        (["--max-connection-age", "1e7"], "max_connection_age must be from 1 to"),
         (["--config", "no-such.toml"], "no-such.toml"),
     ],
 )
@@ -149,6 +156,37 @@ def test_a_mistake_in_the_flags_is_named(
     refuse: Callable[..., None], arguments: list[str], named: str
 ) -> None:
     refuse(*arguments, named=named)
+
+
+async def test_the_largest_settings_are_such_that_grpc_takes_them() -> None:
+    config = ServeConfig(**{name: bounds[1] for name, bounds in _RANGES.items() if "max" in name})
+    check_ranges(config)
+    options = _options(
+        ServerConfig(
+            "127.0.0.1",
+            0,
+            RequestLimits(config.max_request_bytes, 1, 1),
+            drain_seconds=0,
+            max_concurrent_streams=config.max_concurrent_streams,
+            max_connection_age=config.max_connection_age,
+            keepalive_seconds=_RANGES["keepalive_seconds"][1],
+        )
+    )
+    grpc.aio.server(options=options, maximum_concurrent_rpcs=config.max_concurrent_calls)
+
+
+@pytest.mark.parametrize("model", ["./no/such/folder", "no-such.gguf"])
+def test_a_model_that_is_not_there_is_told_before_a_worker_is_started(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which takes as long as the import of torch."""
+
+    def never(_channel: socket.socket) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("scoring_service.pool.process._spawn", never)
+    assert asyncio.run(serve(model, ServeConfig(port=0))) == 1
+    assert re.fullmatch(rf"error: there is no (folder|file) {model}\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

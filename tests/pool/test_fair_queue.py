@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 
@@ -95,3 +96,20 @@ def test_a_clients_own_calls_take_turns_too() -> None:
         order.append(item.arrival)
         queue.charge(item, 100)
     assert sorted(order) == [1, 1, 2, 2]
+
+
+def test_what_left_is_forgotten_however_long_something_more_urgent_waits() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    queue.add(Waiting("client", 0, priority=1))
+    left = []
+    for arrival in range(1, 1000):
+        waiting = Waiting("client", arrival)
+        queue.add(waiting)
+        queue.remove(waiting)
+        left.append(weakref.ref(waiting))
+        del waiting
+    assert not any(item() for item in left)
+    assert len(queue._clients["client"].heap) < 100
+    first = queue.first()
+    assert first is not None
+    assert first.arrival == 0

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
+from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.restarts import RestartPolicy
 from scoring_service.pool.settings import PoolSettings
+from tests.pool.scripted import INFO, Scripted, ScriptedExecutor
 
 SETTINGS = PoolSettings(max_queue_tokens=1)
 
@@ -50,3 +55,20 @@ def test_a_worker_that_answered_for_long_starts_anew() -> None:
     for _ in range(20):
         assert policy.died(from_outside=False, answered_seconds=61.0) == SETTINGS.first_backoff
     assert not policy.looping
+
+
+async def test_a_worker_that_keeps_loading_another_model_is_tried_ever_more_rarely() -> None:
+    """The files were replaced: it takes as long to find out as a start does, for nothing."""
+    made = await Scripted(2, longest_backoff=0.05).start()
+
+    def prepare(executor: ScriptedExecutor) -> None:
+        executor.info = replace(INFO, weights_digest="other")
+
+    made.prepare = prepare
+    made.workers[1].die("SIGKILL", from_outside=True)
+    async with asyncio.timeout(5):
+        while not made.pool.workers[1].policy.looping:
+            await made.pool.wait_changed()
+    assert made.pool.state is PoolState.READY, "the other one answers"
+    assert made.pool.workers[0].policy.crashes == 0
+    await made.pool.drain(0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 
 from scoring_client.proto import score_pb2
 from scoring_service.engine.events import CallFinished, ScoreSlice
-from scoring_service.rpc.answers import MESSAGE_BYTES, Answer
+from scoring_service.rpc.answers import AT_ONCE_BYTES, MESSAGE_BYTES, Answer
 from scoring_service.rpc.parse_score import ParsedScore
 from scoring_service.rpc.processing import ProcessingTable
 from scoring_service.rpc.reply_bytes import ReplyBytes
@@ -48,7 +50,7 @@ async def test_a_long_prompt_that_is_sent_back_with_each_completion_fills_messag
     stream: Any = _Stream([*events, CallFinished(1, Usage())])
     render = partial(score_result, parsed=parsed, codec=None, as_bytes=True)
     unused: Any = None
-    answer = Answer(score_pb2.ScoreResponse, render, unused, 300, 15.0, unused, ReplyBytes())
+    answer = Answer(score_pb2.ScoreResponse, render, unused, 300, 15.0, unused, ReplyBytes(), True)
     messages = [message async for message in answer.results(stream)]
     assert [r.completion_index for m in messages for r in m.results] == list(range(300))
     assert all(list(r.prompt_token_ids) == prompt.tolist() for m in messages for r in m.results)
@@ -69,10 +71,34 @@ async def test_messages_are_serialised_by_grpc_alone_which_counts_them() -> None
     unused: Any = None
     make: Any = SimpleNamespace
     sent = ReplyBytes(17)
-    answer = Answer(make, render, unused, 40, 15.0, unused, sent)
+    answer = Answer(make, render, unused, 40, 15.0, unused, sent, True)
     messages: list[Any] = list(answer.opening([], provenance=None))
     messages += [message async for message in answer.results(stream)]
     assert sum(len(m.results) for m in messages[1:]) == 40
     assert len(messages) == 1 + 5
     sent.total = 4711
     assert answer.summary().summary.usage.reply_bytes == answer.sent_bytes == 4711
+
+
+async def test_others_are_served_while_a_large_slice_is_written_as_numbers() -> None:
+    """Which takes a tenth of a second with the strings of its tokens."""
+    others = threading.Event()
+
+    def render(piece: ScoreSlice) -> score_pb2.ScoreResult:
+        assert piece.size <= AT_ONCE_BYTES or others.wait(5)
+        return score_pb2.ScoreResult(completion_index=piece.completion_index)
+
+    block = RowBlock(1, np.zeros(1, np.float32))
+    sizes = [4, AT_ONCE_BYTES + 1, 4]
+    events: list[Any] = [
+        *(ScoreSlice(1, 0, i, 0, 1, 0, block, True, 1, size) for i, size in enumerate(sizes)),
+        CallFinished(1, Usage()),
+    ]
+    stream: Any = _Stream(events)
+    unused: Any = None
+    answer = Answer(
+        score_pb2.ScoreResponse, render, unused, 3, 15.0, unused, ReplyBytes(), as_bytes=False
+    )
+    asyncio.get_running_loop().call_soon(others.set)
+    messages = [message async for message in answer.results(stream)]
+    assert [r.completion_index for m in messages for r in m.results] == [0, 1, 2]

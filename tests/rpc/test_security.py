@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -246,6 +247,23 @@ async def test_rotated_tokens_are_taken_up(
         secured.tokens.write_text(TOKENS)
         await asyncio.sleep(0.15)
         assert await score(channel, GOOD)
+
+
+def test_a_token_file_that_was_unusable_is_read_until_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rights that are set late, and what a coarse clock does not tell apart, change no time."""
+    monkeypatch.setattr("scoring_service.rpc.tokens._LOOK_SECONDS", 0.0)
+    old, new, path = "o" * 20, "n" * 20, tmp_path / "tokens"
+    path.write_text(f"trainer score {old}\n")
+    tokens = TokenFile(path)
+    good = f"trainer score {new}\n"
+    for text in ("x" * len(good), good):
+        path.write_text(text)
+        os.utime(path, ns=(1, 1))
+        found = tokens.find(new)
+    assert found is not None
+    assert tokens.find(old) is None, "it was taken away"
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import grpc
 import pytest
 from transformers import AutoTokenizer
 
 from scoring_client.proto import model_info_pb2, score_pb2, tokenize_pb2
+from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.models import tiny_model_path
 from tests.rpc.calls import collect, failure, group, violations
 from tests.rpc.conftest import RunningServer
@@ -48,3 +52,26 @@ async def test_what_is_refused(server: RunningServer) -> None:
     request = tokenize_pb2.TokenizeRequest(texts=["a"], model="other")
     code, _ = await failure(server.stub.Tokenize(request))
     assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_long_texts_keep_nobody_from_scoring(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them come at once."""
+    go_on = threading.Event()
+    encode = TextCodec.encode
+
+    def long(codec: TextCodec, text: str, *, add_special_tokens: bool) -> list[int]:
+        go_on.wait(30)
+        return encode(codec, text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(TextCodec, "encode", long)
+    request = tokenize_pb2.TokenizeRequest(texts=["a"])
+    tokenizing = [server.stub.Tokenize(request) for _ in range(64)]
+    try:
+        ids = score_pb2.ScoreRequest(groups=[group([1], [4, 5])])
+        assert await asyncio.wait_for(collect(server.stub.Score(ids)), 20)
+        assert not any(call.done() for call in tokenizing)
+    finally:
+        go_on.set()
+    assert all([(await call).texts for call in tokenizing])

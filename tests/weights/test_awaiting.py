@@ -110,6 +110,8 @@ async def test_where_there_is_no_admin_service() -> None:
         async with AsyncAdminClient(f"127.0.0.1:{running.port}") as admin:
             with pytest.raises(ScoringError, match="lets nobody change its weights"):
                 await admin.takes_updates()
+        # A thread cannot be ended, and transformers' loading is for one at a time.
+        assert await running.wait_ready()
     finally:
         await running.drain()
 
