@@ -27,7 +27,7 @@ from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reop
 from scoring_client.errors import DeadlineError
 from scoring_client.forks import running_call
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
-from scoring_client.retry import countdown
+from scoring_client.retry import countdown, growing_pauses
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions
@@ -227,25 +227,26 @@ class AdminClient:
         return self._unary(get_weights_call(self._settings, model, list_tensors))
 
     def wait_for_version(
-        self, version: int, timeout: float = 60.0, *, model: str | None = None
+        self, version: int, timeout: float | None = 60.0, *, model: str | None = None
     ) -> WeightsInfo:
         """Wait until the server answers from this version of the weights, or a later one.
 
         Args:
             version: Least version.
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
             DeadlineError: it did not come in time.
             ScoringError: see ``scoring_client.errors``.
         """
-        for _, pause in countdown(timeout):
-            info = self.get_weights(model)
+        for left, pause in countdown(timeout, growing_pauses()):
+            call = get_weights_call(self._settings, model, list_tensors=False)
+            info = self._unary(call.within(left))
             if info.version >= version:
                 return info
             time.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
+        raise DeadlineError(f"version {version} did not come within {timeout} s")
 
     def abort_update(self, update_id: str = "", *, model: str | None = None) -> WeightUpdate:
         """Give up an update that is not committed yet, and return how it ended.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterable
+from itertools import repeat
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -19,7 +20,14 @@ from scoring_client.model_info import ModelInfo, ServedModel, model_info, served
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import Attempts, RetryPolicy, countdown, time_limit
+from scoring_client.retry import (
+    Attempts,
+    RetryPolicy,
+    countdown,
+    growing_pauses,
+    not_ready,
+    time_limit,
+)
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
@@ -136,11 +144,11 @@ class ScoringClient:
         if self._owns_channel:
             self._channel.close()
 
-    def wait_ready(self, timeout: float = 60.0, *, model: str | None = None) -> ModelInfo:
+    def wait_ready(self, timeout: float | None = 60.0, *, model: str | None = None) -> ModelInfo:
         """Wait until a server answers for the model, and return what it says of it.
 
         Args:
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
@@ -148,19 +156,16 @@ class ScoringClient:
                 TLS and the client does.
             ModelNotFoundError: the server has no such model.
         """
-        deadline = time.monotonic() + timeout
-        while True:
+        last: ScoringError | None = None
+        for left, pause in countdown(timeout, repeat(READY_POLL_SECONDS)):
             try:
-                left = max(deadline - time.monotonic(), 0.01)
                 return self.model_info(model, timeout=min(left, 5.0))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                if time.monotonic() + READY_POLL_SECONDS >= deadline:
-                    raise UnavailableError(
-                        f"no server was ready within {timeout:g} s: {error}", code=error.code
-                    ) from error
-            time.sleep(READY_POLL_SECONDS)
+                last = error
+            time.sleep(pause)
+        raise not_ready(timeout, last) from last
 
     def model_info(self, model: str | None = None, *, timeout: float | None = 30.0) -> ModelInfo:
         """Return what a trainer has to know of a model before it starts.
@@ -214,7 +219,7 @@ class ScoringClient:
         return token_ids(self._unary(self._stub.Tokenize, request, timeout))
 
     def wait_for_version(
-        self, version: int, timeout: float = 60.0, *, model: str | None = None
+        self, version: int, timeout: float | None = 60.0, *, model: str | None = None
     ) -> ModelInfo:
         """Wait until the server answers from this version of the weights, or a later one.
 
@@ -223,19 +228,19 @@ class ScoringClient:
 
         Args:
             version: Least version.
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
             DeadlineError: it did not come in time.
             UnavailableError: no server answered.
         """
-        for left, pause in countdown(timeout):
+        for left, pause in countdown(timeout, growing_pauses()):
             info = self.model_info(model, timeout=left)
             if info.weight_version >= version:
                 return info
             time.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
+        raise DeadlineError(f"version {version} did not come within {timeout} s")
 
     def score(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]

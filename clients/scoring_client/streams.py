@@ -27,7 +27,7 @@ UNREAD = 16
 class Ended:
     """How an attempt of a part ended."""
 
-    error: BaseException | None
+    error: Exception | None
     """None = well. What is no RpcError is the caller's to see."""
 
     @property
@@ -35,7 +35,7 @@ class Ended:
         """The error of the RPC, which may be worth another attempt; None = it ended well.
 
         Raises:
-            BaseException: it was another error.
+            Exception: it was another error.
         """
         if self.error is None or isinstance(self.error, grpc.RpcError):
             return self.error
