@@ -6,21 +6,21 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from itertools import repeat
-from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
 import grpc.aio
 
-from scoring_client.aio_channel import AioChannel, telling_closed
+from scoring_client.aio_channel import telling_closed
 from scoring_client.aio_streams import run_alone, run_together
 from scoring_client.assembly import PartT
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
+from scoring_client.lifecycle import AsyncClient, given
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
@@ -43,7 +43,7 @@ from scoring_client.tokenize import token_ids, tokenize_request
 READY_POLL_SECONDS = 0.5
 
 
-class AsyncScoringClient:
+class AsyncScoringClient(AsyncClient):
     """Asks a scoring server from an event loop.
 
     One client serves many calls at once, and may be asked from one loop after the other. Use it as
@@ -78,9 +78,7 @@ class AsyncScoringClient:
         Arguments and errors as of ScoringClient.
         """
         # First of all, before anything else is local.
-        arguments = dict(locals())
-        del arguments["self"]
-        self._arguments = arguments
+        arguments = given(locals())
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -89,8 +87,9 @@ class AsyncScoringClient:
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
         self._servers = ServerCount(target if channel is None else None)
-        self._channel = AioChannel(
-            endpoint(
+        super().__init__(
+            channel
+            or endpoint(
                 target,
                 token=token,
                 credentials=credentials,
@@ -100,28 +99,9 @@ class AsyncScoringClient:
                 tls=tls,
                 allow_plaintext_token=allow_plaintext_token,
                 options=channel_options,
-            )
-            if channel is None
-            else channel
+            ),
+            arguments,
         )
-
-    def __reduce__(self) -> Reopened:
-        return reopened(type(self), self._arguments)
-
-    async def __aenter__(self) -> "AsyncScoringClient":
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        await self._channel.close()
 
     async def wait_ready(
         self, timeout: float | None = 60.0, *, model: str | None = None

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Generator, Iterable
 from itertools import repeat
-from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
@@ -11,11 +10,12 @@ import grpc
 from scoring_client.assembly import PartT
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.forks import running_call
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
+from scoring_client.lifecycle import BlockingClient, given
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
@@ -39,7 +39,7 @@ from scoring_client.tokenize import token_ids, tokenize_request
 READY_POLL_SECONDS = 0.5
 
 
-class ScoringClient:
+class ScoringClient(BlockingClient):
     """Asks a scoring server; blocks until it answers.
 
     One client serves many threads and calls at once. Use it as a context manager, or close it.
@@ -98,9 +98,7 @@ class ScoringClient:
             OSError: the file of certificates cannot be read.
         """
         # First of all, before anything else is local.
-        arguments = dict(locals())
-        del arguments["self"]
-        self._arguments = arguments
+        arguments = given(locals())
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -109,9 +107,9 @@ class ScoringClient:
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
         self._servers = ServerCount(target if channel is None else None)
-        self._owns_channel = channel is None
-        if channel is None:
-            channel = endpoint(
+        super().__init__(
+            channel
+            or endpoint(
                 target,
                 token=token,
                 credentials=credentials,
@@ -121,28 +119,10 @@ class ScoringClient:
                 tls=tls,
                 allow_plaintext_token=allow_plaintext_token,
                 options=channel_options,
-            ).open()
-        self._channel = channel
+            ),
+            arguments,
+        )
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
-
-    def __reduce__(self) -> Reopened:
-        return reopened(type(self), self._arguments)
-
-    def __enter__(self) -> "ScoringClient":
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        if self._owns_channel:
-            self._channel.close()
 
     def wait_ready(self, timeout: float | None = 60.0, *, model: str | None = None) -> ModelInfo:
         """Wait until a server answers for the model, and return what it says of it.
