@@ -77,6 +77,12 @@ def run_together(
     Threads only read: whatever a message changes is changed here, in the caller's thread. Closing
     the generator cancels what runs.
 
+    Args:
+        parts: Of one call.
+        attempts: The call's; each part counts its own in the same time.
+        open_call: Sends a part's request.
+        most: Parts that run at once.
+
     Raises:
         ScoringError: a part failed for good; the others are cancelled.
     """
