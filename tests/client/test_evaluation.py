@@ -46,9 +46,10 @@ def test_pairs_keep_their_order_and_share_their_contexts():
         assert contexts == [[1, 2], [4], [9] * 12], "one call, each context once"
 
 
-def test_a_context_of_very_many_continuations_stands_in_several_groups():
+def test_a_context_of_very_many_continuations_stands_in_several_groups(monkeypatch):
     """Groups are never divided, calls are."""
-    pairs = [([4], [n] * 1000) for n in range(6)]
+    monkeypatch.setattr("scoring_client.pairs.NEVER_DIVIDED_BELOW", 40)
+    pairs = [([4], [n] * 10) for n in range(6)]
     with ToyServer() as server, ScoringClient(server.target, tokens_per_part=10**6) as client:
         found = score_pairs(client, pairs)
     assert [scores.token_ids.tolist() for scores in found] == [rest for _, rest in pairs]
