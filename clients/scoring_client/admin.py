@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
@@ -23,11 +22,12 @@ from scoring_client.admin_calls import (
 )
 from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.channel import ChannelOptions, with_trace
-from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError
 from scoring_client.forks import running_call
+from scoring_client.lifecycle import BlockingClient, given
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
-from scoring_client.retry import countdown
+from scoring_client.retry import countdown, growing_pauses
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions
@@ -37,7 +37,7 @@ from scoring_client.weights.results import WeightsInfo, WeightUpdate
 from scoring_client.weights.stream import PushStream
 
 
-class AdminClient:
+class AdminClient(BlockingClient):
     """Changes what one server serves; callers need the scope ``admin``.
 
     Use it as a context manager, or close it. Every call may raise the exceptions of
@@ -82,13 +82,11 @@ class AdminClient:
             OSError: the file of certificates cannot be read.
         """
         # First of all, before anything else is local.
-        arguments = dict(locals())
-        del arguments["self"]
-        self._arguments = arguments
+        arguments = given(locals())
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
-        self._owns_channel = channel is None
-        if channel is None:
-            channel = endpoint(
+        super().__init__(
+            channel
+            or endpoint(
                 target,
                 token=token,
                 credentials=credentials,
@@ -98,33 +96,15 @@ class AdminClient:
                 tls=tls,
                 allow_plaintext_token=allow_plaintext_token,
                 options=[ONE_SERVER, *channel_options],
-            ).open()
-        self._channel = channel
+            ),
+            arguments,
+        )
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
         self._push: Any = self._channel.stream_stream(
             PUSH_METHOD,
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
         )
-
-    def __reduce__(self) -> Reopened:
-        return reopened(type(self), self._arguments)
-
-    def __enter__(self) -> "AdminClient":
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        if self._owns_channel:
-            self._channel.close()
 
     @property
     def target(self) -> str:
@@ -227,25 +207,26 @@ class AdminClient:
         return self._unary(get_weights_call(self._settings, model, list_tensors))
 
     def wait_for_version(
-        self, version: int, timeout: float = 60.0, *, model: str | None = None
+        self, version: int, timeout: float | None = 60.0, *, model: str | None = None
     ) -> WeightsInfo:
         """Wait until the server answers from this version of the weights, or a later one.
 
         Args:
             version: Least version.
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
             DeadlineError: it did not come in time.
             ScoringError: see ``scoring_client.errors``.
         """
-        for _, pause in countdown(timeout):
-            info = self.get_weights(model)
+        for left, pause in countdown(timeout, growing_pauses()):
+            call = get_weights_call(self._settings, model, list_tensors=False)
+            info = self._unary(call.within(left))
             if info.version >= version:
                 return info
             time.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
+        raise DeadlineError(f"version {version} did not come within {timeout} s")
 
     def abort_update(self, update_id: str = "", *, model: str | None = None) -> WeightUpdate:
         """Give up an update that is not committed yet, and return how it ended.

@@ -4,7 +4,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from types import TracebackType
 from typing import Any, Unpack
 
 import grpc
@@ -24,12 +23,13 @@ from scoring_client.admin_calls import (
     update_weights_call,
 )
 from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
-from scoring_client.aio_channel import AioChannel
+from scoring_client.aio_channel import telling_closed
 from scoring_client.channel import ChannelOptions, with_trace
-from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError
+from scoring_client.lifecycle import AsyncClient, given
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
-from scoring_client.retry import countdown
+from scoring_client.retry import countdown, growing_pauses
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions
@@ -38,7 +38,7 @@ from scoring_client.weights.replicas import check_one_server
 from scoring_client.weights.results import WeightsInfo, WeightUpdate
 
 
-class AsyncAdminClient:
+class AsyncAdminClient(AsyncClient):
     """Changes what one server serves; callers need the scope ``admin``.
 
     Use it as a context manager, or close it. Every call may raise the exceptions of
@@ -83,13 +83,11 @@ class AsyncAdminClient:
             OSError: the file of certificates cannot be read.
         """
         # First of all, before anything else is local.
-        arguments = dict(locals())
-        del arguments["self"]
-        self._arguments = arguments
+        arguments = given(locals())
         self._settings = AdminSettings(target, model, timeout, call_metadata(token))
-        self._owns_channel = channel is None
-        self._channel = AioChannel(
-            endpoint(
+        super().__init__(
+            channel
+            or endpoint(
                 target,
                 token=token,
                 credentials=credentials,
@@ -99,28 +97,9 @@ class AsyncAdminClient:
                 tls=tls,
                 allow_plaintext_token=allow_plaintext_token,
                 options=[ONE_SERVER, *channel_options],
-            )
-            if channel is None
-            else channel
+            ),
+            arguments,
         )
-
-    def __reduce__(self) -> Reopened:
-        return reopened(type(self), self._arguments)
-
-    async def __aenter__(self) -> "AsyncAdminClient":
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        await self._channel.close()
 
     @property
     def target(self) -> str:
@@ -221,25 +200,26 @@ class AsyncAdminClient:
         return await self._unary(get_weights_call(self._settings, model, list_tensors))
 
     async def wait_for_version(
-        self, version: int, timeout: float = 60.0, *, model: str | None = None
+        self, version: int, timeout: float | None = 60.0, *, model: str | None = None
     ) -> WeightsInfo:
         """Wait until the server answers from this version of the weights, or a later one.
 
         Args:
             version: Least version.
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
             DeadlineError: it did not come in time.
             ScoringError: see ``scoring_client.errors``.
         """
-        for _, pause in countdown(timeout):
-            info = await self.get_weights(model)
+        for left, pause in countdown(timeout, growing_pauses()):
+            call = get_weights_call(self._settings, model, list_tensors=False)
+            info = await self._unary(call.within(left))
             if info.version >= version:
                 return info
             await asyncio.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
+        raise DeadlineError(f"version {version} did not come within {timeout} s")
 
     async def abort_update(self, update_id: str = "", *, model: str | None = None) -> WeightUpdate:
         """Give up an update that is not committed yet, and return how it ended.
@@ -320,11 +300,12 @@ class AsyncAdminClient:
     async def _unary(self, call: AdminCall[Answer]) -> Answer:
         await self._check_one_server()
         try:
-            answer = await self._method(call.rpc)(
-                call.request,
-                timeout=call.timeout,
-                metadata=with_trace(self._settings.metadata),
-            )
+            with telling_closed():
+                answer = await self._method(call.rpc)(
+                    call.request,
+                    timeout=call.timeout,
+                    metadata=with_trace(self._settings.metadata),
+                )
         except grpc.RpcError as error:
             raise admin_error(error, call.request) from error
         return call.parse(answer)
@@ -335,8 +316,9 @@ class AsyncAdminClient:
             call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
         )
         try:
-            async for answer in answers:
-                yield call.parse(answer)
+            with telling_closed():
+                async for answer in answers:
+                    yield call.parse(answer)
         except grpc.RpcError as error:
             raise admin_error(error, call.request) from error
         finally:

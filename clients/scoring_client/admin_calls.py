@@ -1,7 +1,7 @@
 """Calls of AdminService, whatever carries them: request, answer, how long."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from scoring_client.admin_channel import AdminSettings
@@ -38,6 +38,11 @@ class AdminCall(Generic[Answer]):
     """From each answer to what the caller gets."""
     timeout: float | None
     """Seconds; None = no limit."""
+
+    def within(self, seconds: float) -> "AdminCall[Answer]":
+        """Return the call, ended by then at the latest."""
+        limit = time_limit(seconds if self.timeout is None else min(seconds, self.timeout))
+        return replace(self, timeout=limit)
 
 
 def get_weights_call(

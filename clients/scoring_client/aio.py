@@ -3,29 +3,36 @@
 # ruff: noqa: ASYNC109 - gRPC enforces the deadline, and the server learns of it.
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from types import TracebackType
+from itertools import repeat
 from typing import Any, Unpack
 
 import grpc
 import grpc.aio
 
-from scoring_client.aio_channel import AioChannel
+from scoring_client.aio_channel import telling_closed
 from scoring_client.aio_streams import run_alone, run_together
 from scoring_client.assembly import PartT
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
+from scoring_client.lifecycle import AsyncClient, given
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import Attempts, RetryPolicy, countdown, time_limit
+from scoring_client.retry import (
+    Attempts,
+    RetryPolicy,
+    countdown,
+    growing_pauses,
+    not_ready,
+    time_limit,
+)
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
@@ -36,7 +43,7 @@ from scoring_client.tokenize import token_ids, tokenize_request
 READY_POLL_SECONDS = 0.5
 
 
-class AsyncScoringClient:
+class AsyncScoringClient(AsyncClient):
     """Asks a scoring server from an event loop.
 
     One client serves many calls at once, and may be asked from one loop after the other. Use it as
@@ -71,9 +78,7 @@ class AsyncScoringClient:
         Arguments and errors as of ScoringClient.
         """
         # First of all, before anything else is local.
-        arguments = dict(locals())
-        del arguments["self"]
-        self._arguments = arguments
+        arguments = given(locals())
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -82,8 +87,9 @@ class AsyncScoringClient:
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
         self._servers = ServerCount(target if channel is None else None)
-        self._channel = AioChannel(
-            endpoint(
+        super().__init__(
+            channel
+            or endpoint(
                 target,
                 token=token,
                 credentials=credentials,
@@ -93,34 +99,17 @@ class AsyncScoringClient:
                 tls=tls,
                 allow_plaintext_token=allow_plaintext_token,
                 options=channel_options,
-            )
-            if channel is None
-            else channel
+            ),
+            arguments,
         )
 
-    def __reduce__(self) -> Reopened:
-        return reopened(type(self), self._arguments)
-
-    async def __aenter__(self) -> "AsyncScoringClient":
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        await self._channel.close()
-
-    async def wait_ready(self, timeout: float = 60.0, *, model: str | None = None) -> ModelInfo:
+    async def wait_ready(
+        self, timeout: float | None = 60.0, *, model: str | None = None
+    ) -> ModelInfo:
         """Wait until a server answers for the model, and return what it says of it.
 
         Args:
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
@@ -128,19 +117,16 @@ class AsyncScoringClient:
                 TLS and the client does.
             ModelNotFoundError: the server has no such model.
         """
-        deadline = time.monotonic() + timeout
-        while True:
+        last: ScoringError | None = None
+        for left, pause in countdown(timeout, repeat(READY_POLL_SECONDS)):
             try:
-                left = max(deadline - time.monotonic(), 0.01)
                 return await self.model_info(model, timeout=min(left, 5.0))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                if time.monotonic() + READY_POLL_SECONDS >= deadline:
-                    raise UnavailableError(
-                        f"no server was ready within {timeout:g} s: {error}", code=error.code
-                    ) from error
-            await asyncio.sleep(READY_POLL_SECONDS)
+                last = error
+            await asyncio.sleep(pause)
+        raise not_ready(timeout, last) from last
 
     async def model_info(
         self, model: str | None = None, *, timeout: float | None = 30.0
@@ -188,7 +174,7 @@ class AsyncScoringClient:
         return token_ids(await self._unary("Tokenize", request, timeout))
 
     async def wait_for_version(
-        self, version: int, timeout: float = 60.0, *, model: str | None = None
+        self, version: int, timeout: float | None = 60.0, *, model: str | None = None
     ) -> ModelInfo:
         """Wait until the server answers from this version of the weights, or a later one.
 
@@ -197,19 +183,19 @@ class AsyncScoringClient:
 
         Args:
             version: Least version.
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
             DeadlineError: it did not come in time.
             UnavailableError: no server answered.
         """
-        for left, pause in countdown(timeout):
+        for left, pause in countdown(timeout, growing_pauses()):
             info = await self.model_info(model, timeout=left)
             if info.weight_version >= version:
                 return info
             await asyncio.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
+        raise DeadlineError(f"version {version} did not come within {timeout} s")
 
     async def score(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
@@ -373,8 +359,9 @@ class AsyncScoringClient:
 
     async def _unary(self, rpc: str, request: Any, timeout: float | None) -> Any:
         try:
-            return await self._method(rpc)(
-                request, timeout=time_limit(timeout), metadata=with_trace(self._metadata)
-            )
+            with telling_closed():
+                return await self._method(rpc)(
+                    request, timeout=time_limit(timeout), metadata=with_trace(self._metadata)
+                )
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import grpc
 import grpc.aio
 
 from scoring_client.endpoint import Endpoint
+from scoring_client.errors import CancelledCallError
 from scoring_client.forks import check_fork, uses_grpc
 
 
@@ -55,3 +59,25 @@ class AioChannel:
                 await channel.close()
             elif loop.is_running():
                 asyncio.run_coroutine_threadsafe(channel.close(), loop)
+
+
+@contextmanager
+def telling_closed() -> Iterator[None]:
+    """Tell a call whose channel was closed from a task that was cancelled.
+
+    grpc.aio raises CancelledError for both. To a task that nobody cancelled it would say that it
+    was: ``gather`` would drop it without a word, and ``except ScoringError`` would not see it.
+
+    Raises:
+        CancelledCallError: the channel was closed, or the call cancelled, while it ran.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise CancelledCallError(
+            "the call was cancelled: its client was closed while it ran",
+            code=grpc.StatusCode.CANCELLED,
+        ) from error

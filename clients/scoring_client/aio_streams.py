@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from scoring_client.aio_channel import telling_closed
 from scoring_client.assembly import PartT
 from scoring_client.job import Job
 from scoring_client.retry import Attempts
@@ -33,9 +34,10 @@ async def run_alone(
         call = open_call(job.begin_attempt(), attempts.remaining())
         error: grpc.RpcError | None = None
         try:
-            async for message in call:
-                for part in job.feed(message):
-                    yield part
+            with telling_closed():
+                async for message in call:
+                    for part in job.feed(message):
+                        yield part
         except grpc.RpcError as raised:
             error = raised
         finally:
@@ -58,18 +60,18 @@ async def run_together(
     room = asyncio.Semaphore(UNREAD)
 
     async def read(stream: _Stream, request: Any, delay: float) -> None:
-        error: BaseException | None = None
+        error: Exception | None = None
         try:
             await asyncio.sleep(delay)
             call = open_call(request, stream.attempts.remaining())
             try:
-                async for message in call:
-                    await room.acquire()
-                    events.put_nowait((stream, message))
+                with telling_closed():
+                    async for message in call:
+                        await room.acquire()
+                        events.put_nowait((stream, message))
             finally:
                 call.cancel()
-        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - raised again below
-            # Also a cancelled call, as when the channel is closed: else nobody would wake up.
+        except Exception as raised:  # noqa: BLE001 - raised again below
             error = raised
         events.put_nowait((stream, Ended(error)))
 

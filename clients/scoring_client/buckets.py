@@ -73,10 +73,18 @@ def buckets(
         return Buckets(p_N_M, q_N_M)
     listed_N_V = torch.zeros_like(x_N_V, dtype=torch.int32)
     listed_N_V.scatter_add_(1, safe_ids_N_M, valid_N_M.int())
-    q_tail_N = x_N_V.masked_fill(listed_N_V > 0, -math.inf).logsumexp(dim=1) - logsumexp_N_1[:, 0]
+    q_tail_N = _logsumexp_or_nothing(x_N_V.masked_fill(listed_N_V > 0, -math.inf))
+    q_tail_N_1 = q_tail_N[:, None] - logsumexp_N_1
     return Buckets(
-        torch.cat([p_N_M, tail_N[:, None]], dim=1), torch.cat([q_N_M, q_tail_N[:, None]], dim=1)
+        torch.cat([p_N_M, tail_N[:, None]], dim=1), torch.cat([q_N_M, q_tail_N_1], dim=1)
     )
+
+
+def _logsumexp_or_nothing(x_N_V: Tensor) -> Tensor:
+    """logsumexp [N] whose gradient is 0, not NaN, in a row that is -inf throughout."""
+    empty_N_1 = (x_N_V == -math.inf).all(dim=1, keepdim=True)
+    total_N = x_N_V.masked_fill(empty_N_1, 0.0).logsumexp(dim=1)
+    return total_N.masked_fill(empty_N_1[:, 0], -math.inf)
 
 
 def _first_seen(ids_N_M: Tensor) -> Tensor:

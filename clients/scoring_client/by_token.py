@@ -64,13 +64,21 @@ class TokenQuestion:
     """What stands for a log-prob that was not asked."""
 
     def __post_init__(self) -> None:
-        """Check the first token.
+        """Check what is asked.
 
         Raises:
-            ValueError: it is token 0, which nothing predicts.
+            ValueError: something of token 0, which nothing predicts, or candidates of another
+                number of tokens.
         """
         if self.first < 1:
             raise ValueError(f"first must be at least 1, got {self.first}")
+        if self.candidates is None:
+            return
+        tokens, rows = len(self.token_ids), len(self.candidates.padded)
+        if rows != tokens:
+            raise ValueError(f"the candidates are those of {rows} tokens, the text has {tokens}")
+        if self.candidates.first_row == 0:
+            raise ValueError("a candidate in the place of token 0, which nothing predicts")
 
     @property
     def start(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,7 @@ from scoring_client.cli_options import Common, connect, print_json
 from scoring_client.client import ScoringClient
 from scoring_client.compared_texts import DEFAULT_TEXTS, ComparedText, read_texts
 from scoring_client.comparison import WIDER, Comparison, compare, verdict
-from scoring_client.errors import InvalidRequestError
+from scoring_client.errors import InvalidRequestError, ScoringError
 from scoring_client.visible import harmless, visible
 
 EXIT_DIFFERENT = 1
@@ -63,7 +64,8 @@ def compare_command(
             raise InvalidRequestError(f"the server runs in {dtype_name}: give --dtype")
         if dtype_name != info.dtype:
             notes.append(f"the server's body runs in {info.dtype}, not in {dtype_name}")
-        found = compare(client, checkpoint, dtype_name, compared)
+        with _saying_which(checkpoint):
+            found = compare(client, checkpoint, dtype_name, compared)
     verdicts = [verdict(finding, found, info) for finding in found.findings]
     if common.json:
         print_json({"comparison": found, "verdicts": verdicts, "notes": notes})
@@ -84,6 +86,20 @@ def _require(*packages: str) -> None:
         )
 
 
+@contextmanager
+def _saying_which(checkpoint: str) -> Iterator[None]:
+    """Have what transformers says of a checkpoint that it cannot load told with its name."""
+    try:
+        yield
+    except ScoringError:
+        raise  # some are OSErrors too
+    except OSError as error:
+        raise InvalidRequestError(
+            f"--checkpoint {checkpoint}: no folder, .gguf file or Hub id that could be read here: "
+            f"{error}"
+        ) from error
+
+
 def _hide_progress() -> None:
     from scoring_client.plain_model import hide_progress
 
@@ -101,7 +117,8 @@ def _what(
     from scoring_client.plain_model import tokenize
 
     written = list(texts or DEFAULT_TEXTS)
-    ids = tokenize(checkpoint, written)
+    with _saying_which(checkpoint):
+        ids = tokenize(checkpoint, written)
     for text, tokens in zip(written, ids, strict=True):
         if len(tokens) < 2:
             raise InvalidRequestError(f"{text!r} is one token: nothing precedes it")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterable
-from types import TracebackType
+from itertools import repeat
 from typing import Any, Unpack
 
 import grpc
@@ -10,16 +10,24 @@ import grpc
 from scoring_client.assembly import PartT
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.endpoint import Pem, Reopened, call_metadata, endpoint, reopened
+from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.forks import running_call
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
+from scoring_client.lifecycle import BlockingClient, given
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import Attempts, RetryPolicy, countdown, time_limit
+from scoring_client.retry import (
+    Attempts,
+    RetryPolicy,
+    countdown,
+    growing_pauses,
+    not_ready,
+    time_limit,
+)
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
 from scoring_client.score_job import score_job, topk_job
@@ -31,7 +39,7 @@ from scoring_client.tokenize import token_ids, tokenize_request
 READY_POLL_SECONDS = 0.5
 
 
-class ScoringClient:
+class ScoringClient(BlockingClient):
     """Asks a scoring server; blocks until it answers.
 
     One client serves many threads and calls at once. Use it as a context manager, or close it.
@@ -90,9 +98,7 @@ class ScoringClient:
             OSError: the file of certificates cannot be read.
         """
         # First of all, before anything else is local.
-        arguments = dict(locals())
-        del arguments["self"]
-        self._arguments = arguments
+        arguments = given(locals())
         self._model = model
         self._timeout = timeout
         self._metadata = call_metadata(token)
@@ -101,9 +107,9 @@ class ScoringClient:
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
         self._servers = ServerCount(target if channel is None else None)
-        self._owns_channel = channel is None
-        if channel is None:
-            channel = endpoint(
+        super().__init__(
+            channel
+            or endpoint(
                 target,
                 token=token,
                 credentials=credentials,
@@ -113,34 +119,16 @@ class ScoringClient:
                 tls=tls,
                 allow_plaintext_token=allow_plaintext_token,
                 options=channel_options,
-            ).open()
-        self._channel = channel
+            ),
+            arguments,
+        )
         self._stub = service_pb2_grpc.ScoringServiceStub(self._channel)
 
-    def __reduce__(self) -> Reopened:
-        return reopened(type(self), self._arguments)
-
-    def __enter__(self) -> "ScoringClient":
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel, unless it was handed in. Calls that run are cancelled."""
-        if self._owns_channel:
-            self._channel.close()
-
-    def wait_ready(self, timeout: float = 60.0, *, model: str | None = None) -> ModelInfo:
+    def wait_ready(self, timeout: float | None = 60.0, *, model: str | None = None) -> ModelInfo:
         """Wait until a server answers for the model, and return what it says of it.
 
         Args:
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
@@ -148,19 +136,16 @@ class ScoringClient:
                 TLS and the client does.
             ModelNotFoundError: the server has no such model.
         """
-        deadline = time.monotonic() + timeout
-        while True:
+        last: ScoringError | None = None
+        for left, pause in countdown(timeout, repeat(READY_POLL_SECONDS)):
             try:
-                left = max(deadline - time.monotonic(), 0.01)
                 return self.model_info(model, timeout=min(left, 5.0))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                if time.monotonic() + READY_POLL_SECONDS >= deadline:
-                    raise UnavailableError(
-                        f"no server was ready within {timeout:g} s: {error}", code=error.code
-                    ) from error
-            time.sleep(READY_POLL_SECONDS)
+                last = error
+            time.sleep(pause)
+        raise not_ready(timeout, last) from last
 
     def model_info(self, model: str | None = None, *, timeout: float | None = 30.0) -> ModelInfo:
         """Return what a trainer has to know of a model before it starts.
@@ -214,7 +199,7 @@ class ScoringClient:
         return token_ids(self._unary(self._stub.Tokenize, request, timeout))
 
     def wait_for_version(
-        self, version: int, timeout: float = 60.0, *, model: str | None = None
+        self, version: int, timeout: float | None = 60.0, *, model: str | None = None
     ) -> ModelInfo:
         """Wait until the server answers from this version of the weights, or a later one.
 
@@ -223,19 +208,19 @@ class ScoringClient:
 
         Args:
             version: Least version.
-            timeout: Seconds to wait.
+            timeout: Seconds to wait; None = no limit.
             model: Name of the model; default: the client's.
 
         Raises:
             DeadlineError: it did not come in time.
             UnavailableError: no server answered.
         """
-        for left, pause in countdown(timeout):
+        for left, pause in countdown(timeout, growing_pauses()):
             info = self.model_info(model, timeout=left)
             if info.weight_version >= version:
                 return info
             time.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout:g} s")
+        raise DeadlineError(f"version {version} did not come within {timeout} s")
 
     def score(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]

@@ -81,6 +81,12 @@ def compare(
     other. A side agrees when it is as near to the wider type's log-probs as plain transformers in
     ``dtype`` is, but for the factors of ``agreement``.
 
+    Args:
+        client: Of the server.
+        path: The checkpoint: a folder, a Hub id or a .gguf file.
+        dtype: A key of WIDER.
+        texts: What is scored.
+
     Raises:
         ScoringError: see ``scoring_client.errors``.
         OSError: there is no such checkpoint.

@@ -77,6 +77,13 @@ def scores_slice(
 ) -> CompletionScores:
     """Return one slice of a completion's scores.
 
+    Args:
+        message: The slice.
+        wanted: What the call asked of every row.
+        asked: What it asked of this completion.
+        preamble: What the attempt's first message said.
+        key: Group and completion, in the caller's indices.
+
     Raises:
         ProtocolError: an array that was asked for is missing or has the wrong length.
     """
@@ -95,7 +102,7 @@ def topk_slice(
     preamble: Preamble,
     key: tuple[int, int],
 ) -> CompletionTopK:
-    """Return one slice of a completion's scores with its top-K.
+    """Return one slice of a completion's scores with its top-K; arguments as of ``scores_slice``.
 
     Raises:
         ProtocolError: an array that was asked for is missing or has the wrong length.
@@ -140,6 +147,13 @@ def sample_slice(
     key: tuple[int, int],
 ) -> Sample:
     """Return one slice of a sample.
+
+    Args:
+        message: The slice.
+        top_logprobs: Tokens that the call wants listed with each drawn one.
+        return_text: Whether it wants the text.
+        preamble: What the attempt's first message said.
+        key: Prompt and sample index, in the caller's.
 
     Raises:
         ProtocolError: an array that was asked for is missing or has the wrong length.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -16,9 +14,6 @@ from scoring_client.target import checked_target, full_target, stays_on_machine
 
 Pem = bytes | str | os.PathLike[str]
 """PEM data as bytes or text, or the path of a file that holds it."""
-
-Reopened = tuple[Callable[..., Any], tuple[Any, ...]]
-"""What ``__reduce__`` returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +92,6 @@ def call_metadata(token: str | None) -> Metadata:
                 "the line break of what was read from a file"
             )
     return (("authorization", f"Bearer {token}"),)
-
-
-def reopened(kind: Callable[..., Any], arguments: Mapping[str, Any]) -> Reopened:
-    """Return how pickle makes a client again: by its arguments, with connections of its own.
-
-    Raises:
-        TypeError: it was given an object of gRPC's, which lives in one process.
-    """
-    for name in ("channel", "credentials"):
-        if arguments[name] is not None:
-            raise TypeError(
-                f"a client with {name}= cannot be pickled: make it in the process that uses it, or "
-                "give it certificates"
-            )
-    return _open_again, (kind, dict(arguments))
-
-
-def _open_again(kind: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    return kind(**arguments)
 
 
 def _credentials(

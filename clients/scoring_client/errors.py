@@ -236,8 +236,9 @@ def combine_item_errors(failures: Sequence[ItemError], items_total: int) -> Scor
     first = failures[0].error
     # A group or prompt that failed as a whole has one error for all its items.
     by_text = {str(failure.error): failure for failure in reversed(failures)}
+    # What violates the contract names its own path, which is that of a whole group at times.
     distinct = [
-        text if failure.path in text else f"{failure.path}: {text}"
+        text if failure.error.violations or failure.path in text else f"{failure.path}: {text}"
         for text, failure in reversed(by_text.items())
     ]
     shown = distinct[:5]

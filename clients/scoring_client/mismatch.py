@@ -6,6 +6,7 @@ same in numpy.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,8 @@ class MismatchKL:
 
 def mismatch_kl(trainer: Tensor, sampler: Tensor, mask: Tensor | None = None) -> MismatchKL:
     """Compare the trainer's log-probs of drawn tokens with the sampler's.
+
+    Computed in the wider type of the two, float32 at least.
 
     Args:
         trainer: [..., T], such as ``processed_logprobs`` of the trainer's logits.
@@ -85,13 +88,15 @@ def importance_ratios(
 ) -> Tensor:
     """Return r = p_trainer / p_sampler of drawn tokens; differentiable in the trainer.
 
+    In the wider type of the two, float32 at least.
+
     Args:
         trainer: [..., T].
         sampler: [..., T].
         mask: bool or 0 and 1, [..., T]; masked tokens have ratio 1 and count for nothing.
         level: ``token``: [..., T]. ``sequence``: the product over T, [...]. ``sequence_mean``: its
             geometric mean over the tokens that count (GSPO), [...].
-        cap: Largest ratio (truncated importance sampling).
+        cap: Largest ratio (truncated importance sampling); where it holds there is no gradient.
 
     Raises:
         ValueError: the shapes differ, the level is unknown, or cap <= 0.
@@ -105,8 +110,11 @@ def importance_ratios(
         log_ratio = log_ratio.sum(dim=-1) / wanted.sum(dim=-1).clamp(min=1)
     elif level != "token":
         raise ValueError(f'level must be "token", "sequence" or "sequence_mean", got {level!r}')
-    ratio = log_ratio.exp()
-    return ratio if cap is None else ratio.clamp(max=cap)
+    if cap is None:
+        return log_ratio.exp()
+    # The logarithm is capped, not the ratio: 0 times the gradient of a ratio that overflows is NaN.
+    capped = log_ratio > math.log(cap)
+    return log_ratio.masked_fill(capped, 0.0).exp().masked_fill(capped, cap)
 
 
 def _log_ratio(trainer: Tensor, sampler: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -116,6 +124,8 @@ def _log_ratio(trainer: Tensor, sampler: Tensor, mask: Tensor | None) -> tuple[T
         raise ValueError(f"trainer, sampler and mask differ in shape: {shapes}")
     wanted = torch.ones_like(trainer, dtype=torch.bool) if mask is None else mask.bool()
     # The operands are masked, not the difference: -inf - -inf there would send NaN backwards.
-    kept_trainer = trainer.masked_fill(~wanted, 0.0)
-    kept_sampler = sampler.to(trainer).masked_fill(~wanted, 0.0)
+    # Half precision would round the sampler by more than the difference that is looked for.
+    dtype = torch.promote_types(torch.promote_types(trainer.dtype, sampler.dtype), torch.float32)
+    kept_trainer = trainer.to(dtype).masked_fill(~wanted, 0.0)
+    kept_sampler = sampler.to(trainer.device, dtype).masked_fill(~wanted, 0.0)
     return kept_trainer - kept_sampler, wanted

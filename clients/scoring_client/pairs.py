@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Unpack
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from reprlib import repr as short_repr
+from typing import Any, Unpack
 
 from scoring_client.batches import batches
 from scoring_client.client import ScoringClient
 from scoring_client.division import NEVER_DIVIDED_BELOW
-from scoring_client.errors import InvalidRequestError
+from scoring_client.errors import ItemError, ScoringError, invalid
 from scoring_client.inputs import Completion, PromptGroup
 from scoring_client.options import ScoreOptions, TopKOptions
+from scoring_client.resend import in_callers_indices
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT
+from scoring_client.tokens import as_text_or_ids
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of context, at least one, and continuation; an empty one has scores of no rows."""
@@ -19,11 +25,13 @@ Pair = tuple[Sequence[int], Sequence[int]]
 _Asked = tuple[tuple[int, Sequence[int] | Completion], int]
 """A pair's place and completion, and how many tokens that has."""
 
+_PATH = re.compile(r"\bgroups\[(\d+)\](\.prompt|\.completions\[(\d+)\](\.token_ids\[0\])?)?")
+
 
 def score_pairs(
     client: ScoringClient, pairs: Iterable[Pair], **options: Unpack[ScoreOptions]
 ) -> list[CompletionScores]:
-    """Return the scores of each continuation, in order.
+    """Return the scores of each continuation, in order: pair i has ``group_index`` i.
 
     Args:
         client: Of the server.
@@ -31,12 +39,12 @@ def score_pairs(
         options: Of ``client.score``.
 
     Raises:
-        InvalidRequestError: ``next_token`` is asked of an empty continuation. Errors of the call
-            count contexts as groups, in the order in which they come first.
-        ScoringError: see ``scoring_client.errors``.
+        InvalidRequestError: a pair is none, or ``next_token`` is asked of an empty continuation.
+        ScoringError: see ``scoring_client.errors``; paths are as ``pairs[3].continuation``, of a
+            context that several pairs share those of the first.
     """
-    groups, places = _grouped(pairs, next_token=options.get("next_token", False))
-    return _in_order(client.score(groups, **options), places) if groups else []
+    asked = _grouped(pairs, next_token=options.get("next_token", False))
+    return asked.answered(partial(client.score, **options))
 
 
 def topk_pairs(
@@ -54,8 +62,8 @@ def topk_pairs(
         InvalidRequestError: as of ``score_pairs``.
         ScoringError: see ``scoring_client.errors``.
     """
-    groups, places = _grouped(pairs, next_token=options.get("next_token", False))
-    return _in_order(client.topk_logprobs(groups, k, **options), places) if groups else []
+    asked = _grouped(pairs, next_token=options.get("next_token", False))
+    return asked.answered(partial(client.topk_logprobs, k=k, **options))
 
 
 def fitting(pair: Pair, max_length: int) -> Pair:
@@ -106,36 +114,114 @@ def _check_length(max_length: int) -> None:
         )
 
 
-def _grouped(pairs: Iterable[Pair], *, next_token: bool) -> tuple[list[PromptGroup], list[int]]:
-    """Return pairs as groups, and the pair's place of each completion, group by group.
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Pairs as groups, and back."""
+
+    groups: list[PromptGroup]
+    """Each context once, or a few times."""
+    places: list[list[int]]
+    """The place of the pair that each completion is of, by group."""
+    empty: set[int]
+    """Places of pairs without continuation, for which a token of context was sent as one."""
+
+    def answered(self, ask: Callable[[list[PromptGroup]], ScoreResults[ScoresT]]) -> list[ScoresT]:
+        """Return what a call says of each pair, in order.
+
+        Raises:
+            ScoringError: of the call, in the pairs' indices.
+        """
+        if not self.groups:
+            return []
+        try:
+            results = ask(self.groups)
+        except ScoringError as error:
+            raise self._of_pairs(error) from error
+        found: dict[int, ScoresT] = {}
+        for scores in results.completions():
+            place = self.places[scores.group_index][scores.completion_index]
+            failed = None if scores.error is None else self._of_pairs(scores.error)
+            found[place] = replace(scores, group_index=place, completion_index=0, error=failed)
+        return [found[place] for place in range(len(found))]
+
+    def translate(self, text: str) -> str:
+        """Return ``text`` with the paths of groups as those of pairs."""
+
+        def path(match: re.Match[str]) -> str:
+            group = int(match[1])
+            if group >= len(self.places) or int(match[3] or 0) >= len(self.places[group]):
+                return match[0]
+            place = self.places[group][int(match[3] or 0)]
+            if match[2] is None:
+                return f"pairs[{place}]"
+            if match[3] is None or place in self.empty:
+                return f"pairs[{place}].context"
+            return f"pairs[{place}].continuation{match[4] or ''}"
+
+        return _PATH.sub(path, text)
+
+    def _of_pairs(self, error: ScoringError) -> ScoringError:
+        found = in_callers_indices(error, self)
+        found.item_errors = tuple(
+            ItemError(self.translate(item.path), self._of_pairs(item.error))
+            for item in error.item_errors
+        )
+        return found
+
+
+def _grouped(pairs: Iterable[Pair], *, next_token: bool) -> _Groups:
+    """Return pairs as groups.
 
     The client divides calls between groups and never within. So a context with very many
     continuations, such as the one token before every text, stands in several groups: each large
     enough that its context, if it has to be computed again, costs an eighth of it at most.
+
+    Raises:
+        InvalidRequestError: as of ``score_pairs``.
     """
     by_context: dict[tuple[int, ...], list[_Asked]] = {}
-    for place, (context, continuation) in enumerate(pairs):
-        if len(continuation):
+    empty = set()
+    for place, pair in enumerate(pairs):
+        context, continuation = _ids_of_pair(pair, f"pairs[{place}]")
+        if continuation:
             asked = (place, continuation), len(continuation)
             by_context.setdefault(tuple(context), []).append(asked)
         elif next_token:
-            raise InvalidRequestError(
-                f"pairs[{place}]: what follows an empty continuation is what follows its context: "
-                "give the context's last token as the continuation"
+            raise invalid(
+                f"pairs[{place}]",
+                "what follows an empty continuation is what follows its context: give the "
+                "context's last token as the continuation",
             )
         else:
             # A message cannot hold an empty completion: no row of the context's end, or of any
             # token where the context is one alone.
+            empty.add(place)
             prompt, end = (context[:-1], context[-1:]) if len(context) > 1 else (context, [0])
             by_context.setdefault(tuple(prompt), []).append(((place, Completion(end, rows=())), 1))
     groups, places = [], []
-    for context, sized in by_context.items():
-        for part in batches(sized, max(NEVER_DIVIDED_BELOW, 8 * len(context))):
-            groups.append(PromptGroup(context, [completion for _, completion in part]))
-            places += [place for place, _ in part]
-    return groups, places
+    for shared, sized in by_context.items():
+        for part in batches(sized, max(NEVER_DIVIDED_BELOW, 8 * len(shared))):
+            groups.append(PromptGroup(shared, [completion for _, completion in part]))
+            places.append([place for place, _ in part])
+    return _Groups(groups, places, empty)
 
 
-def _in_order(results: ScoreResults[ScoresT], places: list[int]) -> list[ScoresT]:
-    by_place = dict(zip(places, results.completions(), strict=True))
-    return [by_place[place] for place in range(len(places))]
+def _ids_of_pair(pair: Any, path: str) -> tuple[list[int], list[int]]:
+    """Return the ids of context and continuation, whatever sequences of integers they are.
+
+    Raises:
+        InvalidRequestError: it is no pair of them.
+    """
+    try:
+        context, continuation = pair
+    except (TypeError, ValueError) as error:
+        raise invalid(path, f"expected (context, continuation), got {short_repr(pair)}") from error
+    return _ids(context, f"{path}.context"), _ids(continuation, f"{path}.continuation")
+
+
+def _ids(tokens: Any, path: str) -> list[int]:
+    found = as_text_or_ids(tokens, path)
+    if isinstance(found, str):
+        raise invalid(path, "expected token ids, got text; text_ids.TextIds makes ids of it")
+    ids: list[int] = found.tolist()
+    return ids

@@ -85,7 +85,14 @@ def completion_table(texts: Sequence[str], completions: Sequence[CompletionScore
 def scored_completion(
     title: str, scores: CompletionScores, console: Console, *, table: bool
 ) -> RenderableType:
-    """Return one completion: its coloured text and, if wanted, its table."""
+    """Return one completion: its coloured text and, if wanted, its table.
+
+    Args:
+        title: What stands above it.
+        scores: With tokens.
+        console: Where it goes; without colours the numbers stand in the text, or in the table.
+        table: Whether the table is wanted.
+    """
     coloured = console.color_system is not None and not console.no_color
     parts: list[RenderableType] = [
         Text(title, "bold"),

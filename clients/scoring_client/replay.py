@@ -76,9 +76,10 @@ def processed_logprobs(
         [...], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: temperature <= 0, another parameter out of range, or shapes that do not fit.
+        ValueError: temperature <= 0, another parameter out of range, a label outside the
+            vocabulary, or shapes that do not fit.
     """
-    _check_labels(labels, logits.shape[:-1])
+    _check_labels(labels, logits.shape[:-1], logits.shape[-1])
     settings = _settings_by_row(logits, temperature, top_k, top_p, min_p)
     x_T_V, labels_T = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     guarded_T = labels_T if keep_labels else None
@@ -127,7 +128,7 @@ def linear_processed_logprobs(
     Raises:
         ValueError: as of ``processed_logprobs``.
     """
-    _check_labels(labels, hidden.shape[:-1])
+    _check_labels(labels, hidden.shape[:-1], len(weight))
     settings = _settings_by_row(hidden, temperature, top_k, top_p, min_p)
     hidden_T_H, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     fused = fused_linear_processed_logprobs(hidden, weight)
@@ -202,7 +203,7 @@ def row_settings(
             raise ValueError(
                 f"item {index} was drawn greedily (temperature 0): no distribution to replay"
             )
-    counts = torch.tensor(list(lengths), device=device)
+    counts = torch.tensor(list(lengths), dtype=torch.int64, device=device)
     known = [processing for processing in processings if processing is not None]
 
     def column(name: str, dtype: torch.dtype) -> Tensor:
@@ -239,9 +240,12 @@ def _settings_by_row(
     return {"temperature": temperature_T, **truncation_by_row(rows, top_k, top_p, min_p)}
 
 
-def _check_labels(labels: Tensor, rows: torch.Size) -> None:
+def _check_labels(labels: Tensor, rows: torch.Size, vocab: int) -> None:
     if labels.shape != rows:
         raise ValueError(f"labels have shape {list(labels.shape)} for rows {list(rows)}")
+    # On a GPU gather would end the process's CUDA context instead of raising.
+    if labels.numel() and int(labels.max()) >= vocab:
+        raise ValueError(f"label {int(labels.max())} is outside the vocabulary of {vocab}")
 
 
 def _scaled(logits_T_V: Tensor, temperature_T: Tensor) -> Tensor:

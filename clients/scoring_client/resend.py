@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from scoring_client.errors import FieldViolation, ProtocolError, ScoringError, reworded
 from scoring_client.proto import sample_pb2, sequence_pb2
@@ -151,7 +152,14 @@ def unfinished_prompts(
     return messages, PromptIndices(tuple(indices))
 
 
-def in_callers_indices(error: ScoringError, indices: GroupIndices | PromptIndices) -> ScoringError:
+class Translates(Protocol):
+    """Knows how the caller's paths differ from those of a request that was sent."""
+
+    def translate(self, text: str) -> str:
+        """Return ``text`` with the paths of the request as the caller's."""
+
+
+def in_callers_indices(error: ScoringError, indices: Translates) -> ScoringError:
     """Return ``error`` with the paths in it as the caller's."""
     violations = [
         FieldViolation(indices.translate(item.field), indices.translate(item.description))

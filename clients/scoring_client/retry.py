@@ -4,14 +4,14 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Self
 
 import grpc
 
-from scoring_client.errors import DeadlineError, ScoringError, invalid
+from scoring_client.errors import DeadlineError, ScoringError, UnavailableError, invalid
 from scoring_client.servers import ServerCount
 
 INITIAL_BACKOFF = 0.25
@@ -176,14 +176,25 @@ def time_limit(timeout: float | None) -> float | None:
     return None if seconds > _LONGEST_TIMEOUT else seconds
 
 
-def countdown(timeout: float) -> Iterator[tuple[float, float]]:
-    """Yield the seconds left, and how long to sleep before the next look, until none are left."""
-    deadline = time.monotonic() + timeout
-    for pause in growing_pauses():
+def countdown(timeout: float | None, pauses: Iterable[float]) -> Iterator[tuple[float, float]]:
+    """Yield the seconds left, and how long to sleep before the next look, until none are left.
+
+    Raises:
+        InvalidRequestError: the timeout is no number.
+    """
+    limit = time_limit(timeout)
+    deadline = math.inf if limit is None else time.monotonic() + limit
+    for pause in pauses:
         left = deadline - time.monotonic()
         if left <= 0:
             return
         yield left, min(pause, left)
+
+
+def not_ready(timeout: float | None, last: ScoringError | None) -> UnavailableError:
+    """Return the error of a wait for a server: how long it was, and what was said last."""
+    said, code = ("", None) if last is None else (f": {last}", last.code)
+    return UnavailableError(f"no server was ready within {timeout} s{said}", code=code)
 
 
 def growing_pauses() -> Iterator[float]:

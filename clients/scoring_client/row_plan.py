@@ -32,13 +32,21 @@ class ConsecutiveRows:
         self._next = 0
 
     def take(self, start: int, count: int) -> None:
-        """Accept ``count`` rows from ``start`` on."""
+        """Accept ``count`` rows from ``start`` on.
+
+        Raises:
+            ProtocolError: other rows were due.
+        """
         if count and start != self._next:
             raise ProtocolError(f"a slice starts at {start} where {self._next} was due")
         self._next += count
 
     def finish(self) -> None:
-        """Accept the end wherever it is, but not before the first row."""
+        """Accept the end wherever it is, but not before the first row.
+
+        Raises:
+            ProtocolError: there was none.
+        """
         if self._next == 0:
             raise ProtocolError("the item ended without a row")
 
@@ -59,7 +67,11 @@ class ListedRows:
                 self._due.append((start, start + length))
 
     def take(self, start: int, count: int) -> None:
-        """Accept ``count`` rows from ``start`` on."""
+        """Accept ``count`` rows from ``start`` on.
+
+        Raises:
+            ProtocolError: other rows were due.
+        """
         if not count:
             return
         if not self._due:
@@ -75,7 +87,11 @@ class ListedRows:
             self._due[0] = (start + count, due_stop)
 
     def finish(self) -> None:
-        """Accept the end after the last row asked for."""
+        """Accept the end after the last row asked for.
+
+        Raises:
+            ProtocolError: rows are still due.
+        """
         if self._due:
             start, stop = self._due[0]
             raise ProtocolError(f"the item ended before rows {start}+{stop - start}")

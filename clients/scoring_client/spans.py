@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.arrays import Int32Array
 from scoring_client.errors import invalid
 from scoring_client.tokens import SupportsArray, as_array
 
@@ -26,15 +25,6 @@ def spans_of_mask(mask: npt.NDArray[np.bool_]) -> list[Span]:
     """Return the runs of True in a mask [T] as spans, in ascending order."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False]))))
     return [(int(start), int(stop - start)) for start, stop in edges.reshape(-1, 2)]
-
-
-def rows_of_spans(spans: Sequence[Span]) -> Int32Array:
-    """Return the row indices that spans cover, int32 [T], in their order."""
-    if not spans:
-        return np.empty(0, dtype=np.int32)
-    return np.concatenate(
-        [np.arange(start, start + length, dtype=np.int32) for start, length in spans]
-    )
 
 
 def as_spans(rows: Rows, token_count: int | None, path: str) -> list[Span]:

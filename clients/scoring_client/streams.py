@@ -27,7 +27,7 @@ UNREAD = 16
 class Ended:
     """How an attempt of a part ended."""
 
-    error: BaseException | None
+    error: Exception | None
     """None = well. What is no RpcError is the caller's to see."""
 
     @property
@@ -35,7 +35,7 @@ class Ended:
         """The error of the RPC, which may be worth another attempt; None = it ended well.
 
         Raises:
-            BaseException: it was another error.
+            Exception: it was another error.
         """
         if self.error is None or isinstance(self.error, grpc.RpcError):
             return self.error
@@ -76,6 +76,12 @@ def run_together(
 
     Threads only read: whatever a message changes is changed here, in the caller's thread. Closing
     the generator cancels what runs.
+
+    Args:
+        parts: Of one call.
+        attempts: The call's; each part counts its own in the same time.
+        open_call: Sends a part's request.
+        most: Parts that run at once.
 
     Raises:
         ScoringError: a part failed for good; the others are cancelled.

@@ -54,7 +54,10 @@ def support(
     min_p: RowValue | None = None,
     labels: Tensor | None = None,
 ) -> Tensor | None:
-    """Return what ``apply_top_k_top_p`` keeps, bool [..., V]; None when nothing is truncated."""
+    """Return what ``apply_top_k_top_p`` keeps, bool [..., V]; None when nothing is truncated.
+
+    Arguments and errors as of ``apply_top_k_top_p``.
+    """
     settings = truncation_by_row(logits, top_k, top_p, min_p)
     labels_T = None if labels is None else labels.reshape(-1)
     keep = support_of_rows(logits.reshape(-1, logits.shape[-1]), labels_T, **settings)
@@ -65,6 +68,8 @@ def truncation_by_row(
     rows: Tensor, top_k: int | Tensor | None, top_p: RowValue | None, min_p: RowValue | None
 ) -> dict[str, Tensor]:
     """Return the parameters that truncate, each [T], for rows [..., anything].
+
+    ``top_k`` int64, ``top_p`` and ``min_p`` float32 as on the wire; neutral numbers are left out.
 
     Raises:
         ValueError: one is out of range or has another shape than the rows.

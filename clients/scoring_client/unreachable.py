@@ -23,6 +23,13 @@ _MEANINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "Hostname Verification Check failed",
             "the certificate of the server{at} is for another name than the one that was called",
         ),
+        (
+            # A server listens on 127.0.0.1 unless it is told otherwise, and may have failed there
+            # for another reason, such as TLS.
+            r"ipv6:(%5B|\[)::1(%5D|\]):\d+: .*Connection refused",
+            "nobody listens{at}: is the server running, and is it this port? If so, ask 127.0.0.1: "
+            "of localhost's addresses gRPC names only the last that failed",
+        ),
         ("Connection refused", "nobody listens{at}: is the server running, and is it this port?"),
         ("Domain name not found|not known", "there is no host of that name"),
         ("Failed parsing HTTP/2", "what answers{at} is no gRPC server: is it this port?"),

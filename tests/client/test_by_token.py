@@ -55,6 +55,20 @@ def test_everything_by_token_in_one_call():
     np.testing.assert_allclose(found.candidate_logprobs, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("counts", "complaint"),
+    [
+        # One row would be sent for all tokens: numbers that nobody asked for.
+        ([0, 1], "those of 2 tokens, the text has 6"),
+        ([0, 0, 0, 0, 0, 0, 1], "those of 7 tokens, the text has 6"),
+        ([1, 0, 0, 0, 0, 0], "token 0, which nothing predicts"),
+    ],
+)
+def test_candidates_of_other_tokens_are_refused(counts, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        TokenQuestion(token_ids=IDS, candidates=RaggedCandidates([30], counts))
+
+
 @pytest.mark.parametrize("k", [0, 3])
 def test_an_event_loop_gets_the_same(k):
     asked = TokenQuestion(token_ids=IDS, first=2, k=k, temperature=0.5, missing=0.0)

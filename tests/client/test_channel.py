@@ -23,7 +23,7 @@ from scoring_client import (
     UnavailableError,
 )
 from scoring_client.channel import channel_options
-from scoring_client.target import full_target
+from scoring_client.target import checked_target, full_target
 from tests.client.toy_server import ToyServer
 from tests.client.truth import assert_scores
 
@@ -284,10 +284,22 @@ def test_no_token_leaves_the_machine_in_plain_text(make):
     ("target", "complaint"),
     [
         ("http://localhost:50051", "a URL; gRPC takes host:port, such as 'localhost:50051'"),
+        ("https://scoring/", "such as 'scoring:50051'"),
         ("grpcs://scoring:443/", "such as 'scoring:443'"),
         # gRPC would connect to port 34463.
         ("localhost:99999", "no port between 1 and 65535"),
         ("dns:///[::1]:0", "no port between 1 and 65535"),
+        # gRPC would connect to port 443.
+        ("scoring", "has no port: write 'scoring:50051'"),
+        ("scoring:", "has no port: write 'scoring:50051'"),
+        ("[::1]", "has no port: write '[::1]:50051'"),
+        ("dns:///scoring.ns.svc", "has no port: write 'scoring.ns.svc:50051'"),
+        ("dns://8.8.8.8/scoring", "has no port: write 'scoring:50051'"),
+        ("ipv4:10.0.0.1:5,10.0.0.2", "has no port: write '10.0.0.2:50051'"),
+        ("::1:50051", "an IPv6 address stands in brackets, as in"),
+        ("a:5,b:5", "is not host:port"),
+        ("scoring:http", "is not host:port"),
+        ("scoring :50051", "is not host:port"),
         ("", "expected host:port"),
         (50051, "expected host:port"),
         (None, "expected host:port"),
@@ -296,6 +308,29 @@ def test_no_token_leaves_the_machine_in_plain_text(make):
 def test_targets_that_are_none(make, target, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)):
         make(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "dns:scoring:5",
+        "dns:///scoring:5",
+        "dns://8.8.8.8:53/scoring:5",
+        "scoring-0.scoring_x.ns.svc.cluster.local:5",
+        "ipv6:[::1]:5,[::2]:6",
+        "ipv6:///[::1]:5",
+        # They have no port.
+        "unix:relative/path",
+        "unix:///tmp/s",
+        "unix-abstract:name",
+        "xds:///scoring",
+        "google-c2p:///scoring",
+    ],
+)
+def test_every_way_to_name_a_server_is_taken(target):
+    assert checked_target(target) == target
+    plain = target.startswith("scoring")
+    assert full_target(target) == (f"dns:///{target}" if plain else target)
 
 
 @pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])

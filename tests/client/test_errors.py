@@ -130,6 +130,9 @@ def test_words_about_a_connection():
     assert explained(of_dns) == f"there is no host of that name [{of_dns}]"
     refused = "last error: UNKNOWN: ipv6:%5B::1%5D:443: Failed to connect: Connection refused"
     assert explained(refused).startswith("nobody listens at [::1]:443: ")
+    # At 127.0.0.1 there may be a server that wants TLS: the default target is localhost.
+    assert "If so, ask 127.0.0.1: " in explained(refused)
+    assert "127.0.0.1" not in explained(refused.replace("%5B::1%5D", "%5Bfd00::1%5D"))
     # A call that broke off: a server that ended, not one that wants something.
     assert explained("Socket closed") == "Socket closed"
 
@@ -193,6 +196,7 @@ def test_items_that_failed_are_raised_together(ask):
     }
     assert str(error).startswith("4 of 7 items failed: ")
     assert str(error).count("groups[1].prompt: no token") == 1
+    assert "completions[0]: groups[1]" not in str(error), "one path is enough"
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.reason == "INVALID_FIELD"
 

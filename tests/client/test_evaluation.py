@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from scoring_client import InvalidRequestError, ScoringClient
 from scoring_client.batches import batches
@@ -45,9 +46,10 @@ def test_pairs_keep_their_order_and_share_their_contexts():
         assert contexts == [[1, 2], [4], [9] * 12], "one call, each context once"
 
 
-def test_a_context_of_very_many_continuations_stands_in_several_groups():
+def test_a_context_of_very_many_continuations_stands_in_several_groups(monkeypatch):
     """Groups are never divided, calls are."""
-    pairs = [([4], [n] * 1000) for n in range(6)]
+    monkeypatch.setattr("scoring_client.pairs.NEVER_DIVIDED_BELOW", 40)
+    pairs = [([4], [n] * 10) for n in range(6)]
     with ToyServer() as server, ScoringClient(server.target, tokens_per_part=10**6) as client:
         found = score_pairs(client, pairs)
     assert [scores.token_ids.tolist() for scores in found] == [rest for _, rest in pairs]
@@ -65,6 +67,52 @@ def test_an_empty_continuation_has_no_rows():
     (request,) = server.requests
     sent = [(list(g.prompt.token_ids), list(g.completions[0].token_ids)) for g in request.groups]
     assert sent[0] == ([1], [2]), "no longer than the context, which may be as long as can be"
+
+
+MISTAKES = [([1, 2], [3]), ([4], [5]), ([1, 2], [6, 999]), ([], [7]), ([8, 999], [])]
+
+
+def test_what_is_wrong_with_a_pair_is_told_of_that_pair():
+    wrong = {
+        "pairs[2].continuation.token_ids[1]",
+        "pairs[3].context",
+        "pairs[4].context",
+    }
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        with pytest.raises(InvalidRequestError, match="3 of 5 items failed") as raised:
+            score_pairs(client, MISTAKES)
+        kept = score_pairs(client, MISTAKES, on_error="return")
+    assert {violation.field for violation in raised.value.violations} == wrong
+    assert "groups[" not in str(raised.value)
+    paths = {item.path.partition(".")[0] for item in raised.value.item_errors}
+    assert paths == {"pairs[2]", "pairs[3]", "pairs[4]"}
+    assert [scores.error is None for scores in kept] == [True, True, False, False, False]
+    assert kept[2].error is not None
+    assert kept[2].error.violations[0].field == "pairs[2].continuation.token_ids[1]"
+    assert [(scores.group_index, scores.completion_index) for scores in kept] == [
+        (place, 0) for place in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pair", "complaint"),
+    [
+        (("a", [1]), r"pairs\[1\].context: expected token ids, got text; text_ids.TextIds"),
+        (([1], 3), r"pairs\[1\].continuation: expected .*a single id"),
+        ([1, 2, 3], r"pairs\[1\]: expected \(context, continuation\), got \[1, 2, 3\]"),
+    ],
+)
+def test_what_is_no_pair_is_refused_before_it_is_sent(pair, complaint):
+    refused = pytest.raises(InvalidRequestError, match=complaint)
+    with ScoringClient("localhost:1") as client, refused:
+        score_pairs(client, [([1], [2]), pair])
+
+
+def test_pairs_of_arrays_and_tensors_share_their_contexts():
+    pairs = [(kind([1, 2]), kind([3])) for kind in (list, tuple, np.array, torch.tensor)]
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        assert len({float(scores.logprobs[0]) for scores in score_pairs(client, pairs)}) == 1
+    assert [len(group.completions) for group in server.requests[0].groups] == [4]
 
 
 @pytest.mark.parametrize("ask", [score_pairs, lambda *args, **kw: topk_pairs(*args, 3, **kw)])

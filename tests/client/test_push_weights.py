@@ -17,6 +17,7 @@ from scoring_client import (
     AbortedError,
     AdminClient,
     AsyncAdminClient,
+    CancelledCallError,
     InvalidRequestError,
     NotFoundError,
     PreconditionFailedError,
@@ -366,6 +367,26 @@ def test_a_lost_status_is_asked_for_by_the_update_s_name(runner, other_update):
     lost = (grpc.StatusCode.INTERNAL, "")
     told = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
     assert (caught.value.code, caught.value.reason) == (lost if other_update else told)
+
+
+def test_closing_an_async_client_ends_its_push_and_cancels_nobody(runner):
+    async def push(target):
+        client, closing = AsyncAdminClient(target), []
+
+        def close(progress):
+            closing.append(asyncio.ensure_future(client.close()))
+
+        try:
+            await client.push_weights(state(), version=1, on_progress=close)
+        finally:
+            await asyncio.gather(*closing)
+
+    with (
+        WeightsServer(SPECS, commit_slow=0.2) as server,
+        pytest.raises(CancelledCallError, match="client was closed while it ran"),
+    ):
+        runner.run(push(server.target))
+    assert server.version == 0
 
 
 def test_conditions_of_the_server_are_typed(admin):

@@ -2,14 +2,20 @@
 
 import asyncio
 import math
+import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from scoring_client import (
+    AdminClient,
+    AsyncAdminClient,
     AsyncScoringClient,
+    CancelledCallError,
     DeadlineError,
+    InvalidRequestError,
     ScoringClient,
     UnavailableError,
 )
@@ -227,6 +233,62 @@ def test_refusals_of_a_server_that_drains_do_not_count():
     clock.now += 59.9
     with pytest.raises(UnavailableError, match="shutting down"):
         attempts.wait_after(draining, progressed=False)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Somebody who takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("method", ["wait_ready", "wait_for_version"])
+def test_waits_end_in_time_where_nobody_answers(ask, runner, silent, method):
+    """A short call's own limit is 30 seconds."""
+    arguments = (1,) if method == "wait_for_version" else ()
+    kinds = (DeadlineError, UnavailableError)
+    begin = time.monotonic()
+    with pytest.raises(kinds):
+        ask(silent, method, *arguments, timeout=0.2)
+    if arguments:
+        with AdminClient(silent) as admin, pytest.raises(kinds):
+            admin.wait_for_version(1, timeout=0.2)
+
+        async def main():
+            async with AsyncAdminClient(silent) as admin:
+                await admin.wait_for_version(1, timeout=0.2)
+
+        with pytest.raises(kinds):
+            runner.run(main())
+    assert time.monotonic() - begin < 10
+
+
+def test_a_wait_without_a_limit(ask):
+    loading = Fault(message="the model loads", reason="LOADING")
+    with ToyServer(unary_faults=[loading], version=3) as server:
+        client = {"channel_options": NO_GRPC_RETRIES}
+        assert ask(server.target, "wait_ready", None, client=client).name == "toy"
+        assert ask(server.target, "wait_for_version", 3, None).weight_version == 3
+        with pytest.raises(InvalidRequestError, match="timeout: expected seconds or None"):
+            ask(server.target, "wait_ready", "soon")
+
+
+@pytest.mark.parametrize("parts", [None, 10])
+def test_closing_an_async_client_ends_its_calls_and_cancels_nobody(runner, parts):
+    """A CancelledError would say that the caller's task was cancelled; ``gather`` drops such."""
+
+    async def main(server):
+        client = AsyncScoringClient(server.target, tokens_per_part=parts)
+        groups = [([1], [list(range(100))])] * 3
+        task = asyncio.ensure_future(client.score(groups))
+        assert await asyncio.to_thread(server.asked.wait, 5)
+        await client.close()
+        with pytest.raises(CancelledCallError, match="its client was closed while it ran"):
+            await task
+        assert not task.cancelled()
+
+    with ToyServer(max_slice=1, step_delay=0.05) as server:
+        runner.run(main(server))
 
 
 def test_waiting_for_a_version(ask):

@@ -204,6 +204,7 @@ def test_what_people_see(target: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["compare", "--target", target, "-c", TINY, "x", "--file", "ids.jsonl"]) == 2
     assert "give texts or --file, not both" in capsys.readouterr().err
     assert main(["compare", "--target", target, "-c", "/nowhere/at/all"]) == 2
+    assert "--checkpoint /nowhere/at/all: no folder, .gguf" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

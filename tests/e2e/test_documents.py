@@ -113,8 +113,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_readme_shows_grpcurl_and_python() -> None:
-    assert len([b for b in GRPCURL if b.document == "README.md"]) >= 5
+def test_the_documents_show_grpcurl_and_python() -> None:
+    assert len([b for b in GRPCURL if b.document == "docs/grpcurl.md"]) >= 5
     assert all(SCRIPTS.values())
     assert CLIENT
 

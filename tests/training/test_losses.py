@@ -217,6 +217,30 @@ def test_impossible_tokens() -> None:
 
 
 @every_loss
+def test_a_student_whose_mass_is_all_on_the_list(loss: Loss, divergence: Divergence) -> None:
+    """As after a truncation of its logits: the tail is empty, and sends no NaN backwards."""
+    teacher_N_V, logits = pair(seed=12)
+    ids = torch.arange(5).repeat(len(logits), 1)
+    outside = torch.arange(logits.shape[1]) >= 5
+    kept = logits.detach().masked_fill(outside, -math.inf).requires_grad_()
+    teacher = TeacherRows(
+        token_ids=ids,
+        logprobs=teacher_N_V[:, :5],
+        log_tail_masses=teacher_N_V[:, 5:].logsumexp(1),
+    )
+    found = loss(kept, teacher, reduction="none")
+    assert ((found == math.inf) | torch.isfinite(found)).all()
+    assert (found == math.inf).all() == (loss is forward_kl)
+    found.sum().backward()
+    assert torch.isfinite(kept.grad).all()
+    # A large negative logit has no mass in float64 either, and a gradient that is known.
+    limit = logits.detach().masked_fill(outside, -1e4).requires_grad_()
+    if loss is not forward_kl:
+        loss(limit, teacher, reduction="sum").backward()
+        torch.testing.assert_close(kept.grad, limit.grad)
+
+
+@every_loss
 def test_mask_and_reductions(loss: Loss, divergence: Divergence) -> None:
     teacher_N_V, logits = pair(seed=9)
     teacher = teacher_of(teacher_N_V, 5)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from scoring_client import divergences
 from scoring_client.replay import importance_ratios, mismatch_kl
 
 NAN = math.nan
@@ -83,6 +85,34 @@ def test_masked_infinities_send_no_nan_backwards() -> None:
     assert ratio[1] == 1
     assert trainer.grad[1] == 0
     assert trainer.grad[0] == pytest.approx(math.exp(-0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_one_side_does_not_round_the_other(dtype: torch.dtype) -> None:
+    """bfloat16 near -5 has steps of 2^-6: in it a difference of 1e-3 would be none."""
+    torch.manual_seed(3)
+    trainer = (torch.randn(2, 500) - 5).to(dtype)
+    sampler = trainer.float() + 1e-3 * torch.rand(2, 500)
+    expected = divergences.mismatch_kl(trainer.double().numpy(), sampler.double().numpy())
+    found = mismatch_kl(trainer, sampler)
+    assert found.k1.item() == pytest.approx(expected.k1, rel=1e-4)
+    assert found.k3.item() == pytest.approx(expected.k3, rel=1e-3)
+    ratio = importance_ratios(trainer, sampler)
+    torch.testing.assert_close(ratio.double(), (trainer.double() - sampler.double()).exp())
+    assert ratio.dtype == torch.float32
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_cap_has_no_gradient_even_where_the_ratio_overflows(level: Any) -> None:
+    trainer = torch.tensor([[-1.0, -2.0], [-1.1, -2.0]], requires_grad=True)
+    sampler = torch.tensor([[-1.0, -200.0], [-1.0, -2.0]])
+    capped = importance_ratios(trainer, sampler, level=level, cap=2.0)
+    capped.sum().backward()
+    assert capped.flatten()[1 if level == "token" else 0] == 2.0
+    assert trainer.grad is not None
+    assert torch.isfinite(trainer.grad).all()
+    assert trainer.grad[0, 1] == 0
+    assert trainer.grad[1, 0] == pytest.approx(math.exp(-0.1))
 
 
 def test_what_makes_no_sense_is_refused() -> None:

@@ -113,6 +113,13 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         processed_logprobs(logits, labels[:6])
     with pytest.raises(ValueError, match="chunk_rows"):
         processed_logprobs(logits, labels, chunk_rows=0)
+    vocab = logits.shape[1]
+    labels[2] = vocab
+    with pytest.raises(ValueError, match=f"label {vocab} is outside the vocabulary of {vocab}"):
+        processed_logprobs(logits, labels)
+    weight = torch.randn(vocab, 4)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        linear_processed_logprobs(torch.randn(7, 4), weight, labels)
 
 
 def test_gradients_of_the_processed_logprobs() -> None:
@@ -271,6 +278,7 @@ def test_settings_row_by_row() -> None:
     assert settings["top_k"].tolist() == [7, 7, 0, 0, 0]
     assert settings["top_p"].tolist() == [1, 1] + [float(np.float32(0.9))] * 3
     assert "min_p" not in settings
+    assert [len(column) for column in row_settings([], []).values()] == [0, 0]
     with pytest.raises(ValueError, match="item 1 was drawn greedily"):
         row_settings([resolved(1.0), resolved(0.0)], [1, 1])
     with pytest.raises(ValueError, match="item 0 failed"):

@@ -26,6 +26,13 @@ def prompt_question(
 ) -> TokenQuestion:
     """Return what is asked of a prompt's tokens: all but the first, or the last n, k listed.
 
+    Args:
+        ids: The prompt, L tokens.
+        logprobs: Whether Tinker's ``prompt_logprobs`` are wanted.
+        last_n: Only those of so many last tokens; None = all.
+        k: Tokens listed at each position; 0 = none.
+        targets: Ids int64 [L - 1, C], dense or CSR, row i in the place of token i + 1.
+
     Raises:
         ValueError: an argument makes no sense.
     """
@@ -39,7 +46,11 @@ def prompt_question(
 
 
 def candidates_of(targets: types.TensorData, rows: int) -> RaggedCandidates:
-    """Return ids int64 [rows, C], dense or CSR, row i in the place of token i + 1."""
+    """Return ids int64 [rows, C], dense or CSR, row i in the place of token i + 1.
+
+    Raises:
+        ValueError: another type or shape, or no id at all.
+    """
     if targets.dtype != "int64" or targets.shape is None or list(targets.shape[:-1]) != [rows]:
         given = f"{targets.dtype} {targets.shape}"
         raise ValueError(f"target_prompt_logprobs must be int64 [{rows}, C], got {given}")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import grpc
 
 from scoring_client.admin_channel import admin_error
-from scoring_client.errors import ProtocolError, ScoringError
+from scoring_client.errors import CancelledCallError, ProtocolError, ScoringError
 from scoring_client.retry import growing_pauses
 from scoring_client.weights.given import GivenWeights, Weights
 from scoring_client.weights.messages import part_messages
@@ -148,7 +148,10 @@ class _Stream:
             self.error = await self._true_error(admin_error(failure))
         except asyncio.CancelledError:
             # Cancelling the call cancels whoever reads it.
-            self.error = ScoringError("the push was given up")
+            self.error = CancelledCallError(
+                "the push was given up: its client was closed while it ran",
+                code=grpc.StatusCode.CANCELLED,
+            )
         finally:
             self.answered.set()
 

@@ -119,7 +119,17 @@ def common_tensors(infos: dict[str, WeightsInfo]) -> Sequence[WeightTensor]:
 def raise_failures(
     total: int, errors: dict[str, ScoringError], updates: dict[str, WeightUpdate]
 ) -> None:
-    """Raise what went wrong: of one server its own error, of several one that names them."""
+    """Raise what went wrong, if anything did.
+
+    Args:
+        total: Servers asked.
+        errors: Of those that failed, by name.
+        updates: Of those that committed, by name.
+
+    Raises:
+        ScoringError: of one server its own error.
+        ReplicaError: of several servers, naming those that failed.
+    """
     if not errors:
         return
     if total == 1:
