@@ -21,6 +21,8 @@ class SideConfig:
     device: str = "cpu"
     memory_utilization: float | None = None
     """What the engine takes of the device's memory; None = its default."""
+    residual_dtype: str = "auto"
+    """Of this service's body."""
 
 
 class Side(Protocol):
@@ -61,7 +63,15 @@ SIDES = tuple(_MODULES)
 
 
 def make_side(name: str, config: SideConfig) -> Side:
-    """The side of that name, loaded; `service@float32` is `service` with a head in float32."""
+    """The side of that name, loaded.
+
+    `service@float32` is `service` with a head in float32, `service+float32` with residuals in it.
+    """
+    name, _, residual_dtype = name.partition("+")
     name, _, head_dtype = name.partition("@")
-    config = replace(config, head_dtype=head_dtype or config.head_dtype)
+    config = replace(
+        config,
+        head_dtype=head_dtype or config.head_dtype,
+        residual_dtype=residual_dtype or config.residual_dtype,
+    )
     return import_module(_MODULES[name]).make(config)

@@ -43,6 +43,7 @@ class Engine:
         settings = EngineConfig(
             model=config.model,
             dtype=config.dtype,
+            residual_dtype=config.residual_dtype,
             head_dtype=config.head_dtype,
             device=config.device,
             memory_utilization=config.memory_utilization,

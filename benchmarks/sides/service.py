@@ -25,6 +25,7 @@ class Service:
         self.version = f"scoring-service {__version__}"
         command = Path(sys.executable).with_name("scoring-service")
         flags = ["--port", "0", "--dtype", config.dtype, "--head-dtype", config.head_dtype]
+        flags += ["--residual-dtype", config.residual_dtype]
         flags += ["--device", config.device, "--log-level", "error"]
         self._server = subprocess.Popen(
             [command, "serve", config.model, *flags], stdout=subprocess.PIPE, text=True
