@@ -10,6 +10,10 @@ import pytest
 from scoring_client import AsyncScoringClient, ScoringClient
 
 
+# Ports come round: no connection is shared with an earlier test's server, which may have ended.
+OWN_CONNECTIONS = {"channel_options": [("grpc.use_local_subchannel_pool", 1)]}
+
+
 class Ask:
     """Calls one method of a client and returns what it gives; iterators as lists."""
 
@@ -34,7 +38,7 @@ class Ask:
     ) -> Any:
         """Append what an iterator yields to ``parts``: there also when it raises later."""
         run: Callable[..., Any] = self._sync if self.kind == "sync" else self._async
-        return run(parts, target, method, args, client or {}, kw)
+        return run(parts, target, method, args, OWN_CONNECTIONS | (client or {}), kw)
 
     @staticmethod
     def _sync(parts: Any, target: Any, method: Any, args: Any, client: Any, kw: Any) -> Any:
