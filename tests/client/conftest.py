@@ -9,7 +9,6 @@ import pytest
 
 from scoring_client import AsyncScoringClient, ScoringClient
 
-
 # Ports come round: no connection is shared with an earlier test's server, which may have ended.
 OWN_CONNECTIONS = {"channel_options": [("grpc.use_local_subchannel_pool", 1)]}
 
