@@ -111,13 +111,13 @@ def test_a_call_gets_what_samples_leave_though_other_weights_have_turns_between(
     tiny_packed: LoadedModel, own: ModelWeights
 ) -> None:
     engine = engine_of(tiny_packed, pages=40)
-    engine.submit(samples(1, n=200, max_tokens=30), own)
+    engine.submit(samples(1, n=100, max_tokens=30), own)
     finished(engine, 40)
-    engine.submit(scores(2, prompts(150, 30)), other(own, 2))
+    engine.submit(scores(2, prompts(80, 30)), other(own, 2))
     engine.submit(scores(3, prompts(1, 300)), own)
-    assert finished(engine, 120) == [3]
+    assert finished(engine, 60) == [3]
     engine.cancel(1)
-    assert finished(engine, 300) == [2]
+    assert finished(engine, 100) == [2]
     assert engine.free_pages == 40
 
 
