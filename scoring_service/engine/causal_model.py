@@ -121,6 +121,13 @@ class CausalModel:
             self.slots.point_to(weights)
             self.head, self.weight_version, self.weights = weights.head, weights.version, weights
 
+    def forget_weights(self) -> None:
+        """Lets go of the weights that answer, and of the head that was made of them."""
+        if self.slots is not None:
+            self.slots.forget()
+            self.head = self.slots.bare_head
+        self.weights = None
+
     def use_attention(self, name: str) -> None:
         """Switches the model's attention to one registered with transformers.
 
