@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.call_run import CallRun
@@ -17,6 +17,7 @@ def take_feeds(
     store: SegmentStore,
     room: Room,
     max_tokens: int,
+    on_bug: Callable[[CallRun, Exception], None],
 ) -> list[tuple[CallRun, SampleRun, Feed]]:
     """Tokens that a step runs through the model, most urgent samples first, then the oldest.
 
@@ -26,6 +27,7 @@ def take_feeds(
         store: has the pages.
         room: what of them is promised to nobody.
         max_tokens: of the step.
+        on_bug: ends a call whose samples cannot go on.
     """
     waiting = [
         (run, sample)
@@ -39,9 +41,16 @@ def take_feeds(
     for run, sample in waiting:
         if left == 0:
             break
-        if sample.pages_missing and not _make_room(sample, running, store, room):
+        if sample not in run.samples:
+            continue  # its call met a bug
+        try:
+            if sample.pages_missing and not _make_room(sample, running, store, room):
+                continue
+            new = sample.feeds(left)
+        except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
+            on_bug(run, error)
+            feeds = [feed for feed in feeds if feed[0] is not run]
             continue
-        new = sample.feeds(left)
         left -= len(new)
         run.served += len(new)
         feeds.extend((run, sample, feed) for feed in new)

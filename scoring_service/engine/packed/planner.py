@@ -95,7 +95,15 @@ class Planner:
         first = self._first_waiting()
         self._claim_for(first)
         # A token is left to scoring and prompts: with as many samples as tokens they would starve.
-        feeds = take_feeds(ready, running, self._store, self._room, max_tokens - 1)
+        feeds = take_feeds(
+            ready,
+            running,
+            self._store,
+            self._room,
+            max_tokens - 1,
+            on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
+        )
+        ready = [run for run in ready if run.call.call_id in self._calls.by_id]
         budget = prefill_budget(max_tokens, len(feeds), self._settings.chunk_size)
         offers = []
         for run in ready:
