@@ -15,8 +15,10 @@ from scoring_service.engine.events import CallFinished, SampleSlice, ScoreSlice
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.weights import ModelWeights
+from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall
 from tests.engine.driving import engine_of
+from tests.engine.loading import load_model
 from tests.engine.sampling import task
 from tests.engine.scoring import Group, groups
 
@@ -193,3 +195,14 @@ def test_small_calls_go_on_where_waiting_leads_nowhere(tiny_packed: LoadedModel)
     engine.add_credit(1, 1 << 41)
     assert set(finished(engine, 50)) == {1, 2}
     assert engine.free_pages == 24
+
+
+def test_samples_that_wait_for_their_turn_are_counted_beforehand() -> None:
+    """There may be more of them than a step has tokens, and each remembers where its keys are."""
+    loaded = load_model(tiny_model_path(), max_batch_tokens=8)
+    assert loaded.info.limits is not None
+    engine = engine_of(loaded)
+    engine.submit(samples(1, n=20, max_tokens=50))
+    finished(engine, 30)
+    under_way = len(engine._room._samples)
+    assert 8 < under_way <= loaded.info.limits.max_samples
