@@ -280,5 +280,7 @@ async def _announce(server: Server, pool: WorkerPool, host: str) -> None:
             deterministic=info.deterministic,
             seconds=round(info.load_seconds, 1),
         )
+        if info.tokenizer_reason:
+            log.warning("no_tokenizer", model=pool.name, reason=info.tokenizer_reason)
         print(banner(f"{host}:{server.port}", has_tokenizer=info.tokenizer_json is not None))
         sys.stdout.flush()

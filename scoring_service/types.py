@@ -311,6 +311,8 @@ class EngineInfo:
     """Settings that the model's own generation_config makes, as they stand there."""
     tokenizer_json: str | None = None
     """The fast tokenizer's serialised form; None where there is none."""
+    tokenizer_reason: str = ""
+    """Why there is none."""
     bos_token_id: int | None = None
     load_seconds: float = 0.0
     tensors: tuple[TensorSpec, ...] = ()

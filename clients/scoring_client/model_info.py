@@ -93,6 +93,8 @@ class ModelInfo:
     """Architecture, such as ``LlamaForCausalLM``."""
     residual_dtype: str
     """Element type of the residual stream; empty from servers that do not say."""
+    tokenizer_reason: str = ""
+    """Why the server has no tokenizer; empty where it has one, or is older than this field."""
 
     @property
     def start_token_id(self) -> int:
@@ -124,6 +126,7 @@ def model_info(message: model_info_pb2.GetModelInfoResponse) -> ModelInfo:
         unsupported_generation_settings=tuple(message.unsupported_generation_settings),
         path=_PATHS.get(message.path, "unknown"),
         path_reason=message.path_reason,
+        tokenizer_reason=message.tokenizer_reason,
         chunk_size=message.chunk_size,
         contract_revision=message.contract_revision,
         limits=Limits(

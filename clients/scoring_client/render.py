@@ -176,6 +176,7 @@ def info_table(info: ModelInfo, models: Sequence[ServedModel]) -> Table:
     """Return what a server says of a model, and which others it has."""
     limits = info.limits
     bos = "none" if info.bos_token_id is None else str(info.bos_token_id)
+    none = f"none: {info.tokenizer_reason}" if info.tokenizer_reason else "none"
     config = ", ".join(f"{name} = {value}" for name, value in info.generation_config.items())
     rows = {
         "model": info.name,
@@ -183,7 +184,7 @@ def info_table(info: ModelInfo, models: Sequence[ServedModel]) -> Table:
         "vocabulary": f"{info.vocab_size:,} rows, tokenizer {info.tokenizer_size:,}",
         "special tokens": f"bos {bos}, eos {', '.join(map(str, info.eos_token_ids)) or 'none'}",
         "weights": f"version {info.weight_version}, digest {info.weights_digest}",
-        "tokenizer digest": info.tokenizer_digest or "none",
+        "tokenizer digest": info.tokenizer_digest or none,
         "arithmetic": f"{info.dtype}, residuals {info.residual_dtype or info.dtype}, "
         f"head {info.head_dtype}, {info.backend}, "
         f"{'deterministic' if info.deterministic else 'not deterministic'}",

@@ -12,6 +12,7 @@ from scoring_service.engine.fused import Rotary, fuse_layers
 from scoring_service.engine.head import RowHead, WholeLogits
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.packing import Packing
+from scoring_service.engine.rope import switching_lengths
 from scoring_service.engine.tiles import ROW_MULTIPLE
 from scoring_service.engine.weights import ModelWeights, Slots
 from scoring_service.kernels import dispatch
@@ -51,6 +52,7 @@ class CausalModel:
         self._model = model
         self._own_attention: str | None = model.config._attn_implementation
         self._attention = self._own_attention
+        self._switching_lengths = switching_lengths(model.config.get_text_config())
         self._kept: Any = None
         self._hook = None
         if not isinstance(head, WholeLogits):
@@ -103,6 +105,12 @@ class CausalModel:
         # A copy, because a view would keep the states of the whole prompt.
         return states[-1:].clone(), cache
 
+    def continued(self, ids: list[int], cache: Any) -> tuple[Tensor, Any]:
+        """`last_state` of a sequence whose cache, if there is one, has all but its last token."""
+        if cache is None or len(ids) in self._switching_lengths:
+            return self.last_state(ids)
+        return self.last_state(ids[-1:], cache)
+
     def fuse_layers(self) -> None:
         """Lets norms, activations and rotary positions use the kernels, where they agree."""
         if self.kernels is not None:
@@ -120,6 +128,13 @@ class CausalModel:
         if weights is not None and weights is not self.weights and self.slots is not None:
             self.slots.point_to(weights)
             self.head, self.weight_version, self.weights = weights.head, weights.version, weights
+
+    def forget_weights(self) -> None:
+        """Lets go of the weights that answer, and of the head that was made of them."""
+        if self.slots is not None:
+            self.slots.forget()
+            self.head = self.slots.bare_head
+        self.weights = None
 
     def use_attention(self, name: str) -> None:
         """Switches the model's attention to one registered with transformers.

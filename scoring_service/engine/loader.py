@@ -68,7 +68,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     pack_linears(network)
     limit = sequence_limit(network, config)
     on_stage("loading tokenizer")
-    tokenizer_json = load_tokenizer(config)
+    tokenizer_json, no_tokenizer = load_tokenizer(config)
     codec = None if tokenizer_json is None else TextCodec(tokenizer_json)
     on_stage("hashing weights")
     digest = weights_digest(network.state_dict())
@@ -91,6 +91,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
             deterministic=head_is_deterministic and path.deterministic,
         ),
         tokenizer_json=tokenizer_json,
+        tokenizer_reason=no_tokenizer,
         bos_token_id=bos_token_id(codec),
         load_seconds=time.monotonic() - began,
     )

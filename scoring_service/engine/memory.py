@@ -18,17 +18,23 @@ _WORKING_BYTES = 64 << 20
 """What a step takes at least, about."""
 
 
+def is_refused_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was asked for and refused."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # On a CPU there is no exception of its own for that.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a step failed for want of memory.
 
-    On a CPU there is no exception of its own for that, and libraries name it as they like (oneDNN:
-    "could not create a primitive"). So where it is not named, it is tried.
+    Libraries name it as they like (oneDNN: "could not create a primitive"). So where it is not
+    named, it is tried.
     """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_refused_memory(error):
         return True
-    if not isinstance(error, RuntimeError):
-        return False
-    return "can't allocate memory" in str(error) or not _can_allocate(_WORKING_BYTES)
+    return isinstance(error, RuntimeError) and not _can_allocate(_WORKING_BYTES)
 
 
 def is_lost(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from scoring_service import __version__
 from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.processor import describe_processor
 from scoring_service.engine.tiles import ROW_MULTIPLE, tile_rows
@@ -25,9 +26,10 @@ _ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version")
 
 
 def numerics_id(**facts: object) -> str:
-    """Hash of everything that decides bits: the given facts, libraries, on a CPU the processor."""
+    """Hash of everything that decides bits: given facts, versions, on a CPU the processor."""
     facts = {
         **facts,
+        "package": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "cpu": describe_processor() if facts.get("device") == "cpu" else "",

@@ -10,6 +10,7 @@ import torch
 
 from scoring_service.engine.events import ItemFailed, SampleSlice
 from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.memory import is_refused_memory
 from scoring_service.engine.runner import Progress
 from scoring_service.engine.sampling import draw_sample
 from scoring_service.engine.scoring import score_completion
@@ -62,7 +63,7 @@ class PlainEngine:
                 for piece in score_completion(self._loaded.model, call, group, completion):
                     rows += piece.block.rows
                     yield piece
-            except (ServiceError, torch.OutOfMemoryError) as error:
+            except (ServiceError, RuntimeError, MemoryError) as error:
                 yield ItemFailed(call.call_id, group.index, completion.index, _fault(error))
             yield Usage(
                 completion_tokens=len(completion.token_ids),
@@ -76,7 +77,7 @@ class PlainEngine:
         sampled = fed = 0
         try:
             state, cache = model.last_state(task.prompt_ids.tolist())
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
             for index in task.sample_indices:
                 yield ItemFailed(call.call_id, task.index, index, _fault(error))
             return
@@ -91,7 +92,7 @@ class PlainEngine:
                         sampled += len(piece.token_ids)
                         fed += len(piece.token_ids) - piece.last
                     yield piece
-            except (ServiceError, torch.OutOfMemoryError) as error:
+            except (ServiceError, RuntimeError, MemoryError) as error:
                 yield ItemFailed(call.call_id, task.index, index, _fault(error))
         yield Usage(
             sampled_tokens=sampled,
@@ -100,8 +101,16 @@ class PlainEngine:
         )
 
 
-def _fault(error: ServiceError | torch.OutOfMemoryError) -> Fault:
+def _fault(error: Exception) -> Fault:
+    """What an item ends with, if it is the item's own.
+
+    Raises:
+        Exception: the error itself, if it is neither a fault nor a want of memory that left
+            libraries as they were.
+    """
     if isinstance(error, ServiceError):
         return error.fault
+    if not is_refused_memory(error):
+        raise error
     torch.cuda.empty_cache()
     return Fault(Reason.OUT_OF_MEMORY, "the device ran out of memory for this item")

@@ -53,10 +53,12 @@ class Runner:
         work: Work,
         log_bug: Callable[[int, BaseException], None],
         device_is_lost: Callable[[], bool] = lambda: False,
+        is_out_of_memory: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
         self._work = work
         self._log_bug = log_bug
         self._device_is_lost = device_is_lost
+        self._is_out_of_memory = is_out_of_memory
         self.is_sound = True
         """False once another process has to do it."""
         self._calls: dict[int, _Running] = {}
@@ -114,11 +116,7 @@ class Runner:
             events.append(self._finish(running))
             return events
         except Exception as error:  # noqa: BLE001 - a bug ends its call, not the worker
-            self._log_bug(running.call.call_id, error)
-            self.is_sound = not self._device_is_lost()
-            del self._calls[running.call.call_id]
-            fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
-            events.append(CallFailed(running.call.call_id, fault))
+            events.append(self._fail(running, error))
             return events
         running.usage = replace(
             running.usage,
@@ -131,6 +129,19 @@ class Runner:
                 running.credit -= progress.size
             events.append(progress)
         return events
+
+    def _fail(self, running: _Running, error: Exception) -> CallFailed:
+        call_id = running.call.call_id
+        del self._calls[call_id]
+        if self._is_out_of_memory(error):
+            # A library met it that may not get over it: what is one item's own ends that alone.
+            self.is_sound = False
+            fault = Fault(Reason.OUT_OF_MEMORY, "the device ran out of memory for this call")
+        else:
+            self._log_bug(call_id, error)
+            self.is_sound = not self._device_is_lost()
+            fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+        return CallFailed(call_id, fault)
 
     def _expire(self) -> list[CallEvent]:
         """Drops calls whose callers no longer wait, before they cost anything more."""

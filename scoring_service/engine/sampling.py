@@ -75,7 +75,7 @@ def draw_sample(
     for token_id in task.drawn_before(sample_index):
         ids.append(token_id)
         watch.push(token_id)  # the text up to here was sent
-        state, cache = model.last_state(ids if cache is None else ids[-1:], cache)
+        state, cache = model.continued(ids, cache)
         yield None
     pending = PendingTokens(start=len(ids) - len(task.prompt_ids))
     while True:
@@ -93,7 +93,7 @@ def draw_sample(
             pending = PendingTokens(start=len(ids) - len(task.prompt_ids))
         else:
             yield None
-        state, cache = model.last_state(ids if cache is None else ids[-1:], cache)
+        state, cache = model.continued(ids, cache)
 
 
 def draw_token(

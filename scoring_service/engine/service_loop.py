@@ -29,7 +29,7 @@ from scoring_service.engine.events import (
     Submit,
 )
 from scoring_service.engine.loader import LoadedModel, cache_key, load
-from scoring_service.engine.memory import is_lost
+from scoring_service.engine.memory import is_lost, is_out_of_memory
 from scoring_service.engine.monitor import Monitor
 from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.plain import PlainEngine
@@ -122,7 +122,7 @@ def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
     """The engine that the model's path calls for."""
     if loaded.packed is None:
         lost = partial(is_lost, loaded.model.device)
-        return Runner(PlainEngine(loaded).work, log_bug, lost)
+        return Runner(PlainEngine(loaded).work, log_bug, lost, is_out_of_memory)
     return PackedEngine(
         loaded.model,
         loaded.packed.pool,

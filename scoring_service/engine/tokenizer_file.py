@@ -13,17 +13,28 @@ from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.types import EngineConfig
 
 
-def load_tokenizer(config: EngineConfig) -> str | None:
-    """The fast tokenizer's JSON; None when the model comes without one."""
+def load_tokenizer(config: EngineConfig) -> tuple[str | None, str]:
+    """The fast tokenizer's JSON, or None and why there is none.
+
+    Token ids can be scored without one, so that only a folder whose own is broken is refused.
+
+    Raises:
+        ConfigurationError: the folder has a tokenizer, and it cannot be read.
+    """
     source, arguments = source_of(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-    except Exception as error:
+    except Exception as error:  # the errors of many parsers have no common base
+        refusal = unloadable(f"the tokenizer of {config.model!r}", error)
         if (Path(source) / "tokenizer.json").is_file():
-            raise unloadable(f"the tokenizer of {config.model!r}", error) from error
-        return None
+            raise refusal from error
+        return None, str(refusal)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None or _is_made_up(backend) else backend.to_str()
+    if backend is None:
+        return None, f"{type(tokenizer).__name__} has no form that the tokenizers library reads"
+    if _is_made_up(backend):
+        return None, f"{config.model!r} comes without one"
+    return backend.to_str(), ""
 
 
 def _is_made_up(backend: Any) -> bool:

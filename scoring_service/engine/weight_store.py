@@ -110,13 +110,11 @@ class WeightStore:
         Raises:
             SystemExit: they cannot be; nothing is left to answer with.
         """
-        slots = self._model.slots
         staging = self._staged[command.weights]
-        if slots is None:
+        if self._model.slots is None:
             raise SystemExit("the weights of this model cannot be replaced")
-        slots.forget()
+        self._model.forget_weights()
         self._held.clear()
-        self._model.weights = None
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         try:

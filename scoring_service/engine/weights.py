@@ -70,7 +70,8 @@ class Slots:
         output = network.get_output_embeddings()
         self._head_weight = names.get(id(getattr(output, "weight", None)), "")
         self._head_bias = names.get(id(getattr(output, "bias", None)), "")
-        self._head = _without_memory(head)
+        self.bare_head = _without_memory(head)
+        """What the head does, until there are weights for it."""
         self._packs_head = (
             isinstance(head, LinearHead)
             and head.packed_weight is not None
@@ -141,7 +142,7 @@ class Slots:
 
     def head_of(self, tensors: dict[str, Tensor]) -> RowHead:
         """The head with other weights."""
-        head = self._head
+        head = self.bare_head
         if not isinstance(head, LinearHead):
             return head
         own = tensors[self._head_weight]
@@ -170,10 +171,10 @@ class Slots:
         if device.type != "cpu":
             return sum(map(_size, held.values()))
         size = sum(_size(held[name]) for name in self._packed_from.values())
-        if isinstance(self._head, LinearHead):
-            converts = self._head.dtype != held[self._head_weight].dtype
+        if isinstance(self.bare_head, LinearHead):
+            converts = self.bare_head.dtype != held[self._head_weight].dtype
             copies = converts + self._packs_head
-            size += copies * _size(self._head.weight_V_H)
+            size += copies * _size(self.bare_head.weight_V_H)
         return size
 
 

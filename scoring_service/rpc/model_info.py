@@ -44,6 +44,7 @@ def model_info(view: ModelView) -> pb.GetModelInfoResponse:
         server_version=__version__,
         parameter_count=info.parameter_count,
         architecture=info.architecture,
+        tokenizer_reason=info.tokenizer_reason,
         residual_dtype=info.residual_dtype,
     )
     response.generation_config.update(info.generation_config)

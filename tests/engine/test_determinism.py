@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from scoring_service.engine import prepacked, processor
+from scoring_service.engine import numerics, prepacked, processor
 from scoring_service.engine.head import WholeLogits
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.numerics import body_row_multiple, numerics_id, rows_are_invariant
@@ -210,6 +210,10 @@ def test_numerics_ids(monkeypatch: pytest.MonkeyPatch) -> None:
         assert numerics_id(**gpu) == on_gpu
     with monkeypatch.context() as patch:
         patch.setattr(processor, "_cpuinfo", lambda: "model name : another\nflags : avx2 amx_bf16")
+        assert numerics_id(**facts) != same
+    with monkeypatch.context() as patch:
+        # What stands between products is this package's own.
+        patch.setattr(numerics, "__version__", "another")
         assert numerics_id(**facts) != same
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
+from scoring_service.engine import tokenizer_file
 from scoring_service.engine.generation_config import eos_token_ids, explicit_settings
 from scoring_service.engine.loader import LoadedModel, load
 from scoring_service.models import tiny_model_path
@@ -80,7 +81,23 @@ def test_a_folder_without_tokenizer_has_no_codec(tmp_path: Path, name: str) -> N
     loaded = load_model(save_model(architecture, tmp_path), max_model_len=32)
     assert loaded.codec is None
     assert loaded.info.tokenizer_json is None
+    assert loaded.info.tokenizer_reason
     assert loaded.info.bos_token_id is None
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub has it and cannot be asked: ids are scored, texts refused, and why is told."""
+
+    def no_connection(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to the Hub")
+
+    monkeypatch.setattr(tokenizer_file.AutoTokenizer, "from_pretrained", no_connection)
+    monkeypatch.setattr(Path, "is_file", lambda _: False)
+    config = EngineConfig(model="someone/something")
+    found, reason = tokenizer_file.load_tokenizer(config)
+    assert found is None
+    assert "We couldn't connect to the Hub" in reason
+    assert "someone/something" in reason
 
 
 def test_a_model_shorter_than_the_probe(tmp_path: Path) -> None:

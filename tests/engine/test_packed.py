@@ -22,9 +22,11 @@ from scoring_service.engine.events import (
 )
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import attention
+from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
+from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Reason
@@ -485,6 +487,29 @@ def test_a_bug_while_planning_ends_one_call(
     assert (failed.call_id, failed.fault.reason) == (2, "INTERNAL_ERROR")
     assert logged == [2]
     assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}
+    assert engine.free_pages == 400
+
+
+def test_a_bug_in_going_on_with_a_sample_ends_one_call(
+    tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other samples are in the same step already."""
+    engine = engine_of(tiny_packed)
+    logged: list[int] = []
+    engine._log_bug = lambda call_id, _: logged.append(call_id)
+    feeds = SampleRun.feeds
+
+    def broken(run: SampleRun, limit: int) -> list[Feed]:
+        if run.call.call_id == 2 and run.index == 1 and len(run.token_ids) == 3:
+            raise ZeroDivisionError
+        return feeds(run, limit)
+
+    monkeypatch.setattr(SampleRun, "feeds", broken)
+    engine.submit(sample_call([[3, 4]], n=3, max_tokens=6))
+    engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=6))
+    events = list(finish(engine))
+    assert [e.call_id for e in events if isinstance(e, CallFailed)] == logged == [2]
+    assert [e.call_id for e in events if isinstance(e, CallFinished)] == [3]
     assert engine.free_pages == 400
 
 

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from scoring_service.engine.packed import store as store_module
 from scoring_service.engine.packed.pages import LayerShape, PagePool, slots_of
 from scoring_service.engine.packed.segments import Segment, seams
 from scoring_service.engine.packed.store import SegmentStore
@@ -118,6 +119,24 @@ def test_nothing_is_held_when_pages_run_out() -> None:
     with pytest.raises(IndexError):
         store.prompt(ids(64), b"")
     assert (pool.free, store.available) == (3, 3)
+
+
+def test_nothing_is_held_when_the_host_has_no_memory_for_a_segment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, pool = make_store(8)
+    made: list[list[int]] = []
+
+    def refused(pages: list[int], tokens: int) -> np.ndarray:
+        made.append(pages)
+        if len(made) == 2:
+            raise MemoryError
+        return slots_of(pages, tokens)
+
+    monkeypatch.setattr(store_module, "slots_of", refused)
+    with pytest.raises(MemoryError):
+        store.prompt(ids(100), b"")
+    assert (pool.free, store.available) == (8, 8)
 
 
 def test_slots_follow_pages() -> None:

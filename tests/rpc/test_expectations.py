@@ -110,6 +110,7 @@ async def test_model_info_is_true(server: RunningServer, plain: PlainModel) -> N
     assert info.limits.max_k == info.vocab_size
     assert (info.dtype, info.head_dtype, info.backend) == ("float32", "float32", "compiled-cpu")
     assert info.contract_revision == 4
+    assert not info.tokenizer_reason
 
 
 async def test_the_tokenizer_digest_is_of_its_serialised_form(

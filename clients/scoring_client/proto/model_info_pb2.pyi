@@ -57,7 +57,7 @@ class Limits(_message.Message):
     def __init__(self, max_request_bytes: _Optional[int] = ..., max_sequence_tokens: _Optional[int] = ..., max_k: _Optional[int] = ..., max_candidates: _Optional[int] = ..., preferred_tokens_per_call: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("name", "vocab_size", "tokenizer_size", "weights_digest", "tokenizer_digest", "weight_version", "eos_token_ids", "bos_token_id", "generation_config", "unsupported_generation_settings", "path", "path_reason", "chunk_size", "contract_revision", "limits", "dtype", "head_dtype", "backend", "deterministic", "numerics_id", "server_version", "parameter_count", "architecture", "residual_dtype")
+    __slots__ = ("name", "vocab_size", "tokenizer_size", "weights_digest", "tokenizer_digest", "weight_version", "eos_token_ids", "bos_token_id", "generation_config", "unsupported_generation_settings", "path", "path_reason", "chunk_size", "contract_revision", "limits", "dtype", "head_dtype", "backend", "deterministic", "numerics_id", "server_version", "parameter_count", "architecture", "residual_dtype", "tokenizer_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class GetModelInfoResponse(_message.Message):
     PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     RESIDUAL_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     vocab_size: int
     tokenizer_size: int
@@ -106,4 +107,5 @@ class GetModelInfoResponse(_message.Message):
     parameter_count: int
     architecture: str
     residual_dtype: str
-    def __init__(self, name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., tokenizer_size: _Optional[int] = ..., weights_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., weight_version: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., generation_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., unsupported_generation_settings: _Optional[_Iterable[str]] = ..., path: _Optional[_Union[ModelPath, str]] = ..., path_reason: _Optional[str] = ..., chunk_size: _Optional[int] = ..., contract_revision: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., dtype: _Optional[str] = ..., head_dtype: _Optional[str] = ..., backend: _Optional[str] = ..., deterministic: bool = ..., numerics_id: _Optional[str] = ..., server_version: _Optional[str] = ..., parameter_count: _Optional[int] = ..., architecture: _Optional[str] = ..., residual_dtype: _Optional[str] = ...) -> None: ...
+    tokenizer_reason: str
+    def __init__(self, name: _Optional[str] = ..., vocab_size: _Optional[int] = ..., tokenizer_size: _Optional[int] = ..., weights_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., weight_version: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., generation_config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., unsupported_generation_settings: _Optional[_Iterable[str]] = ..., path: _Optional[_Union[ModelPath, str]] = ..., path_reason: _Optional[str] = ..., chunk_size: _Optional[int] = ..., contract_revision: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., dtype: _Optional[str] = ..., head_dtype: _Optional[str] = ..., backend: _Optional[str] = ..., deterministic: bool = ..., numerics_id: _Optional[str] = ..., server_version: _Optional[str] = ..., parameter_count: _Optional[int] = ..., architecture: _Optional[str] = ..., residual_dtype: _Optional[str] = ..., tokenizer_reason: _Optional[str] = ...) -> None: ...

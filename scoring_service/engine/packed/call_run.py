@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
+from scoring_service.engine.packed.reservation import Need
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.packed.segments import Segment
@@ -55,7 +56,11 @@ class CallRun:
     alone: bool = False
     """No other call joins its steps."""
     submitted: float = field(default_factory=time.monotonic)
+    waiting_since: float = field(default_factory=time.monotonic)
+    """When its weights had their last step, or it was submitted."""
     started: float | None = None
+    waits_for: Need | None = None
+    """What there is no room for, while nothing of it is under way."""
     credit: int = INITIAL_CREDIT
     usage: Usage = field(default_factory=Usage)
     units: deque[Unit] = field(default_factory=deque)
@@ -98,6 +103,11 @@ class CallRun:
     def drop(self, belongs: Callable[[Unit], bool]) -> None:
         """Forgets waiting units."""
         self.units = deque(unit for unit in self.units if not belongs(unit))
+
+    @property
+    def place(self) -> tuple[int, float]:
+        """Ascending in the order in which calls are asked: see `scheduler.share`."""
+        return -self.call.priority, self.served
 
     @property
     def is_waiting(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.call_run import CallRun
@@ -17,15 +17,17 @@ def take_feeds(
     store: SegmentStore,
     room: Room,
     max_tokens: int,
+    on_bug: Callable[[CallRun, Exception], None],
 ) -> list[tuple[CallRun, SampleRun, Feed]]:
-    """Tokens that a step runs through the model, oldest samples first.
+    """Tokens that a step runs through the model, most urgent samples first, then the oldest.
 
     Args:
         ready: calls whose samples may go on.
-        running: all calls, whose younger samples give way where pages run out.
+        running: all calls, whose later samples give way where pages run out.
         store: has the pages.
         room: what of them is promised to nobody.
         max_tokens: of the step.
+        on_bug: ends a call whose samples cannot go on.
     """
     waiting = [
         (run, sample)
@@ -33,15 +35,22 @@ def take_feeds(
         for sample in run.samples
         if sample.begun and sample.token_ids
     ]
-    waiting.sort(key=lambda pair: pair[1].order)
+    waiting.sort(key=lambda pair: pair[1].place)
     feeds: list[tuple[CallRun, SampleRun, Feed]] = []
     left = max_tokens
     for run, sample in waiting:
         if left == 0:
             break
-        if sample.pages_missing and not _make_room(sample, running, store, room):
+        if sample not in run.samples:
+            continue  # its call met a bug
+        try:
+            if sample.pages_missing and not _make_room(sample, running, store, room):
+                continue
+            new = sample.feeds(left)
+        except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
+            on_bug(run, error)
+            feeds = [feed for feed in feeds if feed[0] is not run]
             continue
-        new = sample.feeds(left)
         left -= len(new)
         run.served += len(new)
         feeds.extend((run, sample, feed) for feed in new)
@@ -51,21 +60,22 @@ def take_feeds(
 def _make_room(
     sample: SampleRun, running: Iterable[CallRun], store: SegmentStore, room: Room
 ) -> bool:
-    """Takes the pages that a sample misses, from younger samples if it must."""
+    """Takes the pages that a sample misses, from later samples if it must."""
     missing = sample.pages_missing
-    younger = sorted(
+    later = sorted(
         (
             other
             for run in running
             for other in run.samples
-            if other.order > sample.order and other.pages
+            if other.place > sample.place and other.pages
         ),
-        key=lambda other: -other.order,
+        key=lambda other: other.place,
+        reverse=True,
     )
-    left = room.free_for_samples
-    if missing > left + sum(len(other.pages) for other in younger):
+    left = room.free_for_samples(sample.call.priority)
+    if missing > left + sum(len(other.pages) for other in later):
         return False
-    for other in younger:
+    for other in later:
         if missing <= left:
             break
         pages = other.give_way()

@@ -127,13 +127,13 @@ class PackedEngine:
         """Computes a step; returns what there is to send."""
         began = time.monotonic()
         events = self._calls.expire(began)
-        told, room = len(events), self._room.free_for_samples
+        told, room = len(events), self._room.free
         plan = self._planner.next(events)
         if plan.is_empty:
             # Whatever could go on waits for a reader, or for room that only a reader can make;
             # unless a call just left room for which others had asked before.
             events.extend(self._calls.finish())
-            self._stalled = len(events) == told and self._room.free_for_samples <= room
+            self._stalled = len(events) == told and self._room.free <= room
             return events
         for run in plan.calls():
             if run.started is None:

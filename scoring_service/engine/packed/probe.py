@@ -20,6 +20,7 @@ from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.pages import LayerShape, PagePool, pages_for, slots_of
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.packed.store import SegmentStore
+from scoring_service.engine.rope import step_dependent_kinds
 
 _PROBE_NAME = "scoring_probe"
 _CHUNK = 16
@@ -30,7 +31,6 @@ _FED = 3
 _ATTENTION_ERROR = 1e-3
 """Of the largest output of a layer's attention, in float32."""
 _NARROWED = ("sliding_window", "attention_chunk_size")
-_STEP_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 PLAIN = "sequences run one by one through transformers' own forward"
 
@@ -104,13 +104,10 @@ def _body(
 
 
 def _refuse_step_dependent_positions(text_config: Any) -> None:
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    kinds = [rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)]
-    for kind in kinds:
-        if kind.get("rope_type") in _STEP_DEPENDENT_ROPE:
-            raise CannotPackError(
-                f"its {kind['rope_type']} positions depend on the longest sequence of a step"
-            )
+    for kind in step_dependent_kinds(text_config):
+        raise CannotPackError(
+            f"its {kind['rope_type']} positions depend on the longest sequence of a step"
+        )
 
 
 def _dry_run(model: CausalModel, ids: np.ndarray) -> list[LayerShape]:

@@ -19,6 +19,16 @@ class Reservation:
     """Whether the group has no further completion to begin."""
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What could not be had."""
+
+    pages: int
+    """Of a prompt and, for a group, of its longest completion."""
+    sample_pages: int
+    """That one of its samples may come to need."""
+
+
 class Room:
     """What may be taken of the pages.
 
@@ -26,8 +36,8 @@ class Room:
     others. Samples grow as they are drawn, and give way to older ones; so the pages that never
     give way must leave enough for the longest sample, and the oldest always ends.
 
-    Where a call that has nothing under way waits, samples leave it what becomes free: each that
-    ends would else be followed by others that take its pages, for as long as there are samples.
+    Where a call that has nothing under way waits, others leave it what becomes free: each item that
+    ends would else be followed by others that take its pages, for as long as there are any.
     """
 
     def __init__(self, store: SegmentStore) -> None:
@@ -35,10 +45,12 @@ class Room:
         self._promised = 0
         self._samples: dict[SampleRun, int] = {}
         """Samples under way -> the pages they may come to need."""
-        self.refused = 0
-        """Pages that were asked for last and will be there once samples end; 0 = none."""
-        self.claimed = 0
-        """Free pages that samples leave to a call that waits."""
+        self.refused: Need | None = None
+        """What was asked for last, if it cannot be had yet."""
+        self.claim: tuple[Need, int] | None = None
+        """What the first of the calls waits for that have nothing under way, and its priority."""
+        self.asks_first = True
+        """Whether who asks now goes before that call."""
 
     @property
     def free(self) -> int:
@@ -52,16 +64,33 @@ class Room:
             pages: of a prompt and, for a group, of its longest completion.
             sample_pages: that one of its samples may come to need.
         """
-        given_back = sum(len(sample.pages) for sample in self._samples)
-        longest = max([sample_pages, *self._samples.values()])
-        fits = pages + longest <= self.free + given_back
-        self.refused = pages if fits and pages > self.free else 0
-        return fits and pages <= self.free
+        fits = self._fits(pages, sample_pages, self._left_to_first)
+        admitted = fits and pages <= self.free
+        self.refused = None if admitted else Need(pages, sample_pages)
+        return admitted
 
     @property
-    def free_for_samples(self) -> int:
-        """Pages that samples may grow into."""
-        return max(0, self.free - self.claimed)
+    def _left_to_first(self) -> int:
+        """Pages that who asks now leaves to the call that waits before it."""
+        return 0 if self.claim is None or self.asks_first else self.claim[0].pages
+
+    def _fits(self, pages: int, sample_pages: int, beside: int = 0) -> bool:
+        """Whether there is room once samples gave theirs back, for the longest of them as well."""
+        longest = max([sample_pages, *self._samples.values()])
+        return pages + longest + beside <= self.free + self._held_by_samples
+
+    @property
+    def _held_by_samples(self) -> int:
+        return sum(len(sample.pages) for sample in self._samples)
+
+    def free_for_samples(self, priority: int) -> int:
+        """Pages that samples of a priority may grow into."""
+        if self.claim is None or self.claim[1] < priority:
+            return self.free
+        need = self.claim[0]
+        # What waits for others than samples gets nothing from their waiting.
+        claimed = need.pages if self._fits(need.pages, need.sample_pages) else 0
+        return max(0, self.free - claimed)
 
     def reserve(self, pages: int) -> Reservation:
         """Promises pages to a group."""
@@ -78,7 +107,10 @@ class Room:
             reservation.used = pages
             self._promised -= pages
             return True
-        return pages <= self.free
+        left = self._left_to_first
+        return pages <= self.free and (
+            left == 0 or pages + left <= self.free + self._held_by_samples
+        )
 
     def unuse(self, reservation: Reservation) -> None:
         """The completion that took the promised pages gave them back."""

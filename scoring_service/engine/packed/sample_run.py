@@ -25,7 +25,7 @@ class SampleRun:
     prompt_end: Segment
     watch: StopWatch
     order: int
-    """The lower started earlier; the highest is the first to give way."""
+    """The lower started earlier."""
     slots: SlotArray
     """int64 [prompt + max_tokens]: of the prompt, then of drawn tokens as pages are taken."""
     pages: list[int] = field(default_factory=list)
@@ -55,6 +55,11 @@ class SampleRun:
             watch.push(token_id)  # the text up to here was sent
         run.pending = PendingTokens(start=len(run.token_ids))
         return run
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Ascending in the order in which samples go on; the last is the first to give way."""
+        return -self.call.priority, self.order
 
     @property
     def pages_missing(self) -> int:

@@ -69,7 +69,7 @@ def set_up(
         shape=shape,
         step_tokens=step_tokens(settings.max_batch_tokens, settings.chunk_size),
         chunk_tokens=settings.chunk_size,
-        max_samples=min(settings.max_samples, settings.max_batch_tokens),
+        max_samples=settings.max_samples,
         context=context,
     )
     share = config.memory_utilization or MEMORY_SHARE[device.type]

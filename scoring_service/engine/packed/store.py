@@ -154,17 +154,19 @@ class SegmentStore:
         """A new segment after one that the caller holds; the caller now holds the new one.
 
         Raises:
-            IndexError: there are not enough pages; the caller holds nothing any more.
+            IndexError: there are not enough pages. After whatever is raised, the caller holds
+                nothing any more.
         """
         segment = Segment(held, start, token_ids, kept, key, holders=1)
         if kept:
             try:
                 segment.pages = self.take(pages_for(len(token_ids)))
-            except IndexError:
+                segment.slots = slots_of(segment.pages, len(token_ids))
+            except Exception:
+                self._pool.give_back(segment.pages)
                 if held is not None:
                     self.release(held)
                 raise
-            segment.slots = slots_of(segment.pages, len(token_ids))
         if key:
             self._shared[key] = segment
         return segment

@@ -1,0 +1,50 @@
+"""What a worker holds of weights while others come."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from scoring_service.engine.events import ApplyWeights, StageWeights, WeightsStaged
+from scoring_service.engine.weight_memory import lay_out
+from scoring_service.engine.weight_store import WeightStore, _Staging
+from scoring_service.engine.weights import Slots
+from scoring_service.models import tiny_model_path
+from tests.engine.loading import load_model
+
+
+def test_nothing_is_left_of_weights_that_others_are_written_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is no room for both: the head that was made of them goes before the next is made."""
+    loaded = load_model(tiny_model_path())
+    events: list[Any] = []
+    store = WeightStore(loaded, events.append)
+    model = loaded.model
+    assert model.weights is not None
+    head, body = model.head.weight_V_H, next(iter(model.weights.tensors.values()))
+    assert head.dtype == torch.float32
+    before = [weakref.ref(head), weakref.ref(body)]
+    tensors = {name: tensor.clone() for name, tensor in model.weights.tensors.items()}
+    del head, body
+    command = StageWeights(1, "", lay_out(loaded.info.tensors), version=5, beside=False)
+    staging = store._staged[1] = _Staging(command)
+    staging.tensors, staging.digest = dict(tensors), "abc"
+    alive: list[bool] = []
+    build = Slots.build
+
+    def watched(*arguments: Any) -> Any:
+        gc.collect()
+        alive.extend(ref() is not None for ref in before)
+        return build(*arguments)
+
+    monkeypatch.setattr(Slots, "build", watched)
+    store.apply(ApplyWeights(1))
+    assert alive == [False, False]
+    assert [type(event) for event in events] == [WeightsStaged]
+    assert model.weight_version == 5
+    assert torch.equal(model.head.weight_V_H, tensors["lm_head.weight"].float())
