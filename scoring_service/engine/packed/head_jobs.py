@@ -101,16 +101,17 @@ def _blocks(
 
 def _finished(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> Tensor:
     """Logits as numbers are made of them: float32, or as they are for kernels of ours."""
-    return product_T_V if _as_they_are(head, product_T_V, kernels) else head.finish(product_T_V)
+    as_it_is = as_they_are(head, product_T_V.device, kernels)
+    return product_T_V if as_it_is else head.finish(product_T_V)
 
 
-def _as_they_are(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> bool:
-    """Whether kernels of ours read the product itself."""
+def as_they_are(head: RowHead, device: torch.device, kernels: CpuKernels | None) -> bool:
+    """Whether kernels of ours read what the head's product leaves on a device."""
     if not head.finishes_nothing:
         return False
     if kernels is not None:
-        return kernels.takes(product_T_V.dtype)
-    return dispatch.backend(product_T_V.device) == "triton"
+        return kernels.takes(head.dtype)
+    return dispatch.backend(device) == "triton"
 
 
 def _block(
@@ -182,7 +183,7 @@ def _draw(
     rows = [sample.draw_row() for sample in samples]
     top_logprobs = samples[0].call.top_logprobs
     height = len(samples)
-    if not _as_they_are(head, product_T_V, kernels) or any(row.banned for row in rows):
+    if not as_they_are(head, product_T_V.device, kernels) or any(row.banned for row in rows):
         height = block_rows(head.vocab_size, product_T_V.device.type, top_logprobs)
     for a in range(0, len(samples), height):
         b = min(a + height, len(samples))
