@@ -126,19 +126,17 @@ def builds(architecture: int) -> Iterator[Build]:
         {"BLOCK": rows.BLOCK_COLUMNS},
     )
     searching = {"LEAST": search.LEAST_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
-    for k in (128, 1024):
-        yield Build(
-            f"top_candidates k={k}",
-            candidates.top_candidates,
-            "*fp32 *fp32 *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32",
-            {
-                **searching,
-                "LIST": candidates.list_room(k),
-                "KEYS": truncation.LIST_KEYS,
-                "GROUP": statistics.GROUP_COLUMNS,
-                "SIDE": candidates.SIDE,
-            },
-        )
+    yield Build(
+        "top_candidates",
+        candidates.top_candidates,
+        "*fp32 *fp32 *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32 i32",
+        {
+            **searching,
+            "KEYS": truncation.LIST_KEYS,
+            "GROUP": statistics.GROUP_COLUMNS,
+            "SIDE": candidates.SIDE,
+        },
+    )
     yield Build(
         "truncate",
         truncation.truncate,
@@ -199,10 +197,13 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
     types = dict(zip(variables, build.types.split(), strict=True))
     signature = {name: types.get(name, "constexpr") for name in names}
     # As launches have it: tensors and rows begin at multiples of 16, and sizes are multiples.
+    anyhow = {p.name for p in build.kernel.params if p.do_not_specialize_on_alignment}
     aligned = [
         name
         for name, kind in types.items()
-        if kind.startswith("*") or name.endswith("stride") or name in _MULTIPLES_OF_16
+        if (kind.startswith("*") and name not in anyhow)
+        or name.endswith("stride")
+        or name in _MULTIPLES_OF_16
     ]
     source = ASTSource(
         build.kernel,

@@ -88,7 +88,7 @@ def attended(
     return new_top, total, sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def packed_attention(
     query_ptr,
     key_ptr,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,13 +16,16 @@ from scoring_service.engine import head_trial, path
 from scoring_service.engine.head import LinearHead
 from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.packed.draws import draw_rows
+from scoring_service.engine.rows import compute_rows
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.gpu import tile
-from scoring_service.types import EngineConfig
+from scoring_service.types import EngineConfig, Processing, RowWants
 from tests.engine import plain
 from tests.engine.scoring import groups, score
 from tests.engine.small_models import ARCHITECTURES, save_model
 from tests.kernels.gpu.device import DEVICE
+from tests.kernels.gpu.variants import Variant, recorded
 
 pytestmark = pytest.mark.usefixtures("triton_everywhere")
 
@@ -45,9 +50,29 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 @pytest.mark.parametrize("dtype", DTYPES if DEVICE.type == "cuda" else DTYPES[:1])
-def test_kernels_that_work_stay(dtype: torch.dtype) -> None:
-    assert head_failure(head_of(dtype), DEVICE) == ""
+def test_kernels_that_work_stay_and_are_compiled(dtype: torch.dtype) -> None:
+    """What requests of other sizes launch afterwards is compiled already."""
+    head, before, since = head_of(dtype), set[Variant](), set[Variant]()
+    with recorded(before):
+        assert head_failure(head, DEVICE) == ""
     assert dispatch.backend(DEVICE) == "triton"
+    logits_T_V = torch.randn(4, head.vocab_size).to(dtype).to(DEVICE)
+    temperature = head_trial._PROCESSINGS[0].temperature
+    wants = RowWants(rank=True, top_k=1, token_id_limit=16)
+    with recorded(since):
+        for rows, limit, k in (
+            (logits_T_V, 17, 16),
+            (logits_T_V[2:], 1, 1),
+            (logits_T_V[8:], 16, 3),
+        ):
+            some = replace(wants, top_k=min(k, limit), token_id_limit=limit)
+            ids = np.zeros(len(rows), dtype=np.int32)
+            made = dispatch.make_tile(rows, temperature, ids, limit)
+            compute_rows(made, ids, Processing(temperature, top_k=k), some, None)
+            draws = [head_trial._draw_row(place, ()) for place in range(len(rows))]
+            draw_rows(rows, draws, Processing(temperature, min_p=0.5), 0)
+    assert {name for name, _ in since} == {name for name, _ in before}
+    assert since <= before
 
 
 def refuses(*_args: Any, **_kwargs: Any) -> None:
