@@ -18,6 +18,7 @@ from torch import Tensor
 from scoring_service.kernels import reference
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.cpu.tile import CompiledTile
+from scoring_service.kernels.staging import staged
 from scoring_service.kernels.tile import EagerTile, Tile
 from scoring_service.types import Int32Array
 
@@ -114,7 +115,7 @@ def make_tile(
     return TritonTile(
         logits_T_V,
         temperature,
-        targets_T=targets_T.to(logits_T_V.device),
+        targets_T=staged(targets_T, logits_T_V.device),
         token_id_limit=token_id_limit,
     )
 

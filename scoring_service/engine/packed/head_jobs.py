@@ -19,6 +19,7 @@ from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
+from scoring_service.kernels.staging import staged
 from scoring_service.types import Int32Array, RowBlock
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
@@ -39,7 +40,7 @@ def score_rows(
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
     spans = _spans(wanted)
-    index = torch.from_numpy(places).to(states.device)
+    index = staged(torch.from_numpy(places), states.device)
     for first in range(0, len(places), tile):
         last = min(first + tile, len(places))
         product_T_V = head.product(states[index[first:last]])
@@ -164,7 +165,7 @@ def draw_samples(
         kernels: what reads logits on a CPU, if there is anything.
     """
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
-    index = torch.tensor([place for _, place in wanted], device=states.device)
+    index = staged(torch.tensor([place for _, place in wanted]), states.device)
     for first in range(0, len(wanted), tile):
         product_T_V = head.product(states[index[first : first + tile]])
         inside = (sample for sample, _ in wanted[first : first + tile])

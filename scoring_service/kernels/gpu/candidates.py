@@ -133,9 +133,9 @@ def top_candidates(
 ):
     """Program row: ids of the k largest x among ids below `limit`, sorted; int64 [T, K].
 
-    Lists of a row: `room` groups, `room` sort keys, and KEYS keys for the search that ties may need.
-    `groups` counts those that begin below the limit, of which the last may owe its maximum to an
-    id past it: the bound is one that k + 1 of them reach.
+    Lists of a row: `room` groups, `room` sort keys, and KEYS keys for the search that ties may
+    need. `groups` counts those that begin below the limit, of which the last may owe its maximum to
+    an id past it: the bound is one that k + 1 of them reach.
     """
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * row_stride
