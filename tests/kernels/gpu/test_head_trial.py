@@ -35,6 +35,7 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU takes part as a GPU does: its kernels are the interpreter's, which is slow."""
     if DEVICE.type == "cpu":
         monkeypatch.setattr(head_trial, "_PROCESSINGS", head_trial._PROCESSINGS[-1:])
+        monkeypatch.setattr(head_trial, "_ROWS", 2)
     monkeypatch.setattr(dispatch, "_takes_triton", lambda _device: True)
     monkeypatch.setattr(dispatch, "attends_by_triton", lambda _device: False)
     monkeypatch.setattr(dispatch, "_refused", set())
