@@ -45,7 +45,12 @@ def main() -> None:
     config = SideConfig(str(model), "bfloat16", "bfloat16", arguments.device, 0.5)
     loading = time.monotonic()
     engine = Engine(config)
-    report: dict[str, Any] = {"load_seconds": time.monotonic() - loading, "workloads": {}}
+    report: dict[str, Any] = {
+        "load_seconds": time.monotonic() - loading,
+        "backend": engine.info.backend,
+        "path_reason": engine.info.path_reason,
+        "workloads": {},
+    }
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.workloads.split(","):
         if time.monotonic() - began > arguments.time_limit:

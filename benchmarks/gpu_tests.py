@@ -24,6 +24,7 @@ from benchmarks.side_process import ROOT
 
 FILES = (
     "test_attention.py",  # loads models of every family, and so comes first
+    "test_head_trial.py",
     "test_tile.py",
     "test_linear.py",
     "test_grid.py",
@@ -33,6 +34,7 @@ FILES = (
     "test_gradient.py",
     "test_traps.py",
     "test_row_parameters.py",
+    "test_staging.py",
 )
 FOLDER = "tests/kernels/gpu"
 _TIME_LIMIT = 420

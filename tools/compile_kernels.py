@@ -2,7 +2,7 @@
 
 `make check` runs it, no GPU needed: the interpreter, which tests kernels on a CPU, accepts what the
 compiler may refuse. Registers and spills are said by ptxas, which comes with Triton. A spill in a
-hot kernel on sm_90 fails.
+hot kernel on sm_90 fails, and more shared memory than the smallest of the served GPUs has.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from scoring_service.kernels.gpu import (
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
 STRICT = 90
 """Where a spill in a hot kernel is an error."""
+
+SHARED_BYTES = 99 << 10
+"""Of a block on compute capabilities 8.6, 8.9 and 12.0; the three compiled for have 163 or more."""
 
 _LIBRARY = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _PARTIALS = "*fp32 *fp32 *fp32 *i32 *i32"
@@ -126,19 +129,17 @@ def builds(architecture: int) -> Iterator[Build]:
         {"BLOCK": rows.BLOCK_COLUMNS},
     )
     searching = {"LEAST": search.LEAST_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
-    for k in (128, 1024):
-        yield Build(
-            f"top_candidates k={k}",
-            candidates.top_candidates,
-            "*fp32 *fp32 *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32",
-            {
-                **searching,
-                "LIST": candidates.list_room(k),
-                "KEYS": truncation.LIST_KEYS,
-                "GROUP": statistics.GROUP_COLUMNS,
-                "SIDE": candidates.SIDE,
-            },
-        )
+    yield Build(
+        "top_candidates",
+        candidates.top_candidates,
+        "*fp32 *fp32 *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32 i32",
+        {
+            **searching,
+            "KEYS": truncation.LIST_KEYS,
+            "GROUP": statistics.GROUP_COLUMNS,
+            "SIDE": candidates.SIDE,
+        },
+    )
     yield Build(
         "truncate",
         truncation.truncate,
@@ -171,10 +172,12 @@ def builds(architecture: int) -> Iterator[Build]:
 
 
 def attentions() -> Iterator[Build]:
-    """The attention of packed steps, for heads that are 128 wide."""
-    for block, asked in ((attention.FEW_QUERIES, True), (attention.MANY_QUERIES, False)):
+    """The attention of packed steps, for heads that are 128 wide, and as wide as they get."""
+    few, many = attention.FEW_QUERIES, attention.MANY_QUERIES
+    for block, width, asked in ((few, 128, True), (many, 128, False), (many, 256, False)):
+        wide = f", {width} wide" if width > 128 else ""
         yield Build(
-            f"packed_attention bf16 {block}{', window, soft-cap, sinks' if asked else ''}",
+            f"packed_attention bf16 {block}{', window, soft-cap, sinks' if asked else wide}",
             attention.packed_attention,
             "*bf16 *bf16 *bf16 *bf16 *bf16 *fp32 *i64 *i32 *bf16 "
             "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32",
@@ -183,12 +186,13 @@ def attentions() -> Iterator[Build]:
                 "CAPPED": asked,
                 "SINKS": asked,
                 "GROUP": 2,
-                **attention.tile_of(128, 128, 2),
+                **attention.tile_of(width, width, 2),
                 "UPCAST": False,
                 "BM": block,
             },
             warps=attention.WARPS,
             stages=attention.STAGES,
+            hot=width == 128,
         )
 
 
@@ -199,10 +203,13 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
     types = dict(zip(variables, build.types.split(), strict=True))
     signature = {name: types.get(name, "constexpr") for name in names}
     # As launches have it: tensors and rows begin at multiples of 16, and sizes are multiples.
+    anyhow = {p.name for p in build.kernel.params if p.do_not_specialize_on_alignment}
     aligned = [
         name
         for name, kind in types.items()
-        if kind.startswith("*") or name.endswith("stride") or name in _MULTIPLES_OF_16
+        if (kind.startswith("*") and name not in anyhow)
+        or name.endswith("stride")
+        or name in _MULTIPLES_OF_16
     ]
     source = ASTSource(
         build.kernel,
@@ -232,10 +239,10 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
 
 
 def main() -> int:
-    """Prints the report; 1 when a hot kernel spills."""
+    """Prints the report; 1 when a hot kernel spills, or one wants too much shared memory."""
     print(f"Triton {triton.__version__}: registers / bytes spilled / bytes of shared memory")
     print(f"{'':44}" + "".join(f"{name:>20}" for name in ARCHITECTURES.values()))
-    bad = []
+    bad, large = [], []
     launches = zip(*(builds(architecture) for architecture in ARCHITECTURES), strict=True)
     for same in launches:
         line = f"{same[0].name:44}"
@@ -244,10 +251,14 @@ def main() -> int:
             line += f"{f'{registers} / {spills} / {shared}':>20}"
             if spills and build.hot and architecture == STRICT:
                 bad.append(build.name)
+            if shared > SHARED_BYTES:
+                large.append(f"{build.name} on sm_{architecture}")
         print(line)
     if bad:
         print(f"Hot kernels that spill on sm_{STRICT}: {', '.join(bad)}", file=sys.stderr)
-    return 1 if bad else 0
+    if large:
+        print(f"More shared memory than {SHARED_BYTES}: {', '.join(large)}", file=sys.stderr)
+    return 1 if bad or large else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,7 +49,11 @@ class Engine:
             device=config.device,
             memory_utilization=config.memory_utilization,
         )
-        self._runner = make_runner(load(settings, on_stage=lambda _stage: None), _raise)
+        loaded = load(settings, on_stage=lambda _stage: None)
+        self.info = loaded.info
+        self._runner = make_runner(loaded, _raise)
+        # A kernel that was given up must not pass for a slow one.
+        print(f"{self.info.backend}: {self.info.path_reason}", file=sys.stderr, flush=True)
 
     def run(self, work: Work) -> Outcome:
         """Does the work."""

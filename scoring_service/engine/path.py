@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.memory import is_lost
 from scoring_service.engine.numerics import body_row_multiple
 from scoring_service.engine.packed.pages import LayerShape
@@ -59,6 +60,7 @@ def choose_path(
         if head_reason:
             raise CannotPackError(head_reason)
         shapes, note = _layer_shapes(network, model, limit)
+        note += _try_head(model)
         model.fuse_layers()
         model.row_multiple = body_row_multiple(network)
     except CannotPackError as refusal:
@@ -86,6 +88,24 @@ def _layer_shapes(network: Any, model: CausalModel, limit: int) -> tuple[list[La
         # The kernel may be what fails: shared memory that the device lacks, a compiler that is new.
         model.attends_by_triton = False
         return layer_shapes(network, model, limit), f"; without the Triton kernel: {refusal}"
+
+
+def _try_head(model: CausalModel) -> str:
+    """Leaves Triton's kernels of the head out of use where they fail; what was given up.
+
+    Raises:
+        RuntimeError: the device was lost meanwhile.
+    """
+    dispatch.use_triton(model.device, True)
+    if dispatch.backend(model.device) != "triton":
+        return ""
+    if refusal := head_failure(model.head, model.device):
+        if is_lost(model.device):
+            raise RuntimeError(f"the device was lost while the head was tried: {refusal}")
+        dispatch.use_triton(model.device, False)
+        refusal = f"; without the Triton kernels of the head: {refusal}"
+    torch.cuda.empty_cache()
+    return refusal
 
 
 def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:
@@ -126,6 +146,10 @@ def backend_of(model: CausalModel, packed: PackedSetup | None) -> str:
     """What computes, and on what, such as "compiled-cpu"."""
     if packed is None:
         name = "reference"
+    elif model.kernels is not None:
+        name = "compiled"
     else:
-        name = dispatch.backend(model.device) if model.kernels is None else "compiled"
+        name = dispatch.backend(model.device)
+        if model.attends_by_triton != (name == "triton"):
+            name = "triton-attention" if model.attends_by_triton else "triton-head"
     return f"{name}-{model.device.type}"

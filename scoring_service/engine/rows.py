@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.kernels.staging import staged
 from scoring_service.kernels.tile import Tile
 from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
 
@@ -39,7 +40,7 @@ def compute_rows(
     """
     lse_T = tile.logsumexp_T
     device, rows = lse_T.device, len(lse_T)
-    given_T = torch.from_numpy(realised_ids_T.astype(np.int64)).to(device)
+    given_T = staged(torch.from_numpy(realised_ids_T.astype(np.int64)), device)
     ids_T = given_T.clamp(min=0)
     if device.type == "cpu":
         _refuse_non_finite(lse_T)
@@ -64,7 +65,7 @@ def compute_rows(
 
     candidates = None
     if candidate_ids_T_C is not None:
-        candidate_ids = torch.from_numpy(candidate_ids_T_C.astype(np.int64)).to(device)
+        candidate_ids = staged(torch.from_numpy(candidate_ids_T_C.astype(np.int64)), device)
         candidates = tile.logprobs_at(candidate_ids)
 
     top_ids = top_logprobs = tail_T = None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from scoring_service.kernels import reference
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.cpu.tile import CompiledTile
+from scoring_service.kernels.staging import staged
 from scoring_service.kernels.tile import EagerTile, Tile
 from scoring_service.types import Int32Array
 
@@ -26,23 +29,59 @@ _FUSED_ROWS = 64
 """Up to so many rows the weight's bytes decide, and the fused kernel reads them once."""
 
 
+_refused: set[int | None] = set()
+"""Indices of the CUDA devices whose tiles were found to be none of Triton's."""
+
+
 def backend(device: torch.device) -> str:
     """What makes numbers of tiles of logits on a device: "triton" or "eager"."""
-    return "triton" if device.type == "cuda" and _has_triton(device.index) else "eager"
+    return "triton" if _takes_triton(device) and _index(device) not in _refused else "eager"
+
+
+def use_triton(device: torch.device, allowed: bool) -> None:
+    """Lets Triton's kernels make numbers of tiles on a device, or no longer.
+
+    For those who tried them (`engine.head_trial`, at load): where they fail or err, torch's
+    operators take their place from then on, in the whole process.
+    """
+    if allowed:
+        _refused.discard(_index(device))
+    else:
+        _refused.add(_index(device))
+
+
+@contextmanager
+def without_triton(device: torch.device) -> Iterator[None]:
+    """Torch's operators make numbers of tiles meanwhile."""
+    use_triton(device, False)
+    try:
+        yield
+    finally:
+        use_triton(device, True)
 
 
 def attends_by_triton(device: torch.device) -> bool:
-    """Whether the attention of packed steps on a device is a Triton kernel's."""
-    return backend(device) == "triton"
+    """Whether the attention of packed steps on a device is a Triton kernel's, if it works there."""
+    return _takes_triton(device)
 
 
 def version(device: torch.device) -> str | None:
-    """Of the library that decides bits beside torch, None where there is none."""
-    if backend(device) == "eager":
+    """Of the library that may decide bits beside torch, None where there is none."""
+    if not _takes_triton(device):
         return None
     import triton
 
     return str(triton.__version__)
+
+
+def _takes_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and _has_triton(device.index)
+
+
+def _index(device: torch.device) -> int | None:
+    """Its number: tensors have one, where a device's name may have none."""
+    named = str(device)
+    return torch.cuda.current_device() if named == "cuda" else device.index
 
 
 @functools.cache
@@ -69,13 +108,14 @@ def make_tile(
     """
     if backend(logits_T_V.device) == "eager":
         return candidate_tile(logits_T_V, temperature, kernels)
+    # Imported where a CUDA device is, and nowhere else.
     from scoring_service.kernels.gpu.tile import TritonTile
 
     targets_T = torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0)
     return TritonTile(
         logits_T_V,
         temperature,
-        targets_T=targets_T.to(logits_T_V.device),
+        targets_T=staged(targets_T, logits_T_V.device),
         token_id_limit=token_id_limit,
     )
 

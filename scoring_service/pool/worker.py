@@ -235,6 +235,8 @@ class Worker:
                 self._set(WorkerState.LOADING, stage)
             case Ready(info):
                 self.answers()
+                backend, why = info.backend, info.path_reason
+                log.info("loaded", worker=self.index, backend=backend, path_reason=why)
                 self.owner.worker_ready(self, info)
             case LoadFailed(message):
                 self.owner.worker_refused(self, message)

@@ -52,3 +52,16 @@ def test_what_a_cuda_device_gets(
     assert dispatch.backend(torch.device("cuda", 0)) == want
     assert dispatch.backend(torch.device("cpu")) == "eager"
     dispatch._has_triton.cache_clear()
+
+
+def test_a_device_goes_without_kernels_that_were_found_wanting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It alone, by whichever of its names; its attention is another kernel."""
+    monkeypatch.setattr(dispatch, "_has_triton", lambda _index: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    unnamed, second, first = (torch.device(name) for name in ("cuda", "cuda:1", "cuda:0"))
+    with dispatch.without_triton(unnamed):
+        assert [dispatch.backend(d) for d in (second, unnamed, first)] == ["eager"] * 2 + ["triton"]
+        assert dispatch.attends_by_triton(second)
+    assert dispatch.backend(second) == "triton"

@@ -13,6 +13,7 @@ from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.packed.packing import Node, Packing, Walk, depth_first
 from scoring_service.engine.packed.pages import PagePool
 from scoring_service.engine.packed.segments import Segment, SlotArray
+from scoring_service.kernels.staging import staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class PackedBody:
                 places += _places(tree, nodes)
             else:
                 prefix = _slots_before(tree[0])
-                walks.append(Walk(torch.from_numpy(prefix).to(device), tuple(nodes)))
+                walks.append(Walk(staged(torch.from_numpy(prefix), device), tuple(nodes)))
         decoding = [(place, feed.slots) for place, feed in enumerate(feeds, row)]
         for place, slots in decoding:
             kept_rows.append(np.array([place]))
@@ -156,4 +157,4 @@ def _places(
 def _int64(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
     if not parts:
         return torch.empty(0, dtype=torch.int64, device=device)
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+    return staged(torch.from_numpy(np.concatenate(parts).astype(np.int64)), device)

@@ -19,6 +19,7 @@ from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
+from scoring_service.kernels.staging import staged
 from scoring_service.types import Int32Array, RowBlock
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
@@ -39,7 +40,7 @@ def score_rows(
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
     spans = _spans(wanted)
-    index = torch.from_numpy(places).to(states.device)
+    index = staged(torch.from_numpy(places), states.device)
     for first in range(0, len(places), tile):
         last = min(first + tile, len(places))
         product_T_V = head.product(states[index[first:last]])
@@ -101,16 +102,17 @@ def _blocks(
 
 def _finished(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> Tensor:
     """Logits as numbers are made of them: float32, or as they are for kernels of ours."""
-    return product_T_V if _as_they_are(head, product_T_V, kernels) else head.finish(product_T_V)
+    as_it_is = as_they_are(head, product_T_V.device, kernels)
+    return product_T_V if as_it_is else head.finish(product_T_V)
 
 
-def _as_they_are(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> bool:
-    """Whether kernels of ours read the product itself."""
+def as_they_are(head: RowHead, device: torch.device, kernels: CpuKernels | None) -> bool:
+    """Whether kernels of ours read what the head's product leaves on a device."""
     if not head.finishes_nothing:
         return False
     if kernels is not None:
-        return kernels.takes(product_T_V.dtype)
-    return dispatch.backend(product_T_V.device) == "triton"
+        return kernels.takes(head.dtype)
+    return dispatch.backend(device) == "triton"
 
 
 def _block(
@@ -163,7 +165,7 @@ def draw_samples(
         kernels: what reads logits on a CPU, if there is anything.
     """
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
-    index = torch.tensor([place for _, place in wanted], device=states.device)
+    index = staged(torch.tensor([place for _, place in wanted]), states.device)
     for first in range(0, len(wanted), tile):
         product_T_V = head.product(states[index[first : first + tile]])
         inside = (sample for sample, _ in wanted[first : first + tile])
@@ -182,7 +184,7 @@ def _draw(
     rows = [sample.draw_row() for sample in samples]
     top_logprobs = samples[0].call.top_logprobs
     height = len(samples)
-    if not _as_they_are(head, product_T_V, kernels) or any(row.banned for row in rows):
+    if not as_they_are(head, product_T_V.device, kernels) or any(row.banned for row in rows):
         height = block_rows(head.vocab_size, product_T_V.device.type, top_logprobs)
     for a in range(0, len(samples), height):
         b = min(a + height, len(samples))

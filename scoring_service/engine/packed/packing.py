@@ -14,6 +14,7 @@ from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.packed.segments import Segment, SlotArray
 from scoring_service.engine.step_shape import gathered_tokens
 from scoring_service.kernels.cpu.ops import CpuKernels
+from scoring_service.kernels.staging import staged
 
 if TYPE_CHECKING:
     from scoring_service.kernels.gpu.attention import Work
@@ -159,9 +160,9 @@ def _buckets(
             mask[place, 0, len(seen) :] = -np.inf
         buckets.append(
             Bucket(
-                torch.tensor([row for row, _ in members], device=device),
-                torch.from_numpy(table).to(device),
-                torch.from_numpy(mask).to(device),
+                staged(torch.tensor([row for row, _ in members]), device),
+                staged(torch.from_numpy(table), device),
+                staged(torch.from_numpy(mask), device),
             )
         )
     return buckets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,25 @@ _CHUNK = 16
 _WINDOW = 8
 """Windows are this narrow while probing: narrower than a chunk, which no sequence fits."""
 _TOKENS = 64
+_MANY_TOKENS = 208
+"""In segments of 80, with windows of 72: every one is more than a block of the Triton kernel, which
+takes 64 queries and 64 keys at most, and ends in the middle of one."""
 _FED = 3
 _ATTENTION_ERROR = 1e-3
 """Of the largest output of a layer's attention, in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One sequence through both attentions of every layer."""
+
+    chunk: int
+    window: int
+    """Windows are this narrow meanwhile."""
+    dtype: torch.dtype
+    """Of queries, keys, values and pages."""
+
+
 _NARROWED = ("sliding_window", "attention_chunk_size")
 
 PLAIN = "sequences run one by one through transformers' own forward"
@@ -44,7 +61,8 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
 
     Three comparisons, each on a few dozen tokens: every layer's attention against the model's own
     eager one on the same queries, keys and values, in float32, with windows made narrow; whole
-    sequences in one step against one by one; and what is known to depend on the step.
+    sequences in one step against one by one; and what is known to depend on the step. A Triton
+    kernel is another kernel in another type: it is compared in the model's own too, on more tokens.
 
     Args:
         network: the model.
@@ -59,12 +77,16 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
         raise CannotPackError(f"sequences of at most {limit} tokens are too short to probe packing")
     _refuse_step_dependent_positions(network.config.get_text_config())
     vocab = model.head.vocab_size
-    ids = np.array([(7 * i + 3) % vocab for i in range(tokens)], dtype=np.int32)
+    ids = np.array([(7 * i + 3) % vocab for i in range(_MANY_TOKENS)], dtype=np.int32)
+    ids, many = ids[:tokens], ids[: limit // 16 * 16]
     try:
         shapes = _dry_run(model, ids)
         if not shapes:
             raise CannotPackError("its layers do not ask transformers' attention interface")
-        _compare_attention(network, model, shapes, ids)
+        _compare_attention(network, model, shapes, ids, _Trial(_CHUNK, _WINDOW, torch.float32))
+        if model.attends_by_triton:
+            trial = _Trial(len(many) * 2 // 5 // 16 * 16, len(many) * 7 // 20, model.dtype)
+            _compare_attention(network, model, shapes, many, trial)
         _compare_states(model, shapes, ids)
     except CannotPackError:
         raise
@@ -134,11 +156,11 @@ def _compare_states(model: CausalModel, shapes: list[LayerShape], ids: np.ndarra
 
 
 def _compare_attention(
-    network: Any, model: CausalModel, shapes: list[LayerShape], ids: np.ndarray
+    network: Any, model: CausalModel, shapes: list[LayerShape], ids: np.ndarray, trial: _Trial
 ) -> None:
     """Runs one sequence with both attentions in every layer."""
-    pool = PagePool(shapes, 2 * pages_for(len(ids)) + 8, torch.float32, model.device)
-    store = SegmentStore(pool, _CHUNK)
+    pool = PagePool(shapes, 2 * pages_for(len(ids)) + 8, trial.dtype, model.device)
+    store = SegmentStore(pool, trial.chunk)
     body = PackedBody(model, pool)
     chain = store.prompt(ids[:-_FED], b"")
     own = slots_of(pool.take(1), _FED)
@@ -146,7 +168,7 @@ def _compare_attention(
     first = len(ids) - _FED
     feeds = tuple(Feed(int(ids[first + i]), slots[: first + i + 1]) for i in range(_FED))
     packing = body.packing(Step(tuple(chain), feeds))
-    with _narrow_windows(network):
+    with _narrow_windows(network, trial.window):
         model.packed_states(
             torch.from_numpy(ids.astype(np.int64)).to(model.device),
             torch.arange(len(ids), device=model.device),
@@ -156,16 +178,16 @@ def _compare_attention(
 
 
 @contextmanager
-def _narrow_windows(network: Any) -> Iterator[None]:
+def _narrow_windows(network: Any, window: int) -> Iterator[None]:
     """Makes every window narrow for a while, in the config and in the layers that copied it."""
     found = []
     config = network.config.get_text_config()
     for owner in [config, *network.modules()]:
         for name in _NARROWED:
             value = owner.__dict__.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > _WINDOW:
+            if isinstance(value, int) and not isinstance(value, bool) and value > window:
                 found.append((owner, name, value))
-                setattr(owner, name, _WINDOW)
+                setattr(owner, name, window)
     try:
         yield
     finally:
@@ -183,18 +205,28 @@ def _both_attentions(
     packing: Packing | None = None,
     **asked: Any,
 ) -> tuple[Tensor, None]:
-    """The model's own eager attention, after a comparison with the packed one."""
+    """The model's own eager attention, after a comparison with the packed one.
+
+    The model's own has float32 products of the numbers that the packed one gets in the pages' type.
+    That one rounds weights and results to this type, each at most half an eps of the largest value.
+    """
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if own is None:
         raise CannotPackError("its attention has no eager form to compare with")
-    wide = (query.float(), key.float(), value.float())
+    pages = None if packing is None else packing.pool
+    kind = query.dtype if pages is None else pages.keys[0].dtype
+    given = (query.to(kind), key.to(kind), value.to(kind))
+    wide = tuple(numbers.float() for numbers in given)
     mask = None if attention_mask is None else attention_mask.float()
     arguments = {**asked, "scaling": query.shape[3] ** -0.5 if scaling is None else scaling}
     expected, _ = own(module, *wide, mask, **arguments)
     layer = 0 if packing is None else packing.layer
-    found, _ = packed_attention(module, *wide, None, scaling=scaling, packing=packing, **asked)
-    error = (found.reshape(expected.shape) - expected).abs().max()
-    if not bool(error <= _ATTENTION_ERROR * expected.abs().max()):
+    found, _ = packed_attention(module, *given, None, scaling=scaling, packing=packing, **asked)
+    error = (found.reshape(expected.shape).float() - expected).abs().max()
+    bound = _ATTENTION_ERROR * expected.abs().max()
+    if kind != torch.float32:
+        bound += torch.finfo(kind).eps * wide[2].abs().max()
+    if not bool(error <= bound):
         raise CannotPackError(f"the attention of its layer {layer} is not what it asks for by name")
     return expected.to(query.dtype), None
 

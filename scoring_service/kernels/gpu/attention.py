@@ -29,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scoring_service.kernels.gpu.rows import tanh
+from scoring_service.kernels.staging import staged
 
 FEW_QUERIES = 16
 """Queries of a block of sampled tokens: what a matrix unit takes at least."""
@@ -88,7 +89,7 @@ def attended(
     return new_top, total, sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def packed_attention(
     query_ptr,
     key_ptr,
@@ -336,8 +337,8 @@ def work_of(
         offset = offsets[id(slots)]
         items[block] += [(start, tokens, first, offset, q) for q in range(0, queries, block)]
     many, few = (
-        torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS).to(device)
+        staged(torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS), device)
         for block in (MANY_QUERIES, FEW_QUERIES)
     )
-    slots_N = torch.from_numpy(np.concatenate(arrays).astype(np.int32)).to(device)
+    slots_N = staged(torch.from_numpy(np.concatenate(arrays).astype(np.int32)), device)
     return Work(many, few, slots_N)

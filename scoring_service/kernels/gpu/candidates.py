@@ -51,12 +51,12 @@ def bound_of_groups(groups_ptr, groups, k, max_x, low, high, BLOCK: tl.constexpr
 
 @triton.jit
 def gather_groups(
-    x_ptr, groups_ptr, groups, vocab, bound, group_list_ptr, list_ptr, LIST: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    x_ptr, groups_ptr, groups, vocab, bound, group_list_ptr, list_ptr, room, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Lists the sort keys of the tokens that reach the bound; returns how many there are.
 
-    At most LIST of them are written.
+    At most `room` of them are written.
     """
     groups_found = tl.cast(0, tl.int32)
     for start in range(0, groups, BLOCK):
@@ -64,11 +64,11 @@ def gather_groups(
         there = group < groups
         reaches = (keys_of(groups_ptr, group, there) >= bound).to(tl.int32)
         places = groups_found + tl.cumsum(reaches, axis=0) - 1
-        tl.store(group_list_ptr + places, group, mask=(reaches != 0) & (places < LIST))
+        tl.store(group_list_ptr + places, group, mask=(reaches != 0) & (places < room))
         groups_found += tl.sum(reaches, axis=0)
     tl.debug_barrier()
     found = tl.cast(0, tl.int32)
-    if groups_found > LIST:
+    if groups_found > room:
         found = groups_found
     else:
         for start in range(0, groups_found * GROUP, BLOCK):
@@ -80,18 +80,17 @@ def gather_groups(
             keys = keys_of(x_ptr, ids, there)
             reaches = (there & (keys >= bound)).to(tl.int32)
             places = found + tl.cumsum(reaches, axis=0) - 1
-            writes = (reaches != 0) & (places < LIST)
+            writes = (reaches != 0) & (places < room)
             tl.store(list_ptr + places, sort_key(keys, ids), mask=writes)
             found += tl.sum(reaches, axis=0)
     return found
 
 
 @triton.jit
-def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, LIST: tl.constexpr,
-                   BLOCK: tl.constexpr):  # fmt: skip
+def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, room, BLOCK: tl.constexpr):
     """Lists the sort keys of the tokens above a key, and of its ties of the lowest ids.
 
-    Of a row with NaN, which is above every key, no more than LIST.
+    Of a row with NaN, which is above every key, no more than `room`.
     """
     found = tl.cast(0, tl.int32)
     ties_found = tl.cast(0, tl.int32)
@@ -102,15 +101,15 @@ def gather_exactly(x_ptr, vocab, key, ties_wanted, list_ptr, LIST: tl.constexpr,
         numbers = ties_found + tl.cumsum(ties, axis=0) - 1
         chosen = ((keys > key) | ((ties != 0) & (numbers < ties_wanted))).to(tl.int32)
         places = found + tl.cumsum(chosen, axis=0) - 1
-        writes = (chosen != 0) & (places < LIST)
+        writes = (chosen != 0) & (places < room)
         tl.store(list_ptr + places, sort_key(keys, ids), mask=writes)
         found += tl.sum(chosen, axis=0)
         ties_found += tl.sum(ties, axis=0)
-    return tl.minimum(found, LIST)
+    return tl.minimum(found, room)
 
 
 # A size of 1 would be a constant, which Triton 3.6 stumbles over; one of 16, another kernel.
-@triton.jit(do_not_specialize=["limit", "groups", "k"])
+@triton.jit(do_not_specialize=["limit", "groups", "k", "room"])
 def top_candidates(
     x_ptr,
     groups_ptr,
@@ -124,8 +123,8 @@ def top_candidates(
     limit,
     groups,
     k,
+    room,
     LEAST: tl.constexpr,
-    LIST: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -134,16 +133,16 @@ def top_candidates(
 ):
     """Program row: ids of the k largest x among ids below `limit`, sorted; int64 [T, K].
 
-    Lists of a row: LIST groups, LIST sort keys, and KEYS keys for the search that ties may need.
-    `groups` counts those that begin below the limit, of which the last may owe its maximum to an
-    id past it: the bound is one that k + 1 of them reach.
+    Lists of a row: `room` groups, `room` sort keys, and KEYS keys for the search that ties may
+    need. `groups` counts those that begin below the limit, of which the last may owe its maximum to
+    an id past it: the bound is one that k + 1 of them reach.
     """
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * row_stride
     groups_ptr += row * group_stride
-    group_list_ptr += row * LIST
+    group_list_ptr += row * room
     key_list_ptr += row * KEYS
-    list_ptr += row * LIST
+    list_ptr += row * room
     max_x = tl.load(max_ptr + row)
     # The row's best may lie past the limit: a bound it is all the same.
     high = ordered(max_x)
@@ -152,15 +151,15 @@ def top_candidates(
     found = limit
     if groups > k:
         found = gather_groups(
-            x_ptr, groups_ptr, groups, limit, bound, group_list_ptr, list_ptr, LIST, BLOCK, GROUP
+            x_ptr, groups_ptr, groups, limit, bound, group_list_ptr, list_ptr, room, BLOCK, GROUP
         )
-    if (found > LIST) | (groups <= k):
+    if (found > room) | (groups <= k):
         key, _, above, _ = settle(
             x_ptr, key_list_ptr, limit, low, high, tl.cast(0, tl.int64), tl.cast(0, tl.int32),
             limit, k.to(tl.int64), max_x, "count", KEYS, BLOCK, PIVOTS,
         )  # fmt: skip
         tl.debug_barrier()
-        found = gather_exactly(x_ptr, limit, key, k - above, list_ptr, LIST, BLOCK)
+        found = gather_exactly(x_ptr, limit, key, k - above, list_ptr, room, BLOCK)
     tl.debug_barrier()
     for start in range(0, found, SIDE):
         mine = start + tl.arange(0, SIDE)

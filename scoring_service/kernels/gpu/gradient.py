@@ -19,7 +19,7 @@ from scoring_service.kernels.linear_logprobs import LinearHead
 from scoring_service.kernels.prefix import Prefix
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures_ptr", "labels_ptr", "gradient_ptr"])
 def truncated_gradient(
     finished_ptr,
     temperatures_ptr,

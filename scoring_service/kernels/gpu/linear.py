@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from scoring_service.kernels.gpu.rows import finished
+from scoring_service.kernels.gpu.statistics import PARTIAL_POINTERS
 
 CHUNK_COLUMNS = 1024
 """Columns that one program folds."""
@@ -102,7 +103,10 @@ def x_of_columns(
     return tl.where(column_there[None, :], x, -float("inf"))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["rows", "candidates"],
+    do_not_specialize_on_alignment=["temperatures_ptr", "ids_ptr", "x_ptr"],
+)
 def linear_at(
     hidden_ptr,
     weight_ptr,
@@ -127,15 +131,16 @@ def linear_at(
     BT: tl.constexpr,
     BH: tl.constexpr,
 ):
-    """Program (rows, candidate): logits and x at one id of each row, -inf outside the shard.
+    """Program (rows * candidates): logits and x at one id of each row, -inf outside the shard.
 
     The diagonal of a tile whose columns are the rows' own ids: the same products as
     `linear_statistics`, added in the same order.
     """
     index = tl.arange(0, BT)
-    row = tl.program_id(0).to(tl.int64) * BT + index
+    # One axis of programs for both: the others end at 65,535.
+    row = (tl.program_id(0) // candidates).to(tl.int64) * BT + index
     there = row < rows
-    place = row * candidates + tl.program_id(1)
+    place = row * candidates + tl.program_id(0) % candidates
     column = tl.load(ids_ptr + place, mask=there, other=-1) - first_id
     ours = (column >= 0) & (column < shard)
     column = tl.where(ours, column, 0)
@@ -159,7 +164,12 @@ def linear_at(
     tl.store(x_ptr + place, tl.where(ours, x, -float("inf")), mask=there)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["rows", "limit"],
+    do_not_specialize_on_alignment=[
+        "temperatures_ptr", "targets_ptr", "target_x_ptr", *PARTIAL_POINTERS
+    ],
+)  # fmt: skip
 def linear_statistics(
     hidden_ptr,
     weight_ptr,

@@ -55,7 +55,7 @@ def logits_at(
     """
     rows, candidates = ids_T_C.shape
     logits_T_C, x_T_C = torch.empty((2, rows, candidates), device=hidden_T_H.device)
-    linear_at[(triton.cdiv(rows, BT), candidates)](
+    linear_at[(triton.cdiv(rows, BT) * candidates,)](
         hidden_T_H,
         shard.weight_V_H,
         shard.weight_V_H if shard.bias_V is None else shard.bias_V,

@@ -49,7 +49,12 @@ def words_of_rows(first_id, seeds, sample_indices, positions, BT: tl.constexpr, 
     return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BT, BV))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["rows"],
+    do_not_specialize_on_alignment=[
+        "temperatures_ptr", "seed_ptr", "sample_index_ptr", "position_ptr", "keys_ptr"
+    ],
+)  # fmt: skip
 def linear_race(
     hidden_ptr,
     weight_ptr,

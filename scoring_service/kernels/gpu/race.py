@@ -75,7 +75,8 @@ def kept(x, columns, there, pivot, least_id):
     return there & ((keys > pivot) | ((keys == pivot) & (columns >= least_id)))
 
 
-@triton.jit
+# The numbers of words are columns of one tensor: how many rows there are decides where they begin.
+@triton.jit(do_not_specialize_on_alignment=["seed_ptr", "sample_index_ptr", "position_ptr"])
 def race(
     x_ptr,
     max_ptr,

@@ -23,8 +23,17 @@ from scoring_service.kernels.gpu.rows import finished
 GROUP_COLUMNS = 32
 """Columns of a group whose maximum top-K works with."""
 
+PARTIAL_POINTERS = ["maxima_ptr", "sums_ptr", "weighted_ptr", "above_ptr", "best_ptr"]
+"""Parts of one allocation, which begin wherever the number of rows puts them. Nothing that changes
+from request to request may ask for another compilation while steps wait for it."""
 
-@triton.jit
+
+@triton.jit(
+    do_not_specialize=["first_id", "limit", "first_block"],
+    do_not_specialize_on_alignment=[
+        "temperatures_ptr", "targets_ptr", "target_logits_ptr", *PARTIAL_POINTERS
+    ],
+)  # fmt: skip
 def block_statistics(
     logits_ptr,
     temperatures_ptr,
@@ -98,7 +107,7 @@ def block_statistics(
     tl.store(above_ptr + place, tl.sum(before.to(tl.int32), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["limit"], do_not_specialize_on_alignment=["sums_ptr"])
 def block_tail(
     x_ptr,
     last_ids_ptr,
@@ -129,7 +138,7 @@ def block_tail(
     tl.store(sums_ptr + place, tl.sum(tl.exp(x - safe), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=PARTIAL_POINTERS)
 def combine(
     maxima_ptr,
     sums_ptr,

@@ -24,6 +24,7 @@ from scoring_service.kernels.gpu.statistics import (
     block_tail,
 )
 from scoring_service.kernels.gpu.truncation import LIST_KEYS, truncate
+from scoring_service.kernels.staging import staged
 from scoring_service.kernels.truncation import Truncation
 
 MAX_K = 1024
@@ -203,8 +204,8 @@ class TritonTile:
             limit,
             triton.cdiv(limit, GROUP_COLUMNS),
             k,
+            room,
             LEAST=LEAST_KEY,
-            LIST=room,
             KEYS=LIST_KEYS,
             BLOCK=search_block(vocab),
             GROUP=GROUP_COLUMNS,
@@ -354,7 +355,7 @@ def words_inputs(
         return columns  # type: ignore[return-value]
     signed = [[int(n) - (1 << 64) if int(n) >> 63 else int(n) for n in c] for c in columns]
     # One copy to the device instead of three.
-    seeds, samples, positions = torch.tensor(signed, dtype=torch.int64, device=device).unbind()
+    seeds, samples, positions = staged(torch.tensor(signed, dtype=torch.int64), device).unbind()
     return seeds, samples, positions
 
 

@@ -65,8 +65,8 @@ def assert_numbers(
         (127, 64, 1000),
         (255, 64, 17),
         (3, 576, 5000),
-        (1, 64, 49_152),
-        (1, 64, 151_936),
+        (1, 64, 49_152 if DEVICE.type == "cuda" else 8192),  # whole blocks; an interpreter is slow
+        (1, 32, 151_936),
     ],
 )
 @pytest.mark.parametrize("route", ROUTES)

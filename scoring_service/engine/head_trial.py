@@ -1,0 +1,148 @@
+"""Whether the Triton kernels of the head work on a device: tried at load, as steps use them.
+
+The compiler may refuse a device that is new to it, a kernel may want more shared memory than there
+is, and what was tested on one architecture may err on another. Made-up logits of the model's own
+vocabulary and type are answered twice, by the kernels and by torch's operators: every number of a
+row, lists, supports and drawn tokens. What differs or fails takes the kernels out of use
+(`dispatch.use_triton`), and the model answers without them.
+
+It also compiles what steps launch, so that no request waits for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoring_service.engine.head import RowHead
+from scoring_service.engine.packed.draws import DrawRow, draw_rows
+from scoring_service.engine.packed.head_jobs import as_they_are
+from scoring_service.engine.rows import compute_rows
+from scoring_service.engine.sampling import DrawnToken
+from scoring_service.errors import Fault
+from scoring_service.kernels import dispatch
+from scoring_service.types import Processing, RowBlock, RowWants, SamplingTask
+
+_ROWS = 3
+_LISTED = 20
+_ERROR = 1e-4
+"""Of a number of a row, in nats, relative where it is larger than 1: eager fp32 and the kernels are
+both within 1e-5 of float64 on such rows. Ids, ranks and sizes have to be equal."""
+
+_PROCESSINGS = (
+    Processing(),
+    Processing(top_k=40, top_p=0.9),
+    Processing(0.7, top_k=50, top_p=0.95, min_p=0.001, keep_realised=True),
+)
+_GREEDY = Processing(0.0)
+
+_CLOSE_CALLS = 1
+"""Draws that may come out otherwise: where the two best keys are closer than both ways' errors,
+which is so once in 100,000 draws."""
+
+
+def head_failure(head: RowHead, device: torch.device) -> str:
+    """Why the kernels are not to make a model's numbers on a device; empty where they work.
+
+    Args:
+        head: of the model: its vocabulary and the type of its logits.
+        device: `dispatch.backend` says "triton" of it.
+    """
+    differing = 0
+    try:
+        for processing in _PROCESSINGS:
+            for logits_T_V, banned in _tiles(head, device):
+                block, drawn = _answers(logits_T_V, processing, banned)
+                with dispatch.without_triton(device):
+                    want_block, want_drawn = _answers(logits_T_V, processing, banned)
+                if name := _differing_rows(block, want_block):
+                    return f"{name} of rows differ from torch's"
+                differing += sum(not _same(a, b) for a, b in zip(drawn, want_drawn, strict=True))
+                if differing > _CLOSE_CALLS:
+                    return "drawn tokens differ from torch's"
+    except Exception as error:  # noqa: BLE001 - whatever it is, torch's operators do without
+        return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return ""
+
+
+def _tiles(head: RowHead, device: torch.device) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Logits, and ids that no row of them may draw.
+
+    Rows of a step may begin anywhere in a tile, where odd vocabularies are aligned in another way.
+    """
+    generator = torch.Generator().manual_seed(0)
+    spreads_T_1 = torch.linspace(0.5, 6.0, _ROWS)[:, None]
+    logits_T_V = torch.randn(_ROWS, head.vocab_size, generator=generator) * spreads_T_1
+    logits_T_V[1] = logits_T_V[1].round()  # ties
+    dtype = head.dtype if as_they_are(head, device, None) else torch.float32
+    logits_T_V = logits_T_V.to(dtype).to(device)
+    yield logits_T_V, ()
+    yield logits_T_V[1:], (0, head.vocab_size // 2)
+
+
+def _answers(
+    logits_T_V: Tensor, processing: Processing, banned: tuple[int, ...]
+) -> tuple[RowBlock, list[DrawnToken | Fault]]:
+    """Everything that steps ask of rows."""
+    rows, vocab = logits_T_V.shape
+    limit = max(1, vocab - 3) if banned else None
+    realised_T = np.arange(-1, rows - 1, dtype=np.int32) % vocab
+    realised_T[-1] = -1
+    candidates_T_C = np.tile(np.array([0, vocab - 1, -1], dtype=np.int32), (rows, 1))
+    wants = RowWants(
+        processed_logprobs=True,
+        entropy=True,
+        rank=True,
+        logsumexp=True,
+        log_kept_mass=True,
+        support_size=True,
+        top_k=min(_LISTED, limit or vocab),
+        token_id_limit=limit,
+    )
+    tile = dispatch.make_tile(logits_T_V, processing.temperature, realised_T, limit)
+    block = compute_rows(tile, realised_T, processing, wants, candidates_T_C)
+    draws = [_draw_row(place, banned) for place in range(rows)]
+    drawn = draw_rows(logits_T_V, draws, processing, 0)
+    return block, drawn + draw_rows(logits_T_V, draws, _GREEDY, 1 if banned else 0)
+
+
+def _draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:
+    task = SamplingTask(
+        index=0,
+        prompt_ids=np.zeros(1, dtype=np.int32),
+        n=1,
+        seed=2**63 + place,
+        first_sample_index=0,
+        processing=_PROCESSINGS[0],
+        processing_index=0,
+        max_tokens=1,
+    )
+    return DrawRow(task, sample_index=place, position=100 + place, banned=banned)
+
+
+def _differing_rows(ours: RowBlock, theirs: RowBlock) -> str:
+    """A number of rows that is not the same; empty where all are."""
+    for field in fields(theirs):
+        a, b = np.asarray(getattr(ours, field.name)), np.asarray(getattr(theirs, field.name))
+        if not (np.array_equal(a, b) if b.dtype.kind == "i" else _close(a, b)):
+            return field.name
+    return ""
+
+
+def _same(ours: DrawnToken | Fault, theirs: DrawnToken | Fault) -> bool:
+    if not isinstance(ours, DrawnToken) or not isinstance(theirs, DrawnToken):
+        return ours == theirs
+    same_ids = ours.token_id == theirs.token_id and np.array_equal(ours.top_ids, theirs.top_ids)
+    return same_ids and _close(_numbers(ours), _numbers(theirs))
+
+
+def _numbers(drawn: DrawnToken) -> np.ndarray:
+    return np.append(drawn.top_logprobs, [drawn.logprob, drawn.processed_logprob])
+
+
+def _close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return bool(np.allclose(ours, theirs, rtol=_ERROR, atol=_ERROR, equal_nan=True))

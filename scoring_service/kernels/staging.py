@@ -1,0 +1,22 @@
+"""What a step tells its device: tables of the host, on their way while the host goes on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def staged(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device.
+
+    A copy from ordinary memory to a GPU waits until everything asked of it before is done, which
+    leaves it idle while the host asks for more. From page-locked memory it takes its turn; torch
+    gives that memory to nobody else before the copy is made.
+
+    Args:
+        host: on a CPU; nobody writes to it afterwards.
+        device: a CPU gets the tensor itself.
+    """
+    if device.type != "cuda" or host.numel() == 0:
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,39 @@
+"""Tables of a step on their way to the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from scoring_service.kernels.gpu.attention import work_of
+from scoring_service.kernels.gpu.tile import words_inputs
+from scoring_service.kernels.staging import staged
+from tests.kernels.gpu.device import DEVICE
+
+
+def test_a_cpu_gets_the_tensor_itself() -> None:
+    table = torch.arange(5)
+    assert staged(table, torch.device("cpu")) is table
+
+
+def test_what_arrives() -> None:
+    """On a GPU without that the host waits, which torch makes an error here."""
+    if DEVICE.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = staged(torch.arange(1000), DEVICE)
+        none = staged(torch.empty((0, 5), dtype=torch.int64), DEVICE)
+        work = work_of(
+            [(0, 70, 2, np.array([3, 1])), (70, 1, 0, np.array([]))], 1, torch.bfloat16, DEVICE
+        )
+        words = words_inputs([2**63, 1], [0, 1], [5, 6], DEVICE)
+    finally:
+        if DEVICE.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert found.tolist() == list(range(1000))
+    assert none.shape == (0, 5)
+    assert work.many_N_5.tolist() == [[0, 70, 2, 1, 0], [0, 70, 2, 1, 64]]
+    assert work.few_N_5.tolist() == [[70, 1, 0, 3, 0]]
+    assert work.slots.tolist() == [0, 3, 1]
+    assert words[0].tolist() == [-(2**63), 1]
+    assert {tensor.device.type for tensor in (found, none, work.slots, *words)} == {DEVICE.type}
