@@ -17,7 +17,13 @@ from scoring_client.assembly import PartT
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
 from scoring_client.endpoint import Pem, call_metadata, endpoint
-from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
+from scoring_client.errors import (
+    CancelledCallError,
+    DeadlineError,
+    NoTlsError,
+    ScoringError,
+    UnavailableError,
+)
 from scoring_client.inputs import GroupLike, PromptLike
 from scoring_client.job import Job, ResultsT
 from scoring_client.lifecycle import AsyncClient, given
@@ -351,6 +357,8 @@ class AsyncScoringClient(AsyncClient):
             left = attempts.remaining()
             try:
                 info = await self.model_info(job.model, timeout=min(left or 10.0, 10.0))
+            except CancelledCallError:
+                raise
             except ScoringError:
                 # Whatever is wrong, the call itself will say so, with its own retries.
                 return None

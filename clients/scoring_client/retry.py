@@ -33,6 +33,7 @@ _LONGEST_TIMEOUT = 1e9
 """Seconds, 32 years. gRPC counts nanoseconds in 64 bits: a deadline beyond them is past at once."""
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.25
+_SHORTEST_LOOK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +180,19 @@ def time_limit(timeout: float | None) -> float | None:
 def countdown(timeout: float | None, pauses: Iterable[float]) -> Iterator[tuple[float, float]]:
     """Yield the seconds left, and how long to sleep before the next look, until none are left.
 
+    There is one look however little time there is.
+
     Raises:
         InvalidRequestError: the timeout is no number.
     """
     limit = time_limit(timeout)
-    deadline = math.inf if limit is None else time.monotonic() + limit
-    for pause in pauses:
+    began = time.monotonic()
+    deadline = math.inf if limit is None else began + limit
+    for number, pause in enumerate(pauses):
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 and number > 0:
             return
-        yield left, min(pause, left)
+        yield max(left, _SHORTEST_LOOK), min(pause, max(left, 0.0))
 
 
 def not_ready(timeout: float | None, last: ScoringError | None) -> UnavailableError:

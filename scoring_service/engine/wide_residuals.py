@@ -8,7 +8,8 @@ that way is found out by trying.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,12 +25,17 @@ _LARGEST_ERROR = 0.1
 """Of a row's logits, relative, as the median of rows: both ways are half precision."""
 
 
-def choose_residuals(network: Any, asked: str) -> torch.dtype:
+class _CannotWidenError(Exception):
+    """Why a network's stream stays as it is."""
+
+
+def choose_residuals(network: Any, asked: str, limit: int) -> torch.dtype:
     """Widens the residual stream of a network for good, if that is asked for.
 
     Args:
         network: transformers' own.
         asked: one of `CHOICES`; "auto" = the body's own type.
+        limit: tokens of its longest sequence.
 
     Returns:
         The type of the stream.
@@ -42,47 +48,88 @@ def choose_residuals(network: Any, asked: str) -> torch.dtype:
     dtype: torch.dtype = network.dtype
     if asked == "auto" or dtype == torch.float32:
         return dtype
-    expected = _logits(network)
-    _widen(network, dtype)
-    try:
-        found = _logits(network)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigurationError(f"{_REFUSAL}: a forward pass failed: {reason}") from error
-    errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
-    # The median, because rounding may send a token of a mixture to another expert.
-    if not bool(errors.median() < _LARGEST_ERROR):
-        raise ConfigurationError(f"{_REFUSAL}: it answers something else with it")
-    return torch.float32
-
-
-_REFUSAL = "the residual stream of this model cannot be kept in float32"
-
-
-def _logits(network: Any) -> Tensor:
-    """[T, V] in float32, of a made-up text."""
     vocab = network.get_input_embeddings().weight.shape[0]
-    ids = torch.tensor([[(7 * i + 3) % vocab for i in range(_TOKENS)]], device=network.device)
+    ids = [(7 * i + 3) % vocab for i in range(min(_TOKENS, limit))]
+    try:
+        expected = _logits(network, ids)
+        _widen(network, dtype)
+        with _last_norm_takes(torch.float32, network, dtype):
+            found = _logits(network, ids)
+    except _CannotWidenError as error:
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever a network's own forward may raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = f"a forward pass failed: {lines[0][:200]}"
+    else:
+        errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
+        # The median, because rounding may send a token of a mixture to another expert.
+        if bool(errors.median() < _LARGEST_ERROR):
+            return torch.float32
+        reason = "it answers something else with it"
+    raise ConfigurationError(
+        f"the residual stream of this model cannot be kept in float32: {reason}"
+    )
+
+
+def _logits(network: Any, ids: list[int]) -> Tensor:
+    """[T, V] in float32; the last row from a step of its own, where the network has a cache."""
+    tokens = torch.tensor([ids], device=network.device)
     with torch.inference_mode():
-        logits: Tensor = network(input_ids=ids, use_cache=False).logits[0].float()
-    return logits
+        output = network(input_ids=tokens[:, :-1], use_cache=True)
+        logits: Tensor = output.logits[0]
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None:
+            last = network(input_ids=tokens[:, -1:], past_key_values=cache, use_cache=True)
+            logits = torch.cat([logits, last.logits[0]])
+    return logits.float()
+
+
+@contextmanager
+def _last_norm_takes(expected: torch.dtype, network: Any, narrow: torch.dtype) -> Iterator[None]:
+    """Looks at what the last norm over whole rows gets: the stream.
+
+    Norms give the body's type, so one that stands in the stream itself narrows it for good.
+
+    Raises:
+        _CannotWidenError: it gets another type.
+    """
+    width = network.get_input_embeddings().weight.shape[1]
+    seen: list[torch.dtype] = []
+
+    def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].dtype)
+
+    norms = [m for m in network.modules() if _is_norm(m) and m.weight.shape[-1] == width]
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if seen and seen[-1] != expected:
+        name = str(narrow).removeprefix("torch.")
+        raise _CannotWidenError(f"something in it is of type {name}, such as a norm of embeddings")
 
 
 def _widen(network: Any, dtype: torch.dtype) -> None:
     embedding = network.get_input_embeddings()
     embedding.register_forward_hook(lambda _module, _inputs, rows: rows.float())
     for module in network.modules():
-        name = type(module).__name__
-        if name.endswith("Norm") and isinstance(getattr(module, "weight", None), Tensor):
+        if _is_norm(module):
             module.__dict__["forward"] = narrowing(module)
-        elif "Rotary" in name:
+        elif "Rotary" in type(module).__name__:
             # They take their type from the stream, and queries and keys would take it from them.
             module.register_forward_hook(partial(_narrow_tables, dtype))
 
 
+def _is_norm(module: Any) -> bool:
+    named = type(module).__name__.lower().endswith("norm")
+    return named and isinstance(getattr(module, "weight", None), Tensor)
+
+
 def narrowing(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """The forward of a norm that takes float32 rows too, and gives its weight's type."""
-    return partial(_layer_norm, norm) if isinstance(norm, nn.LayerNorm) else partial(_norm, norm)
+    return partial(_layer_norm, norm) if type(norm) is nn.LayerNorm else partial(_norm, norm)
 
 
 def _norm(norm: Any, rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -53,8 +54,12 @@ from scoring_service.types import EngineInfo
 _TOKENIZING_THREADS = 2
 """Further texts to tokenise wait, and the other cores are for calls that are computed."""
 
+_READING_THREADS = 4
+"""Further requests with texts wait, but not what was computed and is to be written."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
+Result = TypeVar("Result")
 
 
 class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
@@ -72,6 +77,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self._telemetry = telemetry
         self._guard = Guard(models, progress_seconds, telemetry.traces)
         self._tokenizing = ThreadPoolExecutor(_TOKENIZING_THREADS, "tokenize")
+        self._reading = ThreadPoolExecutor(_READING_THREADS, "read")
 
     async def Score(
         self, request: score_pb2.ScoreRequest, context: Context
@@ -111,11 +117,8 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     ) -> tokenize_pb2.TokenizeResponse:
         """Token ids of texts."""
         # In threads of their own: long texts take their time, and requests to score others'.
-        loop = asyncio.get_running_loop()
         return await self._guard.unary(
-            request,
-            context,
-            lambda asked: loop.run_in_executor(self._tokenizing, self._tokenize, asked),
+            request, context, lambda asked: _in(self._tokenizing, self._tokenize, asked)
         )
 
     def _tokenize(self, request: tokenize_pb2.TokenizeRequest) -> tokenize_pb2.TokenizeResponse:
@@ -136,7 +139,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, caller: Caller
     ) -> AsyncIterator[score_pb2.ScoreResponse]:
         # In a thread: a large request takes its time, and the event loop serves others.
-        parsed = await asyncio.to_thread(parse_score, request, view)
+        parsed = await _in(self._reading, parse_score, request, view)
         render = partial(
             score_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
         )
@@ -164,7 +167,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         view: ModelView,
         caller: Caller,
     ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
-        parsed = await asyncio.to_thread(parse_score, request, view)
+        parsed = await _in(self._reading, parse_score, request, view)
         render = partial(
             top_k_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
         )
@@ -193,7 +196,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         view: ModelView,
         caller: Caller,
     ) -> AsyncIterator[sample_pb2.SampleResponse]:
-        parsed = await asyncio.to_thread(parse_sample, request, view)
+        parsed = await _in(self._reading, parse_sample, request, view)
         render = partial(
             sample_result,
             parsed=parsed,
@@ -251,6 +254,14 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
                 yield response
         yield answer.summary()
         report(self._telemetry.metrics, answer, request, tokens, caller, admitted_ns)
+
+
+def _in(
+    threads: ThreadPoolExecutor, work: Callable[..., Result], *args: Any
+) -> asyncio.Future[Result]:
+    """Does it in one of the threads; logs know the call there, as in `asyncio.to_thread`."""
+    context = contextvars.copy_context()
+    return asyncio.get_running_loop().run_in_executor(threads, context.run, work, *args)
 
 
 def _provenance_of(

@@ -74,6 +74,7 @@ class TokenFile:
         try:
             stamp = self._look()
             if stamp == self._stamp:
+                self._complaint = ""
                 return
             self._principals = self._read()
         except ConfigurationError as error:

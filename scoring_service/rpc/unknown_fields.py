@@ -8,7 +8,11 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from scoring_service.errors import Fault, Reason, ServiceError, Violation
+from scoring_service.errors import Fault, Reason, ServiceError, Violation, invalid
+
+MOST_MESSAGES = 1 << 21
+"""Messages inside a request: a second of walking. A call of as many items as one may have, each
+with a dozen spans of rows, has half of them."""
 
 
 def refuse_unknown_fields(message: Message) -> None:
@@ -19,9 +23,10 @@ def refuse_unknown_fields(message: Message) -> None:
     takes a quarter of a second; and this does not even look at what most of them are, token ids.
 
     Raises:
-        ServiceError: UNKNOWN_FIELD with the field's path and number.
+        ServiceError: UNKNOWN_FIELD with the field's path and number; INVALID_FIELD where there are
+            more than `MOST_MESSAGES` to look at.
     """
-    found = _find(message)
+    found = _find(message, [MOST_MESSAGES])
     if found is None:
         return
     path, number = found
@@ -31,17 +36,25 @@ def refuse_unknown_fields(message: Message) -> None:
     raise ServiceError(fault)
 
 
-def _find(message: Message) -> tuple[str, int] | None:
-    """Path, each step with a dot before it, and number of the first unknown field."""
+def _find(message: Message, left: list[int]) -> tuple[str, int] | None:
+    """Path, each step with a dot before it, and number of the first unknown field.
+
+    Args:
+        message: with what is inside it.
+        left: messages that may still be looked at; counted down.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise invalid("request", f"more than {MOST_MESSAGES} messages in one: divide the call")
     unknown = UnknownFieldSet(message)
     if len(unknown):
         return "", unknown[0].field_number
     for name, is_repeated in _inner_messages(message.DESCRIPTOR):
         if is_repeated:
             for index, item in enumerate(getattr(message, name)):
-                if (found := _find(item)) is not None:
+                if (found := _find(item, left)) is not None:
                     return f".{name}[{index}]{found[0]}", found[1]
-        elif message.HasField(name) and (found := _find(getattr(message, name))) is not None:
+        elif message.HasField(name) and (found := _find(getattr(message, name), left)) is not None:
             return f".{name}{found[0]}", found[1]
     return None
 

@@ -18,6 +18,7 @@ import pytest
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.pool.admission import SHARE
 from tests.chaos.intensity import SOAK, short_or_long
+from tests.chaos.ticker import ticking
 from tests.e2e.calls import reason_of, retry_delay_of, score_request
 from tests.e2e.processes import resident
 from tests.e2e.served import serving
@@ -73,7 +74,7 @@ def p(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def report(full: Seen, over: Seen, grown: int) -> dict[str, Any]:
+def report(full: Seen, over: Seen, late: list[float], grown: int) -> dict[str, Any]:
     """Times in seconds, percentiles 50, 90, 99 and 100."""
 
     def percentiles(values: list[float]) -> list[float]:
@@ -88,6 +89,7 @@ def report(full: Seen, over: Seen, grown: int) -> dict[str, Any]:
         "overload_p50_p90_p99_max": percentiles(over.admitted),
         "refused_p50_p90_p99_max": percentiles(over.refused),
         "refused_without_the_clients_wait_p50_p90_p99_max": percentiles(over.of_the_server),
+        "idle_process_overslept_p50_p90_p99_max": percentiles(late),
         "memory_grown_mib": grown >> 20,
     }
 
@@ -117,7 +119,7 @@ async def overload(stub: Any, seconds: float, rate: float) -> Seen:
     return seen
 
 
-async def measure(target: str, pid: int) -> tuple[Seen, Seen, int]:
+async def measure(target: str, pid: int) -> tuple[Seen, Seen, list[float], int]:
     async with grpc.aio.insecure_channel(target) as channel:
         stub = service_pb2_grpc.ScoringServiceStub(channel)
         await full_load(stub, 1.0)
@@ -127,16 +129,17 @@ async def measure(target: str, pid: int) -> tuple[Seen, Seen, int]:
         # Else this process's own collections, of everything that pytest has, count as the server's.
         gc.collect()
         gc.freeze()
-        over = await overload(stub, SECONDS, rate)
+        with ticking() as late:
+            over = await overload(stub, SECONDS, rate)
         gc.unfreeze()
-        return full, over, resident(pid) - before
+        return full, over, late, resident(pid) - before
 
 
 @pytest.mark.timeout(600)
 def test_ten_times_overload(tmp_path: Path) -> None:
     with serving("--max-queue-tokens", str(QUEUE_TOKENS)) as server:
-        full, over, grown = asyncio.run(measure(server.ready, server.process.pid))
-    found = report(full, over, grown)
+        full, over, late, grown = asyncio.run(measure(server.ready, server.process.pid))
+    found = report(full, over, late, grown)
     print(found)
     out = Path("benchmarks/results/overload.json") if SOAK else tmp_path / "overload.json"
     out.write_text(json.dumps(found, indent=1) + "\n")

@@ -127,6 +127,14 @@ def test_wait_ready_waits_for_a_model_that_loads(ask, monkeypatch):
     assert info.name == "toy"
 
 
+def test_wait_ready_without_time_looks_once(ask):
+    with ToyServer() as server:
+        ask(server.target, "wait_ready", 5)
+        assert ask(server.target, "wait_ready", 0.05).name == "toy"
+        with pytest.raises(UnavailableError):
+            ask("127.0.0.1:1", "wait_ready", 0)
+
+
 def test_wait_ready_gives_up(ask):
     begin = time.monotonic()
     with pytest.raises(UnavailableError, match=r"no server was ready within 0\.3 s"):

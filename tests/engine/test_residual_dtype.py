@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.wide_residuals import choose_residuals
@@ -91,7 +97,7 @@ def test_layers_add_in_float32_and_multiply_in_bfloat16(name: str, tmp_path: Pat
     network = AutoModelForCausalLM.from_pretrained(
         save_model(BY_NAME[name], tmp_path), dtype=torch.bfloat16
     )
-    assert choose_residuals(network, "float32") == torch.float32
+    assert choose_residuals(network, "float32", 64) == torch.float32
     seen: dict[str, set[torch.dtype]] = {"layer": set(), "product": set()}
 
     def watch(kind: str) -> Any:
@@ -143,7 +149,16 @@ def test_a_model_that_notices_the_type(tmp_path: Path) -> None:
 
     network.model.layers[1].register_forward_pre_hook(odd)
     with pytest.raises(ConfigurationError, match="answers something else"):
-        choose_residuals(network, "float32")
+        choose_residuals(network, "float32", 64)
+
+
+def test_a_model_whose_stream_is_normalised(tmp_path: Path) -> None:
+    """BLOOM's embeddings go through a norm, which gives the body's type."""
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="of type bfloat16, such as a norm of embeddings"):
+        load_model(tmp_path, dtype="bfloat16", residual_dtype="float32", max_model_len=64)
 
 
 def test_a_type_that_there_is_not(deep: Path) -> None:

@@ -19,6 +19,8 @@ from scoring_client.proto import (
     tensor_pb2,
     topk_pb2,
 )
+from scoring_service.errors import ServiceError
+from scoring_service.rpc import unknown_fields
 from tests.rpc.calls import collect, failure, group, reason, violations
 from tests.rpc.conftest import RunningServer
 
@@ -303,6 +305,19 @@ async def test_unknown_fields_are_refused(server: RunningServer, case: str) -> N
     ((field, description),) = violations(status)
     assert field == path
     assert "1000" in description
+
+
+def test_looking_for_unknown_fields_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of 64 MiB may hold millions of empty messages."""
+    completion = sequence_pb2.Completion(rows=[sequence_pb2.RowSpan()] * 50)
+    group = sequence_pb2.PromptGroup(completions=[completion])
+    request = score_pb2.ScoreRequest(groups=[group])
+    messages = 1 + 1 + 1 + 50
+    monkeypatch.setattr(unknown_fields, "MOST_MESSAGES", messages)
+    unknown_fields.refuse_unknown_fields(request)
+    monkeypatch.setattr(unknown_fields, "MOST_MESSAGES", messages - 1)
+    with pytest.raises(ServiceError, match="more than 52 messages in one"):
+        unknown_fields.refuse_unknown_fields(request)
 
 
 async def test_a_map_is_no_unknown_field(server: RunningServer) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import grpc
 
 from scoring_client.admin_channel import admin_error
+from scoring_client.aio_channel import telling_closed
 from scoring_client.errors import CancelledCallError, ProtocolError, ScoringError
 from scoring_client.retry import growing_pauses
 from scoring_client.weights.given import GivenWeights, Weights
@@ -110,7 +111,8 @@ class _Stream:
     async def commit(self, message: bytes) -> None:
         """Send the last message; a server that ends the call just now says why in its result."""
         if await self._write(message):
-            await self._call.done_writing()
+            with telling_closed():
+                await self._call.done_writing()
 
     async def result(self) -> WeightUpdate:
         """Return the update once the call ended.
@@ -129,7 +131,8 @@ class _Stream:
 
     async def _write(self, message: bytes) -> bool:
         try:
-            await self._call.write(message)
+            with telling_closed():
+                await self._call.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError):
             return False
         return True
