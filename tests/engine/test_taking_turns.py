@@ -197,6 +197,53 @@ def test_small_calls_go_on_where_waiting_leads_nowhere(tiny_packed: LoadedModel)
     assert engine.free_pages == 24
 
 
+def test_nor_do_they_wait_while_a_sample_is_drawn(tiny_packed: LoadedModel) -> None:
+    engine = engine_of(tiny_packed, pages=40, max_batch_tokens=64)
+    engine.submit(scores(1, [(list(range(190)), [[6] * 60, [7] * 60])]))
+    for _ in range(4):
+        engine.step()
+    engine.add_credit(1, -(1 << 40))
+    engine.submit(samples(4, n=1, max_tokens=200))
+    finished(engine, 2)
+    engine.submit(scores(2, prompts(1, 450)))
+    finished(engine, 2)
+    engine.submit(scores(3, prompts(1, 30)))
+    assert finished(engine, 20) == [3]
+
+
+def test_completions_go_on_side_by_side_where_that_keeps_nobody_waiting(
+    tiny_packed: LoadedModel,
+) -> None:
+    """The large call waits for the prompt of the group, not for what its completions take."""
+
+    def steps(company: bool) -> int:
+        engine = engine_of(tiny_packed, pages=60, max_batch_tokens=256)
+        rng = np.random.default_rng(4)
+        texts = [rng.integers(0, 2048, 100).tolist() for _ in range(12)]
+        engine.submit(scores(1, [(list(range(400)), texts)]))
+        engine.step()
+        if company:
+            engine.submit(scores(2, prompts(1, 800)))
+        for count in itertools.count():
+            if 1 in finished(engine, 1):
+                return count
+        raise AssertionError
+
+    assert steps(company=True) <= steps(company=False) + 1
+
+
+def test_newcomers_do_not_go_before_who_computes_since_long(tiny_packed: LoadedModel) -> None:
+    """However little a sample beside them was served."""
+    engine = engine_of(tiny_packed, max_batch_tokens=64)
+    engine.submit(samples(1, n=1, max_tokens=200))
+    engine.submit(scores(2, prompts(12, 60)))
+    ended: list[int] = []
+    for call_id in range(3, 120):
+        engine.submit(scores(call_id, prompts(1, 60)))
+        ended += finished(engine, 1)
+    assert 2 in ended
+
+
 def test_samples_that_wait_for_their_turn_are_counted_beforehand() -> None:
     """There may be more of them than a step has tokens, and each remembers where its keys are."""
     loaded = load_model(tiny_model_path(), max_batch_tokens=8)

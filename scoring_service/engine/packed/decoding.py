@@ -37,18 +37,21 @@ def take_feeds(
     ]
     waiting.sort(key=lambda pair: pair[1].place)
     feeds: list[tuple[CallRun, SampleRun, Feed]] = []
+    ended: set[int] = set()
+    """Calls that met a bug."""
     left = max_tokens
     for run, sample in waiting:
         if left == 0:
             break
-        if sample not in run.samples:
-            continue  # its call met a bug
+        if run.call.call_id in ended:
+            continue
         try:
             if sample.pages_missing and not _make_room(sample, running, store, room):
                 continue
             new = sample.feeds(left)
         except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
             on_bug(run, error)
+            ended.add(run.call.call_id)
             feeds = [feed for feed in feeds if feed[0] is not run]
             continue
         left -= len(new)
@@ -62,6 +65,19 @@ def _make_room(
 ) -> bool:
     """Takes the pages that a sample misses, from later samples if it must."""
     missing = sample.pages_missing
+    left = room.free_for_samples(sample.call.priority)
+    if missing > left:
+        left = _take_back(missing, left, sample, running, store)
+    if missing > left:
+        return False
+    sample.add_pages(store.take(missing))
+    return True
+
+
+def _take_back(
+    missing: int, left: int, sample: SampleRun, running: Iterable[CallRun], store: SegmentStore
+) -> int:
+    """Pages that are there once later samples gave theirs; they keep them if it is too few."""
     later = sorted(
         (
             other
@@ -72,14 +88,12 @@ def _make_room(
         key=lambda other: other.place,
         reverse=True,
     )
-    left = room.free_for_samples(sample.call.priority)
     if missing > left + sum(len(other.pages) for other in later):
-        return False
+        return left
     for other in later:
         if missing <= left:
             break
         pages = other.give_way()
         store.give_back(pages)
         left += len(pages)
-    sample.add_pages(store.take(missing))
-    return True
+    return left

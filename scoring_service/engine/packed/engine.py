@@ -102,7 +102,7 @@ class PackedEngine:
             to_come = self._expansion.score(call, count, root_key)
         else:
             to_come = self._expansion.sample(call, count, root_key)
-        run = CallRun(call, to_come, self._calls.least_served(), weights, alone)
+        run = CallRun(call, to_come, self._calls.newcomers_share(call.priority), weights, alone)
         count.run = run
         self._calls.by_id[call.call_id] = run
         self._stalled = False

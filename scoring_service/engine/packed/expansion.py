@@ -90,7 +90,10 @@ class Expansion:
                     while not self._room.use(reservation, pages):
                         yield None
                         takes_promised = reservation.used is None
-                    run.reservation = reservation if takes_promised else None
+                    if takes_promised:
+                        run.reservation = reservation
+                    else:
+                        run.shared_pages = pages
                 if tokens:
                     branch = self._store.branch(chain[-1], task.token_ids[:tokens])
                 else:

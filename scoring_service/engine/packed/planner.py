@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
 from scoring_service.engine.packed.decoding import take_feeds
-from scoring_service.engine.packed.reservation import Room
+from scoring_service.engine.packed.reservation import Need, Room
 from scoring_service.engine.packed.running_calls import RunningCalls
 from scoring_service.engine.packed.scheduler import Offer, prefill_budget, share
 from scoring_service.engine.packed.segments import Segment
@@ -142,8 +142,19 @@ class Planner:
     def _claim_for(self, first: CallRun | None) -> None:
         need = None if first is None else first.waits_for
         self._room.claim = None
-        if first is not None and need is not None and self._heeds_claims:
+        if first is not None and need is not None and self._heeds_claims and self._may_be_had(need):
             self._room.claim = need, first.call.priority
+
+    def _may_be_had(self, need: Need) -> bool:
+        """Whether it fits beside what calls hold whose readers take nothing."""
+        ends = [
+            completion.end
+            for run in self._calls.by_id.values()
+            if run.credit <= 0
+            for completion in run.completions
+        ]
+        held = {id(segment): segment for end in ends for segment in end.chain()}
+        return need.pages <= self._store.pages - sum(len(s.pages) for s in held.values())
 
     def _take_units(self, shares: dict[int, int]) -> list[tuple[CallRun, Unit]]:
         """The leading units of each call, as long as the step has room for their results."""
@@ -158,7 +169,7 @@ class Planner:
                 unit = run.units.popleft()
                 if unit.sample is not None:
                     unit.sample.begun = True
-                run.served += unit.tokens
+                self._calls.serve(run, unit.tokens)
                 units.append((run, unit))
         return units
 

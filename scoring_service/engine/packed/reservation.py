@@ -43,6 +43,8 @@ class Room:
     def __init__(self, store: SegmentStore) -> None:
         self._store = store
         self._promised = 0
+        self._shared = 0
+        """Pages of completions that others of their groups began beside."""
         self._samples: dict[SampleRun, int] = {}
         """Samples under way -> the pages they may come to need."""
         self.refused: Need | None = None
@@ -107,10 +109,28 @@ class Room:
             reservation.used = pages
             self._promised -= pages
             return True
-        left = self._left_to_first
-        return pages <= self.free and (
-            left == 0 or pages + left <= self.free + self._held_by_samples
-        )
+        if pages > self.free or (self._waits_for_shared and not self._leaves_room(pages)):
+            return False
+        self._shared += pages
+        return True
+
+    @property
+    def _waits_for_shared(self) -> bool:
+        """Whether the call that waits before who asks now could begin if such completions ended.
+
+        Where it could not, it waits for the group itself, which should be done soon.
+        """
+        if self.claim is None or self.asks_first:
+            return False
+        need = self.claim[0]
+        return self._fits(need.pages, need.sample_pages, -self._shared)
+
+    def _leaves_room(self, pages: int) -> bool:
+        return pages + self._left_to_first <= self.free + self._held_by_samples
+
+    def give_back_shared(self, pages: int) -> None:
+        """A completion gave back what it took where nothing was promised to it."""
+        self._shared -= pages
 
     def unuse(self, reservation: Reservation) -> None:
         """The completion that took the promised pages gave them back."""

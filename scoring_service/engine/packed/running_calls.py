@@ -23,10 +23,26 @@ class RunningCalls:
         self._store = store
         self._room = room
         self._expansion = expansion
+        self._reached: dict[int, float] = {}
+        """Priority -> tokens that a call would have been served that was there all the time and
+        got its share of each step."""
 
-    def least_served(self) -> float:
-        """What a newcomer counts as served: as much as whoever was served least."""
-        return min((run.served for run in self.by_id.values()), default=0.0)
+    def serve(self, run: CallRun, tokens: int) -> None:
+        """It is the turn of this call."""
+        priority = run.call.priority
+        sharing = sum(other.call.priority == priority for other in self.by_id.values())
+        reached = max(run.served, self._reached.get(priority, 0.0))
+        self._reached[priority] = reached + tokens / sharing
+        run.served += tokens
+
+    def newcomers_share(self, priority: int) -> float:
+        """What a newcomer counts as served: as much as one that was there all the time.
+
+        Not as little as the least: a sample takes a token a step however little it was served, and
+        all who come while it is drawn would go before those that compute since long.
+        """
+        others = [run.served for run in self.by_id.values() if run.call.priority == priority]
+        return max(min(others, default=0.0), self._reached.get(priority, 0.0))
 
     def cancel(self, call_id: int) -> bool:
         """Forgets a call and frees what it holds; whether there was one."""
@@ -71,6 +87,7 @@ class RunningCalls:
         self._store.release(completion.end)
         if completion.reservation is not None:
             self._room.unuse(completion.reservation)
+        self._room.give_back_shared(completion.shared_pages)
 
     def end_sample(self, run: CallRun, sample: SampleRun) -> None:
         """It drew its last token."""

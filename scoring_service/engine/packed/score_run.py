@@ -56,6 +56,8 @@ class CompletionRun:
     """The last segment that is needed, held: the prompt's end when that gives every row."""
     reservation: Reservation | None = None
     """Whose pages it took."""
+    shared_pages: int = 0
+    """Pages that it took where none were promised to it."""
     answered: int = 0
     """Rows that were given as slices."""
 
