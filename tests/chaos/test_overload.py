@@ -149,6 +149,7 @@ def test_ten_times_overload(tmp_path: Path) -> None:
     assert min(over.delays) > 0, "every refusal says when to come back"
     assert grown < 100 << 20
     assert p(over.admitted, 99) <= 2 * p(full.admitted, 99)
-    # The client shares two busy cores with the server, and waits for its own turn too.
-    assert p(over.of_the_server, 99) <= 0.05
+    # The client shares two busy cores with the server, and waits for its own turn too. A machine
+    # that lets a process wait that asks for nothing lets the server wait as long.
+    assert p(over.of_the_server, 99) <= 0.05 + max(late)
     assert not SOAK or p(over.refused, 99) <= 0.05
