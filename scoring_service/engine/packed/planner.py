@@ -160,6 +160,7 @@ class Planner:
         """The leading units of each call, as long as the step has room for their results."""
         units: list[tuple[CallRun, Unit]] = []
         room = answer_limit(self._settings.max_batch_tokens)
+        sharing = self._calls.sharing()
         for call_id, count in shares.items():
             run = self._calls.by_id[call_id]
             for _ in range(count):
@@ -169,7 +170,7 @@ class Planner:
                 unit = run.units.popleft()
                 if unit.sample is not None:
                     unit.sample.begun = True
-                self._calls.serve(run, unit.tokens)
+                self._calls.serve(run, unit.tokens, sharing)
                 units.append((run, unit))
         return units
 

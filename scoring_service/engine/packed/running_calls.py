@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,12 +28,21 @@ class RunningCalls:
         """Priority -> tokens that a call would have been served that was there all the time and
         got its share of each step."""
 
-    def serve(self, run: CallRun, tokens: int) -> None:
-        """It is the turn of this call."""
+    def sharing(self) -> Counter[int]:
+        """How many calls there are of each priority."""
+        return Counter(run.call.priority for run in self.by_id.values())
+
+    def serve(self, run: CallRun, tokens: int, sharing: Counter[int]) -> None:
+        """It is the turn of this call.
+
+        Args:
+            run: of the call.
+            tokens: that it gets.
+            sharing: see there; counted once a step.
+        """
         priority = run.call.priority
-        sharing = sum(other.call.priority == priority for other in self.by_id.values())
         reached = max(run.served, self._reached.get(priority, 0.0))
-        self._reached[priority] = reached + tokens / sharing
+        self._reached[priority] = reached + tokens / sharing[priority]
         run.served += tokens
 
     def newcomers_share(self, priority: int) -> float:
