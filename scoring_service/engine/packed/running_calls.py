@@ -29,8 +29,10 @@ class RunningCalls:
         got its share of each step."""
 
     def sharing(self) -> Counter[int]:
-        """How many calls there are of each priority."""
-        return Counter(run.call.priority for run in self.by_id.values())
+        """How many calls there are of each priority; what others reached is forgotten."""
+        found = Counter(run.call.priority for run in self.by_id.values())
+        self._reached = {p: reached for p, reached in self._reached.items() if p in found}
+        return found
 
     def serve(self, run: CallRun, tokens: int, sharing: Counter[int]) -> None:
         """It is the turn of this call.
