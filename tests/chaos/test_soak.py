@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from pathlib import Path
 
@@ -11,11 +12,25 @@ import pytest
 
 from tests.chaos.intensity import SOAK, short_or_long
 from tests.chaos.load import Load
+from tests.e2e.calls import score_request, stub_of
 from tests.e2e.processes import children, cpu_seconds, descriptors, resident, until
 from tests.e2e.served import serving
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", short_or_long(0.5, 30)))
 SAMPLES = 20
+
+
+def fill_caches(target: str, pids: list[int]) -> None:
+    """Scores texts that nobody repeats until their kept prompts fill the pages of every worker."""
+    rng = random.Random(0)
+    with stub_of(target) as stub:
+        for _ in range(100):
+            before = [resident(pid) for pid in pids]
+            texts = [[rng.randrange(2, 2000) for _ in range(2000)] for _ in range(8)]
+            for call in [stub.Score(score_request(ids, [2]), timeout=60) for ids in texts]:
+                list(call)
+            if all(resident(pid) - held < 1 << 20 for pid, held in zip(pids, before, strict=True)):
+                return
 
 
 @pytest.mark.timeout(7200)
@@ -27,9 +42,11 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
         load = Load(server.ready, threads=3, pause=short_or_long(0.02, 1.0))
         load.learn()
         pids = [server.process.pid, *sorted(children(server.process.pid))]
+        fill_caches(server.ready, pids)
         figures = []
         began = time.monotonic()
         with load.running():
+            time.sleep(short_or_long(10, 0))  # the allocator, too, has seen every size by then
             for _ in range(SAMPLES + 1):
                 figures.append(
                     {
