@@ -87,7 +87,7 @@ class ServeConfig:
     residual_dtype: Literal["auto", "float32"] = "auto"
     """Element type of the residual stream, which every layer of the body adds to. auto = the
     body's; float32 = as training in mixed precision has it: under a bfloat16 body less than half
-    of the distance from float32, as fast."""
+    of the distance from float32, and on a CPU as fast."""
 
     head_dtype: DType = "float32"
     """Element type of the product that makes logits; auto = the body's."""

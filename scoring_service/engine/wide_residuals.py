@@ -25,6 +25,10 @@ _LARGEST_ERROR = 0.1
 """Of a row's logits, relative, as the median of rows: both ways are half precision."""
 
 
+_OF_A_FORWARD = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a network raises that meets types it was not made for."""
+
+
 class _CannotWidenError(Exception):
     """Why a network's stream stays as it is."""
 
@@ -53,11 +57,11 @@ def choose_residuals(network: Any, asked: str, limit: int) -> torch.dtype:
     try:
         expected = _logits(network, ids)
         _widen(network, dtype)
-        with _last_norm_takes(torch.float32, network, dtype):
+        with _watching_the_stream(network):
             found = _logits(network, ids)
     except _CannotWidenError as error:
         reason = str(error)
-    except Exception as error:  # noqa: BLE001 - whatever a network's own forward may raise
+    except _OF_A_FORWARD as error:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = f"a forward pass failed: {lines[0][:200]}"
     else:
@@ -85,29 +89,31 @@ def _logits(network: Any, ids: list[int]) -> Tensor:
 
 
 @contextmanager
-def _last_norm_takes(expected: torch.dtype, network: Any, narrow: torch.dtype) -> Iterator[None]:
+def _watching_the_stream(network: Any) -> Iterator[None]:
     """Looks at what the last norm over whole rows gets: the stream.
 
     Norms give the body's type, so one that stands in the stream itself narrows it for good.
 
     Raises:
-        _CannotWidenError: it gets another type.
+        _CannotWidenError: it is not float32, or there is no such norm to tell.
     """
     width = network.get_input_embeddings().weight.shape[1]
     seen: list[torch.dtype] = []
 
-    def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0].dtype)
+    def note(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.extend(rows.dtype for rows in [*inputs, *named.values()][:1])
 
     norms = [m for m in network.modules() if _is_norm(m) and m.weight.shape[-1] == width]
-    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(note, with_kwargs=True) for norm in norms]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-    if seen and seen[-1] != expected:
-        name = str(narrow).removeprefix("torch.")
+    if not seen:
+        raise _CannotWidenError("it has no norm that would show it")
+    if seen[-1] != torch.float32:
+        name = str(seen[-1]).removeprefix("torch.")
         raise _CannotWidenError(f"something in it is of type {name}, such as a norm of embeddings")
 
 
