@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.harness import Plan, measure
+from benchmarks.machine import origin
 from benchmarks.report import plots, tables
 from benchmarks.side_process import ROOT, SideProcess
 from benchmarks.sides import IN_PEERS_ENVIRONMENT, SIDES, SideConfig
@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, required=True, help="folder in the Hugging Face layout"
     )
-    parser.add_argument("--sides", default="bare,engine,service", help=f"of {', '.join(SIDES)}")
+    own = "bare,packed-forward,engine,service"
+    parser.add_argument("--sides", default=own, help=f"of {', '.join(SIDES)}")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--size", choices=("small", "gpu"), default="small")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -62,9 +63,7 @@ def main() -> None:
     )
     sides, failures = _load(arguments.sides.split(","), config, arguments.time_limit)
     facts = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "command": " ".join(sys.argv[1:]),
+        **origin(),
         "size": arguments.size,
         "dtype": arguments.dtype,
         "head_dtype": arguments.head_dtype,
@@ -106,20 +105,6 @@ def _load(
 
 def _say(text: str) -> None:
     print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

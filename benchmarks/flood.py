@@ -1,8 +1,9 @@
 """A sampler beside a flood of scoring: `python -m benchmarks.flood --model FOLDER`.
 
 Calls that score a text of 256 tokens arrive at a steady rate, whatever the server makes of them.
-In each round the sampler runs alone, the flood runs alone, and both run together: how much later do
-the sampler's tokens come, and how much of the flood's rate is kept?
+In each round the sampler runs alone, the flood runs alone, and both run together: how much of the
+flood's rate is kept? A server sends what was drawn in a tenth of a second together; how much later
+each token comes is measured where the engine draws it, in this process.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.between_tokens import between_tokens
+from benchmarks.machine import describe, origin
 from benchmarks.sides import SideConfig
+from benchmarks.sides.engine import Engine, sample_call, score_call
 from benchmarks.sides.service import Service
+from benchmarks.workloads import Sampling, Scoring
 from scoring_client import AsyncScoringClient, PromptGroup
+from scoring_service.types import ScoreCall
 
 _PROMPT = 64
 _TEXT = 256
@@ -42,14 +48,14 @@ class Load:
         return found
 
     async def sample(self, tokens: int) -> list[float]:
-        """One sample; seconds between its tokens."""
+        """One sample; seconds between its slices, each as it came."""
         gaps: list[float] = []
         last = 0.0
         slices = self.client.sample_slices([self.ids(_PROMPT)], max_tokens=tokens, ignore_eos=True)
-        async for piece in slices:
+        async for _ in slices:
             now = time.perf_counter()
             if last:
-                gaps += [(now - last) / len(piece.token_ids)] * len(piece.token_ids)
+                gaps.append(now - last)
             last = now
         return gaps
 
@@ -103,26 +109,54 @@ async def measure(target: str, arguments: argparse.Namespace) -> dict[str, Any]:
             offered = await load.flood(arguments.rate, arguments.seconds)
             gaps, kept = await load.both(arguments.rate, arguments.tokens)
             found = {
-                "p95_alone_ms": 1e3 * float(np.percentile(alone, 95)),
-                "p95_beside_ms": 1e3 * float(np.percentile(gaps, 95)),
-                "p50_alone_ms": 1e3 * statistics.median(alone),
-                "p50_beside_ms": 1e3 * statistics.median(gaps),
+                "slices_p95_alone_ms": 1e3 * float(np.percentile(alone, 95)),
+                "slices_p95_beside_ms": 1e3 * float(np.percentile(gaps, 95)),
                 "flood_alone_tokens_per_second": offered,
                 "flood_beside_tokens_per_second": kept,
             }
             rounds.append(found)
             print(number, {name: round(value, 1) for name, value in found.items()}, flush=True)
 
-    def of_medians(above: str, below: str) -> float:
-        middle = {name: statistics.median(r[name] for r in rounds) for name in (above, below)}
-        return middle[above] / middle[below]
+    kept = ("flood_beside_tokens_per_second", "flood_alone_tokens_per_second")
+    return {"rate": arguments.rate, "kept": of_medians(rounds, *kept), "rounds": rounds}
 
-    return {
-        "rate": arguments.rate,
-        "p95_ratio": of_medians("p95_beside_ms", "p95_alone_ms"),
-        "kept": of_medians("flood_beside_tokens_per_second", "flood_alone_tokens_per_second"),
-        "rounds": rounds,
-    }
+
+def at_the_engine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same in this process, where each token is seen by itself."""
+    engine = Engine(SideConfig(arguments.model, "bfloat16", "bfloat16"))
+    vocab, rng = engine.info.vocab_size, np.random.default_rng(0)
+
+    def ids(count: int) -> list[int]:
+        found: list[int] = rng.integers(0, vocab, count).tolist()
+        return found
+
+    def arrivals() -> Iterator[tuple[float, ScoreCall]]:
+        for number in range(int(60 * arguments.rate / _TEXT)):
+            text = ids(_TEXT)
+            call = score_call(Scoring([(text[:1], [text[1:]])]))
+            yield number * _TEXT / arguments.rate, replace(call, call_id=number + 1)
+
+    rounds = []
+    for number in range(arguments.rounds + 1):
+        call = sample_call(Sampling([ids(_PROMPT)], arguments.tokens))
+        gaps = {
+            "alone": between_tokens(engine, call),
+            "beside": between_tokens(engine, call, list(arrivals())),
+        }
+        found = {
+            f"p{q}_{name}_ms": 1e3 * float(np.percentile(gap, q))
+            for name, gap in gaps.items()
+            for q in (50, 95)
+        }
+        if number:  # the first one is a warm-up
+            rounds.append(found)
+        print(number, {name: round(value, 1) for name, value in found.items()}, flush=True)
+    return {"p95_ratio": of_medians(rounds, "p95_beside_ms", "p95_alone_ms"), "rounds": rounds}
+
+
+def of_medians(rounds: Sequence[Mapping[str, float]], above: str, below: str) -> float:
+    """The ratio of two figures, each the median of all rounds."""
+    return statistics.median(r[above] for r in rounds) / statistics.median(r[below] for r in rounds)
 
 
 def main() -> None:
@@ -140,9 +174,10 @@ def main() -> None:
         found = asyncio.run(measure(service.target, arguments))
     finally:
         service.close()
-    found["machine"] = describe()
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"p95 {found['p95_ratio']:.2f} times that alone; the flood keeps {found['kept']:.2f}")
+    tokens = at_the_engine(arguments)
+    report = {**origin(), **found, "between_tokens": tokens, "machine": describe()}
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"p95 {tokens['p95_ratio']:.2f} times that alone; the flood keeps {found['kept']:.2f}")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def watched(engine: Engine, work: Any) -> dict[str, Any]:
     """A workload's steps: their seconds, and a few of them in detail."""
     if not isinstance(work, Scoring | Sampling):
         raise TypeError("one call at a time")
-    runner = engine._runner
+    runner = engine.runner
     runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
     seconds: list[float] = []
     detail: dict[str, Any] = {}

@@ -1,9 +1,12 @@
-"""What the machine can do: its matrix rate and its copy rate, measured in the same run."""
+"""What was measured, and what the machine can do: its matrix rate and its copy rate, in one run."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,15 @@ from typing import Any
 import torch
 
 _SECONDS = 1.0
+
+
+def origin() -> dict[str, Any]:
+    """When, of which commit and by which arguments something is measured."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "command": " ".join(sys.argv[1:]),
+    }
 
 
 def describe() -> dict[str, Any]:
@@ -28,6 +40,21 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether files differ from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=False,
+        )
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def matrix_rate(dtype: str, rows: int, inner: int, columns: int, device: str = "cpu") -> float:

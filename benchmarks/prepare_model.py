@@ -10,20 +10,25 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
+def save_gguf(source: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Writes what transformers reads of FILE.gguf in the Hugging Face layout."""
+    place: dict[str, Any] = {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
+    read = AutoModelForCausalLM.from_pretrained(source.parent, dtype=dtype, **place)
+    # What was read keeps calling itself quantised, which transformers does not save.
+    config = read.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def main() -> None:
     """Converts FILE.gguf to FOLDER in bfloat16, unless that is there already."""
     source, folder = map(Path, sys.argv[1:3])
     if not (folder / "config.json").exists():
-        place: dict[str, Any] = {"gguf_file": source.name}
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
-        read = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **place)
-        # What was read keeps calling itself quantised, which transformers does not save.
-        config = read.config
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.load_state_dict(read.state_dict())
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_gguf(source, folder, torch.bfloat16)
     print(folder)
 
 

@@ -108,6 +108,12 @@ class ServeConfig:
     depend on it alone, never on max_batch_tokens. A multiple of 16. Default: 64 on a CPU, 256 on
     a GPU."""
 
+    tokens_beside_samples: int | None = None
+    """Most tokens of scoring and prompts that join a step in which few samples are drawn: the more
+    they are, the faster is scoring and the later come the samples' tokens. Many samples are joined
+    by as many as they are. Default: 20 on a CPU, with which a step takes less than twice as long as
+    one that draws alone; a chunk on a GPU, and where a probe finds that chunks cannot be cut."""
+
     memory_utilization: float | None = None
     """Share of the memory left beside the weights that pages of keys and values may take, with what
     the largest step takes. Default: 0.25 on a CPU, 0.9 on a GPU."""
@@ -168,6 +174,9 @@ class ServeConfig:
     metrics_port: int | None = None
     """Port that answers GET /metrics for Prometheus; 0 = a free one. Default: none."""
 
+    metrics_host: str | None = None
+    """Address of that port, which is plain and asks nobody who they are. Default: that of host."""
+
     usage_tag: str | None = None
     """Tag of requests by whose values (the first 64) usage is counted, beside identities."""
 
@@ -200,6 +209,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "keepalive_seconds": (1, 86_400),
     "max_model_len": (1, _INT32_MAX),
     "max_batch_tokens": (1, _INT32_MAX),
+    "tokens_beside_samples": (1, _INT32_MAX),
     "chunk_size": (16, _INT32_MAX),
     "memory_utilization": (0.01, 1.0),
     "max_request_bytes": (1, _INT32_MAX),

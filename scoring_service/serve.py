@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -88,11 +89,12 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     metrics_port = None
     if config.metrics_port is not None:
         telemetry.metrics.watch(pool)
+        metrics_host = config.metrics_host or config.host
         try:
-            metrics_port = telemetry.metrics.serve(config.host, config.metrics_port)
+            metrics_port = telemetry.metrics.serve(metrics_host, config.metrics_port)
         except OSError as error:
             print(
-                f"cannot listen on {config.host}:{config.metrics_port}: {error.strerror}",
+                f"cannot listen on {metrics_host}:{config.metrics_port}: {error.strerror}",
                 file=sys.stderr,
             )
             await server.drain()
@@ -133,6 +135,7 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
         max_model_len=config.max_model_len,
         max_batch_tokens=config.max_batch_tokens,
         chunk_size=config.chunk_size,
+        tokens_beside_samples=config.tokens_beside_samples,
         memory_utilization=config.memory_utilization,
         cpu_kernels=config.cpu_kernels,
         path=config.path,
@@ -282,5 +285,10 @@ async def _announce(server: Server, pool: WorkerPool, host: str) -> None:
         )
         if info.tokenizer_reason:
             log.warning("no_tokenizer", model=pool.name, reason=info.tokenizer_reason)
-        print(banner(f"{host}:{server.port}", has_tokenizer=info.tokenizer_json is not None))
-        sys.stdout.flush()
+        _print(banner(f"{host}:{server.port}", has_tokenizer=info.tokenizer_json is not None))
+
+
+def _print(text: str) -> None:
+    """Prints for people; a full disk behind standard output is none of the server's business."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)

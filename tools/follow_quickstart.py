@@ -6,7 +6,8 @@
 
 What is marked ``<!-- follow -->`` in the page is typed, one block after another, in one shell;
 ``follow: server`` in a terminal of its own; ``follow: NAME`` is put into a file of that name.
-Only the port is another one. Exits with what failed first.
+Only the port is another one. Exits with what failed first; with ``--fresh`` also with 1 if it took
+longer than the page promises. The last line of standard error has the seconds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"<!-- follow(?:: (\S+))? -->\n```\w+\n(.*?)```", re.DOTALL)
+PROMISED = 600.0
+"""Seconds that the page names, for everything."""
 PATIENCE = 900.0
 """Seconds until the server has to be ready, installation included."""
 
@@ -39,8 +42,16 @@ def main(arguments: list[str]) -> int:
         if "--fresh" not in arguments:
             _lend_environment(clone)
         code = follow(clone)
-    print(f"followed in {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    return code
+    return verdict(code, time.monotonic() - begun, fresh="--fresh" in arguments)
+
+
+def verdict(code: int, seconds: float, *, fresh: bool) -> int:
+    """Say how long it took; return the exit code, which a promise that was not kept makes 1."""
+    late = fresh and seconds > PROMISED
+    promise = f", of {PROMISED:.0f} s promised" if fresh else ""
+    said = "followed" if code == 0 else "failed"
+    print(f"{said} in {seconds:.0f} s{promise}", file=sys.stderr)
+    return code or int(late)
 
 
 def follow(clone: Path) -> int:

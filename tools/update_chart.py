@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Bring what the Helm chart derives from elsewhere up to date: `make chart`.
 
-* the settings that values.schema.json knows, from `scoring_service.config`;
+* what values.schema.json knows: settings, from `scoring_service.config`, and types of Kubernetes;
 * the dashboard, from `dashboards/` (helm follows a link, but says so at every command);
 * the alerts on the operators' page, docs/operating.md, from the chart's PrometheusRule;
 * the renders of the examples that tests compare with, in `tests/helm/golden/`.
@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_types
 import yaml
 from fetch_helm import fetch
 
@@ -41,6 +42,7 @@ BY_THE_CHART = {
     "port",
     "health_port",
     "metrics_port",
+    "metrics_host",
     "tls_certificate",
     "tls_key",
     "tls_client_ca",
@@ -79,7 +81,7 @@ def derived() -> Iterator[tuple[Path, str]]:
         subprocess.CalledProcessError: helm cannot be had, or does not render an example.
     """
     schema = CHART / "values.schema.json"
-    yield schema, with_settings(schema.read_text())
+    yield schema, with_definitions(schema.read_text())
     dashboard = "dashboards/scoring-service.json"
     yield CHART / dashboard, (ROOT / dashboard).read_text()
     helm = fetch()
@@ -137,10 +139,13 @@ def rendered(helm: Path, example: Path) -> str:
     return done.stdout
 
 
-def with_settings(text: str) -> str:
-    """The schema with the settings of this version of the server."""
+def with_definitions(text: str) -> str:
+    """The schema with the settings of this version of the server, and types of Kubernetes."""
     schema = json.loads(text)
-    schema["$defs"]["settings"] = settings_schema()
+    ours = {k: v for k, v in schema["$defs"].items() if not k.startswith(kubernetes_types.PREFIX)}
+    ours["settings"] = settings_schema()
+    schema["$defs"] = ours
+    ours |= kubernetes_types.definitions(schema)
     return json.dumps(schema, indent=2) + "\n"
 
 
@@ -170,8 +175,15 @@ def json_type(hint: Any) -> dict[str, Any]:
         return {"type": "array", "items": json_type(typing.get_args(hint)[0])}
     if isinstance(hint, types.UnionType):
         (some,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
-        return json_type(some)
+        return or_null(json_type(some))
     return {"type": _JSON_TYPES[hint]}
+
+
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a setting that may be left unset, where another place has set it."""
+    if "enum" in schema:
+        return {"enum": [*schema["enum"], None]}
+    return {**schema, "type": [schema["type"], "null"]}
 
 
 def descriptions() -> dict[str, str]:

@@ -48,6 +48,7 @@ class Side(Protocol):
 
 _MODULES = {
     "bare": "benchmarks.sides.bare",
+    "packed-forward": "benchmarks.sides.packed_forward",
     "engine": "benchmarks.sides.engine",
     "service": "benchmarks.sides.service",
     "transformers-padded": "benchmarks.peers.transformers_padded",

@@ -51,7 +51,7 @@ class Engine:
         )
         loaded = load(settings, on_stage=lambda _stage: None)
         self.info = loaded.info
-        self._runner = make_runner(loaded, _raise)
+        self.runner = make_runner(loaded, _raise)
         # A kernel that was given up must not pass for a slow one.
         print(f"{self.info.backend}: {self.info.path_reason}", file=sys.stderr, flush=True)
 
@@ -61,17 +61,17 @@ class Engine:
             return self._mixed(work) if isinstance(work, Mixed) else self._one_call(work)
         except Exception:
             for call_id in (0, 1):
-                self._runner.cancel(call_id)
+                self.runner.cancel(call_id)
             raise
 
     def _one_call(self, work: Scoring | Sampling) -> Outcome:
-        runner = self._runner
+        runner = self.runner
         began = time.perf_counter()
         runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
         sums: dict[int, float] = {}
         latencies: list[float] = []
         while runner.can_step:
-            for event in _step(runner):
+            for event in step(runner):
                 if isinstance(event, ScoreSlice | SampleSlice) and event.last:
                     latencies.append(time.perf_counter() - began)
                 if isinstance(event, ScoreSlice):
@@ -82,7 +82,7 @@ class Engine:
 
     def _mixed(self, work: Mixed) -> Outcome:
         """Scores group by group while samples are drawn; latencies are between sampled slices."""
-        runner = self._runner
+        runner = self.runner
         waiting = [score_call(Scoring([group])) for group in work.scoring.groups]
         sampling = sample_call(work.sampling)
         gaps: list[float] = []
@@ -90,7 +90,7 @@ class Engine:
         runner.submit(replace(sampling, call_id=0))
         runner.submit(waiting.pop())
         while True:
-            for event in _step(runner):
+            for event in step(runner):
                 if isinstance(event, SampleSlice):
                     now = time.perf_counter()
                     gaps.append((now - last) / max(1, len(event.token_ids)))
@@ -145,7 +145,7 @@ def sample_call(work: Sampling) -> SampleCall:
     return SampleCall(1, tasks)
 
 
-def _step(runner: CallRunner) -> Iterator[CallEvent]:
+def step(runner: CallRunner) -> Iterator[CallEvent]:
     """Events of a step, their bytes taken at once."""
     for event in runner.step():
         if isinstance(event, ItemFailed | CallFailed):

@@ -6,16 +6,12 @@ Legend: N rows, V vocabulary, K top-K, C candidates, M = K + C events. Needs tor
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoring_client.divergences import TAIL_RESOLUTION
-
-Tail = Literal["bucket", "renormalize", "drop"]
-"""What becomes of the mass outside the list: one more event, which makes two distributions of it;
-both lists scaled to 1; nothing, which leaves two lists that do not add up to 1."""
+from scoring_client.numpy_buckets import TAIL_RESOLUTION, Tail
 
 
 class Buckets(NamedTuple):
@@ -41,7 +37,8 @@ def buckets(
 
     The student's masses come from its logits, its tail too: summed over what is outside, not
     1 - sum. The teacher's tail is the server's, less what candidates took out of it; a row where
-    less than 1e-4 of it is left, where the difference says nothing, does without candidates.
+    less than 1e-4 of it is left, where the difference would be rounding, does without candidates
+    (see TAIL_RESOLUTION for how exact it is until then).
 
     Args:
         x_N_V: The student's logits / temperature.

@@ -31,9 +31,10 @@ def by_chunks(
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
     if chunk_rows is None or len(rows) <= chunk_rows:
         return function(rows, **others)
+    # Cut by one split, whose gradient is one cat: that of a slice is all rows again for each chunk.
+    cut = {n: None if value is None else value.split(chunk_rows) for n, value in others.items()}
     parts = []
-    for start in range(0, len(rows), chunk_rows):
-        part = slice(start, start + chunk_rows)
-        chunk = {name: None if value is None else value[part] for name, value in others.items()}
-        parts.append(checkpoint(partial(function, **chunk), rows[part], use_reentrant=False))
+    for index, chunk_of_rows in enumerate(rows.split(chunk_rows)):
+        chunk = {n: None if values is None else values[index] for n, values in cut.items()}
+        parts.append(checkpoint(partial(function, **chunk), chunk_of_rows, use_reentrant=False))
     return torch.cat(parts)

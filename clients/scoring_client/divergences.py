@@ -1,6 +1,7 @@
 """Divergences between distributions over the same events, in numpy: no torch is needed.
 
-The twin of ``losses``, which computes the same from a student's logits with gradients. Arrays are
+The twin of ``losses``, which computes the same from a student's logits with gradients: its ``tail``
+and ``floor`` are ``top_k_buckets`` and ``union_with_floor``, its masks and means yours. Arrays are
 log-masses [..., M] in nats over M disjoint events: the tokens of a top-K list or of the union of
 two, and last the tail that holds everything else. An event that is not there is -inf in both.
 Everything is computed in float64. P is the teacher, Q the student.
@@ -14,10 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Float64Array = npt.NDArray[np.float64]
+from scoring_client.arrays import Float64Array
+from scoring_client.numpy_buckets import top_k_buckets, union_with_floor
 
-TAIL_RESOLUTION = 1e-4
-"""Share of a tail that a subtraction still resolves: tails are right to 1e-5."""
+__all__ = [
+    "Mismatch",
+    "check_alpha",
+    "forward_kl",
+    "generalized_js",
+    "mismatch_kl",
+    "reverse_kl",
+    "soft_cross_entropy",
+    "top_k_buckets",
+    "union_with_floor",
+]
 
 
 def forward_kl(teacher: npt.ArrayLike, student: npt.ArrayLike) -> Float64Array:
@@ -98,57 +109,6 @@ def soft_cross_entropy(logprobs: npt.ArrayLike, weights: npt.ArrayLike) -> Float
         return -_total(np.where(weights_K == 0, 0.0, weights_K * logprobs_K))
 
 
-def top_k_buckets(
-    student_logprobs: npt.ArrayLike,
-    token_ids: npt.ArrayLike,
-    teacher_logprobs: npt.ArrayLike,
-    log_tail_masses: npt.ArrayLike,
-    candidate_ids: npt.ArrayLike | None = None,
-    candidate_logprobs: npt.ArrayLike | None = None,
-) -> tuple[Float64Array, Float64Array]:
-    """Return teacher and student over a top-K list, the candidates outside it, and the tail.
-
-    The tail holds everything else: the teacher's is the server's tail mass less what the candidates
-    took out of it, the student's is summed. A row in which less than 1e-4 of the teacher's tail is
-    left, where a difference says nothing any more, does without its candidates: coarser, and exact.
-
-    Args:
-        student_logprobs: The student's log-probs over the vocabulary, [N, V].
-        token_ids: The teacher's list, [N, K]; an id stands once in a row.
-        teacher_logprobs: [N, K].
-        log_tail_masses: [N].
-        candidate_ids: Further ids, such as the student's own top-C, [N, C]; -1 = none.
-        candidate_logprobs: The teacher's log-probs there, [N, C].
-
-    Returns:
-        Log-masses of teacher and student, float64 [N, K + C + 1].
-    """
-    q_N_V = np.array(student_logprobs, dtype=np.float64)
-    ids_N_M = np.asarray(token_ids)
-    p_N_M = np.asarray(teacher_logprobs, dtype=np.float64)
-    tail_N = np.array(log_tail_masses, dtype=np.float64)
-    if candidate_ids is not None and candidate_logprobs is not None:
-        new_N_C = _first_seen(ids_N_M, np.asarray(candidate_ids))
-        taken_N_C = np.where(new_N_C, np.asarray(candidate_logprobs, dtype=np.float64), -np.inf)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share_N = np.exp(taken_N_C - tail_N[:, None]).sum(axis=1)
-            resolved_N = share_N < 1 - TAIL_RESOLUTION
-            tail_N = np.where(resolved_N, tail_N + np.log1p(-share_N), tail_N)
-        used_N_C = new_N_C & resolved_N[:, None]
-        ids_N_M = np.concatenate([ids_N_M, np.where(used_N_C, candidate_ids, -1)], axis=1)
-        p_N_M = np.concatenate([p_N_M, np.where(used_N_C, taken_N_C, -np.inf)], axis=1)
-    rows_N_1 = np.arange(len(q_N_V))[:, None]
-    q_N_M = np.where(ids_N_M >= 0, q_N_V[rows_N_1, ids_N_M], -np.inf)
-    listed_N_V = np.zeros(q_N_V.shape, dtype=bool)
-    np.logical_or.at(listed_N_V, (rows_N_1, np.maximum(ids_N_M, 0)), ids_N_M >= 0)
-    with np.errstate(divide="ignore"):
-        q_tail_N = np.log(np.where(listed_N_V, 0.0, np.exp(q_N_V)).sum(axis=1))
-    return (
-        np.concatenate([p_N_M, tail_N[:, None]], axis=1),
-        np.concatenate([q_N_M, q_tail_N[:, None]], axis=1),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Mismatch:
     """Estimates of KL(sampler || trainer), nats a token; see ``mismatch.MismatchKL``."""
@@ -219,12 +179,3 @@ def _pair(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[Float64Array, Fl
 
 def _total(terms: npt.NDArray[Any]) -> Float64Array:
     return np.asarray(terms.sum(axis=-1), dtype=np.float64)
-
-
-def _first_seen(ids_N_K: npt.NDArray[Any], more_N_C: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which of further ids [N, C] are asked, in no list before them, and not repeated."""
-    new_N_C = more_N_C >= 0
-    for column in range(more_N_C.shape[1]):
-        before = np.concatenate([ids_N_K, more_N_C[:, :column]], axis=1)
-        new_N_C[:, column] &= ~(before == more_N_C[:, column : column + 1]).any(axis=1)
-    return new_N_C

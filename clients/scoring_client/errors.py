@@ -137,7 +137,8 @@ class AbortedError(ScoringError):
     """Something else took its place (ABORTED): its ``reason`` tells what.
 
     ``UPDATE_ABORTED``: an update of the weights was given up. ``WEIGHTS_REPLACED``: a sample met
-    new weights whose update aborts samples.
+    new weights whose update aborts samples. ``CALLS_STILL_RUNNING``: an update in place waited too
+    long for calls under way.
     """
 
 

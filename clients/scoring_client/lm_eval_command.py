@@ -1,6 +1,7 @@
 """The command ``scoring-lm-eval``: lm-eval's own command line with a scoring server as a model.
 
-lm-eval looks for models in its own package alone, so somebody has to import ours before it runs.
+lm-eval 0.4.13 looks for models in its own package alone, so somebody has to import ours before it
+runs. Later ones find it by its entry point.
 """
 
 from __future__ import annotations

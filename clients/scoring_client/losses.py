@@ -2,9 +2,16 @@
 
 The teacher comes as TeacherRows, from one ``topk_logprobs`` request. P is the teacher, Q the
 student. Divergences are taken over the events that the teacher's answer tells apart: its top-K
-tokens, the candidates beside them, and one for everything else (``tail="bucket"``, whose mass is
-exact on both sides). That makes them at most the divergence over the whole vocabulary, and equal
-to it at K = V. ``divergences`` is the same in numpy. Legend: N rows, V vocabulary, K top-K.
+tokens, the candidates beside them, and one for everything else (``tail="bucket"``). That makes
+them at most the divergence over the whole vocabulary, and equal to it at K = V. ``divergences`` is
+the same in numpy. Legend: N rows, V vocabulary, K top-K.
+
+The mass of everything else is summed on both sides, never 1 - sum: the student's over what is
+outside, the teacher's by the server, less what candidates took out of it. So equal distributions
+give exactly 0 on a list, and 0 to rounding with candidates: what is left of the teacher's tail has
+the error of the server's sum, about 1e-6 of the tail in float32 and at most 1e-5. KL of equal or
+nearly equal distributions may be below 0 by so much; Jensen-Shannon has the square of it, over the
+share of the tail that is left: at most 2e-7.
 """
 
 from __future__ import annotations
@@ -17,9 +24,10 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from scoring_client.buckets import Buckets, Tail, buckets, union_with_floor
+from scoring_client.buckets import Buckets, buckets, union_with_floor
 from scoring_client.cross_entropy import soft_cross_entropy
 from scoring_client.divergences import check_alpha
+from scoring_client.numpy_buckets import Tail
 from scoring_client.options import check_names
 from scoring_client.reductions import Reduction, kept_rows, matrix_shape, reduced
 from scoring_client.teacher import TeacherRows, teacher_rows
@@ -54,8 +62,9 @@ class LossOptions(TypedDict, total=False):
 def forward_kl(logits: Tensor, teacher: TeacherRows, **options: Unpack[LossOptions]) -> Tensor:
     """Return KL(P || Q) = sum p (log p - log q).
 
-    In [0, ∞], 0 exactly when P and Q are equal, not symmetric. With ``tail="drop"`` the lists are
-    no distributions, and the number may be negative.
+    In [0, ∞], 0 when P and Q are equal and only then, not symmetric; exactly so on a list, to
+    rounding with candidates (see above: -1e-5 times the tail's mass at the least). With
+    ``tail="drop"`` the lists are no distributions, and the number may be negative.
 
     Args:
         logits: The student's, [N, V].
@@ -74,8 +83,9 @@ def forward_kl(logits: Tensor, teacher: TeacherRows, **options: Unpack[LossOptio
 def reverse_kl(logits: Tensor, teacher: TeacherRows, **options: Unpack[LossOptions]) -> Tensor:
     """Return KL(Q || P) = sum q (log q - log p), on the list and the candidates.
 
-    In [0, ∞], 0 exactly when P and Q are equal, not symmetric; infinite where the student puts mass
-    on what the teacher holds impossible. The events should hold what the student finds likely: give
+    In [0, ∞], 0 when P and Q are equal and only then, as exactly as ``forward_kl`` is; not
+    symmetric; infinite where the student puts mass on what the teacher holds impossible. The events
+    should hold what the student finds likely: give
     its own top-C as candidates. For candidates alone, without a teacher's list, give them as
     ``token_ids`` and choose ``tail="renormalize"``, or ``"drop"`` for the bare sum.
 
@@ -96,9 +106,10 @@ def generalized_js(
 ) -> Tensor:
     """Return α KL(P || M) + (1 - α) KL(Q || M), M = α P + (1 - α) Q: generalised Jensen-Shannon.
 
-    In [0, H(α)] with H the binary entropy, so at most log 2; 0 exactly when P and Q are equal. It
-    is the same when P and Q and α and 1 - α change places: symmetric at α = 1/2. As α → 0 it
-    vanishes like α KL(P || Q), as α → 1 like (1 - α) KL(Q || P).
+    In [0, H(α)] with H the binary entropy, so at most log 2; 0 when P and Q are equal and only
+    then: exactly on a list, to rounding with candidates (2e-7 at most). It is the same when P and Q
+    and α and 1 - α change places: symmetric at α = 1/2. As α → 0 it vanishes like α KL(P || Q), as
+    α → 1 like (1 - α) KL(Q || P).
 
     Args:
         logits: The student's, [N, V].

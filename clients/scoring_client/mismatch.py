@@ -1,7 +1,7 @@
 """How far a trainer's log-probs lie from its sampler's, and the ratios that correct for it.
 
-log r = trainer - sampler at tokens that the sampler drew. Needs torch; ``divergences`` has the
-same in numpy.
+log r = trainer - sampler at tokens that the sampler drew. Needs torch;
+``divergences.mismatch_kl`` is the comparison in numpy, without the maxima by position.
 """
 
 from __future__ import annotations

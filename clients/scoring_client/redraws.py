@@ -23,7 +23,7 @@ def redraw_tokens(
 
     Args:
         client: Of the server.
-        token_ids: The whole text, at least two tokens.
+        token_ids: The whole text; in one of a single token nothing is drawn.
         n: Draws a position.
         temperature: Of the draws; the log-probs are at temperature 1.
         seed: Of all positions. Equal seeds are no harm here: random numbers depend on the position.
@@ -34,6 +34,8 @@ def redraw_tokens(
     Raises:
         ScoringError: see ``scoring_client.errors``.
     """
+    if len(token_ids) < 2:
+        return np.empty((0, n), dtype=np.int32), np.empty((0, n), dtype=np.float32)
     prompts = [SamplePrompt(token_ids[:end], n=n, seed=seed) for end in range(1, len(token_ids))]
     drawn = client.sample(prompts, max_tokens=1, temperature=temperature, ignore_eos=True)
     ids = np.array([[sample.token_ids[0] for sample in row] for row in drawn], dtype=np.int32)

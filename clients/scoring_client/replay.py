@@ -21,6 +21,7 @@ from scoring_client.processing import ResolvedProcessing
 from scoring_client.truncation import (
     RowValue,
     apply_top_k_top_p,
+    check_labels,
     per_row,
     support_of_rows,
     truncation_by_row,
@@ -79,7 +80,7 @@ def processed_logprobs(
         ValueError: temperature <= 0, another parameter out of range, a label outside the
             vocabulary, or shapes that do not fit.
     """
-    _check_labels(labels, logits.shape[:-1], logits.shape[-1])
+    check_labels(labels, logits.shape[:-1], logits.shape[-1])
     settings = _settings_by_row(logits, temperature, top_k, top_p, min_p)
     x_T_V, labels_T = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     guarded_T = labels_T if keep_labels else None
@@ -128,7 +129,7 @@ def linear_processed_logprobs(
     Raises:
         ValueError: as of ``processed_logprobs``.
     """
-    _check_labels(labels, hidden.shape[:-1], len(weight))
+    check_labels(labels, hidden.shape[:-1], len(weight))
     settings = _settings_by_row(hidden, temperature, top_k, top_p, min_p)
     hidden_T_H, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     fused = fused_linear_processed_logprobs(hidden, weight)
@@ -238,18 +239,6 @@ def _settings_by_row(
             "no distribution to replay; score it at temperature 1"
         )
     return {"temperature": temperature_T, **truncation_by_row(rows, top_k, top_p, min_p)}
-
-
-def _check_labels(labels: Tensor, rows: torch.Size, vocab: int) -> None:
-    if labels.shape != rows:
-        raise ValueError(f"labels have shape {list(labels.shape)} for rows {list(rows)}")
-    if torch.compiler.is_compiling() or (
-        labels.is_cuda and torch.cuda.is_current_stream_capturing()
-    ):
-        return  # values cannot be looked at there
-    # On a GPU gather would end the process's CUDA context instead of raising.
-    if labels.numel() and int(labels.max()) >= vocab:
-        raise ValueError(f"label {int(labels.max())} is outside the vocabulary of {vocab}")
 
 
 def _scaled(logits_T_V: Tensor, temperature_T: Tensor) -> Tensor:

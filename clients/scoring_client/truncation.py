@@ -41,7 +41,8 @@ def apply_top_k_top_p(
         labels: Token ids [...] whose own logit always survives; negative = none in this row.
 
     Raises:
-        ValueError: a parameter is out of range or has another shape than the rows.
+        ValueError: a parameter is out of range or has another shape than the rows; labels have
+            another shape, or one is outside the vocabulary.
     """
     keep = support(logits, top_k, top_p, min_p, labels)
     return logits if keep is None else logits.masked_fill(~keep, -math.inf)
@@ -58,6 +59,8 @@ def support(
 
     Arguments and errors as of ``apply_top_k_top_p``.
     """
+    if labels is not None:
+        check_labels(labels, logits.shape[:-1], logits.shape[-1])
     settings = truncation_by_row(logits, top_k, top_p, min_p)
     labels_T = None if labels is None else labels.reshape(-1)
     keep = support_of_rows(logits.reshape(-1, logits.shape[-1]), labels_T, **settings)
@@ -141,6 +144,23 @@ def per_row(name: str, value: RowValue, rows: Tensor, dtype: torch.dtype) -> Ten
     if given.shape != shape:
         given = given.reshape(())
     return given.to(dtype).expand(shape).reshape(-1)
+
+
+def check_labels(labels: Tensor, rows: torch.Size, vocab: int) -> None:
+    """Refuse labels that are not one for each row, or outside the vocabulary.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if labels.shape != rows:
+        raise ValueError(f"labels have shape {list(labels.shape)} for rows {list(rows)}")
+    if torch.compiler.is_compiling() or (
+        labels.is_cuda and torch.cuda.is_current_stream_capturing()
+    ):
+        return  # values cannot be looked at there
+    # On a GPU gather would end the process's CUDA context instead of raising.
+    if labels.numel() and int(labels.max()) >= vocab:
+        raise ValueError(f"label {int(labels.max())} is outside the vocabulary of {vocab}")
 
 
 def _top_k_only(x_T_V: Tensor, k_T: Tensor) -> Tensor:

@@ -2,47 +2,68 @@
 
 A process of its own, because loading a model changes torch's global settings for a while and takes
 the interpreter's lock for seconds, which the calls of a worker would notice. The job comes pickled
-from the server on standard input; what is wrong goes to standard output, nothing if all is well.
+from the server on standard input; what is wrong goes to standard output, a line with the reason and
+then a message, nothing if all is well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import torch
 
+from scoring_service.engine.checkpoint_memory import loading_bytes
+from scoring_service.engine.host_memory import free_host_memory
+from scoring_service.engine.memory import is_refused_memory
 from scoring_service.engine.network import load_network
-from scoring_service.engine.weight_memory import Layout, map_writable
-from scoring_service.engine.weight_store import tensor_in
-from scoring_service.errors import ConfigurationError
+from scoring_service.engine.weight_memory import (
+    HEADER_BYTES,
+    Layout,
+    map_writable,
+    publish_ready,
+)
+from scoring_service.engine.weight_store import give_way, tensor_in
+from scoring_service.errors import ConfigurationError, Fault, Reason
 from scoring_service.types import EngineConfig, TensorSpec
+
+_SPARE = 1.1
+"""A model is loaded if so many times what that takes is free."""
 
 
 def fill(
     config: EngineConfig, specs: tuple[TensorSpec, ...], layout: Layout, path: str
-) -> str | None:
-    """Loads the model and copies its tensors; what is wrong with them, or None."""
+) -> Fault | None:
+    """Loads the model and moves its tensors; what is wrong with them, or None."""
+    needed, free = loading_bytes(config.model, specs, layout), free_host_memory()
+    if needed * _SPARE > free:
+        message = f"to load the files takes {needed >> 20} MiB, and {free >> 20} MiB are free"
+        return Fault(Reason.OUT_OF_MEMORY, message)
     try:
         network = load_network(config, torch.device("cpu"))
     except ConfigurationError as error:
-        return str(error)
-    state: dict[str, torch.Tensor] = network.state_dict()
+        refused = error.__cause__ is not None and is_refused_memory(error.__cause__)
+        reason = Reason.OUT_OF_MEMORY if refused else Reason.WEIGHTS_UNREADABLE
+        return Fault(reason, str(error))
+    state: dict[str, torch.Tensor] = network.state_dict(keep_vars=True)
     if difference := _difference(specs, state):
-        return f"the files hold another model: {difference}"
+        message = f"the files hold another model: {difference}"
+        return Fault(Reason.WEIGHTS_UNREADABLE, message)
     memory = map_writable(path)
     for name, region in layout.regions.items():
         if region.size:
             tensor_in(memory, region).copy_(state[name])
-    for spec in specs:
-        # The server's model shares these; files that tell them apart are another model's.
-        if spec.tied_to and not torch.equal(state[spec.name], state[spec.tied_to]):
-            return f"the files hold another model: {spec.name} is not tied to {spec.tied_to}"
+            # The model and the memory need not be there in full side by side.
+            state[name].data = state[name].new_empty(0)
+        publish_ready(memory, region.offset + region.size - HEADER_BYTES)
     return None
 
 
 def _difference(specs: tuple[TensorSpec, ...], state: dict[str, torch.Tensor]) -> str:
+    """What of the files is not as the server's model has it; empty if all is."""
     names = {spec.name for spec in specs}
     if odd := sorted(names.symmetric_difference(state)):
         return f"tensor {odd[0]} is in one of the two only"
@@ -53,6 +74,9 @@ def _difference(specs: tuple[TensorSpec, ...], state: dict[str, torch.Tensor]) -
             return (
                 f"{spec.name} is {found[0]} {list(found[1])}, not {spec.dtype} {list(spec.shape)}"
             )
+        # The server's model shares these; files that tell them apart are another model's.
+        if spec.tied_to and not torch.equal(tensor, state[spec.tied_to]):
+            return f"{spec.name} is not tied to {spec.tied_to}"
     return ""
 
 
@@ -61,8 +85,13 @@ def main() -> None:
     # Whatever libraries print goes to standard error: standard output is for the answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    problem = fill(*pickle.load(sys.stdin.buffer))
-    answer.write(problem or "")
+    give_way()
+    with contextlib.suppress(OSError):
+        # If memory runs out all the same, this process is the one to do without.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    fault = fill(*pickle.load(sys.stdin.buffer))
+    if fault is not None:
+        answer.write(f"{fault.reason}\n{fault.message}")
     answer.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.checkpoint_names import with_checkpoint_names
 from scoring_service.engine.generation_config import eos_token_ids, explicit_settings
 from scoring_service.engine.path import ChosenPath, backend_of
 from scoring_service.types import EngineInfo
@@ -37,7 +38,7 @@ def describe(
     Raises:
         RuntimeError: its weights are not named yet.
     """
-    head, packed, weights = model.head, path.packed, model.weights
+    head, packed, weights, slots = model.head, path.packed, model.weights, model.slots
     if weights is None:
         raise RuntimeError("a model is described once its weights are named")
     generation = getattr(network, "generation_config", None)
@@ -62,7 +63,7 @@ def describe(
         eos_token_ids=eos_token_ids(generation, network.config.get_text_config(), head.vocab_size),
         max_batch_tokens=_PLAIN_BATCH_TOKENS if settings is None else settings.max_batch_tokens,
         generation_config=explicit_settings(generation),
-        tensors=() if model.slots is None else model.slots.specs,
+        tensors=() if slots is None else with_checkpoint_names(network, slots.specs),
         limits=None if packed is None else packed.limits,
     )
 

@@ -255,6 +255,18 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class BugMet:
+    """A call failed by a bug of the engine, or of the model's own code, and will be told so.
+
+    An event rather than a line of the worker's own: the process that serves gRPC writes the log.
+    """
+
+    request_id: str
+    traceback: str
+    """Without variables."""
+
+
+@dataclass(frozen=True, slots=True)
 class WeightsStaged:
     """An update's weights were read to their end."""
 
@@ -306,4 +318,6 @@ WeightEvent = WeightsStaged | WeightsFailed | WeightsFilled | WeightsDropped
 CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished | CallFailed
 StreamEvent = CallEvent | WeightsChanged
 """What the reader of a call gets."""
-Event = LoadProgress | Ready | LoadFailed | Heartbeat | WeightEvent | CacheFlushed | CallEvent
+Event = (
+    LoadProgress | Ready | LoadFailed | Heartbeat | BugMet | WeightEvent | CacheFlushed | CallEvent
+)

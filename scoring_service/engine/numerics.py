@@ -18,9 +18,12 @@ from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.processor import describe_processor
 from scoring_service.engine.tiles import ROW_MULTIPLE, tile_rows
 
-_TALL = 64
-_HEIGHTS = (*range(1, 18), 31, 32, 33, 47, _TALL)
+_HEIGHTS = (*range(1, 18), 31, 32, 33, 47, 64)
 """Of products that a few samples or a short text make."""
+
+_TALL_HEIGHTS = (128, 256, 512)
+_TALLEST = 4096
+"""Beyond it a product is cut into blocks, of which it only has more."""
 
 _ORIGIN = ("_name_or_path", "_commit_hash", "transformers_version")
 
@@ -70,11 +73,25 @@ def least_padding(head: LinearHead, states_T_H: Tensor) -> LinearHead:
     return bare if rows_are_invariant(bare, states_T_H) else head
 
 
-def body_row_multiple(network: Any) -> int:
+def tall_steps(step_rows: int) -> list[int]:
+    """Rows of steps that are tried beside small ones, a full one last.
+
+    Args:
+        step_rows: of a full step.
+    """
+    full = min(step_rows, _TALLEST)
+    return [*(height for height in _TALL_HEIGHTS if height < full), *([full] if full > 64 else [])]
+
+
+def body_row_multiple(network: Any, step_rows: int) -> int:
     """What the rows of a step have to be a multiple of, so that its products keep a row's bits.
 
     1 where every product of the body is a linear layer whose bits do not depend on its height: each
-    shape of them is tried at the heights of small steps.
+    shape of them is tried at the heights of small steps and of some up to a full one.
+
+    Args:
+        network: the model.
+        step_rows: of a full step.
     """
     network_dtype: torch.dtype = network.dtype
     layers: dict[tuple[Any, ...], nn.Module] = {}
@@ -90,9 +107,12 @@ def body_row_multiple(network: Any) -> int:
     if network.device.type != "cpu" or not layers:
         return ROW_MULTIPLE
     generator = torch.Generator().manual_seed(0)
+    heights = (*_HEIGHTS, *tall_steps(step_rows))
+    # None of its last rows is a ragged one.
+    whole = heights[-1] + ROW_MULTIPLE + -heights[-1] % ROW_MULTIPLE
     for (_, width, *_), layer in layers.items():
-        rows = torch.randn(3 * _TALL // 2, width, generator=generator).to(network_dtype)
-        if not _same_at_heights(layer, rows, _HEIGHTS):
+        rows = torch.randn(whole, width, generator=generator).to(network_dtype)
+        if not _same_at_heights(layer, rows, heights):
             return ROW_MULTIPLE
     return 1
 

@@ -16,6 +16,10 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 CHUNK_TOKENS = {"cpu": 64, "cuda": 256}
 """Tokens between seams, unless configured."""
 
+BESIDE_SAMPLES = 20
+"""Tokens of scoring and prompts that join few samples where chunks may be cut, unless configured: a
+step of them takes less than twice as long as one that draws alone, and one of a chunk does not."""
+
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
 """Of what is left beside the weights, what pages and steps may take, unless configured."""
 

@@ -12,15 +12,18 @@ from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.memory import is_lost
 from scoring_service.engine.numerics import body_row_multiple
+from scoring_service.engine.packed.company import bits_do_not_depend_on_company
 from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.probe import (
     PLAIN,
     CannotPackError,
-    bits_do_not_depend_on_company,
+    bits_do_not_depend_on_pieces,
     layer_shapes,
 )
-from scoring_service.engine.packed.setup import PackedSetup, set_up
+from scoring_service.engine.packed.setup import PackedSetup, packed_settings, set_up
+from scoring_service.engine.page_budget import step_tokens
 from scoring_service.engine.step_shape import step_shape
+from scoring_service.engine.tiles import ROW_MULTIPLE
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.build import KernelsUnavailableError
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
@@ -62,14 +65,35 @@ def choose_path(
         shapes, note = _layer_shapes(network, model, limit)
         note += _try_head(model)
         model.fuse_layers()
-        model.row_multiple = body_row_multiple(network)
     except CannotPackError as refusal:
         return ChosenPath(None, f"{PLAIN}: {refusal}")
-    deterministic = bits_do_not_depend_on_company(model, shapes)
+    deterministic = _choose_padding(network, model, shapes, config)
+    # Which of torch's operators attends depends on how many queries there are, and so do bits.
+    cuts = (
+        deterministic
+        and _attends_compiled(model, shapes)
+        and bits_do_not_depend_on_pieces(model, shapes, limit)
+    )
     shape = _step_shape(network, model, shapes)
-    setup = set_up(config, shapes, shape, limit, model.dtype, model.device)
+    setup = set_up(config, shapes, shape, limit, model.dtype, model.device, cuts)
     reason = f"a probe found packed and plain attention equal{note}"
     return ChosenPath(setup, reason, deterministic)
+
+
+def _choose_padding(
+    network: Any, model: CausalModel, shapes: list[LayerShape], config: EngineConfig
+) -> bool:
+    """Pads steps no more than bits need; whether these do not depend on company then."""
+    settings = packed_settings(config, model.device)
+    rows = step_tokens(settings.max_batch_tokens, settings.chunk_size)
+    model.row_multiple = body_row_multiple(network, rows)
+    if bits_do_not_depend_on_company(network, model, shapes, rows):
+        return True
+    if model.row_multiple == ROW_MULTIPLE:
+        return False
+    # What is no product may need it: threads share out the elements of what torch does pointwise.
+    model.row_multiple = ROW_MULTIPLE
+    return bits_do_not_depend_on_company(network, model, shapes, rows)
 
 
 def _layer_shapes(network: Any, model: CausalModel, limit: int) -> tuple[list[LayerShape], str]:
@@ -108,10 +132,15 @@ def _try_head(model: CausalModel) -> str:
     return refusal
 
 
+def _attends_compiled(model: CausalModel, shapes: list[LayerShape]) -> bool:
+    """Whether C++ kernels do the attention of every layer."""
+    widths = [width for layer in shapes for width in (layer.key_dim, layer.value_dim)]
+    return model.kernels is not None and model.kernels.attends(model.dtype, *widths)
+
+
 def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:
     """What decides the memory of the model's steps as it is run here."""
     kernels, head = model.kernels, model.head
-    widths = [width for layer in shapes for width in (layer.key_dim, layer.value_dim)]
     on_gpu = dispatch.backend(model.device) == "triton"
     return step_shape(
         network.config.get_text_config().to_dict(),
@@ -120,8 +149,7 @@ def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> S
         residual_bytes=model.residual_dtype.itemsize,
         logit_bytes=head.dtype.itemsize,
         device_type=model.device.type,
-        compiled_attention=model.attends_by_triton
-        or (kernels is not None and kernels.attends(model.dtype, *widths)),
+        compiled_attention=model.attends_by_triton or _attends_compiled(model, shapes),
         compiled_head=on_gpu or kernels is not None,
         finishes_logits=not head.finishes_nothing,
     )

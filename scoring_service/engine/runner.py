@@ -51,7 +51,7 @@ class Runner:
     def __init__(
         self,
         work: Work,
-        log_bug: Callable[[int, BaseException], None],
+        log_bug: Callable[[Call, BaseException], None],
         device_is_lost: Callable[[], bool] = lambda: False,
         is_out_of_memory: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
@@ -138,7 +138,7 @@ class Runner:
             self.is_sound = False
             fault = Fault(Reason.OUT_OF_MEMORY, "the device ran out of memory for this call")
         else:
-            self._log_bug(call_id, error)
+            self._log_bug(running.call, error)
             self.is_sound = not self._device_is_lost()
             fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
         return CallFailed(call_id, fault)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
-import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +10,7 @@ from typing import Protocol
 
 from scoring_service.engine.events import (
     ApplyWeights,
+    BugMet,
     CacheFlushed,
     CallEvent,
     CallFailed,
@@ -41,6 +40,9 @@ from scoring_service.types import Call, EngineConfig
 
 Send = Callable[[Event], None]
 
+_MOST_TRACEBACK = 1 << 14
+"""Characters of a traceback, from its end."""
+
 
 def run_worker(
     config: EngineConfig,
@@ -64,9 +66,10 @@ def run_worker(
         return
     store = WeightStore(loaded, send)
     send(Ready(loaded.info))
-    runner = make_runner(loaded, _log_bug)
+    log_bug = partial(_tell_bug, send)
+    runner = make_runner(loaded, log_bug)
     monitor.watch(runner.gauges)
-    while _obey(runner, store, commands, send):
+    while _obey(runner, store, commands, send, log_bug):
         if runner.can_step:
             monitor.begin_step()
             events = runner.step()
@@ -135,7 +138,11 @@ def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
 
 
 def _obey(
-    runner: CallRunner, store: WeightStore, commands: queue.SimpleQueue[Command], send: Send
+    runner: CallRunner,
+    store: WeightStore,
+    commands: queue.SimpleQueue[Command],
+    send: Send,
+    log_bug: LogBug,
 ) -> bool:
     """Carries out every waiting command, and waits for one when there is no work."""
     while True:
@@ -145,7 +152,7 @@ def _obey(
             return True
         match command:
             case Submit():
-                _submit(runner, store, command, send)
+                _submit(runner, store, command, send, log_bug)
             case Cancel(call_id):
                 runner.cancel(call_id)
             case Credit(call_id, size):
@@ -164,12 +171,14 @@ def _obey(
                 return False
 
 
-def _submit(runner: CallRunner, store: WeightStore, command: Submit, send: Send) -> None:
+def _submit(
+    runner: CallRunner, store: WeightStore, command: Submit, send: Send, log_bug: LogBug
+) -> None:
     call_id = command.call.call_id
     try:
         runner.submit(command.call, store.find(command.weights), command.alone)
     except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
-        _log_bug(call_id, error)
+        log_bug(command.call, error)
         runner.cancel(call_id)
         fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
         send(CallFailed(call_id, fault))
@@ -178,7 +187,6 @@ def _submit(runner: CallRunner, store: WeightStore, command: Submit, send: Send)
         runner.add_credit(call_id, command.credit - INITIAL_CREDIT)
 
 
-def _log_bug(call_id: int, error: BaseException) -> None:
-    with contextlib.suppress(OSError):  # a full disk behind standard error
-        print(f"call {call_id} failed by a bug in the engine:", file=sys.stderr)
-        traceback.print_exception(error, file=sys.stderr)
+def _tell_bug(send: Send, call: Call, error: BaseException) -> None:
+    text = "".join(traceback.format_exception(error)).rstrip()
+    send(BugMet(call.request_id, text[-_MOST_TRACEBACK:]))

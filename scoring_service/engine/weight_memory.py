@@ -46,6 +46,9 @@ FLOATING = frozenset(name for name in ELEMENT_BYTES if "float" in name)
 _STATE = struct.Struct("<qq")
 """Bytes that can be read, counted from the first tensor; and what becomes of the rest."""
 
+_READY = struct.Struct("<q")
+"""The first of the two."""
+
 
 class WriterState(IntEnum):
     """What a reader may expect."""
@@ -138,6 +141,11 @@ class WeightMemory:
             pass  # what was written before is seen before what is written now, on any processor
         _STATE.pack_into(self.view, 0, ready, state)
 
+    @property
+    def ready(self) -> int:
+        """How many bytes from the first tensor on may be read, whoever has written them."""
+        return int(_READY.unpack_from(self.view, 0)[0])
+
     def close(self) -> None:
         """Gives it up; those who have mapped it keep it until they let go."""
         self.view.release()
@@ -188,6 +196,16 @@ def map_memory(path: str, before: MappedMemory | None = None) -> MappedMemory:
         return MappedMemory(_mapped(fd, mmap.ACCESS_READ), file)
     finally:
         os.close(fd)
+
+
+def publish_ready(memory: mmap.mmap, ready: int) -> None:
+    """Tells readers how many bytes from the first tensor on they may read; of a helper that writes.
+
+    What becomes of the rest is for the owner to say: it may have given the memory up meanwhile.
+    """
+    with threading.Lock():
+        pass  # as in `WeightMemory.publish`
+    _READY.pack_into(memory, 0, ready)
 
 
 def map_writable(path: str) -> mmap.mmap:

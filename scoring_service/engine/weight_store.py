@@ -73,7 +73,7 @@ class WeightStore:
         self._spare: MappedMemory | None = None
         """Of weights that were dropped: the next ones may come in the same memory."""
         self._fills: dict[int, threading.Thread] = {}
-        self._helper = ThreadPoolExecutor(1, initializer=_give_way)
+        self._helper = ThreadPoolExecutor(1, initializer=give_way)
 
     def find(self, weights: int) -> ModelWeights:
         """The weights of that number.
@@ -153,7 +153,7 @@ class WeightStore:
         self._send(WeightsDropped(weights))
 
     def _run(self, staging: _Staging) -> None:
-        _give_way()
+        give_way()
         command = staging.command
         try:
             beside = command.beside and self._has_room()
@@ -245,7 +245,7 @@ class WeightStore:
         )
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Lets steps go before this thread where cores are few: calls should notice no update."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

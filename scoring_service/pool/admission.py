@@ -91,7 +91,7 @@ class Admission:
         Raises:
             ServiceError: QUEUE_FULL, with the time after which there should be room.
         """
-        ticket.room = min(ticket.tokens, max(1, self._max_tokens // 2))
+        ticket.room = min(ticket.tokens, self._most_room)
         if self._tickets:
             self._check_room(ticket.client, ticket.room)
             self._check_reply(ticket.reply_bytes)
@@ -102,14 +102,24 @@ class Admission:
         self.reply_bytes += ticket.reply_bytes
         self.throughput.busy(True)
 
-    def check_room(self, client: str) -> None:
-        """Refuses a client that has no room even for a token, before its request is read.
+    def room(self, client: str) -> float:
+        """Tokens of the largest call that a client would be let in with now."""
+        free = self._max_tokens - self.taken
+        largest = min(free, (SHARE * free - self._by_client.get(client, 0)) // (SHARE + 1))
+        return largest if self._tickets and largest < self._most_room else math.inf
+
+    def check_room(self, client: str, tokens: int = 1) -> None:
+        """Refuses a call before it is read, for which there is no room.
+
+        Args:
+            client: whose it is.
+            tokens: that it has at least.
 
         Raises:
             ServiceError: QUEUE_FULL.
         """
         if self._tickets:
-            self._check_room(client, 1)
+            self._check_room(client, min(tokens, self._most_room))
 
     def finished(self, call_id: int, tokens: int, sent: Mark) -> None:
         """A part of so many tokens of a call was computed; see `Throughput.finished`."""
@@ -135,6 +145,11 @@ class Admission:
         own = self._tickets.get(call_id)
         place = (0, call_id) if own is None else own.place
         return sum(t.tokens for t in self._tickets.values() if t.place < place)
+
+    @property
+    def _most_room(self) -> int:
+        """That a call takes of the queue, however large it is."""
+        return max(1, self._max_tokens // 2)
 
     @property
     def calls(self) -> int:

@@ -22,6 +22,7 @@ from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cutting import Cut, CutSettings, Piece, cut, piece_of
 from scoring_service.pool.dispatch import Dispatcher
+from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.settings import PoolSettings
@@ -83,14 +84,14 @@ class AdmittedCalls:
         """An id for the next call."""
         return next(self._call_ids)
 
-    def check_room(self, client: str) -> None:
-        """Refuses a client that would have no room for any call.
+    def check_room(self, client: str, tokens: int) -> None:
+        """Refuses a call that has at least so many tokens, if there is no room for it.
 
         Raises:
             ServiceError: QUEUE_FULL.
         """
         with self._counting_refusals():
-            self.admission.check_room(client)
+            self.admission.check_room(client, tokens)
 
     def model_ready(self, info: EngineInfo) -> None:
         """How large its steps are decides how calls are cut, and how much goes out at a time."""
@@ -112,7 +113,9 @@ class AdmittedCalls:
         with self._counting_refusals():
             return await cut(call, CutSettings(most, chunk_size, info.limits))
 
-    def admit(self, call: Call, parts: Cut, client: str, avoid: int | None) -> CallStream:
+    def admit(
+        self, call: Call, parts: Cut, client: str, avoid: int | None, alone: bool
+    ) -> CallStream:
         """Lets a call in; see `WorkerPool.run` for what it is given.
 
         Raises:
@@ -124,7 +127,7 @@ class AdmittedCalls:
             self.admission.admit(ticket, call.deadline)
         stream = CallStream(call, client, self, size.tokens, avoid=avoid)
         stream.watch = self._auditor.choose(call, client)
-        stream.waiting.extend(self._part(piece, stream) for piece in parts.pieces)
+        stream.waiting.extend(self._part(piece, stream, alone=alone) for piece in parts.pieces)
         self.streams[call.call_id] = stream
         self.waiting += 1
         self.readers.add(stream)
@@ -192,8 +195,9 @@ class AdmittedCalls:
     # Parts.
 
     def parts_running(self) -> int:
-        """Parts that workers compute, and those that a dead one left to others."""
-        waiting = sum(p.weights is not None for s in self.streams.values() for p in s.waiting)
+        """Parts that workers compute, and those that wait and must end on the running weights."""
+        ends_first = self.dispatcher.ends_first
+        waiting = sum(ends_first(part) for s in self.streams.values() for part in s.waiting)
         return waiting + sum(len(worker.parts) for worker in self.workers)
 
     def retry(self, part: Part, *, alone: bool = False, anew: bool = False) -> None:
@@ -218,7 +222,7 @@ class AdmittedCalls:
             alone=alone or part.alone,
         )
         if not anew:
-            log.info("retried", call=stream.call.call_id, tokens=again.tokens)
+            log.info("retried", request_id=stream.call.request_id, tokens=again.tokens)
             self._observer.retried()
             again.weights = part.weights
             if part.weights is not None:
@@ -234,9 +238,17 @@ class AdmittedCalls:
         if self.weights.update is not None:
             self.weights.update.parts_changed()
 
+    def digest_of(self, part: Part) -> str | None:
+        """Of the weights that compute a part."""
+        generation = self._generation_of(part)
+        return None if generation is None else generation.info.weights_digest
+
+    def _generation_of(self, part: Part) -> Generation | None:
+        return None if part.weights is None else self.weights.generations.find(part.weights)
+
     def tell_weights(self, part: Part) -> None:
         """Says so before results come from other weights than those before them."""
-        generation = None if part.weights is None else self.weights.generations.find(part.weights)
+        generation = self._generation_of(part)
         if generation is not None and part.stream.told != generation.number:
             part.stream.told = generation.number
             part.stream.push(WeightsChanged(generation.info))

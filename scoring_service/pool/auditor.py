@@ -19,6 +19,7 @@ from scoring_service.pool.self_audit import (
     Watch,
     choose,
     largest_difference,
+    widest,
 )
 from scoring_service.pool.stream import CallStream
 from scoring_service.types import Call, EngineInfo
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 _PATIENCE = 600.0
 """Seconds without news after which an audit is given up."""
+
+_MOST_AT_ONCE = 8
+"""Audits under way."""
 
 
 class Runs(Protocol):
@@ -44,6 +48,7 @@ class Runs(Protocol):
         client: str = "",
         avoid: int | None = None,
         accepts: Callable[[EngineInfo], bool] | None = None,
+        alone: bool = False,
     ) -> AbstractAsyncContextManager[CallStream]:
         """Admits a call and gives its events."""
         ...
@@ -63,7 +68,13 @@ class Auditor:
         return None if client == CLIENT else choose(call, self._settings.rate, self._rng)
 
     def compare(self, watch: Watch) -> None:
-        """Has it computed again, in the background."""
+        """Has it computed again, in the background; not while many others wait for that.
+
+        Audits take room in the queue and in workers, and where others always go first they wait.
+        """
+        if len(self._tasks) >= _MOST_AT_ONCE:
+            self._pool.observer.audited("skipped")
+            return
         task = asyncio.create_task(self._compare(watch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -76,10 +87,12 @@ class Auditor:
         second = Watch(again, again.groups[0], again.groups[0].completions[0])
 
         def same_weights(info: EngineInfo) -> bool:
-            return info.weight_version == watch.weight_version
+            return info.weights_digest == watch.weights_digest
 
         try:
-            async with self._pool.run(again, CLIENT, watch.worker, same_weights) as stream:
+            async with self._pool.run(
+                again, CLIENT, watch.worker, same_weights, alone=True
+            ) as stream:
                 await _read(stream, second)
         except ServiceError:
             self._pool.observer.audited("refused")
@@ -93,8 +106,11 @@ class Auditor:
         if difference > self._settings.threshold:
             log.error(
                 "self_audit",
-                call=watch.call.call_id,
+                request_id=watch.call.request_id,
+                group=watch.group.index,
+                completion=watch.completion.index,
                 difference=difference,
+                **widest(expected, found),
                 tokens=len(expected),
                 worker=watch.worker,
             )
@@ -104,6 +120,6 @@ async def _read(stream: CallStream, watch: Watch) -> None:
     while (event := await stream.next(_PATIENCE)) is not None:
         if isinstance(event, CallFinished | CallFailed):
             return
-        watch.note(event, -1)
+        watch.note(event, -1, None)
         if isinstance(event, ScoreSlice):
             stream.taken(event.size)

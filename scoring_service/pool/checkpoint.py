@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,10 @@ from scoring_service.types import EngineConfig, EngineInfo, TensorSpec
 
 READER_MODULE = "scoring_service.engine.checkpoint"
 
+_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""Of the reader: a tensor's memory goes back to the system with the tensor, which glibc by itself
+would leave in its heap."""
+
 
 async def read_checkpoint(
     config: EngineConfig, specs: tuple[TensorSpec, ...], layout: Layout, memory: str
@@ -21,7 +27,7 @@ async def read_checkpoint(
     """Fills an update's memory.
 
     Raises:
-        ServiceError: WEIGHTS_UNREADABLE, or INTERNAL_ERROR when the reader died.
+        ServiceError: WEIGHTS_UNREADABLE, OUT_OF_MEMORY, or INTERNAL_ERROR when the reader died.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -30,6 +36,7 @@ async def read_checkpoint(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         process_group=0,
+        env={**os.environ, **_ENVIRONMENT},
     )
     try:
         answer, _ = await process.communicate(pickle.dumps((config, specs, layout, memory)))
@@ -37,11 +44,15 @@ async def read_checkpoint(
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == -signal.SIGKILL:
+        message = "the process that reads weights was killed, most likely for want of memory"
+        raise ServiceError(Fault(Reason.OUT_OF_MEMORY, message))
     if process.returncode != 0:
         message = f"the process that reads weights ended with {process.returncode}"
         raise ServiceError(Fault(Reason.INTERNAL_ERROR, message))
     if answer:
-        raise ServiceError(Fault(Reason.WEIGHTS_UNREADABLE, answer.decode()))
+        reason, _, message = answer.decode().partition("\n")
+        raise ServiceError(Fault(Reason(reason), message))
 
 
 def allowed_path(path: str, roots: tuple[Path, ...]) -> Path:

@@ -14,6 +14,7 @@ from scoring_service.pool.throughput import Throughput
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.window import cost, fits
 from scoring_service.pool.worker import Worker
+from scoring_service.types import EngineInfo
 
 
 class Dispatcher:
@@ -48,7 +49,8 @@ class Dispatcher:
         self._replies = ReplyMemory()
         self._held_back: dict[str, set[CallStream]] = {}
         """Calls for whose results there is no room, whoever has to read for that, by client."""
-        self._begins_nothing = False
+        self._next: EngineInfo | None = None
+        """The model as the next weights make it, while they wait for what is under way to end."""
         self._dispatching = False
         self._set_aside: set[CallStream] = set()
         """Calls that wait for the next weights."""
@@ -71,15 +73,29 @@ class Dispatcher:
             self._held_back.pop(stream.client, None)
         self._set_aside.discard(stream)
 
-    def hold_back(self, *, on: bool) -> None:
-        """While on, nothing is begun but what must end on the running weights."""
-        self._begins_nothing = on
-        if not on:
+    def hold_back(self, info: EngineInfo | None) -> None:
+        """Begins nothing but what must end on the running weights.
+
+        Args:
+            info: the model as the next weights will make it; None lets everything go on.
+        """
+        self._next = info
+        if info is None:
             waiting, self._set_aside = self._set_aside, set()
             for stream in waiting:
                 if stream.waiting and not stream.ended:
                     self._queue.add(stream)
             self.dispatch()
+
+    def ends_first(self, part: Part) -> bool:
+        """Whether a part that waits has to end before the running weights can go.
+
+        It was begun with them, or its call was and insists on them.
+        """
+        if part.weights is not None:
+            return True
+        stream = part.stream
+        return self._next is not None and stream.has_begun and stream.insists_against(self._next)
 
     def answered(self, client: str, size: int) -> None:
         """So many bytes of results wait for a client's reader."""
@@ -121,7 +137,7 @@ class Dispatcher:
                 self._held_back.setdefault(stream.client, set()).add(stream)
                 continue
             part = stream.waiting[0]
-            if self._begins_nothing and part.weights is None:
+            if self._next is not None and not self.ends_first(part):
                 self._queue.remove(stream)
                 self._set_aside.add(stream)
                 continue

@@ -60,6 +60,21 @@ class Generations:
         self.current = self._alive[generation.number] = generation
         self.release_unused()
 
+    def check_version(self, version: int, digest: str) -> None:
+        """Refuses weights under a version that names others, which answer or are in use.
+
+        Raises:
+            ServiceError: WEIGHT_VERSION_NOT_NEWER.
+        """
+        for held in self._alive.values():
+            if held.info.weight_version == version and held.info.weights_digest != digest:
+                how = "running" if held is self.current else "still in use"
+                message = (
+                    f"version {version} is {how} with the digest {held.info.weights_digest}, and "
+                    f"these weights have {digest}: one version cannot name both"
+                )
+                raise ServiceError(Fault(Reason.WEIGHT_VERSION_NOT_NEWER, message))
+
     def hold(self, number: int) -> None:
         """Something needs these weights."""
         self._alive[number].uses += 1

@@ -35,5 +35,5 @@ async def keep_house(calls: AdmittedCalls, reader_timeout: float) -> None:
 
 def _stalled(calls: AdmittedCalls, stream: CallStream, seconds: float) -> None:
     message = f"the reader took nothing for {seconds:g} s while {stream.unread} bytes waited"
-    log.warning("reader_stalled", call=stream.call.call_id, unread=stream.unread)
+    log.warning("reader_stalled", request_id=stream.call.request_id, unread=stream.unread)
     calls.stalled(stream, Fault(Reason.READER_STALLED, message))

@@ -84,7 +84,7 @@ def _answered(calls: AdmittedCalls, worker: Worker, part: Part, event: CallEvent
     stream = part.stream
     part.delivered.note(event)
     if stream.watch is not None:
-        stream.watch.note(event, worker.index)
+        stream.watch.note(event, worker.index, calls.digest_of(part))
     calls.tell_weights(part)
     before = stream.unread
     stream.push(event, part)

@@ -108,6 +108,11 @@ class WorkerPool:
         return self._readiness.failure
 
     @property
+    def takes_calls(self) -> bool:
+        """Whether a worker answers, and calls are neither drained nor kept waiting for weights."""
+        return self.state is PoolState.READY
+
+    @property
     def takes_updates(self) -> bool:
         """Whether an update of the weights could begin, as far as workers are concerned."""
         return self.state in (PoolState.READY, PoolState.PAUSED, PoolState.AWAITING_WEIGHTS)
@@ -152,13 +157,21 @@ class WorkerPool:
         """An id for the next call."""
         return self._calls.new_id()
 
-    def check_room(self, client: str) -> None:
-        """Refuses a client that would have no room for any call, before anything is spent on it.
+    def room(self, client: str) -> float:
+        """Tokens of the largest call that a client would be let in with now."""
+        return self._calls.admission.room(client)
+
+    def check_room(self, client: str, tokens: int = 1) -> None:
+        """Refuses a call that there is no room for, before anything is spent on it.
+
+        Args:
+            client: whose share of the queue it would take.
+            tokens: that it has at least.
 
         Raises:
             ServiceError: QUEUE_FULL.
         """
-        self._calls.check_room(client)
+        self._calls.check_room(client, tokens)
 
     @asynccontextmanager
     async def run(
@@ -167,6 +180,7 @@ class WorkerPool:
         client: str = "",
         avoid: int | None = None,
         accepts: Callable[[EngineInfo], bool] | None = None,
+        alone: bool = False,
     ) -> AsyncIterator[CallStream]:
         """Admits a call and gives its events; leaving the context early cancels it.
 
@@ -175,6 +189,7 @@ class WorkerPool:
             client: whose share of the queue it takes.
             avoid: index of a worker that computes it only if no other one may.
             accepts: whether weights are those that the call insists on; the running ones are.
+            alone: no other call joins its steps.
 
         Raises:
             ServiceError: QUEUE_FULL, OUT_OF_MEMORY, LOADING, AWAITING_WEIGHTS, CRASH_LOOP,
@@ -187,7 +202,7 @@ class WorkerPool:
                 f"version {info.weight_version} of the weights is not what the call insists on"
             )
             raise ServiceError(Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
-        stream = self._calls.admit(call, parts, client, avoid)
+        stream = self._calls.admit(call, parts, client, avoid, alone)
         try:
             self._calls.pin(stream, accepts)
             self._calls.dispatcher.dispatch()
@@ -242,17 +257,17 @@ class WorkerPool:
         """Calls begin with these weights from now on."""
         self._supervision.commit(generation)
 
-    def hold_back(self, *, on: bool) -> None:
-        """While on, nothing is begun but what must end on the running weights."""
-        self._calls.dispatcher.hold_back(on=on)
+    def hold_back(self, info: EngineInfo | None) -> None:
+        """Begins nothing but what must end before weights that make the model this; None = all."""
+        self._calls.dispatcher.hold_back(info)
 
     def parts_running(self) -> int:
-        """Parts that workers compute, and those that a dead one left to others."""
+        """Parts that workers compute, and those that wait and must end on the running weights."""
         return self._calls.parts_running()
 
-    def change_samples(self, policy: RunningSamples, reason: str) -> None:
-        """Does with the samples that are being drawn what an update says."""
-        change_samples(self._calls, policy, reason)
+    def change_samples(self, policy: RunningSamples, info: EngineInfo, reason: str) -> None:
+        """Does with the samples that are being drawn what an update to `info` says."""
+        change_samples(self._calls, policy, info, reason)
 
     def _awaits_weights(self) -> bool:
         """Whether nothing may be answered yet, because nobody gave weights."""

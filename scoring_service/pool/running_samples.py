@@ -11,17 +11,22 @@ from scoring_service.errors import Fault, Reason
 from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.stream import Part
 from scoring_service.pool.weight_status import RunningSamples
-from scoring_service.types import SampleCall
+from scoring_service.types import EngineInfo, SampleCall
 
 log = structlog.get_logger(__name__)
 
 
-def change_samples(calls: AdmittedCalls, policy: RunningSamples, reason: str) -> None:
+def change_samples(
+    calls: AdmittedCalls, policy: RunningSamples, info: EngineInfo, reason: str
+) -> None:
     """Does with the samples that are being drawn what an update says.
+
+    Those of calls that take none of the new weights end on the old ones, whatever it says.
 
     Args:
         calls: all that were admitted.
         policy: of the update.
+        info: the model as the new weights make it.
         reason: when it is done, for the log.
     """
     if policy is RunningSamples.FINISH:
@@ -33,8 +38,8 @@ def change_samples(calls: AdmittedCalls, policy: RunningSamples, reason: str) ->
         stream = part.stream
         if not isinstance(part.call, SampleCall) or stream.ended:
             continue
-        if stream.accepts is not None and not stream.accepts(calls.weights.current.info):
-            continue  # it insists on what it has
+        if stream.insists_against(info):
+            continue
         count += 1
         worker.drop(part)
         worker.send(Cancel(part.part_id))

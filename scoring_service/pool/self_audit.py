@@ -44,20 +44,20 @@ class Watch:
     completion: CompletionTask
     worker: int | None = None
     """Which computed it."""
-    weight_version: int | None = None
+    weights_digest: str | None = None
     """Of the weights that it was computed with."""
     _pieces: list[Float32Array] = field(default_factory=list)
     _ended: bool = False
 
-    def note(self, event: StreamEvent, worker: int) -> None:
-        """Takes account of an event of the call."""
+    def note(self, event: StreamEvent, worker: int, weights_digest: str | None) -> None:
+        """Takes account of an event of the call, and of what computed it."""
         if (
             isinstance(event, ScoreSlice)
             and event.group_index == self.group.index
             and event.completion_index == self.completion.index
         ):
             self.worker = worker
-            self.weight_version = event.weight_version
+            self.weights_digest = weights_digest
             self._pieces.append(event.block.logprobs)
             self._ended = event.last
 
@@ -75,6 +75,7 @@ class Watch:
             wants=RowWants(),
             next_token=self.call.next_token,
             priority=_LOWEST_PRIORITY,
+            request_id=self.call.request_id,
             uncached=True,
         )
 
@@ -88,6 +89,23 @@ def choose(call: Call, rate: float, rng: random.Random) -> Watch | None:
         return None
     group = rng.choice(groups)
     return Watch(call, group, rng.choice(group.completions))
+
+
+def widest(left: Float32Array, right: Float32Array) -> dict[str, float]:
+    """The row with the largest difference, and both of its numbers; empty if the lengths differ.
+
+    Args:
+        left: float32 [T], as it was answered.
+        right: float32 [T], as it was computed again.
+    """
+    if left.shape != right.shape or not len(left):
+        return {}
+    with np.errstate(invalid="ignore"):
+        differences = np.abs(left.astype(np.float64) - right)
+    # Equal infinities and two NaN are no difference, one NaN is the largest.
+    differences[(left == right) | (np.isnan(left) & np.isnan(right))] = 0.0
+    row = int(np.nan_to_num(differences, nan=math.inf).argmax())
+    return {"row": row, "answered": float(left[row]), "again": float(right[row])}
 
 
 def largest_difference(left: Float32Array, right: Float32Array) -> float:

@@ -20,6 +20,9 @@ class PoolSettings:
     """Calls are refused until the first update of the weights was committed."""
     heartbeat_timeout: float = 30.0
     """A worker that was silent for longer hangs, and is killed."""
+    start_timeout: float = 300.0
+    """And one that has not said a first word by then: to read its program, with torch in it, takes
+    a slow disk a minute. To load the model takes as long as it takes."""
     step_timeout: float = 600.0
     """So does one that has been in one step for longer."""
     reader_timeout: float = 300.0

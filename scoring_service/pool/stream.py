@@ -38,7 +38,7 @@ class Part:
     retried: bool = False
     """Whether a worker died over it already."""
     alone: bool = False
-    """Whether it is computed without company, because a step with company failed."""
+    """Whether it is computed without company: an audit, or after a step with company failed."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
     weights: int | None = None
@@ -116,6 +116,15 @@ class CallStream:
     def place(self) -> tuple[int, int]:
         """(minus priority, order of arrival)."""
         return -self.call.priority, self.call.call_id
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a worker was given something of it."""
+        return self.queue_seconds is not None or bool(self.running)
+
+    def insists_against(self, info: EngineInfo) -> bool:
+        """Whether these weights are none that the call takes."""
+        return self.accepts is not None and not self.accepts(info)
 
     @property
     def can_begin(self) -> bool:

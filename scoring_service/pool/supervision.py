@@ -139,7 +139,7 @@ class Supervision:
             if any(part.weights is not None for part in stream.waiting):
                 message = "the workers died that had the weights which this call began with"
                 self._calls.fail(stream, Fault(Reason.WORKER_DIED, message, retry_after=0.1))
-            elif stream.accepts is not None and not stream.accepts(info):
+            elif stream.insists_against(info):
                 message = "the weights that the call insists on were replaced"
                 self._calls.fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
 

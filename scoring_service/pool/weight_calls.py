@@ -14,16 +14,16 @@ from scoring_service.types import EngineInfo
 class Calls(Protocol):
     """What an update needs of its pool's calls."""
 
-    def hold_back(self, *, on: bool) -> None:
-        """While on, nothing is begun but what must end on the running weights."""
+    def hold_back(self, info: EngineInfo | None) -> None:
+        """Begins nothing but what must end before weights that make the model this; None = all."""
         ...
 
-    def change_samples(self, policy: RunningSamples, reason: str) -> None:
-        """Does with the samples that are being drawn what an update says."""
+    def change_samples(self, policy: RunningSamples, info: EngineInfo, reason: str) -> None:
+        """Does with the samples that are being drawn what an update to `info` says."""
         ...
 
     def parts_running(self) -> int:
-        """Parts that workers compute."""
+        """Parts that workers compute, and those that wait and must end on the running weights."""
         ...
 
     def commit(self, generation: Generation) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from scoring_service.engine.events import FillWeights
-from scoring_service.engine.weight_memory import lay_out
+from scoring_service.engine.weight_memory import HEADER_BYTES, lay_out
 from scoring_service.pool.checkpoint import read_checkpoint
 from scoring_service.pool.generations import Generation, Generations
 from scoring_service.pool.weight_receiver import (
@@ -129,5 +129,17 @@ class WeightFilling:
 
     def look(self) -> None:
         """Has the status say how far it is."""
-        if not self.is_filled:
+        if self.is_read:
+            self._look_at_memory()
+        elif not self.is_filled:
             self._status.tensors_received = self.receiver.tensors_received
+
+    def _look_at_memory(self) -> None:
+        """Counts what another process has written, which it does in order."""
+        end = HEADER_BYTES + self.memory.ready
+        sizes = [
+            region.size
+            for region in self.receiver.layout.regions.values()
+            if region.offset + region.size <= end
+        ]
+        self._status.bytes_received, self._status.tensors_received = sum(sizes), len(sizes)

@@ -13,6 +13,7 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool import phase_limits
 from scoring_service.pool.generations import Generation, Generations
 from scoring_service.pool.weight_calls import Calls
 from scoring_service.pool.weight_filling import WeightFilling
@@ -28,10 +29,7 @@ from scoring_service.pool.weight_status import (
     UpdateStatus,
 )
 from scoring_service.pool.worker import Worker
-from scoring_service.types import EngineConfig
-
-STAGING_SECONDS = 600.0
-"""Longest time for workers to prepare weights, one that died and started again included."""
+from scoring_service.types import EngineConfig, EngineInfo
 
 _MOST_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
@@ -183,19 +181,18 @@ class WeightUpdate:
 
     async def _finish(self, digest: str) -> None:
         try:
-            async with asyncio.timeout(STAGING_SECONDS):
+            async with phase_limits.staging(self._filling.memory.size):
                 await self._complete()
                 self.status.enter(Phase.STAGING)
                 await self._until_staged()
-                self.status.digest = self._staging.digest()
-                check_digest(self.status.digest, (self._options.digest, digest))
-                self.status.staging = self._staging.place()
-                if self.status.staging is Staging.IN_PLACE:
-                    await self._apply_in_place()
-                self._commit()
-        except TimeoutError:
-            message = f"the workers did not stage the weights within {STAGING_SECONDS:g} s"
-            self._end(Phase.FAILED, Fault(Reason.WORKER_DIED, message))
+            self.status.digest = self._staging.digest()
+            check_digest(self.status.digest, (self._options.digest, digest))
+            self._generations.check_version(self.status.version, self.status.digest)
+            self.status.staging = self._staging.place()
+            info = self._new_info()
+            if self.status.staging is Staging.IN_PLACE:
+                await self._apply_in_place(info)
+            self._commit(info)
         except ServiceError as error:
             if not self.is_over:
                 self._end(Phase.FAILED, error.fault)
@@ -228,24 +225,29 @@ class WeightUpdate:
                 return
             await self._wait()
 
-    async def _apply_in_place(self) -> None:
-        self.status.enter(Phase.DRAINING)
-        self._calls.hold_back(on=True)
-        self._calls.change_samples(self._options.running_samples, "drained")
-        while self._calls.parts_running():
-            await self._wait()
-        self.status.enter(Phase.APPLYING)
-        while not self._staging.apply():
-            await self._wait()
-
-    def _commit(self) -> None:
+    def _new_info(self) -> EngineInfo:
+        """The model as the new weights make it."""
         report = self._staging.report
-        info = replace(
+        return replace(
             self._base.info,
             weight_version=self.status.version,
             weights_digest=report.digest,
             numerics_id=report.numerics_id,
         )
+
+    async def _apply_in_place(self, info: EngineInfo) -> None:
+        self.status.enter(Phase.DRAINING)
+        self._calls.hold_back(info)
+        self._calls.change_samples(self._options.running_samples, info, "drained")
+        async with phase_limits.draining():
+            while self._calls.parts_running():
+                await self._wait()
+        self.status.enter(Phase.APPLYING)
+        async with phase_limits.applying():
+            while not self._staging.apply():
+                await self._wait()
+
+    def _commit(self, info: EngineInfo) -> None:
         generation = Generation(
             self.number, info, self._filling.memory, self._filling.receiver.layout
         )
@@ -253,10 +255,10 @@ class WeightUpdate:
         self._staging.end()
         self._calls.commit(generation)
         if self.status.staging is Staging.BESIDE:
-            self._calls.change_samples(self._options.running_samples, "committed")
+            self._calls.change_samples(self._options.running_samples, info, "committed")
         self.over.set_result(None)
         self._ended(self)
-        self._calls.hold_back(on=False)
+        self._calls.hold_back(None)
 
     def _end(self, phase: Phase, fault: Fault) -> None:
         applied = self.status.phase is Phase.APPLYING
@@ -270,7 +272,7 @@ class WeightUpdate:
         )
         self.over.set_result(None)
         self._ended(self)
-        self._calls.hold_back(on=False)
+        self._calls.hold_back(None)
         self._news.set()
 
     async def _a_worker(self) -> Worker:

@@ -76,6 +76,8 @@ class PoolWeights:
         if problem := unsupported(current.info.tensors):
             raise ServiceError(Fault(Reason.UPDATES_UNSUPPORTED, problem))
         _check_version(options, current.info.weight_version)
+        if options.digest:
+            self.generations.check_version(options.version, options.digest)
         status = UpdateStatus(uuid.uuid4().hex, options.version, identity)
         self.update = WeightUpdate(
             next(self._numbers),
@@ -93,18 +95,18 @@ class PoolWeights:
         """Gives an update up; an empty id means whichever is under way.
 
         Raises:
-            ServiceError: UPDATE_NOT_FOUND.
+            ServiceError: UPDATE_NOT_FOUND, or UPDATE_APPLYING when it is too late for that.
         """
         update = self.update
-        fault = Fault(Reason.UPDATE_ABORTED, "AbortUpdate gave it up")
-        if (
-            update is None
-            or update_id not in ("", update.status.update_id)
-            or not update.give_up(fault)
-        ):
+        if update is None or update_id not in ("", update.status.update_id):
             named = f"update {update_id!r}" if update_id else "an update"
-            message = f"{named} that could be given up is not under way"
-            raise ServiceError(Fault(Reason.UPDATE_NOT_FOUND, message))
+            raise ServiceError(Fault(Reason.UPDATE_NOT_FOUND, f"{named} is not under way"))
+        if not update.give_up(Fault(Reason.UPDATE_ABORTED, "AbortUpdate gave it up")):
+            message = (
+                f"update {update.status.update_id} is being written over the running weights: "
+                "it is committed, or fails, within moments"
+            )
+            raise ServiceError(Fault(Reason.UPDATE_APPLYING, message))
         return update.status
 
     def admit(self, worker: Worker, info: EngineInfo) -> bool:

@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from scoring_service.engine.events import (
+    BugMet,
     CacheFlushed,
     CallEvent,
     Command,
@@ -246,6 +247,8 @@ class Worker:
                 self._exited(event)
             case WeightsStaged() | WeightsFailed() | WeightsFilled() | WeightsDropped():
                 self.owner.weight_event(self, event)
+            case BugMet(request_id, traceback):
+                log.error("bug", worker=self.index, request_id=request_id, exception=traceback)
             case CacheFlushed(pages):
                 self.owner.cache_flushed(self, pages)
             case _:
@@ -258,7 +261,7 @@ class Worker:
             self.kill()
 
     async def _watch(self, executor: Executor) -> None:
-        """Kills a worker that has gone silent. One that never spoke has no heartbeat."""
+        """Kills a worker that has gone silent, or that never said a first word."""
         while True:
             before = time.monotonic()
             await asyncio.sleep(_WATCH_SECONDS)
@@ -266,10 +269,13 @@ class Worker:
             if executor is not self._executor:
                 return
             # If this process itself stood still, what the worker said meanwhile is still to come.
-            if self._last_heard is None or late > _WATCH_SECONDS:
+            if late > _WATCH_SECONDS:
                 continue
-            silent = time.monotonic() - self._last_heard
-            if silent > self.settings.heartbeat_timeout:
+            heard, patience = self._last_heard, self.settings.heartbeat_timeout
+            if heard is None:  # its heart beats once its program is read, which takes its time
+                heard, patience = self._started, max(patience, self.settings.start_timeout)
+            silent = time.monotonic() - heard
+            if silent > patience:
                 log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
                 self.kill()
                 return

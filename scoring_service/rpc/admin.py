@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -21,10 +22,11 @@ from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.weight_update import WeightUpdate
 from scoring_service.rpc.admin_config import AdminConfig, weight_source
 from scoring_service.rpc.authentication import identity_of
+from scoring_service.rpc.context import new_request_id
+from scoring_service.rpc.ending import faults_told
 from scoring_service.rpc.malformed import Malformed
 from scoring_service.rpc.models import Models
 from scoring_service.rpc.pushed_weights import PushedWeights
-from scoring_service.rpc.status import abort, bounded
 from scoring_service.rpc.told_update import LOOK_SECONDS, STATUS_SECONDS, told
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
 from scoring_service.rpc.weight_messages import parse_options, status_message, tensor_message
@@ -33,7 +35,8 @@ from scoring_service.types import EngineConfig
 
 log = structlog.get_logger(__name__)
 
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AdminService"].full_name
+SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
+SERVICE_NAME = SERVICE.full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
@@ -52,7 +55,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         context: Context,
     ) -> AsyncIterator[pb.PushWeightsResponse]:
         """Weights from the caller."""
-        try:
+        async with _faults_told(context, "PushWeights"):
             self._check_caller(context)
             stream = PushedWeights(request_iterator, self._config.stream_timeout)
             begin = await stream.begin()
@@ -60,17 +63,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             update = self._pool(begin.model).weights.begin(options, identity_of(context))
             async for status in told(update, stream.receive(update)):
                 yield pb.PushWeightsResponse(status=status)
-        except ServiceError as error:
-            await self._refuse(context, error)
-        except Exception:
-            log.exception("bug")
-            await abort(context, _bug())
 
     async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: Context
     ) -> AsyncIterator[pb.UpdateWeightsResponse]:
         """Weights from files that the server can read."""
-        try:
+        async with _faults_told(context, "UpdateWeights"):
             self._check_caller(context)
             refuse_unknown_fields(request)
             for name in ("partial", "convert_dtypes"):
@@ -84,11 +82,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             update = pool.weights.begin(options, identity_of(context))
             async for status in told(update, _read(update, source)):
                 yield pb.UpdateWeightsResponse(status=status)
-        except ServiceError as error:
-            await self._refuse(context, error)
-        except Exception:
-            log.exception("bug")
-            await abort(context, _bug())
 
     async def GetWeights(
         self, request: pb.GetWeightsRequest, context: Context
@@ -116,7 +109,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: pb.DrainRequest, context: Context
     ) -> AsyncIterator[pb.DrainResponse]:
         """Refuses new calls, and tells when those that were admitted have ended."""
-        try:
+        async with _faults_told(context, "Drain"):
             self._check_caller(context)
             refuse_unknown_fields(request)
             pool = self._pool(request.model)
@@ -129,11 +122,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                     yield pb.DrainResponse(calls_left=pool.calls_left)
                 await asyncio.sleep(LOOK_SECONDS)
             yield pb.DrainResponse(calls_left=0, drained=True)
-        except ServiceError as error:
-            await self._refuse(context, error)
-        except Exception:
-            log.exception("bug")
-            await abort(context, _bug())
 
     async def _get_weights(self, request: pb.GetWeightsRequest) -> pb.GetWeightsResponse:
         pool = self._pool(request.model)
@@ -190,24 +178,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def _unary(
         self, request: Any, context: Context, handler: Callable[[Any], Awaitable[Response]]
     ) -> Response:
-        try:
+        async with _faults_told(context, request.DESCRIPTOR.name.removesuffix("Request")):
             self._check_caller(context)
             refuse_unknown_fields(request)
             return await handler(request)
-        except ServiceError as error:
-            await self._refuse(context, error)
-        except Exception:
-            log.exception("bug")
-            await abort(context, _bug())
-
-    async def _refuse(self, context: Context, error: ServiceError) -> NoReturn:
-        fault = error.fault
-        log.info("refused", reason=fault.reason, message=bounded(fault.message))
-        await abort(context, fault)
 
 
-def _bug() -> Fault:
-    return Fault(Reason.INTERNAL_ERROR, "a bug in the server; its log tells")
+def _faults_told(context: Context, rpc: str) -> AbstractAsyncContextManager[Any]:
+    """See `ending.faults_told`; these RPCs bring no id of their own."""
+    return faults_told(context, rpc, new_request_id(), identity_of(context))
 
 
 async def _read(update: WeightUpdate, source: EngineConfig) -> None:

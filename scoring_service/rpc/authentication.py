@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.rpc.status import abort
+from scoring_service.rpc.caller import peer_host
+from scoring_service.rpc.handlers import refusing
 from scoring_service.rpc.tokens import Principal, TokenFile
+from scoring_service.rpc.turned_away import TurnedAway
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 
-_OPEN = ("/grpc.health.v1.Health/",)
-"""Services that anybody may call: probes carry no token."""
+OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+"""Services that anybody may call at any time: probes carry no token."""
 
 _ADMIN = ("/scoring.v1.AdminService/",)
 """Services that need the scope `admin`; all others need `score`."""
@@ -37,6 +39,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
+        self._turned_away = TurnedAway()
 
     async def intercept_service(
         self,
@@ -45,29 +48,36 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """See grpc.aio.ServerInterceptor."""
         method = handler_call_details.method
-        if method.startswith(_OPEN):
+        if method.startswith(OPEN_SERVICES):
             return await continuation(handler_call_details)
-        fault = self._check(method, handler_call_details.invocation_metadata)
+        token = _token(handler_call_details.invocation_metadata)
+        principal = None if token is None else self._tokens.find(token)
+        fault = _fault(method, token, principal)
         if fault is None:
+            # The call runs in this very task, and its context ends with it.
+            _principal.set(principal)
             return await continuation(handler_call_details)
         handler = await continuation(handler_call_details)
-        return _refusing(handler, fault)
+        name = "" if principal is None else principal.name
 
-    def _check(self, method: str, metadata: Any) -> Fault | None:
-        token = _token(metadata)
-        if token is None:
-            message = "this server wants a token: metadata `authorization: Bearer …`"
-            return Fault(Reason.UNAUTHENTICATED, message)
-        principal = self._tokens.find(token)
-        if principal is None:
-            return Fault(Reason.UNAUTHENTICATED, "the token is not known to this server")
-        scope = "admin" if method.startswith(_ADMIN) else "score"
-        if scope not in principal.scopes:
-            message = f"{principal.name}'s token does not have the scope {scope!r}"
-            return Fault(Reason.PERMISSION_DENIED, message)
-        # The call runs in this very task, and its context ends with it.
-        _principal.set(principal)
-        return None
+        def tell(context: Context) -> None:
+            self._turned_away.note(peer_host(context.peer()), name, method, fault)
+
+        return refusing(handler, fault, tell)
+
+
+def _fault(method: str, token: str | None, principal: Principal | None) -> Fault | None:
+    """Why the owner of a token may not call a method; None = it may."""
+    if token is None:
+        message = "this server wants a token: metadata `authorization: Bearer …`"
+        return Fault(Reason.UNAUTHENTICATED, message)
+    if principal is None:
+        return Fault(Reason.UNAUTHENTICATED, "the token is not known to this server")
+    scope = "admin" if method.startswith(_ADMIN) else "score"
+    if scope not in principal.scopes:
+        message = f"{principal.name}'s token does not have the scope {scope!r}"
+        return Fault(Reason.PERMISSION_DENIED, message)
+    return None
 
 
 def identity_of(context: Context) -> str:
@@ -89,21 +99,3 @@ def _token(metadata: Any) -> str | None:
             scheme, token = value[: len(_SCHEME)], value[len(_SCHEME) :].strip()
             return token if scheme.lower() == _SCHEME and token else None
     return None
-
-
-def _refusing(handler: Handler, fault: Fault) -> Handler:
-    """A handler of the same kind that only says no, and looks at no request."""
-    if handler is None:
-        return None  # UNIMPLEMENTED
-
-    # A coroutine, which gRPC takes for every kind: it need not be a generator to give nothing.
-    async def refuse(_request: Any, context: Context) -> None:
-        await abort(context, fault)
-
-    makers: dict[tuple[bool, bool], Callable[..., Handler]] = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    return makers[handler.request_streaming, handler.response_streaming](refuse)

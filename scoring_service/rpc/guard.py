@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -16,13 +17,13 @@ from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import check_context, check_expectations, new_request_id
+from scoring_service.rpc.ending import faults_told
+from scoring_service.rpc.least_tokens import least_tokens
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.models import Models, ServedModel
-from scoring_service.rpc.status import abort, bounded
+from scoring_service.rpc.status import bounded
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
 from scoring_service.telemetry.traces import Traces
-
-log = structlog.get_logger(__name__)
 
 _LAST_WORD_SECONDS = 0.25
 """Before its deadline a call that waits is told what it waited for."""
@@ -60,28 +61,15 @@ class Guard:
         request_id = request.context.request_id or new_request_id()
         identity = identity_of(context)
         rpc = rpc_name(request)
-        # A call is a task with a context of its own: these labels end with it.
-        structlog.contextvars.bind_contextvars(request_id=bounded(request_id), rpc=rpc)
-        if identity:
-            structlog.contextvars.bind_contextvars(identity=identity)
         metadata = context.invocation_metadata()
         with self._traces.call(f"scoring.v1.ScoringService/{rpc}", metadata) as span:
             span.note({"scoring.request_id": bounded(request_id), "scoring.identity": identity})
             caller = Caller(
                 request_id, identity, peer_host(context.peer()), deadline_of(context), span
             )
-            try:
-                async for response in self._checked(request, caller, handler):
+            async with faults_told(context, rpc, request_id, identity, span.failed) as labels:
+                async for response in self._checked(request, caller, handler, labels):
                     yield response
-            except ServiceError as error:
-                fault = error.fault
-                log.info("refused", reason=fault.reason, message=bounded(fault.message))
-                span.failed(fault.code)
-                await abort(context, fault, request_id)
-            except Exception:
-                log.exception("bug")
-                span.failed("INTERNAL")
-                await abort(context, _bug(), request_id)
 
     async def unary(
         self,
@@ -90,26 +78,29 @@ class Guard:
         handler: Callable[[Any], Response | Awaitable[Response]],
     ) -> Response:
         """The answer of an RPC that gives one message."""
-        try:
+        async with faults_told(context, rpc_name(request), new_request_id(), identity_of(context)):
             refuse_unknown_fields(request)
             answer = handler(request)
             return await answer if isinstance(answer, Awaitable) else answer
-        except ServiceError as error:
-            await abort(context, error.fault)
-        except Exception:
-            log.exception("bug")
-            await abort(context, _bug())
 
     async def _checked(
-        self, request: Any, caller: Caller, handler: Handler[Response]
+        self, request: Any, caller: Caller, handler: Handler[Response], labels: dict[str, Any]
     ) -> AsyncIterator[Response]:
-        """Faults of the request as a whole, cheapest first; then its answer."""
+        """Faults of the request as a whole, cheapest first; then its answer.
+
+        Args:
+            request: of the call.
+            caller: whose it is.
+            handler: of the RPC.
+            labels: of the call's lines in the log; its tags are added.
+        """
         served = self._models.find(request.model)
-        served.pool.check_room(caller.client)
+        _check_room(served, request, caller.client)
         await asyncio.to_thread(refuse_unknown_fields, request)
         check_context(request.context)
         if request.context.tags:
-            structlog.contextvars.bind_contextvars(tags=dict(request.context.tags))
+            labels["tags"] = dict(request.context.tags)
+            structlog.contextvars.bind_contextvars(tags=labels["tags"])
         if request.expect.HasField("min_weight_version"):
             version = request.expect.min_weight_version
             async for response in self._wait_for_version(served, version, request, caller):
@@ -146,10 +137,19 @@ class Guard:
                 yield make(progress=context_pb2.Progress(tokens_ahead=0))
 
 
+def _check_room(served: ServedModel, request: Any, client: str) -> None:
+    """Refuses a call that there is no room for, before it is read: that takes far longer.
+
+    Raises:
+        ServiceError: QUEUE_FULL.
+    """
+    room, view = served.pool.room(client), served.last_view
+    least = 1
+    if room < math.inf and view is not None:
+        least = max(1, least_tokens(request, view, enough=int(room) + 1))
+    served.pool.check_room(client, least)
+
+
 def rpc_name(request: Message) -> str:
     """Of the RPC that takes such a request."""
     return request.DESCRIPTOR.name.removesuffix("Request")
-
-
-def _bug() -> Fault:
-    return Fault(Reason.INTERNAL_ERROR, "a bug in the server; its log has this request id")

@@ -49,6 +49,7 @@ class ParsedSample:
             return_text=request.return_text,
             slice_bytes=SLICE_BYTES,
             priority=request.context.priority,
+            request_id=caller.request_id,
             cache_salt=caller.cache_salt(request.context.cache_salt),
             deadline=caller.deadline,
         )

@@ -76,6 +76,7 @@ class ParsedScore:
             next_token=request.next_token,
             slice_bytes=_SLICE_BYTES_WITH_STRINGS if request.outputs.tokens else SLICE_BYTES,
             priority=request.context.priority,
+            request_id=caller.request_id,
             cache_salt=caller.cache_salt(request.context.cache_salt),
             deadline=caller.deadline,
         )

@@ -21,7 +21,8 @@ from scoring_service.rpc.admin_config import AdminConfig
 from scoring_service.rpc.authentication import TokenInterceptor
 from scoring_service.rpc.listening import listen
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
-from scoring_service.rpc.observed import MetricsInterceptor
+from scoring_service.rpc.most_calls import MostCallsInterceptor
+from scoring_service.rpc.observed import MetricsInterceptor, expect_rpcs
 from scoring_service.rpc.servicer import ScoringServicer
 from scoring_service.rpc.tls import TlsFiles, server_credentials
 from scoring_service.rpc.tokens import TokenFile
@@ -29,10 +30,14 @@ from scoring_service.telemetry.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
-SERVICE_NAME = service_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
+_SCORING = service_pb2.DESCRIPTOR.services_by_name["ScoringService"]
+SERVICE_NAME = _SCORING.full_name
 
 _PING_SECONDS = 20.0
 """Longest wait for the answer to a ping."""
+
+_SPARE_CALLS = 1024
+"""Calls at once that gRPC itself takes beyond those that run or are refused."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -59,7 +64,7 @@ class ServerConfig:
     max_concurrent_streams: int = 256
     """Calls at once on one connection."""
     max_concurrent_calls: int = 4096
-    """Calls at once on all; beyond, RESOURCE_EXHAUSTED."""
+    """Calls at once on all; beyond, QUEUE_FULL."""
     max_connection_age: float | None = None
     """Seconds after which a connection is asked to go, its calls finished; None = never."""
     keepalive_seconds: float = 30.0
@@ -88,12 +93,15 @@ class Server:
         interceptors: list[grpc.aio.ServerInterceptor] = [MetricsInterceptor(telemetry.metrics)]
         if config.tokens is not None:
             interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
+        # Behind the tokens: whoever has none takes no place.
+        interceptors.append(MostCallsInterceptor(config.max_concurrent_calls))
         # Kept, because gRPC asks it for certificates as long as it listens.
         self._credentials = None if config.tls is None else server_credentials(config.tls)
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=_options(config),
-            maximum_concurrent_rpcs=config.max_concurrent_calls,
+            # Of calls that are refused there may be as many again, and of probes.
+            maximum_concurrent_rpcs=2 * config.max_concurrent_calls + _SPARE_CALLS,
         )
         self._health_server: grpc.aio.Server | None = None
         models = Models([ServedModel(pool, config.limits)])
@@ -101,10 +109,12 @@ class Server:
             ScoringServicer(models, config.progress_seconds, telemetry), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        expect_rpcs(telemetry.metrics, _SCORING)
         names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
         if config.admin is not None:
             admin.add_to_server(AdminServicer(models, config.admin), self._server)
             names.append(admin.SERVICE_NAME)
+            expect_rpcs(telemetry.metrics, admin.SERVICE)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -19,6 +19,11 @@ SERVER_ID = uuid.uuid4().hex[:16]
 from another one of several servers behind a name."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
+
+_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+_CLOCK_SLACK = 0.1
+"""Seconds by which a caller may see its deadline pass before this server does."""
 
 _MAX_TEXT = 300
 """Characters of a text in a status: it travels in headers, which gRPC bounds at 8 KiB, and it may
@@ -56,6 +61,18 @@ async def abort(
     code = grpc.StatusCode[fault.code.value]
     await context.abort(code, status.message, ((_DETAILS_KEY, status.SerializeToString()),))
     raise AssertionError("abort() does not return")
+
+
+def code_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Name of the status that an RPC ended with which did not end well."""
+    # As abort() got it, or its number, whatever the published types say.
+    code: Any = context.code()
+    if code:
+        return str(code.name) if isinstance(code, grpc.StatusCode) else _NAMES[code]
+    # gRPC cancels the handler when the caller hangs up, as callers do too when their deadline
+    # passes: by their clock, a little before ours.
+    left = context.time_remaining()
+    return "CANCELLED" if left is None or left > _CLOCK_SLACK else "DEADLINE_EXCEEDED"
 
 
 def bounded(text: str) -> str:

@@ -130,6 +130,7 @@ def tensor_message(spec: TensorSpec) -> pb.WeightTensor:
         dtype=_DTYPE_VALUES.get(spec.dtype, 0),  # type: ignore[arg-type]
         shape=spec.shape,
         tied_to=spec.tied_to,
+        checkpoint_names=spec.checkpoint_names,
     )
 
 

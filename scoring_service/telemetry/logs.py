@@ -47,7 +47,11 @@ def configure_logs(level: str, log_format: str) -> None:
     console = sys.stderr.isatty() if log_format == "auto" else log_format == "console"
     renderer: structlog.typing.Processor
     if console:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # The default prints the variables of every frame where `rich` is installed: requests, and
+        # the tokens of callers.
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     else:
         renderer = structlog.processors.JSONRenderer(_to_json)
     structlog.configure(

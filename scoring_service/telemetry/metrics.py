@@ -18,6 +18,9 @@ from scoring_service.types import Usage
 
 _Labelled = TypeVar("_Labelled", Counter, Histogram)
 
+_BUGS = ("INTERNAL", "UNKNOWN", "DATA_LOSS")
+"""Statuses that only a bug gives."""
+
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 150, 300, 600)
 
 
@@ -37,6 +40,11 @@ class Pool(Protocol):
     """What is shown of a pool: single numbers, as another thread than its own reads them."""
 
     name: str
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether it is ready, as health has it."""
+        ...
 
     @property
     def waiting_calls(self) -> int:
@@ -154,6 +162,9 @@ class Metrics(PoolObserver):
     def watch(self, pool: Pool) -> None:
         """Shows a pool and its workers too."""
         self.registry.register(_PoolCollector(pool))
+        for worker in pool.workers:
+            # A series that begins with 1 has not increased, so the first death would be missed.
+            self._deaths.labels(str(worker.index))
 
     def serve(self, host: str, port: int) -> int:
         """Answers GET /metrics from a thread of its own.
@@ -169,8 +180,15 @@ class Metrics(PoolObserver):
         )
         return int(server.server_port)
 
+    def rpc_known(self, kind: str, service: str, method: str) -> None:
+        """An RPC may begin: its statuses of bugs are 0, so that the first one is an increase."""
+        for code in _BUGS:
+            self._of(self._handled, kind, service, method, code)
+
     def rpc_started(self, kind: str, service: str, method: str) -> None:
         """An RPC begins."""
+        if (self._started, (kind, service, method)) not in self._series:
+            self.rpc_known(kind, service, method)
         self._of(self._started, kind, service, method).inc()
 
     def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
@@ -248,6 +266,7 @@ class _PoolCollector(Collector):
         """See prometheus_client."""
         pool = self._pool
         for name, text, value in (
+            ("ready", "1 = calls are taken, as health says.", pool.takes_calls),
             ("num_requests_running", "Calls that are computed.", pool.running_calls),
             ("num_requests_waiting", "Calls of which nothing was begun.", pool.waiting_calls),
             ("queue_tokens", "Tokens of admitted calls not answered yet.", pool.queued_tokens),

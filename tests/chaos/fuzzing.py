@@ -8,7 +8,14 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from scoring_client.proto import model_info_pb2, sample_pb2, score_pb2, tokenize_pb2, topk_pb2
+from scoring_client.proto import (
+    admin_pb2,
+    model_info_pb2,
+    sample_pb2,
+    score_pb2,
+    tokenize_pb2,
+    topk_pb2,
+)
 
 REQUESTS: dict[str, type[Message]] = {
     "Score": score_pb2.ScoreRequest,
@@ -18,6 +25,14 @@ REQUESTS: dict[str, type[Message]] = {
     "ListModels": model_info_pb2.ListModelsRequest,
     "Tokenize": tokenize_pb2.TokenizeRequest,
 }
+
+ADMIN_REQUESTS: dict[str, type[Message]] = {
+    "GetWeights": admin_pb2.GetWeightsRequest,
+    "AbortUpdate": admin_pb2.AbortUpdateRequest,
+    "FlushCache": admin_pb2.FlushCacheRequest,
+    "Resume": admin_pb2.ResumeRequest,
+}
+"""Those of AdminService after which everything else is answered as before."""
 
 _SMALL = [0, 1, 2, 3, 5, 17, 64]
 _INT_EDGES = [-(2**31), -1, 2047, 2048, 4096, 65_536, 2**31 - 1]

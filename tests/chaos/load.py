@@ -121,6 +121,8 @@ class Load:
     pause: float = 0.0
     timeout: float = 60.0
     expected: list[Answer] = field(default_factory=list)
+    usage: list[Any] = field(default_factory=list)
+    """Of each, as the server counted it."""
     outcomes: list[tuple[float, str]] = field(default_factory=list)
     """(when it ended, "ok" or the reason of the error)."""
     wrong: list[str] = field(default_factory=list)
@@ -134,9 +136,10 @@ class Load:
         """Asks the quiet server for every answer."""
         with self.channel() as channel:
             stub = service_pb2_grpc.ScoringServiceStub(channel)
-            self.expected = [
-                read(getattr(stub, rpc)(request, timeout=120)) for rpc, request in cases()
-            ]
+            for rpc, request in cases():
+                messages = list(getattr(stub, rpc)(request, timeout=120))
+                self.expected.append(read(iter(messages)))
+                self.usage.append(messages[-1].summary.usage)
 
     def channel(self) -> grpc.Channel:
         """A connection of its own, without gRPC's retries."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,20 +69,22 @@ class ItemFault(grpc.RpcError):
         return self._status.message  # type: ignore[attr-defined]
 
 
-def test_a_full_disk_for_logs_fails_no_call(tmp_path: Path) -> None:
-    """/dev/full refuses every byte, as a disk without room does."""
+def test_a_full_disk_for_logs_fails_no_call() -> None:
+    """/dev/full refuses every byte, as a disk without room does: `serve >log 2>&1`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    target = f"127.0.0.1:{port}"
     with Path("/dev/full").open("w") as full:
         process = subprocess.Popen(
-            [BIN / "scoring-service", "serve", "--port", "0", "--log-format", "json"],
-            stdout=subprocess.PIPE,
+            [BIN / "scoring-service", "serve", "--port", str(port), "--log-format", "json"],
+            stdout=full,
             stderr=full,
-            text=True,
             cwd=ROOT,
         )
     try:
-        assert process.stdout is not None
-        ready = next(line for line in process.stdout if line.startswith("Ready on"))
-        load = Load(ready.split()[2].rstrip("."), threads=2)
+        until(lambda: serves(target), patience=120)
+        load = Load(target, threads=2)
         load.learn()
         with load.running():
             time.sleep(1.0)
@@ -92,6 +95,14 @@ def test_a_full_disk_for_logs_fails_no_call(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def serves(target: str) -> bool:
+    """Whether somebody answers there, and is ready."""
+    try:
+        return health(target) == SERVING
+    except grpc.RpcError:
+        return False
 
 
 VANISHING = """

@@ -13,8 +13,8 @@ import grpc
 import pytest
 from google.protobuf.message import DecodeError, Message
 
-from scoring_client.proto import service_pb2_grpc
-from tests.chaos.fuzzing import REQUESTS, mangled, request
+from scoring_client.proto import admin_pb2, admin_pb2_grpc, service_pb2_grpc
+from tests.chaos.fuzzing import ADMIN_REQUESTS, REQUESTS, mangled, request
 from tests.chaos.intensity import SOAK, short_or_long
 from tests.e2e.calls import SERVICE, reason_of, scores, stub_of
 from tests.e2e.processes import descriptors, idle, until
@@ -25,6 +25,9 @@ RAW_COUNT = int(short_or_long(150, 3_000))
 AT_ONCE = 8
 QUEUE_TOKENS = 60_000
 """Seconds of work: a request for four thousand samples is refused or answered, and no hang."""
+ALL_REQUESTS = {**REQUESTS, **ADMIN_REQUESTS}
+WEIGHTS = (5, 4, 5, 1, 1, 1, *[0.5] * len(ADMIN_REQUESTS))
+"""How often each is sent."""
 STREAMS = {"Score", "TopKLogprobs", "Sample"}
 
 ALLOWED = {
@@ -73,7 +76,8 @@ async def send_all(target: str) -> tuple[Counter[Any], list[Any]]:
     # itself, however busy the machine is.
     timeout = 60.0
     async with grpc.aio.insecure_channel(target) as channel:
-        stub = service_pb2_grpc.ScoringServiceStub(channel)
+        scoring = service_pb2_grpc.ScoringServiceStub(channel)
+        admin = admin_pb2_grpc.AdminServiceStub(channel)
 
         def note(kind: str, ended: tuple[grpc.StatusCode, str], sent: Any, limit: float) -> None:
             seen[kind, ended[0].name] += 1
@@ -84,6 +88,7 @@ async def send_all(target: str) -> tuple[Counter[Any], list[Any]]:
         async def structured(rpc: str, message: Any) -> None:
             async with gate:
                 limit = 0.5 if waits(message) else timeout
+                stub = admin if rpc in ADMIN_REQUESTS else scoring
                 ended = await outcome(getattr(stub, rpc)(message, timeout=limit), rpc in STREAMS)
                 note(rpc, ended, message, limit)
 
@@ -91,17 +96,19 @@ async def send_all(target: str) -> tuple[Counter[Any], list[Any]]:
             async with gate:
                 streams = rpc in STREAMS
                 make = channel.unary_stream if streams else channel.unary_unary
-                limit = 0.5 if waits(parsed(REQUESTS[rpc], data)) else timeout
-                ended = await outcome(make(f"/{SERVICE}/{rpc}")(data, timeout=limit), streams)
+                limit = 0.5 if waits(parsed(ALL_REQUESTS[rpc], data)) else timeout
+                service = admin_service if rpc in ADMIN_REQUESTS else SERVICE
+                ended = await outcome(make(f"/{service}/{rpc}")(data, timeout=limit), streams)
                 note("raw", ended, data, limit)
 
-        names = list(REQUESTS)
+        admin_service = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+        names = list(ALL_REQUESTS)
         jobs = [
-            structured(rpc, request(rng, REQUESTS[rpc]))
-            for rpc in rng.choices(names, weights=(5, 4, 5, 1, 1, 1), k=REQUEST_COUNT)
+            structured(rpc, request(rng, ALL_REQUESTS[rpc]))
+            for rpc in rng.choices(names, weights=WEIGHTS, k=REQUEST_COUNT)
         ]
         for rpc in rng.choices(names, k=RAW_COUNT):
-            data = request(rng, REQUESTS[rpc]).SerializeToString()
+            data = request(rng, ALL_REQUESTS[rpc]).SerializeToString()
             jobs.append(raw(rpc, mangled(rng, data)))
         await asyncio.gather(*jobs)
     return seen, bad
@@ -134,7 +141,7 @@ def test_nothing_crashes_hangs_or_leaks(tmp_path: Path) -> None:
         assert answered > REQUEST_COUNT / 20, "nearly everything was refused: nothing was tried"
         until(lambda: idle(pids[1]), patience=30)
         found = server.metrics
-        assert found["scoring_queue_tokens"] == 0
+        assert found["scoring_queue_tokens"] == found["scoring_queue_taken_tokens"] == 0
         assert found["scoring_num_requests_running"] == found["scoring_num_requests_waiting"] == 0
         assert found["scoring_unread_reply_bytes"] == 0
         until(lambda: server.metrics["scoring_kv_cache_usage_perc"] == 0.0, patience=10)

@@ -20,7 +20,7 @@ from scoring_service.pool.admission import SHARE
 from tests.chaos.intensity import SOAK, short_or_long
 from tests.chaos.ticker import ticking
 from tests.e2e.calls import reason_of, retry_delay_of, score_request
-from tests.e2e.processes import resident
+from tests.e2e.processes import forget_peak, peak, resident
 from tests.e2e.served import serving
 
 SECONDS = short_or_long(4, 60)
@@ -32,8 +32,9 @@ REQUEST = score_request([1] * 20, [2] * 300, copies=COPIES)
 TOKENS = COPIES * 320
 QUEUE_CALLS = 12
 """Calls that fit the queue: a full load, and what is beyond it is refused."""
-QUEUE_TOKENS = QUEUE_CALLS * TOKENS * (SHARE + 1) // SHARE
-"""What is left is for other clients."""
+QUEUE_TOKENS = (2 * QUEUE_CALLS + 1) * TOKENS * (SHARE + 1) // SHARE // 2
+"""Half a call more: what is refused is not refused for want of room for any call. What is left is
+for other clients."""
 
 
 def own_wait() -> float:
@@ -75,7 +76,7 @@ def p(values: list[float], percent: int) -> float:
 
 
 def report(full: Seen, over: Seen, late: list[float], grown: int) -> dict[str, Any]:
-    """Times in seconds, percentiles 50, 90, 99 and 100."""
+    """Times in seconds, percentiles 50, 90, 99 and 100; memory at its highest, over what it was."""
 
     def percentiles(values: list[float]) -> list[float]:
         return [*(round(p(values, percent), 4) for percent in (50, 90, 99)), round(max(values), 4)]
@@ -126,13 +127,14 @@ async def measure(target: str, pid: int) -> tuple[Seen, Seen, list[float], int]:
         full = await full_load(stub, FULL_SECONDS)
         rate = 10 * len(full.admitted) / FULL_SECONDS
         before = resident(pid)
+        forget_peak(pid)
         # Else this process's own collections, of everything that pytest has, count as the server's.
         gc.collect()
         gc.freeze()
         with ticking() as late:
             over = await overload(stub, SECONDS, rate)
         gc.unfreeze()
-        return full, over, late, resident(pid) - before
+        return full, over, late, peak(pid) - before
 
 
 @pytest.mark.timeout(600)
@@ -151,5 +153,6 @@ def test_ten_times_overload(tmp_path: Path) -> None:
     assert p(over.admitted, 99) <= 2 * p(full.admitted, 99)
     # The client shares two busy cores with the server, and waits for its own turn too. A machine
     # that lets a process wait that asks for nothing lets the server wait as long.
-    assert p(over.of_the_server, 99) <= 0.05 + max(late)
+    # Of some 200 refusals in four seconds a hundredth is two: one stall of a core would decide.
+    assert p(over.of_the_server, short_or_long(95, 99)) <= 0.05 + max(late)
     assert not SOAK or p(over.refused, 99) <= 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -42,13 +43,19 @@ def test_a_worker_that_raises_costs_the_call_that_made_it_so(tmp_path: Path) -> 
         print(dict(load.counted()))
         assert server.metrics["scoring_worker_restarts_total"] == 2
         assert server.metrics["scoring_queue_taken_tokens"] == 0
-        assert "the model met a token" in "".join(server.err)
+        bug = json.loads(server.wait_for('"bug"', server.err).string)
+        assert "the model met a token" in bug["exception"]
+        retried = [json.loads(line) for line in server.err if '"retried"' in line]
+        ids = {f"r-{token}" for token in (RAISES, EXITS)}
+        assert {bug["request_id"]} | {line["request_id"] for line in retried} >= ids
         assert health(server.ready) == SERVING
         assert scores(stub) == before
 
 
 def failure(stub: object, token: int) -> grpc.RpcError:
     """How a call with such a token ends."""
+    request = score_request([1, 2], [3, token, 5])
+    request.context.request_id = f"r-{token}"
     with pytest.raises(grpc.RpcError) as failed:
-        list(stub.Score(score_request([1, 2], [3, token, 5]), timeout=60))  # type: ignore[attr-defined]
+        list(stub.Score(request, timeout=60))  # type: ignore[attr-defined]
     return failed.value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ from tests.e2e.served import serving
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", short_or_long(0.5, 30)))
 SAMPLES = 20
+STEEPEST = 0.5
+"""MiB a minute. Allocators that find a little more of use now and then have given 0.3."""
 
 
 def fill_caches(target: str, pids: list[int]) -> None:
@@ -31,6 +35,13 @@ def fill_caches(target: str, pids: list[int]) -> None:
                 list(call)
             if all(resident(pid) - held < 1 << 20 for pid, held in zip(pids, before, strict=True)):
                 return
+
+
+def slopes_of(figures: list[dict[str, Any]]) -> list[float]:
+    """MiB a minute by which each process grew, as a straight line through the figures has it."""
+    minutes = [figure["seconds"] / 60 for figure in figures]
+    memory = zip(*(figure["resident_mib"] for figure in figures), strict=True)
+    return [statistics.linear_regression(minutes, of_one).slope for of_one in memory]
 
 
 @pytest.mark.timeout(7200)
@@ -59,11 +70,12 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
                 time.sleep(60 * MINUTES / SAMPLES)
         assert [server.process.pid, *sorted(children(server.process.pid))] == pids
         metrics = server.metrics
+        audits = server.metric("scoring_self_audits_total", outcome="same")
         busy = [round(cpu_seconds(pid), 1) for pid in pids]
     assert not load.wrong, load.wrong[:3]
     assert set(load.counted()) == {"ok"}
     # The audits compare with the numbers that were sent: on a CPU they are equal to the bit.
-    assert metrics["scoring_self_audits_total"] > 0
+    assert audits > 0
     assert metrics["scoring_self_audit_max_difference"] == 0.0
     # A third of the way is for caches to fill, of the short form half: it takes them some seconds.
     warm, last = figures[short_or_long(SAMPLES // 2, SAMPLES // 3)], figures[-1]
@@ -72,14 +84,18 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
     report = {
         "minutes": MINUTES,
         "calls": len(load.outcomes),
-        "audits": metrics["scoring_self_audits_total"],
+        "audits": audits,
         "cpu_seconds": busy,
         "grown_mib": grown,
         "more_descriptors": more,
         "figures": figures,
     }
+    slopes = slopes_of(figures[len(figures) // 2 :])
+    report["mib_a_minute"] = [round(slope, 3) for slope in slopes]
     out = Path("benchmarks/results/soak.json") if SOAK else tmp_path / "soak.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({k: v for k, v in report.items() if k != "figures"}))
     assert max(grown) < short_or_long(32, 20), grown
+    # A quarter of a minute says nothing of a slope.
+    assert not SOAK or max(slopes) < STEEPEST, slopes
     assert max(more) <= 4, more

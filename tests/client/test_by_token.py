@@ -107,6 +107,8 @@ def test_nothing_predicts_token_0():
 def test_draws_in_the_place_of_tokens():
     with ToyServer() as server, ScoringClient(server.target) as client:
         ids, logprobs = redraw_tokens(client, IDS, 4, seed=3)
+        for nothing in redraw_tokens(client, IDS[:1], 4):
+            assert nothing.shape == (0, 4)
     assert ids.shape == logprobs.shape == (5, 4)
     for place in range(5):
         expected = [logprob(place + 1, token) for token in ids[place]]

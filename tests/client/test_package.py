@@ -15,6 +15,7 @@ from tests.client.toy_server import ToyServer
 
 def test_importing_the_client_imports_nothing_heavy():
     heavy = {"torch", "rich", "cyclopts", "scoring_service", "tokenizers", "transformers"}
+    heavy |= {"lm_eval", "tinker", "trl", "verl"}
     code = f"import sys, scoring_client; sys.exit(str({heavy!r} & sys.modules.keys() or ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""

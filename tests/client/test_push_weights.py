@@ -35,6 +35,7 @@ from scoring_client.proto import admin_pb2
 from scoring_client.weights.given import GivenWeights
 from scoring_client.weights.messages import CHUNK_BYTES
 from scoring_client.weights.replicas import check_one_server, targets_of
+from scoring_client.weights.tensors import HostTensors
 from tests.client.toy_server import ToyServer
 from tests.client.toy_weights import WeightsServer
 
@@ -173,6 +174,15 @@ class Module:
         return self._tensors
 
 
+def test_a_bfloat16_tensor_is_not_copied():
+    tensor = torch.randn(4, 5).bfloat16().requires_grad_()
+    brought = HostTensors().bring("w", tensor)
+    assert (brought.dtype, brought.shape, brought.volatile) == ("bfloat16", (4, 5), False)
+    data = np.frombuffer(brought.data, np.uint8)
+    assert data.__array_interface__["data"][0] == tensor.data_ptr()
+    assert data.tobytes() == raw(tensor.detach())
+
+
 def test_views_are_sent_in_the_order_of_their_indices(admin):
     tensors = state()
     wide = torch.randn(3001, 1000).to(torch.bfloat16)
@@ -213,6 +223,74 @@ def test_names(admin, names):
     with WeightsServer(SPECS) as server:
         admin(server.target, "push_weights", weights, version=1, **options)
         assert_holds(server, tensors)
+
+
+EXPERTS = "model.layers.0.mlp.experts"
+MOE = {
+    f"{EXPERTS}.down_proj": ("bfloat16", (3, 6, 4), ""),
+    f"{EXPERTS}.gate_up_proj": ("bfloat16", (3, 8, 6), ""),
+    "model.layers.0.mlp.gate.weight": ("float32", (3, 6), ""),
+    "model.embeddings.LayerNorm.weight": ("float32", (6,), ""),
+}
+OLD = "model.layers.0.block_sparse_moe"
+IN_CHECKPOINTS = {
+    f"{EXPERTS}.down_proj": [f"{OLD}.experts.*.w2.weight"],
+    f"{EXPERTS}.gate_up_proj": [f"{OLD}.experts.*.w1.weight", f"{OLD}.experts.*.w3.weight"],
+    "model.layers.0.mlp.gate.weight": [f"{OLD}.gate.weight"],
+}
+
+
+def experts_one_by_one(seed=0):
+    """(a checkpoint's tensors, the model's) of MOE."""
+    generator = torch.Generator().manual_seed(seed)
+    w1, w2, w3 = (
+        torch.randn(3, *shape, generator=generator).bfloat16() for shape in ((4, 6), (6, 4), (4, 6))
+    )
+    gate, norm = torch.randn(3, 6, generator=generator), torch.ones(6)
+    found = {f"{OLD}.gate.weight": gate, "embeddings.LayerNorm.gamma": norm}
+    for expert in reversed(range(3)):
+        for name, tensor in (("w1", w1), ("w2", w2), ("w3", w3)):
+            found[f"{OLD}.experts.{expert}.{name}.weight"] = tensor[expert]
+    return found, {
+        f"{EXPERTS}.down_proj": w2,
+        f"{EXPERTS}.gate_up_proj": torch.cat([w1, w3], dim=1),
+        "model.layers.0.mlp.gate.weight": gate,
+        "model.embeddings.LayerNorm.weight": norm,
+    }
+
+
+@pytest.mark.parametrize("form", ["mapping", "iterator", "numpy"])
+def test_experts_one_by_one_under_a_checkpoint_s_names(admin, form):
+    given, expected = experts_one_by_one()
+    options = {}
+    if form == "iterator":
+        given = ((name, tensor.clone()) for name, tensor in list(given.items()))
+    elif form == "numpy":
+        given = {name: tensor.float().numpy() for name, tensor in given.items()}
+        options = {"convert_dtypes": True}
+    with WeightsServer(MOE, checkpoint_names=IN_CHECKPOINTS) as server:
+        admin(server.target, "push_weights", given, version=1, **options)
+        if form == "numpy":
+            expected = {name: tensor.float() for name, tensor in expected.items()}
+        assert server.tensors == {name: raw(tensor) for name, tensor in expected.items()}
+
+
+@pytest.mark.parametrize("form", [dict, lambda tensors: iter(tensors.items())])
+def test_parts_of_tensors_that_do_not_fit(admin, form):
+    name = f"{OLD}.experts.1.w1.weight"
+    tensor = experts_one_by_one()[0][name]
+    for change, message in (
+        ({name: None}, "1 of the 6 parts of .*gate_up_proj are missing, number 2"),
+        ({name: tensor.T}, r"has shape \[6, 4\], but a part of .* has \[4, 6\]"),
+        ({name: tensor.float()}, "is float32 of Tensor, but other parts"),
+        ({f"{EXPERTS}.gate_up_proj": torch.zeros(3, 8, 6).bfloat16()}, "twice|both mean"),
+    ):
+        tensors = {**experts_one_by_one()[0], **change}
+        weights = form({n: t for n, t in tensors.items() if t is not None})
+        with WeightsServer(MOE, checkpoint_names=IN_CHECKPOINTS) as server:
+            with pytest.raises(InvalidRequestError, match=message):
+                admin(server.target, "push_weights", weights, version=1)
+            assert server.version == 0
 
 
 def test_either_name_of_tied_tensors_will_do(admin):

@@ -31,6 +31,7 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         loses_status: Calls that ``fail`` ends have INTERNAL for a status and no details, which is
             what grpc.aio makes of one that comes while a message is being written.
         other_update: GetWeights tells of an update that somebody else began and that failed since.
+        checkpoint_names: Other names of tensors, or those of their parts.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         commit_slow: float = 0.0,
         loses_status: bool = False,
         other_update: bool = False,
+        checkpoint_names: dict[str, list[str]] | None = None,
     ) -> None:
         self.specs = specs
+        self.checkpoint_names = checkpoint_names or {}
         self.version = version
         self.tensors: dict[str, bytes] = {}
         self.requests: list[Any] = []
@@ -93,7 +96,13 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         if request.list_tensors:
             for name, (dtype, shape, tied) in sorted(self.specs.items()):
                 kind = f"WEIGHT_DATA_TYPE_{dtype.upper()}"
-                answer.tensors.add(name=name, dtype=kind, shape=shape, tied_to=tied)
+                answer.tensors.add(
+                    name=name,
+                    dtype=kind,
+                    shape=shape,
+                    tied_to=tied,
+                    checkpoint_names=self.checkpoint_names.get(name, ()),
+                )
         return answer
 
     def PushWeights(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802

@@ -6,8 +6,12 @@ tests in the folders beside this file hold the record to the real packages.
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib.util
 import math
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,11 @@ import pytest
 import scoring_client.adapters
 from scoring_client import AsyncScoringClient, InvalidRequestError, ScoringClient
 from scoring_client.adapters.prime_rl import TeacherPool
-from scoring_client.adapters.trl import TeacherClient
+from scoring_client.adapters.trl import TeacherClient, as_teacher
 from scoring_client.adapters.verl import TeacherManager
 from tests.compat.conftest import Plain, texts
 from tests.compat.hooks import recorded, written
+from tests.e2e.served import ROOT
 
 ADAPTERS = Path(scoring_client.adapters.__file__).parent
 
@@ -50,6 +55,25 @@ def test_signatures_are_the_frameworks(framework: str) -> None:
             # tinker's decorators hide that its *_async are coroutines.
             plain = [p for p in ours if p != "async" or parameters[:1] == ["async"]]
             assert plain == parameters, name
+
+
+def test_lm_evals_entry_point_names_the_model() -> None:
+    """As lm-eval resolves it: an import of the module, whose decorator takes the same name.
+
+    Its registry takes the two for one only where the path is the class's own, to the letter.
+    """
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    ((name, value),) = declared["lm_eval.models"].items()
+    module, _, cls = value.partition(":")
+    found = importlib.util.find_spec(module)
+    assert found is not None
+    assert found.origin == str(ADAPTERS / "lm_eval.py")
+    (model,) = (
+        node
+        for node in ast.parse(Path(found.origin).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == cls
+    )
+    assert [ast.unparse(each) for each in model.decorator_list] == [f"register_model({name!r})"]
 
 
 def test_trl(client: ScoringClient, plain: Plain) -> None:
@@ -88,6 +112,36 @@ def test_trl(client: ScoringClient, plain: Plain) -> None:
         sequences, prompt_lengths, 7
     )
     assert max(max(row) for b in limited["logprob_token_ids"] for row in b) < 500
+
+
+def test_trls_own_client_is_lent_away_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its module that binds the name at import keeps TRL's, though it is first asked for inside."""
+    folder = tmp_path / "trl" / "generation"
+    folder.mkdir(parents=True)
+    for package in (tmp_path / "trl", folder):
+        (package / "__init__.py").touch()
+    (folder / "vllm_client.py").write_text("class VLLMClient: pass\n")
+    (folder / "vllm_generation.py").write_text(
+        "from trl.generation.vllm_client import VLLMClient\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    inside = ["", ".generation", ".generation.vllm_client", ".generation.vllm_generation"]
+    names = [f"trl{name}" for name in inside]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    vllm_client = importlib.import_module("trl.generation.vllm_client")
+    theirs = vllm_client.VLLMClient
+    try:
+        with as_teacher(None, 500) as teacher:
+            generation = importlib.import_module("trl.generation.vllm_generation")
+            assert vllm_client.VLLMClient("http://nobody.invalid") is teacher
+            assert generation.VLLMClient is theirs
+        assert vllm_client.VLLMClient is theirs
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def in_a_loop(target: str, ask: Any) -> Any:

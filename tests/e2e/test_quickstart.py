@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -28,3 +30,23 @@ def test_the_quick_start_works_as_it_stands() -> None:
     assert "times as likely as ' banana'" in ended.stdout
     assert "(' np',) [-0.81" in ended.stdout
     assert "+ python first.py" in ended.stderr
+    assert re.fullmatch(r"followed in \d+ s", ended.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "fresh", "ends"),
+    [(0, 600.0, True, 0), (0, 600.5, True, 1), (0, 900.0, False, 0), (3, 60.0, True, 3)],
+)
+def test_a_fresh_start_has_to_keep_the_promise_of_the_page(
+    code: int, seconds: float, fresh: bool, ends: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("follow", ROOT / "tools/follow_quickstart.py")
+    assert spec is not None
+    assert spec.loader is not None
+    follow = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(follow)
+    assert follow.verdict(code, seconds, fresh=fresh) == ends
+    assert f" in {seconds:.0f} s" in capsys.readouterr().err
+    page = (ROOT / "docs/quickstart.md").read_text()
+    assert "in less than ten minutes" in page
+    assert follow.PROMISED == 10 * 60

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.prepare_model import save_gguf
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.models import tiny_model_path
 from tests.engine import plain
@@ -103,16 +105,31 @@ def smollm2_file() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_file: Path) -> LoadedModel:
-    return load_model(smollm2_file, dtype="float32")
+def smollm2_folder(smollm2_file: Path) -> Path:
+    """What transformers reads of that file, in float32: unpacking its weights takes long.
+
+    Kept beside it, and written once however many processes ask.
+    """
+    folder = smollm2_file.with_name(f"{smollm2_file.stem}-float32-{transformers.__version__}")
+    with smollm2_file.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            save_gguf(smollm2_file, partial, torch.float32)
+            partial.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def exact_smollm2(plain_smollm2: Any) -> Any:
-    """The same weights: a file of quantised ones is not unpacked twice."""
-    return copy.deepcopy(plain_smollm2).double()
+def smollm2(smollm2_folder: Path) -> LoadedModel:
+    return load_model(smollm2_folder, dtype="float32")
 
 
 @pytest.fixture(scope="session")
-def plain_smollm2(smollm2_file: Path) -> Any:
-    return plain.load(smollm2_file, torch.float32)
+def plain_smollm2(smollm2_folder: Path) -> Any:
+    return plain.load(smollm2_folder, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def exact_smollm2(smollm2_folder: Path) -> Any:
+    return plain.load(smollm2_folder, torch.float64)

@@ -36,3 +36,13 @@ def metaspace() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer
+
+
+def across_spaces() -> Tokenizer:
+    """Byte-level, with a token that goes on past the end of a word, and without most bytes."""
+    vocabulary = ["a", "b", "Ġ", "aĠ", "aĠb"]
+    merges = [("a", "Ġ"), ("aĠ", "b")]
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

@@ -66,9 +66,9 @@ def _resident(name: str) -> int:
     return int(found[1]) * 1024
 
 
-def load_touched(source: str, **settings: object) -> LoadedModel:
+def load_touched(source: str, threads: int = 1, **settings: object) -> LoadedModel:
     """A model all of whose pages are resident, so that nobody's peak has them."""
-    config = EngineConfig(source, device="cpu", threads=1, **settings)  # type: ignore[arg-type]
+    config = EngineConfig(source, device="cpu", threads=threads, **settings)  # type: ignore[arg-type]
     loaded = load(config, lambda _: None)
     assert loaded.packed is not None
     for tensor in (*loaded.packed.pool.keys, *loaded.packed.pool.values):

@@ -132,7 +132,14 @@ ARCHITECTURES = [
     Architecture(
         "gemma3",
         "Gemma3TextConfig",
-        {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 3.0},
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 8,
+            "sliding_window": 8,
+            # A layer of each kind, because each has rotary positions of its own.
+            "layer_types": ["sliding_attention", "full_attention"],
+            "final_logit_softcapping": 3.0,
+        },
         head={"soft_cap": 3.0},
     ),
     Architecture(

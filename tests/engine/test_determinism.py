@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.activations import GELUTanh
 from transformers.pytorch_utils import Conv1D
 
-from scoring_service.engine import numerics, prepacked, processor
+from scoring_service.engine import numerics, path, prepacked, processor
 from scoring_service.engine.head import WholeLogits
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.numerics import body_row_multiple, numerics_id, rows_are_invariant
@@ -176,16 +177,52 @@ class Body(nn.Module):
         return None
 
 
-@pytest.mark.parametrize("height", [1, 2, 7, 16, 17, 33, 64])
+STEP = 1087
+
+
+@pytest.mark.parametrize("height", [1, 2, 7, 16, 17, 33, 64, 128, 256, 512, STEP])
 def test_steps_are_padded_where_one_height_differs(height: int) -> None:
-    assert body_row_multiple(Body()) == 1
-    assert body_row_multiple(Body(differs_at=height)) == ROW_MULTIPLE
+    assert body_row_multiple(Body(), STEP) == 1
+    assert body_row_multiple(Body(differs_at=height), STEP) == ROW_MULTIPLE
 
 
 def test_products_of_another_kind_are_padded() -> None:
-    assert body_row_multiple(Body(extra=Conv1D(8, 8))) == ROW_MULTIPLE
-    assert body_row_multiple(Body(extra=nn.Embedding(8, 8))) == 1
-    assert body_row_multiple(Body(extra=nn.LayerNorm(8))) == 1
+    assert body_row_multiple(Body(extra=Conv1D(8, 8)), STEP) == ROW_MULTIPLE
+    assert body_row_multiple(Body(extra=nn.Embedding(8, 8)), STEP) == 1
+    assert body_row_multiple(Body(extra=nn.LayerNorm(8)), STEP) == 1
+
+
+@pytest.mark.parametrize(
+    ("differs", "deterministic"),
+    [
+        (lambda rows: False, True),
+        (lambda rows: rows == 128, False),
+        (lambda rows: rows >= 1024, False),
+        (lambda rows: rows % 16 == 15, True),
+    ],
+    ids=["nowhere", "at 128", "in full steps", "in ragged steps"],
+)
+def test_what_is_no_product_is_tried_in_tall_steps_too(
+    differs: Callable[[int], bool],
+    deterministic: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to the third of four layers, the first of its kind; what padding helps is padded."""
+    gate = nn.GELU(approximate="tanh")
+
+    def uneven(_: nn.Module, rows_T: torch.Tensor) -> torch.Tensor:
+        return gate(rows_T) + (1e-3 if differs(rows_T.shape[-2]) else 0)
+
+    gemma3 = next(a for a in ARCHITECTURES if a.name == "gemma3")
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    settings = {**gemma3.settings, "layer_types": kinds, "num_hidden_layers": len(kinds)}
+    folder = save_model(replace(gemma3, settings=settings), tmp_path)
+    monkeypatch.setattr(GELUTanh, "forward", uneven)
+    monkeypatch.setattr(path, "body_row_multiple", lambda *_: 1)
+    loaded = load_model(folder, dtype="float32")
+    assert loaded.info.packed
+    assert loaded.info.deterministic == deterministic
 
 
 def test_whole_logits_promise_nothing(tmp_path: object) -> None:

@@ -1,245 +1,50 @@
-"""The packed engine: the same bits in any company, prompts computed once, memory in bounds."""
+"""The packed engine: prompts computed once, memory in bounds, calls that meet in a step."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scoring_service.engine.events import (
     CallEvent,
     CallFailed,
     CallFinished,
-    SampleSlice,
     ScoreSlice,
 )
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import attention
 from scoring_service.engine.packed.body import Feed
-from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Reason
-from scoring_service.models import tiny_model_path
 from scoring_service.types import (
     CompletionTask,
     GroupTask,
-    Processing,
     RowWants,
-    SampleCall,
     ScoreCall,
     Usage,
 )
 from tests.engine.driving import engine_of, finish
-from tests.engine.loading import load_model
-from tests.engine.sampling import Sampled, task
-from tests.engine.scoring import Group, Scored, assert_same_bits, groups
-from tests.engine.small_models import ARCHITECTURES, save_model
-
-BY_NAME = {a.name: a for a in ARCHITECTURES}
-HOT = Processing(temperature=0.9, top_k=40, top_p=0.95)
-CHUNK = 16
-
-
-def load_small(name: str, folder: Path, dtype: str, cpu_kernels: str = "auto") -> LoadedModel:
-    source = tiny_model_path() if name == "packaged" else save_model(BY_NAME[name], folder)
-    loaded = load_model(source, dtype=dtype, chunk_size=CHUNK, cpu_kernels=cpu_kernels)
-    assert (loaded.model.kernels is not None) == (cpu_kernels == "auto")
-    return loaded
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        *((m, d, "auto") for m in ("packaged", "llama", "gemma3") for d in ("float32", "bfloat16")),
-        ("packaged", "bfloat16", "off"),
-        ("gemma3", "float32", "off"),
-    ],
-    ids=lambda p: f"{p[0]}-{p[1]}-{p[2]}",
+from tests.engine.scoring import Group, groups
+from tests.engine.seven_ways import (
+    CHUNK,
+    assert_close,
+    assert_equal,
+    collect,
+    load_small,
+    sample,
+    sample_call,
+    samples_of,
+    score,
+    score_call,
 )
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    name, dtype, cpu_kernels = request.param
-    loaded = load_small(name, tmp_path_factory.mktemp(name), dtype, cpu_kernels)
-    assert loaded.info.packed
-    assert loaded.info.deterministic
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load_small("qwen3-moe", tmp_path_factory.mktemp("moe"), "float32")
-
-
-def score_call(pairs: list[Group], call_id: int = 1, **more: Any) -> ScoreCall:
-    return ScoreCall(call_id, tuple(groups(pairs)), EVERYTHING_SMALL, next_token=True, **more)
-
-
-EVERYTHING_SMALL = RowWants(
-    processed_logprobs=True,
-    entropy=True,
-    rank=True,
-    logsumexp=True,
-    log_kept_mass=True,
-    support_size=True,
-    top_k=9,
-)
-
-
-def collect(events: Iterator[CallEvent]) -> dict[tuple[int, int], Scored]:
-    items: dict[tuple[int, int], Scored] = {}
-    for event in events:
-        assert not isinstance(event, CallFailed)
-        if isinstance(event, ScoreSlice) and event.call_id == 1:
-            key = event.group_index, event.completion_index
-            items.setdefault(key, Scored([])).slices.append(event)
-    return items
-
-
-def score(engine: PackedEngine, pairs: list[Group]) -> dict[tuple[int, int], Scored]:
-    engine.submit(score_call(pairs))
-    return collect(finish(engine))
-
-
-def sample_call(prompts: list[list[int]], n: int = 2, call_id: int = 2, **more: Any) -> SampleCall:
-    tasks = [
-        task(prompt, n=n, seed=7, index=i, processing=HOT, ignore_eos=True, **more)
-        for i, prompt in enumerate(prompts)
-    ]
-    return SampleCall(call_id, tuple(tasks), top_logprobs=3)
-
-
-def sample(engine: PackedEngine, call: SampleCall) -> dict[tuple[int, int], Sampled]:
-    engine.submit(call)
-    return samples_of(finish(engine), call.call_id)
-
-
-def samples_of(events: Iterator[CallEvent], call_id: int) -> dict[tuple[int, int], Sampled]:
-    items: dict[tuple[int, int], Sampled] = {}
-    for event in events:
-        if isinstance(event, SampleSlice) and event.call_id == call_id:
-            items.setdefault((event.prompt_index, event.sample_index), Sampled([])).slices.append(
-                event
-            )
-    return items
-
-
-def assert_equal(left: dict[tuple[int, int], Scored], right: dict[tuple[int, int], Scored]) -> None:
-    assert set(left) == set(right)
-    for key in left:
-        assert_same_bits(left[key], right[key])
-
-
-def assert_close(left: dict[tuple[int, int], Scored], right: dict[tuple[int, int], Scored]) -> None:
-    assert set(left) == set(right)
-    for key in left:
-        np.testing.assert_allclose(left[key].logprobs, right[key].logprobs, atol=1e-5)
-        np.testing.assert_allclose(left[key].top_logprobs, right[key].top_logprobs, atol=1e-5)
-
-
-def trees(vocab: int) -> st.SearchStrategy[list[Group]]:
-    """Prompts with completions, lengths of 1 included; some prompts begin as others do."""
-
-    def build(drawn: tuple[int, list[tuple[int, list[int], bool]]]) -> list[Group]:
-        seed, shapes = drawn
-        rng = np.random.default_rng(seed)
-        found: list[Group] = []
-        for length, completions, shares in shapes:
-            prompt = rng.integers(0, vocab, length).tolist()
-            if shares and found:
-                prompt = (found[-1][0] + prompt)[:40]
-            parts = [rng.integers(0, vocab, n).tolist() for n in completions]
-            found.append((prompt, parts))
-        return found
-
-    lengths = st.integers(1, 40)
-    completions = st.lists(st.integers(1, 22), min_size=1, max_size=4)
-    group = st.tuples(lengths, completions, st.booleans())
-    return st.tuples(st.integers(0, 999), st.lists(group, min_size=1, max_size=5)).map(build)
-
-
-def seven_ways(
-    loaded: LoadedModel,
-    pairs: list[Group],
-    equal: Callable[[dict[tuple[int, int], Scored], dict[tuple[int, int], Scored]], None],
-) -> None:
-    together = score(engine_of(loaded), pairs)
-    assert {key: scored.row_indices for key, scored in together.items()} == {
-        (g, c): list(range(len(ids) + 1))
-        for g, (_, completions) in enumerate(pairs)
-        for c, ids in enumerate(completions)
-    }
-    alone = {}
-    repeated = {}
-    for g, (prompt, completions) in enumerate(pairs):
-        alone |= {
-            (g, c): s for (_, c), s in score(engine_of(loaded), [(prompt, completions)]).items()
-        }
-        for c, ids in enumerate(completions):
-            repeated[g, c] = score(engine_of(loaded), [(prompt, [ids])])[0, 0]
-    equal(alone, together)
-    equal(repeated, together)  # the prompt computed for each completion anew
-
-    order = list(range(len(pairs)))
-    random.Random(0).shuffle(order)
-    shuffled = score(engine_of(loaded), [pairs[g] for g in order])
-    equal({(order[g], c): s for (g, c), s in shuffled.items()}, together)
-
-    for budget in (32, 100, 512):
-        equal(score(engine_of(loaded, max_batch_tokens=budget), pairs), together)
-
-    engine = engine_of(loaded, max_batch_tokens=48)
-    score(engine, pairs)
-    equal(score(engine, pairs), together)  # every prompt from the cache
-    assert engine.cache.hit_tokens >= sum(len(prompt) for prompt, _ in pairs)
-
-    mixed = engine_of(loaded, max_batch_tokens=64)
-    sampling = sample_call([prompt for prompt, _ in pairs[:2]], max_tokens=12)
-    mixed.submit(sampling)
-    for _ in range(3):
-        mixed.step()
-    mixed.submit(score_call(pairs))
-    equal(collect(finish(mixed)), together)
-
-
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_seven_ways_give_the_same_bits(loaded: LoadedModel, data: st.DataObject) -> None:
-    vocab = loaded.info.vocab_size
-    seven_ways(loaded, data.draw(trees(vocab)), assert_equal)
-
-
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_experts_see_the_step_and_differ_by_rounding(
-    experts: LoadedModel, data: st.DataObject
-) -> None:
-    seven_ways(experts, data.draw(trees(experts.info.vocab_size)), assert_close)
-
-
-@pytest.mark.smollm2
-def test_seven_ways_on_a_real_model(smollm2: LoadedModel) -> None:
-    rng = np.random.default_rng(3)
-
-    def ids(n: int) -> list[int]:
-        return rng.integers(0, 49152, n).tolist()
-
-    shared = ids(70)
-    pairs: list[Group] = [
-        (shared, [ids(1), ids(20), ids(33)]),
-        (shared + ids(30), [ids(12)]),
-        (ids(1), [ids(40)]),
-    ]
-    seven_ways(smollm2, pairs, assert_equal)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral", "deepseek-v3", "gpt-oss"])
@@ -467,7 +272,7 @@ def test_a_bug_while_planning_ends_one_call(
     """Found when some of its completions are begun already, while other calls are under way."""
     engine = engine_of(tiny_packed)
     logged: list[int] = []
-    engine._log_bug = lambda call_id, _: logged.append(call_id)
+    engine._log_bug = lambda call, _: logged.append(call.call_id)
     begin = CompletionRun.begin
 
     def broken(
@@ -496,7 +301,7 @@ def test_a_bug_in_going_on_with_a_sample_ends_one_call(
     """Its other samples are in the same step already."""
     engine = engine_of(tiny_packed)
     logged: list[int] = []
-    engine._log_bug = lambda call_id, _: logged.append(call_id)
+    engine._log_bug = lambda call, _: logged.append(call.call_id)
     feeds = SampleRun.feeds
 
     def broken(run: SampleRun, limit: int) -> list[Feed]:
@@ -536,7 +341,7 @@ def test_a_lost_gpu_ends_the_worker_and_a_bug_does_not(
     tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     engine = engine_of(tiny_packed)
-    engine._log_bug = lambda _call_id, _error: None
+    engine._log_bug = lambda _call, _error: None
 
     def fail(*_: Any) -> Any:
         raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
@@ -570,7 +375,7 @@ def test_a_bug_in_a_step_leaves_open_whose_it_is_until_calls_are_alone(
     tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(tiny_packed)
-    engine._log_bug = lambda _call_id, _error: None
+    engine._log_bug = lambda _call, _error: None
     model = engine._model
     states = model.packed_states
     steps: list[list[int]] = []
@@ -655,8 +460,9 @@ def test_the_probe_notices_what_is_dropped(
         assert "attention" in info.path_reason
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_the_probe_notices_lost_segmentation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A query that sees later tokens, and a segment that forgets what it continues."""
     mask = Packing.mask
@@ -665,10 +471,13 @@ def test_the_probe_notices_lost_segmentation(
         return torch.zeros_like(mask(packing, *asked))
 
     monkeypatch.setattr(Packing, "mask", open_mask)
-    assert not load_small("llama", tmp_path, "float32", cpu_kernels="off").info.packed
+    assert not load_small(name, tmp_path, "float32", cpu_kernels="off").info.packed
 
 
-def test_the_probe_notices_a_wrong_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_the_probe_notices_a_wrong_chain(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kernel that takes the keys of a chain's second segment from its first."""
 
     def confused(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -677,7 +486,7 @@ def test_the_probe_notices_a_wrong_chain(tmp_path: Path, monkeypatch: pytest.Mon
         return nodes, runs
 
     monkeypatch.setattr(attention, "tables", confused)
-    info = load_small("llama", tmp_path, "float32").info
+    info = load_small(name, tmp_path, "float32").info
     assert not info.packed
     assert "attention" in info.path_reason
 

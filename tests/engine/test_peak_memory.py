@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from transformers import AutoModelForCausalLM, Gemma2Config
+
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.peak_memory import answer_limit
@@ -24,9 +27,31 @@ KERNELS = {
     "samples-top-1024": "sampling(V, 64, 48, 2, top_logprobs=1024)",
 }
 OPERATORS = {name: KERNELS[name] for name in ("rows", "truncated", "samples")}
+OTHERS = {name: KERNELS[name] for name in ("rows", "samples")}
+"""For heads that cap, and for two threads."""
+
+_WIDTHS = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+}
 
 
-def test_a_call_takes_what_was_predicted(smollm2_wide: Path) -> None:
+@pytest.fixture(scope="module")
+def capped_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's widths as a Gemma 2, whose logits are capped after the product."""
+    folder = tmp_path_factory.mktemp("gemma2")
+    config = Gemma2Config(**_WIDTHS, sliding_window=64, final_logit_softcapping=30.0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_call_takes_what_was_predicted(smollm2_wide: Path, capped_head: Path) -> None:
     """A prediction is at least what was taken, and at most twice that and a little.
 
     How many copies torch's operators make, without the kernels, depends on what they meet.
@@ -38,8 +63,8 @@ def test_a_call_takes_what_was_predicted(smollm2_wide: Path) -> None:
 
         TRUNCATED = RowWants(processed_logprobs=True, support_size=True, log_kept_mass=True)
 
-        def compare(kind, workloads, **settings):
-            loaded = load_touched({str(smollm2_wide)!r}, memory_utilization=0.03, **settings)
+        def compare(kind, workloads, folder={str(smollm2_wide)!r}, **settings):
+            loaded = load_touched(folder, memory_utilization=0.03, **settings)
             limits, V = loaded.info.limits, loaded.info.vocab_size
             drive(loaded, scoring(V, [70], RowWants(top_k=128)))
             for name, made in workloads.items():
@@ -49,9 +74,11 @@ def test_a_call_takes_what_was_predicted(smollm2_wide: Path) -> None:
 
         compare("kernels", {KERNELS!r}, dtype="bfloat16")
         compare("operators", {OPERATORS!r}, dtype="float32", cpu_kernels="off")
+        compare("kernels-capped", {OTHERS!r}, {str(capped_head)!r}, dtype="bfloat16")
+        compare("kernels-2-threads", {OTHERS!r}, dtype="bfloat16", threads=2)
         """
     )
-    assert len(found) == len(KERNELS) + len(OPERATORS)
+    assert len(found) == len(KERNELS) + len(OPERATORS) + 2 * len(OTHERS)
     for name, (predicted, taken) in found.items():
         times, more = (2, 16 * MIB) if name.startswith("kernels") else (3, 64 * MIB)
         told = f"{name}: {predicted / MIB:.1f} MiB predicted, {taken / MIB:.1f} taken"

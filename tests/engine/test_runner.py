@@ -60,10 +60,10 @@ class Bugs:
     """Collects what the runner reports."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int, BaseException]] = []
+        self.seen: list[tuple[Call, BaseException]] = []
 
-    def __call__(self, call_id: int, error: BaseException) -> None:
-        self.seen.append((call_id, error))
+    def __call__(self, failing: Call, error: BaseException) -> None:
+        self.seen.append((failing, error))
 
 
 def runner_of(work: Work, *calls: ScoreCall) -> Runner:
@@ -204,8 +204,8 @@ def test_a_bug_ends_its_call_alone() -> None:
     assert failed.fault.reason == Reason.INTERNAL_ERROR
     assert "secret" not in failed.fault.message
     assert "Traceback" not in failed.fault.message
-    ((call_id, error),) = bugs.seen
-    assert call_id == 2
+    ((failing, error),) = bugs.seen
+    assert failing.call_id == 2
     assert isinstance(error, KeyError)
     finished = {event.call_id for event in events if isinstance(event, CallFinished)}
     assert finished == {1, 3}

@@ -7,7 +7,10 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring_service.engine.packed.scheduler import Offer, prefill_budget, share
+from scoring_service.engine.packed.scheduler import Offer, prefill_budget
+from scoring_service.engine.packed.scheduler import share as share_by_turns
+
+TURN = 100
 
 
 def offer(
@@ -16,20 +19,47 @@ def offer(
     served: float = 0.0,
     priority: int = 0,
     deadline: float = math.inf,
+    left: int | None = None,
 ) -> Offer:
-    return Offer(call_id, priority, served, deadline, sizes)
+    return Offer(call_id, priority, served, sum(sizes) if left is None else left, deadline, sizes)
 
 
-def test_a_small_call_goes_beside_a_large_one() -> None:
+def share(offers: list[Offer], budget: int, turn: int = TURN) -> dict[int, int]:
+    """How many whole segments of each call."""
+    shares = share_by_turns(offers, budget, turn)
+    sizes = {o.call_id: o.sizes for o in offers}
+    for call_id, found in shares.items():
+        assert list(found.tokens) == list(sizes[call_id][: len(found.tokens)])
+    return {call_id: len(found.tokens) for call_id, found in shares.items()}
+
+
+def cut_share(offers: list[Offer], budget: int) -> dict[int, tuple[int, ...]]:
+    shares = share_by_turns(offers, budget, TURN, cuts=True)
+    return {call_id: found.tokens for call_id, found in shares.items()}
+
+
+def test_a_small_call_goes_before_a_large_one() -> None:
     assert share([offer(1, [64] * 100), offer(2, [20])], 256) == {1: 3, 2: 1}
+    assert share([offer(1, [64] * 100), offer(2, [20])], 64) == {2: 1}
 
 
-def test_who_was_served_least_goes_first() -> None:
-    assert share([offer(1, [64], served=500), offer(2, [64], served=100)], 64) == {2: 1}
+def test_who_had_fewer_turns_goes_first() -> None:
+    large_and_new = offer(2, [64] * 9, served=TURN)
+    assert share([offer(1, [64], served=2 * TURN), large_and_new], 64) == {2: 1}
 
 
-def test_equal_calls_get_equal_shares() -> None:
-    assert share([offer(1, [32] * 20), offer(2, [32] * 20)], 320) == {1: 5, 2: 5}
+def test_large_calls_go_by_turns() -> None:
+    assert share([offer(1, [50] * 20), offer(2, [50] * 20)], 400) == {1: 4, 2: 4}
+
+
+def test_within_a_turn_a_call_that_was_begun_goes_on() -> None:
+    """Side by side, both would end as late as the second does so."""
+    assert share([offer(1, [30] * 3), offer(2, [30] * 2, served=30)], 60) == {2: 2}
+    assert share([offer(1, [30] * 3), offer(2, [30] * 3)], 90) == {1: 3}
+
+
+def test_what_is_left_counts_beyond_what_can_join() -> None:
+    assert share([offer(1, [10], left=5000), offer(2, [30, 30])], 30) == {2: 1}
 
 
 def test_the_higher_priority_takes_everything_it_can() -> None:
@@ -42,17 +72,29 @@ def test_the_earlier_deadline_breaks_a_tie() -> None:
 
 
 def test_a_segment_beyond_the_budget_goes_alone() -> None:
-    assert share([offer(1, [64, 64]), offer(2, [10])], 32) == {1: 1}
-    assert share([offer(2, [10]), offer(1, [64, 64], served=1.0)], 32) == {2: 1}
+    assert share([offer(1, [64, 64]), offer(2, [10], served=TURN)], 32) == {1: 1}
+    assert share([offer(2, [10]), offer(1, [64, 64], served=TURN)], 32) == {2: 1}
 
 
 def test_one_that_does_not_fit_does_not_hold_up_others() -> None:
-    assert share([offer(1, [60, 60]), offer(2, [30, 30])], 100) == {1: 1, 2: 1}
+    assert share([offer(1, [60, 60]), offer(2, [30, 30, 30, 30])], 100) == {1: 1, 2: 1}
 
 
 def test_nothing_to_do() -> None:
     assert share([], 100) == {}
     assert share([offer(1, [])], 100) == {}
+
+
+def test_a_segment_is_cut_where_that_is_allowed() -> None:
+    assert cut_share([offer(1, [64, 64])], 24) == {1: (24,)}
+    assert cut_share([offer(1, [16, 64])], 24) == {1: (16, 8)}
+    assert cut_share([offer(1, [64]), offer(2, [10])], 24) == {2: (10,), 1: (14,)}
+
+
+def test_nothing_is_cut_for_a_few_tokens_or_all_but_one() -> None:
+    assert cut_share([offer(1, [20, 64])], 24) == {1: (20,)}
+    assert cut_share([offer(1, [25])], 24) == {1: (23,)}
+    assert cut_share([offer(1, [9])], 8) == {1: (9,)}
 
 
 OFFERS = st.lists(
@@ -85,13 +127,13 @@ def test_everybody_finishes_and_nobody_waits_for_all_others(calls: list[list[int
         offers = [offer(call, sizes, served[call]) for call, sizes in left.items() if sizes]
         if not offers:
             break
-        for call, count in share(offers, 64).items():
+        for call, count in share(offers, 64, turn=64).items():
             served[call] += sum(left[call][:count])
             left[call] = left[call][count:]
         waiting = [served[call] for call, sizes in left.items() if sizes]
         if len(waiting) > 1:
-            # Nobody is ahead of anybody who still waits by more than a step.
-            assert max(waiting) - min(waiting) <= 2 * 64
+            # Nobody is ahead of anybody who still waits by more than a turn and a step.
+            assert max(waiting) - min(waiting) <= 64 + 64
     assert not any(left.values())
 
 

@@ -29,7 +29,7 @@ def ids(n: int, first: int = 0) -> np.ndarray:
 
 def compute(chain: list[Segment]) -> None:
     for segment in chain:
-        segment.computed = True
+        segment.done = len(segment.token_ids)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_completions_go_on_side_by_side_where_that_keeps_nobody_waiting(
 
 def test_newcomers_do_not_go_before_who_computes_since_long(tiny_packed: LoadedModel) -> None:
     """However little a sample beside them was served."""
-    engine = engine_of(tiny_packed, max_batch_tokens=64)
+    engine = engine_of(tiny_packed, max_batch_tokens=64, beside_samples=64)
     engine.submit(samples(1, n=1, max_tokens=200))
     engine.submit(scores(2, prompts(12, 60)))
     ended: list[int] = []
@@ -242,6 +242,52 @@ def test_newcomers_do_not_go_before_who_computes_since_long(tiny_packed: LoadedM
         engine.submit(scores(call_id, prompts(1, 60)))
         ended += finished(engine, 1)
     assert 2 in ended
+
+
+@pytest.mark.parametrize("priority", [0, 1])
+@pytest.mark.parametrize("limits", [{"max_samples": 8}, {"max_batch_tokens": 8}])
+def test_a_sample_does_not_wait_for_all_of_another_call(
+    tiny_packed: LoadedModel, limits: dict[str, int], priority: int
+) -> None:
+    """However many that one has: its last ones wait, and end as they would have."""
+    engine = engine_of(tiny_packed, **limits)
+    engine.submit(samples(1, n=20, max_tokens=60))
+    finished(engine, 10)
+    engine.submit(samples(2, n=1, max_tokens=3, priority=priority))
+    assert finished(engine, 6) == [2]
+    assert finished(engine, 1000) == [1]
+
+
+def test_an_urgent_call_samples_as_if_it_were_alone(tiny_packed: LoadedModel) -> None:
+    def steps(company: bool) -> int:
+        engine = engine_of(tiny_packed, max_samples=8)
+        if company:
+            engine.submit(samples(1, n=20, max_tokens=60))
+            finished(engine, 10)
+        engine.submit(samples(2, n=16, max_tokens=10, priority=1))
+        return next(count for count in itertools.count() if 2 in finished(engine, 1))
+
+    assert steps(company=True) <= steps(company=False) + 1
+
+
+def test_samples_that_were_kept_waiting_draw_what_they_would_have_drawn(
+    tiny_packed: LoadedModel,
+) -> None:
+    def drawn(company: bool) -> dict[int, list[int]]:
+        engine = engine_of(tiny_packed, max_samples=4, pages=40)
+        engine.submit(samples(1, n=4, max_tokens=40))
+        found: dict[int, list[int]] = {}
+        for count in range(400):
+            if company and count in (7, 21, 30):
+                engine.submit(samples(100 + count, n=3, max_tokens=5))
+            for event in engine.step() if engine.can_step else []:
+                if isinstance(event, SampleSlice):
+                    engine.add_credit(event.call_id, event.size)
+                    if event.call_id == 1:
+                        found.setdefault(event.sample_index, []).extend(event.token_ids)
+        return found
+
+    assert drawn(company=True) == drawn(company=False)
 
 
 def test_samples_that_wait_for_their_turn_are_counted_beforehand() -> None:
@@ -253,3 +299,14 @@ def test_samples_that_wait_for_their_turn_are_counted_beforehand() -> None:
     finished(engine, 30)
     under_way = len(engine._room._samples)
     assert 8 < under_way <= loaded.info.limits.max_samples
+
+
+@pytest.mark.parametrize(("priority", "order"), [(-1000, [1, 2]), (0, [2, 1])])
+def test_a_call_that_is_alone_has_its_place_by_priority(
+    tiny_packed: LoadedModel, priority: int, order: list[int]
+) -> None:
+    """An audit waits for all others; what is computed alone after a failure waits for nobody."""
+    engine = engine_of(tiny_packed, max_batch_tokens=64)
+    engine.submit(scores(1, prompts(10, 60)))
+    engine.submit(scores(2, prompts(10, 60), priority), alone=True)
+    assert finished(engine, 100) == order

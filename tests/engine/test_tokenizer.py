@@ -12,8 +12,11 @@ from transformers import AutoTokenizer
 
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.tokenizer import TextCodec, TextStream
+from scoring_service.engine.tokenizer_file import load_tokenizer
+from scoring_service.engine.word_tokens import token_ends
 from scoring_service.models import tiny_model_path
-from tests.engine.made_up_tokenizers import metaspace, sentencepiece_like
+from scoring_service.types import EngineConfig
+from tests.engine.made_up_tokenizers import across_spaces, metaspace, sentencepiece_like
 
 TEXTS = [
     "",
@@ -49,17 +52,20 @@ def test_ids_are_those_of_transformers(
 
 
 @pytest.mark.smollm2
-def test_ids_of_smollm2_are_those_of_transformers(smollm2: LoadedModel, smollm2_file: Path) -> None:
-    theirs = AutoTokenizer.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name)
-    assert smollm2.codec is not None
-    assert smollm2.codec.size == len(theirs)
+def test_ids_of_smollm2_are_those_of_transformers(smollm2_file: Path, smollm2_folder: Path) -> None:
+    """Theirs was read of the same file."""
+    theirs = AutoTokenizer.from_pretrained(smollm2_folder)
+    tokenizer_json, _ = load_tokenizer(EngineConfig(model=str(smollm2_file)))
+    assert tokenizer_json is not None
+    codec = TextCodec(tokenizer_json)
+    assert codec.size == len(theirs)
     for text in TEXTS:
         for special in (False, True):
             expected = theirs.encode(text, add_special_tokens=special)
-            assert smollm2.codec.encode(text, add_special_tokens=special) == expected
+            assert codec.encode(text, add_special_tokens=special) == expected
         ids = theirs.encode(text, add_special_tokens=False)
-        assert "".join(map(smollm2.codec.token_text, ids)).count("\ufffd") or (
-            "".join(map(smollm2.codec.token_text, ids)) == text
+        assert "".join(map(codec.token_text, ids)).count("\ufffd") or (
+            "".join(map(codec.token_text, ids)) == text
         )
 
 
@@ -198,3 +204,23 @@ def test_the_space_between_prompt_and_sample_is_kept() -> None:
     ids = codec.encode("world", add_special_tokens=False)
     assert codec.decode(ids) == "world"
     assert "".join(streamed(codec, ids, prompt)) == " world"
+
+
+MERGED = across_spaces()
+WORDS_AND_MORE = st.text() | st.text(alphabet="ab \n\t.é\x04<|end>")
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=WORDS_AND_MORE)
+@example(text="a b  c\n d <|endoftext|> e \x04 f")
+def test_no_text_has_fewer_tokens_than_counted_at_a_glance(codec: TextCodec, text: str) -> None:
+    for known in (codec, TextCodec(MERGED.to_str()), TextCodec(metaspace().to_str())):
+        assert known.least_tokens(text) <= max(1, len(known.encode(text, add_special_tokens=False)))
+
+
+def test_of_words_most_tokens_are_seen_at_a_glance(codec: TextCodec) -> None:
+    text = "the words of a text, and where each of them ends " * 50
+    assert codec.least_tokens(text) >= 11 * 50
+    assert TextCodec(metaspace().to_str()).least_tokens(text) == 1, "bytes may be lost there"
+    assert TextCodec(MERGED.to_str()).least_tokens("ab ab a bc") == 3, "a is not sure to end there"
+    assert token_ends(MERGED.to_str()) == {ord("b"), ord(" ")}

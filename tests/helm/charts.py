@@ -23,10 +23,10 @@ Manifest = dict[str, Any]
 
 
 @functools.cache
-def helm_path() -> Path:
+def tool_path(name: str) -> Path:
     """The executable that tools/fetch_helm.py keeps; skips where there is none for this machine."""
     done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "fetch_helm.py"],
+        [sys.executable, ROOT / "tools" / "fetch_helm.py", "--tool", name],
         capture_output=True,
         text=True,
         check=False,
@@ -40,7 +40,7 @@ def helm_path() -> Path:
 def helm(*arguments: str | Path, given: str | None = None) -> subprocess.CompletedProcess[str]:
     """What came of a helm command."""
     return subprocess.run(
-        [helm_path(), *arguments],
+        [tool_path("helm"), *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -35,6 +35,7 @@ class OnePool:
     name = "a"
     waiting_calls = running_calls = queued_tokens = taken_tokens = unread_bytes = 0
     weight_version = 0
+    takes_calls = True
     workers = (OneWorker(),)
 
 
@@ -74,8 +75,8 @@ def selectors(expression: str) -> Iterator[promql_parser.VectorSelector]:
             waiting += inner if isinstance(inner, list) else [inner] if inner is not None else []
 
 
-ADDED = {"namespace", "service", "pod"}
-"""Labels that the Prometheus operator adds to what it scrapes."""
+ADDED = {"namespace", "service", "pod", "instance"}
+"""Labels that the Prometheus operator adds to what it scrapes; any Prometheus adds the last."""
 
 
 def check(expression: str, known: dict[str, set[str]]) -> None:
@@ -115,7 +116,7 @@ def test_alerts_ask_for_what_there_is(known: dict[str, set[str]]) -> None:
     alone = {
         matcher.value
         for rule in found
-        if rule["alert"] == "ScoringNoWorkerReady"
+        if rule["alert"] == "ScoringNoPodReady"
         for selector in selectors(rule["expr"])
         for matcher in selector.matchers.matchers
         if matcher.name == "service"
@@ -130,6 +131,21 @@ def test_alerts_ask_for_what_there_is(known: dict[str, set[str]]) -> None:
         if matcher.name == "service"
     )
     assert all(re.fullmatch(pattern, service) for service in services)
+
+
+def test_nobody_is_alarmed_while_a_start_may_still_go_on() -> None:
+    """And what is asked is whether calls are taken: loaded workers may wait for weights."""
+    download = {"model": "a/b", "download": {"enabled": True, "seconds": 3601}}
+    models = [{"name": "quick", "startupSeconds": 60}, {"name": "slow", "startupSeconds": 1800}]
+    values = {**OBSERVED, "models": [*models, {**models[1], "name": "far", **download}]}
+    manifests = render(values)
+    found = [rule for rule in rules(manifests) if rule["alert"] == "ScoringNoPodReady"]
+    assert [rule["for"] for rule in found] == ["10m", "30m", "91m"]
+    for rule in found:
+        assert {selector.name for selector in selectors(rule["expr"])} == {"scoring_ready"}
+        (name,) = set(re.findall(r'service="([\w-]+)-headless"', rule["expr"]))
+        deployment = only(manifests, "Deployment", name)["spec"]
+        assert int(rule["for"][:-1]) * 60 >= deployment["progressDeadlineSeconds"] - 300
 
 
 def test_each_alert_links_to_its_place_on_the_page() -> None:
@@ -187,5 +203,30 @@ def test_the_dashboard_is_the_repositorys(known: dict[str, set[str]]) -> None:
     expressions = [t["expr"] for panel in packed["panels"] for t in panel.get("targets", [])]
     assert len(expressions) > 20
     for expression in expressions:
-        found = selectors(expression.replace("$__rate_interval", "5m"))
-        assert all(selector.name in known for selector in found)
+        check(expression.replace("$__rate_interval", "5m"), known)
+
+
+def test_the_dashboard_tells_releases_models_and_pods_apart() -> None:
+    """By labels of the ServiceMonitor's; a Prometheus that has none of them shows all the same."""
+    board = json.loads((CHART / "dashboards" / "scoring-service.json").read_text())
+    variables = {v["name"]: v for v in board["templating"]["list"]}
+    assert variables.keys() == {"datasource", "namespace", "service"}
+    for name in ("namespace", "service"):
+        assert name in ADDED
+        assert re.fullmatch(rf"label_values\(.*, {name}\)", variables[name]["query"]["query"])
+        assert variables[name]["multi"]
+        assert variables[name]["includeAll"]
+        # What Grafana writes for All would not match a series without the label.
+        assert variables[name]["allValue"] == ".*"
+    panels = {panel["title"]: panel for panel in board["panels"]}
+    for target in (target for panel in panels.values() for target in panel["targets"]):
+        found = list(selectors(target["expr"].replace("$__rate_interval", "5m")))
+        assert found
+        for selector in found:
+            chosen = {m.name: (str(m.op), m.value) for m in selector.matchers.matchers}
+            for name in ("namespace", "service"):
+                assert chosen[name] == ("MatchOp.Re", f"${name}"), target["expr"]
+    (tokens,) = panels["Tokens/s by pod"]["targets"]
+    assert tokens["expr"].count("sum by (pod, instance) (rate(") == 3
+    for text in ((CHART / "examples" / "autoscaled.yaml"), CHART / "values.yaml"):
+        assert '"Tokens/s by pod"' in text.read_text()

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from scoring_service.rpc.tokens import TokenFile
 from tests.e2e.served import BIN, ROOT
-from tests.helm.charts import CHART, EXAMPLES, helm_path, render
+from tests.helm.charts import (
+    CHART,
+    EXAMPLES,
+    Manifest,
+    example,
+    of_kind,
+    parse,
+    pod_specs,
+    render,
+    tool_path,
+)
 from tests.helm.dockerfile import instructions
+from tests.rpc.authorities import Authority
 
 DOCUMENT = (ROOT / "docs" / "kubernetes.md").read_text()
 README = (CHART / "README.md").read_text()
-COMMANDS = re.findall(r"```bash\n(.*?)```", DOCUMENT + README, re.DOTALL)
+BLOCKS = re.findall(r"```bash\n(.*?)```", DOCUMENT + README, re.DOTALL)
+COMMANDS = [block for block in BLOCKS if block.startswith("helm ")]
 
 
-def shell(command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """With the real helm as `helm`, in the repository."""
-    (tmp_path / "helm").symlink_to(helm_path())
-    path = os.pathsep.join([str(tmp_path), str(BIN), os.environ["PATH"]])
+def shell(
+    command: str, tmp_path: Path, folder: Path = ROOT, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """With the real helm and kubectl, in the repository or another folder."""
+    (tmp_path / "bin").mkdir()
+    for tool in ("helm", "kubectl"):
+        (tmp_path / "bin" / tool).symlink_to(tool_path(tool))
+    path = os.pathsep.join([str(tmp_path / "bin"), str(BIN), os.environ["PATH"]])
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         capture_output=True,
         text=True,
         check=False,
-        cwd=ROOT,
-        env={**os.environ, "PATH": path, "KUBECONFIG": "/dev/null"},
+        cwd=folder,
+        env={**os.environ, "PATH": path, "KUBECONFIG": "/dev/null", **env},
     )
 
 
@@ -45,6 +64,60 @@ def test_a_command_of_the_document_works(command: str, tmp_path: Path) -> None:
     done = shell(without_cluster(command), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "kind: Deployment" in done.stdout
+
+
+def referred(manifests: list[Manifest]) -> dict[str, set[str]]:
+    """Secrets that pods refer to and the chart does not make -> the keys that they want."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for spec in pod_specs(manifests):
+        for volume in spec.get("volumes", []):
+            if "secret" in volume:
+                items = volume["secret"]["items"]
+                wanted[volume["secret"]["secretName"]] |= {item["key"] for item in items}
+        for container in (*spec.get("initContainers", []), *spec["containers"]):
+            for variable in container.get("env", []):
+                if "valueFrom" in variable:
+                    reference = variable["valueFrom"]["secretKeyRef"]
+                    wanted[reference["name"]].add(reference["key"])
+    made = {secret["metadata"]["name"] for secret in of_kind(manifests, "Secret")}
+    return {name: keys for name, keys in wanted.items() if name not in made}
+
+
+def test_the_secrets_of_the_document_are_what_the_examples_ask_for(tmp_path: Path) -> None:
+    """Made by the real kubectl, which is asked to print them instead."""
+    (block,) = (block for block in BLOCKS if block.startswith("kubectl"))
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    for name in ("server", "client"):
+        pair = authority.server_files(tmp_path / name)
+        for path, suffix in zip(pair, ("pem", "key"), strict=True):
+            path.rename(tmp_path / f"{name}.{suffix}")
+    printed = "kubectl create --dry-run=client --output yaml secret"
+    script = block.replace("kubectl create secret", f"echo --- && {printed}")
+    done = shell(script, tmp_path, tmp_path, HF_TOKEN="hf_x")
+    assert done.returncode == 0, done.stderr
+    secrets = {
+        manifest["metadata"]["name"]: {
+            key: base64.b64decode(value) for key, value in manifest["data"].items()
+        }
+        for manifest in parse(done.stdout)
+    }
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| (`[^|]*`) \| [^|]+ \| `[\w.]+` \|$", DOCUMENT, re.MULTILINE
+    )
+    assert {name: set(re.findall(r"`([^`]+)`", keys)) for name, keys in rows} == {
+        name: set(content) for name, content in secrets.items()
+    }
+    wanted = [referred(example(path)) for path in EXAMPLES]
+    assert {name for names in wanted for name in names} == secrets.keys() - {"hub-token"}
+    for names in wanted:
+        for name, keys in names.items():
+            assert keys <= secrets[name].keys()
+    (tmp_path / "again").write_bytes(secrets["scoring-tokens"]["tokens"])
+    tokens = TokenFile(tmp_path / "again")
+    caller = tokens.find(secrets["scoring-test-token"]["token"].decode())
+    assert caller is not None
+    assert (caller.name, caller.scopes) == ("helm-test", {"score"})
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

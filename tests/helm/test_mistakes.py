@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from scoring_service.config import ServeConfig
 from tests.helm.charts import CHART, helm, template
 from tests.helm.test_renders import KEY, OPEN, PEM, one
 
@@ -49,11 +50,56 @@ TYPOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "scaling to nought": (one(autoscaling={"minReplicas": 0}), ("minReplicas", "1")),
     "a budget of nought": (one(podDisruptionBudget={"maxUnavailable": 0}), ("maxUnavailable", "1")),
-    "a setting in the environment": (
-        one(env=[{"name": "SCORING_PORT", "value": "1"}]),
-        ("/models/0/env/0/name",),
+    "a field of a pod": ({**OPEN, "podSecurityContext": {"runAsUsr": 1}}, ("'runAsUsr'",)),
+    "a field of a container": (
+        {**OPEN, "containerSecurityContext": {"capabilities": {"dorp": ["ALL"]}}},
+        ("/containerSecurityContext/capabilities", "'dorp'"),
     ),
-    "a volume that is there": (one(extraVolumes=[{"name": "tmp"}]), ("extraVolumes/0/name",)),
+    "a field of another type": (
+        {**OPEN, "podSecurityContext": {"runAsUser": "10001"}},
+        ("/podSecurityContext/runAsUser", "integer"),
+    ),
+    "a resource": (
+        one(resources={"requests": {"memori": "1Gi"}}),
+        ("/models/0/resources/requests", "'memori'"),
+    ),
+    "a resource for the download": (
+        one(download={"resources": {"limits": {"CPU": 1}}}),
+        ("/models/0/download/resources/limits", "'CPU'"),
+    ),
+    "a kind of volume": (
+        one(extraVolumes=[{"name": "x", "nfss": {"server": "s", "path": "/"}}]),
+        ("/models/0/extraVolumes/0", "'nfss'"),
+    ),
+    "a mount": (
+        one(extraVolumeMounts=[{"name": "x", "mountPat": "/x"}]),
+        ("/models/0/extraVolumeMounts/0", "'mountPat'", "'mountPath'"),
+    ),
+    "a reference to a Secret": (
+        one(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"nam": "x", "key": "y"}}}]),
+        ("/models/0/env/0/valueFrom/secretKeyRef", "'nam'"),
+    ),
+    "an affinity": (
+        one(affinity={"podAntiAffinity": {"requiredDuringScheduling": []}}),
+        ("/models/0/affinity/podAntiAffinity", "'requiredDuringScheduling'"),
+    ),
+    "a constraint of topology": (
+        one(
+            topologySpreadConstraints=[
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "zone",
+                    "whenUnsatisfiable": "DoNotSchedule",
+                    "labelSelector": {"matchLabel": {}},
+                }
+            ]
+        ),
+        ("/topologySpreadConstraints/0/labelSelector", "'matchLabel'"),
+    ),
+    "a peer": (
+        {**OPEN, "networkPolicy": {"clients": [{"podSelektor": {}}]}},
+        ("/networkPolicy/clients/0", "'podSelektor'"),
+    ),
     "a key that is none": (
         {**OPEN, "tls": {"enabled": True, "certificate": "x", "key": KEY}},
         ("/tls/certificate", "BEGIN CERTIFICATE"),
@@ -68,6 +114,12 @@ def test_a_typo_is_named_with_its_place(case: str) -> None:
     assert done.returncode != 0
     assert all(word in done.stderr for word in named), done.stderr
     assert done.stdout == ""
+
+
+def scaled(tokens: int = 200_000, **settings: Any) -> dict[str, Any]:
+    """A model that is scaled by so many tokens a pod."""
+    values = one(autoscaling={"enabled": True, "tokensPerReplica": tokens}, settings=settings)
+    return {**values, "metrics": {"serviceMonitor": {"enabled": True}}}
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -96,6 +148,18 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "use tls.clientCa.existingSecret",
     ),
+    "an authority in another's Secret": (
+        {**OPEN, "tls": {"enabled": True, "existingSecret": "tls", "serverCa": PEM}},
+        "use test.serverCaSecret",
+    ),
+    "an authority in no Secret": (
+        {
+            **OPEN,
+            "tls": {"enabled": True, "certificate": PEM, "key": KEY},
+            "test": {"serverCaKey": "authority.pem"},
+        },
+        'has no key "authority.pem": name the Secret that has it in test.serverCaSecret',
+    ),
     "no tokens": ({**OPEN, "auth": {"enabled": True}}, "auth.existingSecret or auth.tokens"),
     "no time to end": (
         one(drainSeconds=300, terminationGracePeriodSeconds=60),
@@ -104,6 +168,44 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a name for all": ({**OPEN, "defaults": {"name": "x"}}, "defaults.name: a name belongs to"),
     "two of a name": ({**OPEN, "models": [{"name": "a"}, {"name": "a"}]}, 'two are called "a"'),
+    "a Service of two": (
+        {**OPEN, "models": [{"name": "a"}, {"name": "a-headless"}]},
+        'models: "a" and "a-headless" would both have a Service release-scoring-service-a-headless',
+    ),
+    "a Service of two, for pushes": (
+        {
+            **OPEN,
+            "models": [
+                {"name": "a-replicas"},
+                {
+                    "name": "a",
+                    "liveWeights": {"enabled": True},
+                    "settings": {"allow_admin": True},
+                },
+            ],
+        },
+        '"a-replicas" and "a" would both have a Service',
+    ),
+    "scaling when calls are refused already": (
+        scaled(max_queue_tokens=200_000),
+        "tokensPerReplica 200000 is never reached: beyond settings.max_queue_tokens, 200000,",
+    ),
+    "scaling beyond the server's own queue": (
+        scaled(tokens=ServeConfig().max_queue_tokens),
+        f"beyond settings.max_queue_tokens, {ServeConfig().max_queue_tokens}, calls are refused",
+    ),
+    "a device that is not there": (
+        one(settings={"device": "cuda:0"}),
+        "models[m]: settings.device cuda:0, on pods without GPUs",
+    ),
+    "a claim that nobody can fill": (
+        one(cache={"enabled": True, "accessModes": ["ReadOnlyMany"]}),
+        "nobody could write weights to one that is ReadOnlyMany alone",
+    ),
+    "a claim that one node may write": (
+        one(replicas=2, cache={"enabled": True, "accessModes": ["ReadWriteOnce", "ReadOnlyMany"]}),
+        "several pods cannot share a ReadWriteOnce, ReadOnlyMany claim",
+    ),
     "a claim of one node": (
         one(replicas=2, cache={"enabled": True}),
         "several pods cannot share a ReadWriteOnce claim",
@@ -133,6 +235,28 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a GPU and little memory, in bytes": (
         one(gpus=1, resources={"limits": {"memory": 17_179_869_183}}),
         "resources.limits.memory",
+    ),
+    "a variable of the chart's": (
+        one(env=[{"name": "HF_HOME", "value": "/x"}]),
+        "models[m]: env: the chart sets HF_HOME itself",
+    ),
+    "a token beside the chart's": (
+        {**one(env=[{"name": "HF_TOKEN", "value": "x"}]), "hub": {"existingSecret": "hub"}},
+        "the chart sets HF_TOKEN itself",
+    ),
+    "online after a download": (
+        one(
+            model="a/b", download={"enabled": True}, env=[{"name": "HF_HUB_OFFLINE", "value": "0"}]
+        ),
+        "the chart sets HF_HUB_OFFLINE itself",
+    ),
+    "a setting in the environment": (
+        one(env=[{"name": "SCORING_MAX_K", "value": "1"}]),
+        "models[m]: env: SCORING_MAX_K is for the server's settings, which settings.max_k",
+    ),
+    "a volume that is there": (
+        one(extraVolumes=[{"name": "tmp", "emptyDir": {}}]),
+        'models[m]: extraVolumes: the pod has a volume "tmp" already',
     ),
     "pushes by nobody": (one(liveWeights={"enabled": True}), "settings.allow_admin=true"),
     "pushes by no certificate": (
@@ -173,39 +297,46 @@ def test_what_cannot_work_is_explained(case: str) -> None:
     assert "nil pointer" not in done.stderr
 
 
+def test_what_just_works_is_not_refused() -> None:
+    """One token, a letter and a GPU away from what is."""
+    for values in (
+        scaled(tokens=ServeConfig().max_queue_tokens - 1),
+        scaled(max_queue_tokens=200_001),
+        {**OPEN, "models": [{"name": "a"}, {"name": "a-replicas"}, {"name": "b-headless"}]},
+        one(settings={"device": "cuda:0"}, gpus=1, resources={"limits": {"memory": "16Gi"}}),
+        one(cache={"enabled": True, "accessModes": ["ReadOnlyMany"], "existingClaim": "weights"}),
+    ):
+        assert template(values).returncode == 0
+
+
 def test_an_old_cluster_is_refused() -> None:
     done = template(OPEN, "--kube-version", "1.28.3")
     assert done.returncode != 0
     assert "1.29" in done.stderr
 
 
-def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from leaves(inner, (*path, key))
-    else:
-        yield path
+OF_KUBERNETES = {"podSecurityContext", "containerSecurityContext", "resources", "labels"}
+"""Maps that are explained as a whole: what is in them is not the chart's."""
+
+
+def leaves(node: yaml.MappingNode, path: str = "") -> Iterator[tuple[str, int]]:
+    """Each value's path and the number of its line, from 0."""
+    for key, value in node.value:
+        here = f"{path}.{key.value}"
+        if isinstance(value, yaml.MappingNode) and value.value and key.value not in OF_KUBERNETES:
+            yield from leaves(value, here)
+        else:
+            yield here, key.start_mark.line
 
 
 def test_every_value_is_explained_where_it_stands() -> None:
-    """A comment above each key, or above the block of short keys that it belongs to."""
-    lines = (CHART / "values.yaml").read_text().splitlines()
-    bare = []
-    for number, line in enumerate(lines):
-        key = line.lstrip().removeprefix("- ")
-        if not key or key.startswith("#") or ":" not in key:
-            continue
-        above = lines[number - 1].strip()
-        if not above:
-            bare.append(line)  # the first line of a block
-    assert not [line for line in bare if line.strip() not in UNEXPLAINED]
-
-
-UNEXPLAINED = {"image:", "service:", "tls:", "auth:", "hub:", "metrics:", "test:"} | {
-    "networkPolicy:",
-    "serviceAccount:",
-}
-"""Headings; what is below each is explained."""
+    """By a comment right above it, of its own."""
+    text = (CHART / "values.yaml").read_text()
+    lines = text.splitlines()
+    found = list(leaves(yaml.compose(text)))
+    assert len(found) > 100
+    bare = [path for path, line in found if not lines[line - 1].lstrip().startswith("#")]
+    assert not bare
 
 
 def test_the_schema_and_the_values_have_the_same_keys() -> None:
@@ -219,7 +350,10 @@ def test_the_schema_and_the_values_have_the_same_keys() -> None:
 
     def compare(node: dict[str, Any], value: dict[str, Any], path: str) -> None:
         known = properties(node)
-        if not known or path in (".defaults.settings", ".defaults.strategy", ".defaults.affinity"):
+        # Of what Kubernetes has, the values show some.
+        if not known or path in (".defaults.settings", ".defaults.strategy"):
+            return
+        if node.get("$ref", "").startswith("#/$defs/k8s."):
             return
         optional = {".": {"global"}, ".defaults": {"name"}, ".defaults.resources": {"claims"}}
         free = optional.get(path or ".", set()) | optional.get(path, set())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import grpc
 import pytest
 from safetensors.torch import load_file
 
-from scoring_client import AdminClient, ScoringClient, UnavailableError
+from scoring_client import AdminClient, InvalidRequestError, ScoringClient, UnavailableError
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.config import ServeConfig
 from scoring_service.models import tiny_model_path
@@ -27,7 +29,7 @@ from scoring_service.serve import _server_config
 from scoring_service.types import EngineConfig
 from tests.e2e.calls import sample_request, score_request
 from tests.e2e.processes import frozen
-from tests.e2e.served import BIN
+from tests.e2e.served import BIN, ROOT
 from tests.helm.charts import EXAMPLES, Manifest, example, notes, of_kind, only, render, settings_of
 from tests.helm.hub import serving_hub
 from tests.helm.pod import Files, Pod, laid_out, secret_of, started
@@ -52,12 +54,17 @@ LIVE: dict[str, Any] = {
     "settings": {**MODEL["settings"], "allow_admin": True},
 }
 AWAITING: dict[str, Any] = {"allowInsecure": True, "models": [{**MODEL, **LIVE}]}
+EXISTING = {
+    "enabled": True,
+    "existingSecret": "server-tls",
+    "clientCa": {"enabled": True, "existingSecret": "client-ca"},
+}
 SECURED: dict[str, Any] = {
     "models": [MODEL],
-    "tls": {"enabled": True, "existingSecret": "server-tls", "clientCa": {"enabled": True}},
+    "tls": EXISTING,
     "auth": {
         "enabled": True,
-        "tokens": [{"name": "trainer", "scopes": ["score"], "sha256": SHA}],
+        "tokens": [{"name": "trainer", "scopes": ["score", "admin"], "sha256": SHA}],
     },
     "test": {"tokenSecret": {"name": "test-token"}, "clientCertificateSecret": "test-client"},
 }
@@ -67,15 +74,28 @@ class Cluster:
     """Secrets that the chart expects to be there, and a client that has what it needs."""
 
     def __init__(self) -> None:
-        authority = Authority()
-        self.authority = authority
-        # As cert-manager makes it: names of the Service, and the authority beside the pair.
-        self.server = authority.issue("localhost")
-        self.client = authority.issue("trainer")
+        self.authority = Authority()
+        self.server = self.authority.issue("localhost")
+        # Another one signs clients: who trusts the wrong one is not let in, or goes away.
+        self.clients = Authority()
+        self.client = self.clients.issue("trainer")
         self.secrets: Files = {
-            "server-tls": {**self.pair(self.server), "ca.crt": authority.pem},
+            # As cert-manager makes it: names of the Service, and the authority beside the pair.
+            "server-tls": {**self.pair(self.server), "ca.crt": self.authority.pem},
             "test-client": self.pair(self.client),
             "test-token": {"token": TOKEN.encode()},
+        }
+
+    @property
+    def inline(self) -> dict[str, Any]:
+        """Values that give the chart what is in these Secrets."""
+        pair = self.pair(self.server)
+        return {
+            "enabled": True,
+            "certificate": pair["tls.crt"].decode(),
+            "key": pair["tls.key"].decode(),
+            "serverCa": self.authority.pem.decode(),
+            "clientCa": {"enabled": True, "certificate": self.clients.pem.decode()},
         }
 
     @staticmethod
@@ -100,7 +120,7 @@ def server_pod(manifests: list[Manifest], root: Path, secrets: Files) -> Pod:
 )
 def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -> None:
     cluster = Cluster()
-    manifests = render(SECURED if secured else AWAITING)
+    manifests = render({**SECURED, "tls": cluster.inline} if secured else AWAITING)
     pod = server_pod(manifests, tmp_path / "server", cluster.secrets)
     metadata = [("authorization", f"Bearer {TOKEN}")] if secured else []
     with started(pod) as served:
@@ -117,9 +137,11 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
                     list(stub.Score(score_request([1], [2]), timeout=20))
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 check_others_are_turned_away(cluster, pod)
-                check_pushes_to_an_address(cluster, pod)
+                check_pushes_of_the_pages(cluster, pod, tmp_path / "trainer")
             check_helm_test(manifests, tmp_path / "test", cluster, pod)
-            if not secured:
+            if secured:
+                check_helm_test(render(SECURED), tmp_path / "existing", cluster, pod)
+            else:
                 check_notes(pod)
             running = stub.Sample(sample_request(100), timeout=120, metadata=metadata)
             next(running)
@@ -193,20 +215,50 @@ def check_others_are_turned_away(cluster: Cluster, pod: Pod) -> None:
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def check_pushes_to_an_address(cluster: Cluster, pod: Pod) -> None:
-    """A push goes to addresses of pods, while certificates name Services: the page's options."""
+def check_pushes_of_the_pages(cluster: Cluster, pod: Pod, folder: Path) -> None:
+    """What the pages' trainers do: push to addresses of pods, whose certificates name Services.
+
+    The pages' host becomes the name that the certificate has, its port and addresses the pod's, and
+    as this pod asks for both, a token goes beside the client's certificate and the other way round.
+    """
     pair = cluster.pair(cluster.client)
-    reached = {}
-    for name in ("localhost", "other.example"):
+    folder.mkdir()
+    trusted = cluster.authority.pem
+    for name, content in {**pair, "ca.crt": trusted, "ca.pem": trusted}.items():
+        (folder / name).write_bytes(content)
+    policy = load_file(tiny_model_path() / "model.safetensors")
+    own = '"client_certificate": "tls.crt", "client_key": "tls.key"'
+    for version, (page, before, after) in enumerate(
+        [
+            ("kubernetes.md", "tls = {", 'tls = {"token": token,'),
+            ("weights.md", "tls = {", f"tls = {{{own},"),
+        ],
+        start=1,
+    ):
+        text = (ROOT / "docs" / page).read_text()
+        blocks = re.findall(r"^```py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        (code,) = (block for block in blocks if "replica_targets" in block)
+        service = "scoring-scoring-service-policy-replicas.ml.svc"
+        targets = 'replica_targets(f"{host}:50051")'
+        assert all(code.count(part) == 1 for part in (f'"{service}"', targets, before))
+        code = code.replace(before, after).replace(targets, f'["127.0.0.1:{pod.ports["50051"]}"]')
+        names = {"token": TOKEN, "policy": policy, "step": version}
+        names["training"] = lambda: iter([policy])
+        with contextlib.chdir(folder):
+            # Whoever looks for another name than the certificate's pushes to nobody.
+            with pytest.raises(InvalidRequestError, match="no server"):
+                exec(code.replace(service, "other.example"), dict(names))
+            exec(code.replace(service, "localhost"), names)
+        for client in names.get("clients", ()):
+            client.close()
         with AdminClient(
-            f"127.0.0.1:{pod.ports['50051']}",
-            root_certificates=cluster.authority.pem,
+            f"localhost:{pod.ports['50051']}",
+            token=TOKEN,
+            root_certificates=trusted,
             client_certificate=pair["tls.crt"],
             client_key=pair["tls.key"],
-            channel_options=[("grpc.ssl_target_name_override", name)],
         ) as admin:
-            reached[name] = admin.takes_updates()
-    assert reached == {"localhost": True, "other.example": False}
+            assert admin.get_weights().version == version
 
 
 def check_helm_test(manifests: list[Manifest], root: Path, cluster: Cluster, pod: Pod) -> None:

@@ -70,6 +70,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "enabled": True,
             "certificate": PEM,
             "key": KEY,
+            "serverCa": PEM,
             "clientCa": {"enabled": True, "certificate": PEM},
         },
         "auth": {"enabled": True, "existingSecret": "tokens", "key": "file"},
@@ -82,12 +83,18 @@ MATRIX: dict[str, dict[str, Any]] = {
             model="1234",
             revision="1e3",
             servedName="a: b # c",
-            cache={"enabled": True, "storageClass": "10"},
+            cache={"enabled": True, "existingClaim": "77"},
             priorityClassName="0",
             env=[{"name": "A", "value": "off"}],
             settings={"cpu_kernels": "off", "usage_tag": "null"},
         ),
-        "test": {"prompt": 'He said: "no" # not yes', "completions": ["{}", "- a"]},
+        "auth": {"enabled": True, "existingSecret": "1e3", "key": "y"},
+        "hub": {"existingSecret": "10", "key": "on"},
+        "test": {
+            "prompt": 'He said: "no" # not yes',
+            "completions": ["{}", "- a"],
+            "tokenSecret": {"name": "5", "key": "no"},
+        },
         "commonLabels": {"a": "true"},
     },
     "large numbers": one(
@@ -105,7 +112,13 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "live weights of everybody": one(liveWeights={"enabled": True}, settings={"allow_admin": True}),
     "millicores": one(resources={"requests": {"cpu": "2500m"}, "limits": {"cpu": "3500m"}}),
-    "a claim": one(cache={"enabled": True, "storageClass": "fast"}),
+    "other resources": one(
+        resources={
+            "requests": {"ephemeral-storage": "50Gi", "hugepages-2Mi": "1Gi", "example.com/nic": 1},
+            "limits": {"hugepages-2Mi": "1Gi", "example.com/nic": 1},
+        }
+    ),
+    "a claim": one(cache={"enabled": True, "storageClass": "10"}),
     "a claim of yours": one(cache={"enabled": True, "existingClaim": "weights"}, replicas=3),
     "a download": one(model="a/b", revision="0123456", cache=SHARED, download={"enabled": True}),
     "scaling": {
@@ -119,7 +132,15 @@ MATRIX: dict[str, dict[str, Any]] = {
     "placement": one(
         nodeSelector={"disk": "ssd"},
         tolerations=[{"key": "gpu", "operator": "Exists"}],
-        affinity={"nodeAffinity": {}},
+        affinity={
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}
+                    ]
+                }
+            }
+        },
         topologySpreadConstraints=[],
         priorityClassName="high",
         podLabels={"a": "b"},
@@ -128,7 +149,10 @@ MATRIX: dict[str, dict[str, Any]] = {
     "volumes": one(
         extraVolumes=[{"name": "nfs", "nfs": {"server": "s", "path": "/"}}],
         extraVolumeMounts=[{"name": "nfs", "mountPath": "/models/shared"}],
-        env=[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        env=[
+            {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+        ],
     ),
     "strategy": one(strategy={"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%"}}),
     "no budget": one(podDisruptionBudget={"enabled": False}),
@@ -185,9 +209,7 @@ def test_an_example_is_good_for_every_version_of_kubernetes(path: Path) -> None:
 @pytest.mark.parametrize("case", MATRIX)
 def test_values_give_manifests_that_are_good(case: str) -> None:
     manifests = render(MATRIX[case])
-    # The oldest, the newest and one between: the examples are tried on all.
-    for version in (VERSIONS[0], VERSIONS[4], VERSIONS[-1]):
-        assert not [fault for m in manifests for fault in faults(m, version)]
+    assert not [fault for m in manifests for version in VERSIONS for fault in faults(m, version)]
     check_pods(manifests)
     names = [(m["kind"], m["metadata"]["name"]) for m in manifests]
     assert len(set(names)) == len(names)
@@ -338,6 +360,17 @@ def test_an_entry_overrides_the_defaults_with_what_is_false_or_nought_too() -> N
     assert second["template"]["spec"]["terminationGracePeriodSeconds"] == 0 + 120 + 15
 
 
+@pytest.mark.parametrize("place", ["defaults", "entry"])
+def test_a_setting_is_unset_by_null_in_either_place(place: str) -> None:
+    """Also one that the chart would compute."""
+    assert settings_of(render(one()), "m").keys() >= {"max_connection_age", "threads"}
+    settings = {"settings": {"max_connection_age": None, "threads": None, "max_k": 5}}
+    values = one(**settings) if place == "entry" else {**one(), "defaults": settings}
+    found = settings_of(render(values), "m")
+    assert not found.keys() & {"max_connection_age", "threads"}
+    assert found["max_k"] == 5
+
+
 @pytest.mark.parametrize(
     ("model", "threads"),
     [
@@ -473,6 +506,42 @@ def test_notes_tell_how_to_call() -> None:
     without = notes({**MATRIX["everything asked for"], "test": {}})
     assert "set test.tokenSecret and test.clientCertificateSecret" in without
     assert not of_kind(render({**MATRIX["everything asked for"], "test": {}}), "Pod")
+
+
+MUTUAL = {"enabled": True, "certificate": PEM}
+
+
+@pytest.mark.parametrize(
+    ("tls", "test", "trusted"),
+    [
+        ({"existingSecret": "own"}, {}, ("own", "ca.crt")),
+        ({"existingSecret": "own"}, {"serverCaSecret": "x", "serverCaKey": "y"}, ("x", "y")),
+        ({"certificate": PEM, "key": KEY}, {"serverCaSecret": "x"}, ("x", "ca.crt")),
+        ({"certificate": PEM, "key": KEY, "serverCa": PEM}, {}, (MADE := "made", "server-ca.crt")),
+        ({"certificate": PEM, "key": KEY}, {"serverCaKey": "tls.crt"}, (MADE, "tls.crt")),
+        ({"certificate": PEM, "key": KEY}, {}, None),
+        # What signs clients says nothing of who signed the server.
+        ({"certificate": PEM, "key": KEY, "clientCa": MUTUAL}, {}, None),
+    ],
+)
+def test_the_test_pod_trusts_who_signed_the_server(
+    tls: dict[str, Any], test: dict[str, Any], trusted: tuple[str, str] | None
+) -> None:
+    client = {"clientCertificateSecret": "client"} if "clientCa" in tls else {}
+    values = {**OPEN, "tls": {"enabled": True, **tls}, "test": {**client, **test}}
+    manifests = render(values)
+    if trusted is None:
+        assert not of_kind(manifests, "Pod")
+        assert "There is no `helm test` until it may call: set tls.serverCa." in notes(values)
+        return
+    volumes = {v["name"]: v for v in only(manifests, "Pod")["spec"]["volumes"]}
+    secret = volumes["server-ca"]["secret"]
+    (item,) = secret["items"]
+    assert item["path"] == "ca.crt"
+    name = secret["secretName"].replace("release-scoring-service-tls", MADE)
+    assert (name, item["key"]) == trusted
+    if name == MADE:
+        assert only(manifests, "Secret", "-tls")["stringData"][item["key"]] == PEM
 
 
 def test_the_test_pod_sends_its_token_in_plain_text_only_where_a_mesh_encrypts_it() -> None:

@@ -228,3 +228,28 @@ def test_tokens_ahead_count_what_goes_first_and_is_not_computed() -> None:
     assert admission.tokens_ahead(2) == 0
     finish(admission, 1, 70)
     assert admission.tokens_ahead(3) == 80
+
+
+@pytest.mark.parametrize("others", [0, 300])
+def test_what_is_refused_unread_is_what_would_be_refused(others: int) -> None:
+    admission, _ = queue(1000)
+    assert admission.room("a") == math.inf, "an empty queue takes any call"
+    if others:
+        admit(admission, 1, others, client="b")
+    admit(admission, 2, 500, client="a")
+    room = admission.room("a")
+    assert 0 < room < 1000 - others - 500
+    admission.check_room("a", int(room))
+    with pytest.raises(ServiceError) as unread:
+        admission.check_room("a", int(room) + 1)
+    assert unread.value.fault.retry_after == refusal(admission, 3, int(room) + 1)
+    admit(admission, 4, int(room))
+    assert admission.room("a") <= 0
+
+
+def test_half_of_the_queue_is_room_for_any_call() -> None:
+    admission, _ = queue(1000)
+    admit(admission, 1, 10, client="b")
+    assert admission.room("a") == math.inf
+    admission.check_room("a", 10**9)
+    admit(admission, 2, 10**9)

@@ -108,7 +108,7 @@ async def test_however_many_calls_end_at_once_every_reader_is_told(
 async def test_however_many_calls_insist_on_replaced_weights_every_reader_is_told() -> None:
     made = await Scripted(1, max_queue_tokens=1_000_000).start()
     async with AsyncExitStack() as running:
-        made.pool.hold_back(on=True)
+        made.pool.hold_back(replace(INFO, weight_version=2))
         streams = [
             await running.enter_async_context(
                 made.pool.run(
@@ -119,7 +119,7 @@ async def test_however_many_calls_insist_on_replaced_weights_every_reader_is_tol
         ]
         made.pool.workers[0].weights = {1}
         made.pool.commit(Generation(1, replace(INFO, weight_version=2)))
-        made.pool.hold_back(on=False)
+        made.pool.hold_back(None)
         await settled()
         last = [drain(stream)[-1] for stream in streams]
     assert {e.fault.reason for e in last if isinstance(e, CallFailed)} == {

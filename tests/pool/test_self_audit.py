@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
 from scoring_service.engine.events import CallFinished
+from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.self_audit import AuditSettings, largest_difference
+from scoring_service.pool.self_audit import AuditSettings, largest_difference, widest
 from scoring_service.types import ScoreCall
-from tests.pool.scripted import Scripted, score_call, settled
+from tests.pool.scripted import INFO, Scripted, score_call, settled
 
 
 class Audits(PoolObserver):
@@ -40,17 +42,56 @@ async def test_a_completion_is_computed_again_elsewhere_and_compared(offset: flo
     audits = Audits()
     made = await Scripted(2, audits, audit=AuditSettings(rate=1.0)).start()
     with capture_logs() as logs:
-        async with made.pool.run(score_call(1, [1, 2], 5, 3), "trainer") as stream:
+        call = score_call(1, [1, 2], 5, 3, request_id="r-1")
+        async with made.pool.run(call, "trainer") as stream:
             made.workers[1].offset = offset
             (home, _), (elsewhere, again) = await answer_everything(made)
             assert isinstance(list(iter(stream.next_nowait, None))[-1], CallFinished)
     assert (home, elsewhere) == (0, 1)
     assert [len(group.completions) for group in again.groups] == [1], "alone"
     assert again.uncached
+    assert made.workers[elsewhere].alone == {again.call_id}, "no other call joins its steps"
+    assert again.priority < -100
     assert audits.seen == [("different" if offset else "same", offset)]
     errors = [line for line in logs if line["event"] == "self_audit"]
     assert [line["difference"] for line in errors] == ([offset] if offset else [])
+    for line in errors:
+        assert line["request_id"] == "r-1", "as the caller knows it"
+        assert line["answered"] == line["row"]
+        assert line["again"] == line["row"] + offset
     assert made.pool.queued_tokens == 0
+
+
+async def test_audits_that_wait_do_not_pile_up() -> None:
+    audits = Audits()
+    made = await Scripted(1, audits, audit=AuditSettings(rate=1.0)).start()
+    worker = made.workers[0]
+    for call_id in range(1, 13):
+        async with made.pool.run(score_call(made.pool.new_call_id(), [1], 5)):
+            (part,) = (i for i, call in worker.calls.items() if not call.uncached)  # type: ignore[union-attr]
+            worker.score(part)
+            await settled()
+        assert len(made.busy) == 1, call_id
+    assert len(worker.alone) == 8
+    assert audits.seen == [("skipped", None)] * 4
+    await answer_everything(made)
+    assert audits.seen[4:] == [("same", 0.0)] * 8
+
+
+async def test_other_weights_of_the_same_version_are_not_compared() -> None:
+    """What was answered is gone by then, and what has its number now is no second computation."""
+    audits = Audits()
+    made = await Scripted(1, audits, audit=AuditSettings(rate=1.0)).start()
+    worker = made.workers[0]
+    async with made.pool.run(score_call(1, [1], 5), "trainer"):
+        await settled()
+        worker.score(next(iter(worker.calls)))
+        made.pool.workers[0].weights = {0, 1}
+        made.pool.commit(Generation(1, replace(INFO, weights_digest="other")))
+        worker.offset = 0.25
+        await settled()
+        assert await answer_everything(made) == []
+    assert audits.seen == [("refused", None)]
 
 
 async def test_audits_are_not_audited_and_a_rate_of_zero_makes_none() -> None:
@@ -68,3 +109,12 @@ def test_the_largest_difference() -> None:
     assert largest_difference(row, row + np.float32(0.5)) == 0.5
     assert largest_difference(row, np.zeros(3, dtype=np.float32)) == math.inf
     assert largest_difference(row, row[:2]) == math.inf
+
+
+def test_the_row_of_the_largest_difference() -> None:
+    left = np.array([-1.0, -np.inf, np.nan, -2.0], dtype=np.float32)
+    right = np.array([-1.5, -np.inf, np.nan, -4.0], dtype=np.float32)
+    assert widest(left, right) == {"row": 3, "answered": -2.0, "again": -4.0}
+    right[1] = 0.0
+    assert widest(left, right)["row"] == 1
+    assert widest(left, right[:2]) == {}

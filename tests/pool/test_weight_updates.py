@@ -10,19 +10,26 @@ import pytest
 
 from scoring_service.engine.events import (
     ApplyWeights,
+    CallFailed,
+    CallFinished,
     Command,
     DropWeights,
+    FillWeights,
     StageWeights,
     WeightsDropped,
     WeightsFailed,
+    WeightsFilled,
     WeightsStaged,
 )
 from scoring_service.errors import Reason, ServiceError
+from scoring_service.pool import phase_limits
+from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.weight_receiver import TensorChunk
 from scoring_service.pool.weight_status import Phase, Staging, UpdateOptions
 from scoring_service.pool.weight_update import WeightUpdate
-from scoring_service.types import TensorSpec
+from scoring_service.types import EngineInfo, TensorSpec
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, score_call, settled
+from tests.pool.test_running_samples import drain
 
 MODEL = replace(INFO, tensors=(TensorSpec("w", "float32", (2,)),))
 WHOLE = TensorChunk("w", "float32", (2,), 0, bytes(8))
@@ -36,6 +43,9 @@ class Stager(ScriptedExecutor):
         self.digest = "new"
         self.usable = True
         self.dies_applying = False
+        self.applies = True
+        self.fills = True
+        self.asked: list[int] = []
         self.fails: str | None = None
         self.dropped: list[int] = []
         self.applied: list[int] = []
@@ -52,8 +62,12 @@ class Stager(ScriptedExecutor):
                 self.applied.append(weights)
                 if self.dies_applying:
                     self.die()
-                else:
+                elif self.applies:
                     self.on_event(WeightsStaged(weights, self.digest, "n2", True))
+            case FillWeights(weights):
+                self.asked.append(weights)
+                if self.fills:
+                    self.on_event(WeightsFilled(weights))
             case DropWeights(weights):
                 self.dropped.append(weights)
                 self.on_event(WeightsDropped(weights))
@@ -139,6 +153,124 @@ async def test_no_room_beside() -> None:
     await pool.drain(0)
 
 
+async def test_in_place_waits_for_what_insists_on_the_old_weights() -> None:
+    """All parts of a call that was begun; one that was not waits, and is then told."""
+    scripted = await pool_of(1)
+    pool, worker = scripted.pool, scripted.workers[0]
+
+    def first(info: EngineInfo) -> bool:
+        return info.weight_version == 1
+
+    begun_call = score_call(pool.new_call_id(), [1] * 10, *[60] * 6)
+    async with (
+        pool.run(begun_call, accepts=first) as insisting,
+        pool.run(score_call(pool.new_call_id(), [1], 60), accepts=first) as late,
+        pool.run(score_call(pool.new_call_id(), [1], 60)) as other,
+    ):
+        await settled()
+        assert insisting.running
+        assert insisting.waiting
+        assert not late.running
+        update = begun(scripted, staging=Staging.IN_PLACE)
+        committing = asyncio.create_task(update.commit())
+        await settled()
+        while worker.calls:
+            assert update.status.phase is Phase.DRAINING
+            worker.score(next(iter(worker.calls)))
+            await settled()
+            if insisting.ended:
+                break
+        await committing
+        assert isinstance(drain(insisting)[-1], CallFinished)
+        (told,) = drain(late)
+        assert isinstance(told, CallFailed)
+        assert told.fault.reason is Reason.WEIGHT_VERSION_MISMATCH
+        assert other.running
+    await pool.drain(0)
+
+
+async def test_calls_that_outlast_the_patience_of_an_update_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is given up under a name of its own, and what waited goes on with the old weights."""
+    monkeypatch.setattr(phase_limits, "STAGING_SECONDS", 0.02)
+    scripted = await pool_of(1)
+    pool, worker = scripted.pool, scripted.workers[0]
+    async with (
+        pool.run(score_call(pool.new_call_id(), [1], 60)) as running,
+        pool.run(score_call(pool.new_call_id(), [1], 60)) as other,
+    ):
+        await settled()
+        update = begun(scripted, staging=Staging.IN_PLACE)
+        committing = asyncio.create_task(update.commit())
+        # The time for staging is not that for draining.
+        assert await asyncio.wait({committing}, timeout=0.05) == (set(), {committing})
+        monkeypatch.setattr(phase_limits, "DRAINING_SECONDS", 0.02)
+        await given_up(pool, update, committing)
+        update = begun(scripted, staging=Staging.IN_PLACE)
+        assert await fault(update) is Reason.CALLS_STILL_RUNNING
+        assert update.status.phase is Phase.FAILED
+        for stream in (running, other):
+            worker.score(next(iter(worker.calls)))
+            await settled()
+            assert isinstance(drain(stream)[-1], CallFinished)
+    assert pool.info.weight_version == 1
+    await pool.drain(0)
+
+
+async def given_up(pool: WorkerPool, update: WeightUpdate, committing: asyncio.Task[None]) -> None:
+    """By AbortUpdate, which can while calls are waited for."""
+    assert update.status.phase is Phase.DRAINING
+    pool.weights.abort("")
+    with pytest.raises(ServiceError):
+        await committing
+    assert update.status.phase is Phase.ABORTED
+
+
+async def test_a_version_names_one_set_of_weights() -> None:
+    """The running number is for the running bytes, and so is one that calls still use."""
+    scripted = await pool_of(1)
+    pool, worker = scripted.pool, scripted.workers[0]
+    again = {"version": 1, "allow_older_version": True}
+    assert await fault(begun(scripted, **again)) is Reason.WEIGHT_VERSION_NOT_NEWER
+    with pytest.raises(ServiceError) as caught:
+        begun(scripted, **again, digest="new")
+    assert caught.value.fault.reason is Reason.WEIGHT_VERSION_NOT_NEWER
+    worker.digest = MODEL.weights_digest  # type: ignore[attr-defined]
+    await begun(scripted, **again).commit()
+    async with pool.run(score_call(pool.new_call_id(), [1, 2], 3)):
+        await settled()
+        worker.digest = "new"  # type: ignore[attr-defined]
+        await begun(scripted, 2).commit()
+        worker.digest = "other"  # type: ignore[attr-defined]
+        assert await fault(begun(scripted, **again)) is Reason.WEIGHT_VERSION_NOT_NEWER
+        worker.score(next(iter(worker.calls)))
+        await settled()
+    await begun(scripted, **again).commit()
+    assert (pool.info.weight_version, pool.info.weights_digest) == (1, "other")
+    await pool.drain(0)
+
+
+async def test_too_late_to_be_given_up() -> None:
+    """What is being written over the running weights goes on when its caller leaves."""
+    scripted = await pool_of(1, lambda executor: setattr(executor, "applies", False))
+    update = begun(scripted, staging=Staging.IN_PLACE)
+    committing = asyncio.create_task(update.commit())
+    await settled()
+    assert update.status.phase is Phase.APPLYING
+    committing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await committing
+    with pytest.raises(ServiceError) as caught:
+        scripted.pool.weights.abort("")
+    assert caught.value.fault.reason is Reason.UPDATE_APPLYING
+    scripted.workers[0].on_event(WeightsStaged(update.number, "new", "n2", True))
+    await update.over
+    assert update.status.phase is Phase.COMMITTED
+    assert scripted.pool.info.weight_version == 2
+    await scripted.pool.drain(0)
+
+
 async def test_weights_over_which_workers_die() -> None:
     """They are given up after the third time, and the old ones answer again."""
 
@@ -160,6 +292,54 @@ async def test_weights_over_which_workers_die() -> None:
         await settled()
         assert stream.ended
     await pool.drain(0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_worker_that_dies_once_over_the_weights(count: int) -> None:
+    """It starts again with the version committed last, and is given the new one again."""
+    made: list[Any] = []
+
+    def mortal(executor: Any) -> None:
+        executor.dies_applying = not made
+        made.append(executor)
+
+    scripted = await pool_of(count, mortal)
+    async with asyncio.timeout(5):
+        update = begun(scripted, staging=Staging.IN_PLACE)
+        await update.commit()
+        while not all(worker.is_ready for worker in scripted.pool.workers):
+            await scripted.pool.wait_changed()
+    assert update.status.phase is Phase.COMMITTED
+    assert len(made) == count + 1
+    assert scripted.pool.info.weight_version == 2
+    assert [worker.weights for worker in scripted.pool.workers] == [{update.number}] * count
+    await scripted.pool.drain(0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_worker_that_dies_while_it_gives_tensors(count: int) -> None:
+    """Another one is asked, or the same when it is back."""
+    made: list[Any] = []
+
+    def silent(executor: Any) -> None:
+        executor.fills = bool(made)
+        made.append(executor)
+
+    scripted = await pool_of(count, silent)
+    update = scripted.pool.weights.begin(UpdateOptions(2, partial=True), "")
+    committing = asyncio.create_task(update.commit())
+    await settled()
+    assert made[0].asked == [update.number]
+    assert not committing.done()
+    made[0].die()
+    async with asyncio.timeout(5):
+        await committing
+        while not all(worker.is_ready for worker in scripted.pool.workers):
+            await scripted.pool.wait_changed()
+    assert [executor.asked for executor in made[1:]].count([update.number]) == 1
+    assert scripted.pool.info.weight_version == 2
+    assert [worker.weights for worker in scripted.pool.workers] == [{update.number}] * count
+    await scripted.pool.drain(0)
 
 
 async def test_a_worker_that_cannot_stage() -> None:

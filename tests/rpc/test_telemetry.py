@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 from prometheus_client.parser import text_string_to_metric_families
 
-from scoring_client.proto import context_pb2, sample_pb2, score_pb2
+from scoring_client.proto import context_pb2, sample_pb2, score_pb2, service_pb2
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.local import LocalExecutor
 from scoring_service.telemetry.labels import OTHER, BoundedLabel
@@ -142,6 +142,30 @@ async def test_every_rpc_is_counted_with_its_status(watched: Watched) -> None:
     assert started == handled
 
 
+async def test_what_alerts_wait_for_is_nought_before_it_happens(watched: Watched) -> None:
+    """`increase` sees nothing in a series whose first sample is 1."""
+    found = await asyncio.to_thread(watched.read)
+    assert found["scoring_worker_restarts_total|worker=0"] == 0
+    assert found["scoring_ready|model_name=tiny"] == 1
+    rpcs = service_pb2.DESCRIPTOR.services_by_name["ScoringService"].methods
+    assert {"ListModels", "Tokenize"} <= {rpc.name for rpc in rpcs}  # which no test here calls
+    for rpc in rpcs:
+        kind = "server_stream" if rpc.server_streaming else "unary"
+        for code in ("INTERNAL", "UNKNOWN", "DATA_LOSS"):
+            labels = f"grpc_code={code}|grpc_method={rpc.name}"
+            series = f"{labels}|grpc_service=scoring.v1.ScoringService|grpc_type={kind}"
+            assert found[f"grpc_server_handled_total|{series}"] == 0
+
+
+def test_an_rpc_of_another_service_is_known_from_its_first_begin() -> None:
+    metrics = Metrics()
+    metrics.rpc_started("unary", "grpc.health.v1.Health", "Check")
+    labels = {"grpc_type": "unary", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Check"}
+    for code, expected in (("INTERNAL", 0), ("OK", None)):
+        handled = {**labels, "grpc_code": code}
+        assert metrics.registry.get_sample_value("grpc_server_handled_total", handled) == expected
+
+
 async def test_usage_is_counted_by_a_tag_of_few_values(watched: Watched) -> None:
     for team in ("red", "blue", "red"):
         await collect(watched.server.stub.Score(request(tags={"team": team, "run": "1"})))
@@ -214,7 +238,6 @@ async def test_the_dashboard_shows_metrics_that_exist(watched: Watched) -> None:
     # Those that have no sample before something went wrong, and those of a worker process.
     known = exposed | {
         "scoring_requests_refused_total",
-        "scoring_worker_restarts_total",
         "scoring_self_audits_total",
         "scoring_rows_per_step_sum",
         "scoring_rows_per_step_count",

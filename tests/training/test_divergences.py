@@ -85,6 +85,21 @@ def test_a_tail_that_candidates_exhaust() -> None:
     np.testing.assert_allclose(divergences.reverse_kl(*coarse), divergences.reverse_kl(*alone))
 
 
+def test_buckets_that_make_no_sense_are_refused() -> None:
+    log_q, ids, log_p = np.log([[0.5, 0.25, 0.25]]), [[0]], [[-0.5]]
+    refused = [
+        ({}, "needs log_tail_masses"),
+        ({"log_tail_masses": [-1.0], "tail": "rest"}, "tail must be"),
+        ({"log_tail_masses": [-1.0], "candidate_ids": [[1]]}, "go together"),
+        ({"log_tail_masses": [-1.0], "candidate_logprobs": [[-1.0]]}, "go together"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            divergences.top_k_buckets(log_q, ids, log_p, **options)
+    with pytest.raises(ValueError, match="an id is 3, the student has 3"):
+        divergences.top_k_buckets(log_q, [[3]], log_p, [-1.0])
+
+
 def test_mismatch() -> None:
     sampler = np.array([-1.0, -2.0, -3.0])
     trainer = np.array([-1.5, -2.0, np.nan])

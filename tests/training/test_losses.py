@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoring_client import divergences
 from scoring_client.losses import TeacherRows, forward_kl, generalized_js, reverse_kl
+from scoring_client.numpy_buckets import Tail
 from tests.training.distillation import Divergence, js, kl, pair, reverse, teacher_of, truth
 
 Loss = Callable[..., Tensor]
@@ -183,18 +184,6 @@ def test_the_floor_of_other_trainers() -> None:
         generalized_js(logits, teacher_of(teacher_N_V, 5), floor=-20.0)
 
 
-def test_candidates_that_exhaust_the_tail_are_left_out() -> None:
-    """A difference below 1e-4 of the tail is rounding: coarser, and exact."""
-    teacher_N_V, logits = pair(rows=3, vocab=12, seed=8)
-    everything = torch.arange(12).expand(3, 12)
-    teacher = teacher_of(teacher_N_V, 4, everything)
-    # As a server answers: float32, the tail right to 1e-5.
-    noisy = replace(teacher, log_tail_masses=(teacher.log_tail_masses - 1e-5).float())
-    expected = reverse_kl(logits, teacher_of(teacher_N_V, 4))
-    assert torch.isfinite(reverse_kl(logits, noisy))
-    torch.testing.assert_close(reverse_kl(logits, noisy), expected, rtol=1e-4, atol=0)
-
-
 def test_impossible_tokens() -> None:
     """No NaN, and infinite only where that is the truth."""
     p = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64).log()
@@ -285,32 +274,69 @@ def test_chunks_temperature_and_half_precision(loss: Loss, divergence: Divergenc
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@every_loss
-def test_the_numpy_twin_agrees(loss: Loss, divergence: Divergence) -> None:
-    index = [entry[0] for entry in LOSSES].index(loss)
-    twin = [
-        divergences.forward_kl,
-        divergences.reverse_kl,
-        divergences.generalized_js,
-        lambda p, q: divergences.generalized_js(p, q, 0.1),
-        lambda p, q: divergences.generalized_js(p, q, 0.9),
-    ][index]
+TWINS = dict(
+    zip(
+        NAMES,
+        [
+            divergences.forward_kl,
+            divergences.reverse_kl,
+            divergences.generalized_js,
+            lambda p, q: divergences.generalized_js(p, q, 0.1),
+            lambda p, q: divergences.generalized_js(p, q, 0.9),
+        ],
+        strict=True,
+    )
+)
+
+
+def with_gaps(teacher_N_V: Tensor, k: int, candidates: Tensor | None) -> TeacherRows:
+    """A teacher whose list lacks an entry: what stood there is in the tail."""
+    teacher = teacher_of(teacher_N_V, k, candidates)
+    ids, logprobs, tails = teacher.token_ids, teacher.logprobs, teacher.log_tail_masses
+    tails[3] = torch.logaddexp(tails[3], logprobs[3, 2])
+    ids[3, 2], logprobs[3, 2] = -1, -0.5
+    return teacher
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tail", ["bucket", "renormalize", "drop"])
+def test_the_numpy_twin_agrees(name: str, tail: Tail) -> None:
+    loss, twin = LOSSES[NAMES.index(name)][0], TWINS[name]
     teacher_N_V, logits = pair(rows=20, seed=11)
     candidates = logits.detach().topk(6, dim=1).indices
     candidates[0, 2] = -1
     candidates[1, 3] = candidates[1, 0]
     for asked in (None, candidates):
-        teacher = teacher_of(teacher_N_V, 7, asked)
+        teacher = with_gaps(teacher_N_V, 7, asked)
         both = divergences.top_k_buckets(
             logits.detach().log_softmax(1).numpy(),
             teacher.token_ids.numpy(),
             teacher.logprobs.numpy(),
-            teacher.log_tail_masses.numpy(),
+            teacher.log_tail_masses.numpy() if tail == "bucket" else None,
             None if asked is None else asked.numpy(),
             None if asked is None else teacher.candidate_logprobs.numpy(),
+            tail=tail,
         )
-        ours = loss(logits, teacher, reduction="none").detach().numpy()
+        ours = loss(logits, teacher, tail=tail, reduction="none").detach().numpy()
         np.testing.assert_allclose(twin(*both), ours, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5])
+def test_the_numpy_twin_of_the_floor(alpha: float) -> None:
+    teacher_N_V, logits = pair(rows=20, seed=13)
+    own = logits.detach().topk(6, dim=1).indices
+    own[0, 2] = -1
+    own[1, 3] = own[1, 0]
+    teacher = with_gaps(teacher_N_V, 7, own)
+    both = divergences.union_with_floor(
+        logits.detach().log_softmax(1).numpy(),
+        teacher.token_ids.numpy(),
+        teacher.logprobs.numpy(),
+        own.numpy(),
+        -20.0,
+    )
+    ours = generalized_js(logits, teacher, alpha, floor=-20.0, reduction="none").detach().numpy()
+    np.testing.assert_allclose(divergences.generalized_js(*both, alpha), ours, rtol=1e-10)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

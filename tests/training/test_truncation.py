@@ -131,6 +131,24 @@ def test_the_label_survives_and_only_it() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        # Flattened, these would guard other rows than they were meant for.
+        (torch.zeros(2, 2, dtype=torch.int64), r"labels have shape \[2, 2\] for rows \[2, 3\]"),
+        (torch.zeros(3, 2, dtype=torch.int64), r"labels have shape \[3, 2\] for rows \[2, 3\]"),
+        (torch.zeros(2, 3, 2, dtype=torch.int64), r"labels have shape \[2, 3, 2\]"),
+        (torch.full((2, 3), 8), "label 8 is outside the vocabulary of 8"),
+    ],
+)
+@pytest.mark.parametrize("top_k", [1, None])
+def test_labels_of_other_rows_are_refused(
+    labels: torch.Tensor, message: str, top_k: int | None
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply_top_k_top_p(torch.randn(2, 3, 8), top_k, labels=labels)
+
+
 def test_any_leading_shape_and_type() -> None:
     x = torch.randn(2, 3, 50, dtype=torch.float64)
     k = torch.randint(1, 20, (2, 3))

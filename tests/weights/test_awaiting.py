@@ -26,6 +26,7 @@ from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.admin import AdminConfig
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.serve import _admin_config
+from scoring_service.telemetry.metrics import Metrics
 from tests.rpc.calls import failure, group, reason
 from tests.rpc.conftest import LIMITS
 from tests.weights.conftest import ENGINE, WeightServer
@@ -46,6 +47,17 @@ async def settled_health(channel: grpc.aio.Channel, service: str) -> int:
 async def test_calls_are_taken_once_weights_were_committed() -> None:
     settings = PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens, await_weights=True)
     pool = WorkerPool(lambda _index: LocalExecutor(ENGINE), settings, "tiny")
+    metrics = Metrics()
+    metrics.watch(pool)
+
+    def shown(name: str) -> float:
+        return sum(
+            sample.value
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name
+        )
+
     config = ServerConfig("127.0.0.1", 0, LIMITS, 5.0, admin=AdminConfig(engine=ENGINE))
     running = Server(config, pool)
     await running.start()
@@ -60,6 +72,8 @@ async def test_calls_are_taken_once_weights_were_committed() -> None:
             assert pool.state is PoolState.AWAITING_WEIGHTS, pool.stage
             assert await settled_health(channel, SCORING) == NOT_SERVING
             assert await settled_health(channel, ADMIN) == SERVING
+            # Its worker answers; whoever is alarmed by that alone would hear nothing.
+            assert (shown("scoring_ready"), shown("scoring_worker_ready")) == (0, 1)
             assert await admin.takes_updates()
             server = WeightServer(
                 target,

@@ -12,6 +12,7 @@ from scoring_service.errors import ServiceError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.checkpoint import allowed_path
 from scoring_service.rpc.admin_config import AdminConfig
+from tests.helm.hub import serving_hub
 from tests.rpc.calls import collect, failure, reason
 from tests.weights.conftest import ENGINE, WeightServer, weight_server
 from tests.weights.test_push import right
@@ -28,18 +29,27 @@ def request(path: str, version: int, **options: Any) -> admin_pb2.UpdateWeightsR
     return admin_pb2.UpdateWeightsRequest(options=named, path=path)
 
 
-async def test_a_checkpoint(root: Path) -> None:
-    """Read as transformers reads it, sharded as well."""
+async def test_a_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read as transformers reads it, sharded as well; of the Hub, the revision that is named."""
     trainer = Trainer()
     version = trainer.step()
     trainer.network.save_pretrained(root / "step-1", max_shard_size="2MB")
     other = {"hidden_size": 32, "intermediate_size": 64}
     config = type(trainer.network.config)(**{**trainer.network.config.to_dict(), **other})
     type(trainer.network)(config).save_pretrained(root / "other")
-    admin = AdminConfig(roots=(root,), engine=ENGINE)
+    repositories = frozenset({"someone/policy"})
+    admin = AdminConfig(roots=(root,), repositories=repositories, engine=ENGINE)
+    options = weights_pb2.WeightUpdateOptions(version=version)
+    source = admin_pb2.HubWeights(repository="someone/policy", revision="step-1")
     async with weight_server(admin) as server:
-        statuses = await collect(server.admin.UpdateWeights(request(str(root / "step-1"), version)))
+        with serving_hub("someone/policy", root / "step-1") as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+            monkeypatch.setenv("HF_HOME", str(root / "cache"))
+            monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+            update = admin_pb2.UpdateWeightsRequest(options=options, hub=source)
+            statuses = await collect(server.admin.UpdateWeights(update))
         assert statuses[-1].status.phase == weights_pb2.WEIGHT_UPDATE_PHASE_COMMITTED
+        assert "/someone/policy/resolve/step-1/config.json" in {path for path, _ in hub.asked}
         await right(server, trainer)
         await _refused_sources(server, root)
         await right(server, trainer)

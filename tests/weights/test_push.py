@@ -163,7 +163,7 @@ async def test_a_call_waits_for_its_version(one: WeightServer, trainer: Trainer)
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await one.push(trainer.states[version], version)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(1):
         assert (await waiting).weight_version == version
     older = score_pb2.ScoreRequest(
         groups=[group(PROMPT, COMPLETION)], expect=context_pb2.Expect(weight_version=version - 1)
@@ -248,21 +248,30 @@ async def test_samples_are_aborted(one: WeightServer, trainer: Trainer) -> None:
     assert np.abs(np.array([x for r in own for x in r.logprobs]) - expected).max() < TOLERANCE
 
 
-async def test_a_call_keeps_the_version_it_insists_on(one: WeightServer, trainer: Trainer) -> None:
-    """Even where samples were to go on with new weights."""
+@pytest.mark.parametrize(
+    ("policy", "staging"),
+    [("CONTINUE", "BESIDE"), ("CONTINUE", "IN_PLACE"), ("ABORT", "IN_PLACE")],
+)
+async def test_a_call_keeps_the_version_it_insists_on(
+    one: WeightServer, trainer: Trainer, policy: str, staging: str
+) -> None:
+    """Even where samples were to go on with new weights, or to be aborted."""
     before = trainer.version
     expect = context_pb2.Expect(weight_version=before)
-    call = one.scoring.Sample(long_sample(300, expect=expect))
+    call = one.scoring.Sample(long_sample(200, expect=expect))
     version = trainer.step()
-    state = trainer.states[version]
+    options = {
+        "running_samples": weights_pb2.RunningSamples.Value(f"RUNNING_SAMPLES_{policy}"),
+        "staging": weights_pb2.StagingMode.Value(f"STAGING_MODE_{staging}"),
+    }
     spans = []
-    pushed = False
+    push: asyncio.Task[Any] | None = None
     async for message in call:
-        if message.results and not pushed:
-            pushed = True
-            policy = weights_pb2.RUNNING_SAMPLES_CONTINUE
-            await one.push(state, version, running_samples=policy)
+        if message.results and push is None:
+            push = asyncio.create_task(one.push(trainer.states[version], version, **options))
         spans += [s.weight_version for r in message.results for s in r.weight_spans]
+    assert push is not None
+    assert (await push)[-1].staging == options["staging"]
     assert spans == [before, before]
     await right(one, trainer)
 
@@ -279,9 +288,15 @@ async def test_the_cache_is_flushed(one: WeightServer) -> None:
     assert list(again.logprobs) == list(first.logprobs)
 
 
+def shown_ready(server: WeightServer) -> float | None:
+    """What alerts see of whether calls are taken."""
+    assert server.metrics is not None
+    return server.metrics.registry.get_sample_value("scoring_ready", {"model_name": "tiny"})
+
+
 async def test_drained_and_resumed(one: WeightServer) -> None:
     """Calls that were admitted end, new ones are refused, and an admin may still act."""
-    call = one.scoring.Sample(long_sample(300))
+    call = one.scoring.Sample(long_sample(80))
     opening = await call.read()
     assert opening.provenance.model == "tiny"
     drain = one.admin.Drain(admin_pb2.DrainRequest())
@@ -290,12 +305,14 @@ async def test_drained_and_resumed(one: WeightServer) -> None:
     refused = score_pb2.ScoreRequest(groups=[group(PROMPT, COMPLETION)])
     code, status = await failure(one.scoring.Score(refused))
     assert (code, reason(status)) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert shown_ready(one) == 0
     results = [r async for message in the_rest(call) for r in message.results]
-    assert sum(len(result.token_ids) for result in results) == 600
+    assert sum(len(result.token_ids) for result in results) == 160
     assert [response.drained async for response in the_rest(drain)][-1]
     assert (await one.weights()).model == "tiny"
     await one.admin.Resume(admin_pb2.ResumeRequest())
     assert (await one.score(PROMPT, COMPLETION)).last
+    assert shown_ready(one) == 1
 
 
 async def test_many_tensors_in_a_message(one: WeightServer, trainer: Trainer) -> None:

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -16,15 +18,23 @@ import pytest_asyncio
 from scoring_client.proto import admin_pb2_grpc, weights_pb2
 from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.stream import Part
+from scoring_service.pool.worker import Worker
 from scoring_service.rpc.admin_config import AdminConfig
 from tests.rpc.calls import failure, reason
 from tests.rpc.conftest import LIMITS, run_server
 from tests.weights.conftest import ENGINE, WeightServer
+from tests.weights.long_sequence import Held, assert_plain, long_part, long_sequence
 from tests.weights.traffic import Traffic
-from tests.weights.trainer import Trainer, begin, commit
+from tests.weights.trainer import Trainer, begin, commit, messages
 
+STAGING = weights_pb2.WEIGHT_UPDATE_PHASE_STAGING
 COMMITTED = weights_pb2.WEIGHT_UPDATE_PHASE_COMMITTED
-STEPS = 20
+STEPS = 12
+"""The loop of 20, with both clients of a trainer: tests/e2e/test_live_weights.py."""
+
+NARROW = replace(ENGINE, max_batch_tokens=64, chunk_size=64)
+"""Whose calls are spread over many steps."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -33,7 +43,7 @@ async def processes() -> AsyncIterator[WeightServer]:
     settings = PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens, workers=2, first_backoff=0.05)
     async with (
         run_server(
-            lambda _index: ProcessExecutor(ENGINE), settings, admin=AdminConfig(engine=ENGINE)
+            lambda _index: ProcessExecutor(NARROW), settings, admin=AdminConfig(engine=NARROW)
         ) as running,
         grpc.aio.insecure_channel(running.target) as channel,
     ):
@@ -57,11 +67,27 @@ async def both_ready(server: WeightServer) -> None:
             await server.pool.wait_changed()
 
 
+@pytest.fixture
+def both_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both workers are given parts while the test runs."""
+    given: Counter[int] = Counter()
+    take = Worker.take
+
+    def counted(worker: Worker, part: Part) -> None:
+        given[worker.index] += 1
+        take(worker, part)
+
+    monkeypatch.setattr(Worker, "take", counted)
+    yield
+    assert min(given[0], given[1]) > 0
+
+
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:
     return Trainer()
 
 
+@pytest.mark.usefixtures("both_answer")
 async def test_a_training_loop(processes: WeightServer, trainer: Trainer) -> None:
     """Every answer has the log-probs of exactly the version that it names, and none fails."""
     traffic = Traffic(processes.scoring)
@@ -92,17 +118,27 @@ async def test_a_training_loop(processes: WeightServer, trainer: Trainer) -> Non
 async def test_a_worker_killed_after_a_commit(processes: WeightServer, trainer: Trainer) -> None:
     """What it had begun goes on elsewhere with the weights it had; it comes back with the new.
 
-    One that is killed in the middle of an update: tests/e2e/test_live_weights.py.
+    So does a sequence of which it had answered the first rows, and another worker the others.
     """
     traffic = Traffic(processes.scoring, sample_tokens=60)
-    first, second = processes.pool.workers
     async with traffic.running():
-        version = await asyncio.to_thread(trainer.step)
-        await processes.push(trainer.states[version], version)
-        starts = first.starts
-        os.kill(first.pid or 0, signal.SIGKILL)
-        await restarted(processes, 0, starts)
-        assert first.weights == second.weights
+        before, version = trainer.version, await asyncio.to_thread(trainer.step)
+        held = await Held.begin(processes, trainer.states[version], version)
+
+        async def kill() -> None:
+            await held.commit()
+            (worker,) = (w for w in processes.pool.workers if long_part(w))
+            starts.append((worker.index, worker.starts))
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
+        starts: list[tuple[int, int]] = []
+        found, versions = await long_sequence(processes, kill)
+        assert versions[-1] == version, "the last rows came after the commit"
+        await held.committed()
+        assert_plain(found, trainer, before)
+        ((index, count),) = starts
+        await restarted(processes, index, count)
+        assert processes.pool.workers[0].weights == processes.pool.workers[1].weights
         # The one that came back takes part in the next update.
         version = await asyncio.to_thread(trainer.step)
         statuses = await processes.push(trainer.states[version], version)
@@ -176,6 +212,7 @@ async def test_two_trainers_from_one_version(processes: WeightServer, trainer: T
     assert reason(status) == "WEIGHT_VERSION_MISMATCH"
 
 
+@pytest.mark.usefixtures("both_answer")
 async def test_in_place_while_calls_come(processes: WeightServer, trainer: Trainer) -> None:
     """Calls wait for it, and none fails."""
     traffic = Traffic(processes.scoring)
@@ -192,3 +229,21 @@ async def test_in_place_while_calls_come(processes: WeightServer, trainer: Train
             assert weights_pb2.WEIGHT_UPDATE_PHASE_APPLYING in phases
             assert (await processes.score([5, 6], [7])).weight_version == version
     assert traffic.check(trainer)["score"] > 0
+
+
+async def test_a_worker_killed_while_it_stages(processes: WeightServer, trainer: Trainer) -> None:
+    """The other one goes on with the update, and is not waited for.
+
+    The last test of this file: that it comes back with what was committed is shown above.
+    """
+    version = await asyncio.to_thread(trainer.step)
+    first = processes.pool.workers[0]
+    os.kill(first.pid or 0, signal.SIGSTOP)
+    statuses = []
+    async for answer in processes.admin.PushWeights(messages(trainer.states[version], version)):
+        statuses.append(answer.status)
+        if answer.status.phase == STAGING:
+            os.kill(first.pid or 0, signal.SIGKILL)
+    assert STAGING in {status.phase for status in statuses}
+    assert (statuses[-1].phase, statuses[-1].workers_total) == (COMMITTED, 1)
+    assert (await processes.score([5, 6], [7])).weight_version == version

@@ -1,7 +1,6 @@
 """What a Tinker call asks of its prompt, answered in Tinker's types.
 
-Entry i describes token i; entry 0 has no context and says NaN, or None in lists. Log-probs are the
-model's own, at temperature 1.
+Entry i describes token i; entry 0, without context, is NaN, or None in lists. Temperature is 1.
 """
 
 from __future__ import annotations
@@ -75,11 +74,7 @@ def answered(
             scores.top_token_ids.clip(0), np.nan_to_num(scores.top_logprobs, nan=MASK_LOGPROB)
         )
     if targets is not None and scores.candidate_logprobs is not None:
-        fields["target_prompt_logprobs"] = types.TensorData(
-            data=np.nan_to_num(scores.candidate_logprobs, nan=0.0),  # where -1 stood
-            dtype="float32",
-            shape=targets.shape,
-            sparse_crow_indices=targets.sparse_crow_indices,
-            sparse_col_indices=targets.sparse_col_indices,
-        )
+        found = np.nan_to_num(scores.candidate_logprobs, nan=0.0)  # where -1 stood
+        layout = targets.shape, targets.sparse_crow_indices, targets.sparse_col_indices
+        fields["target_prompt_logprobs"] = types.TensorData(found, "float32", *layout)
     return fields

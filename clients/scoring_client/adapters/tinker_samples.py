@@ -20,14 +20,9 @@ from scoring_client.samples import Sample
 def draw(
     client: ScoringClient, ids: list[int], n: int, params: types.SamplingParams, topk: int
 ) -> dict[str, Any]:
-    """Return the fields of a SampleResponse that are about n samples.
+    """Return the fields of a SampleResponse that are about n samples of a prompt.
 
-    Args:
-        client: Of the server.
-        ids: The prompt.
-        n: Samples.
-        params: max_tokens None draws as many as fit.
-        topk: Tokens listed with each drawn one.
+    With each drawn token ``topk`` are listed. Without max_tokens as many are drawn as fit.
 
     Raises:
         ScoringError: see ``scoring_client.errors``.

@@ -3,9 +3,8 @@
     with as_teacher(ScoringClient("localhost:50051")):
         trainer = ServerDistillationTrainer(...)
 
-For the trainers of ``trl.experimental`` that call it: server_distillation, sdft, sdpo, iw_opd.
-Where vLLM ignores the temperature it is applied here, and a realised token outside the top-k has
-its own log-prob instead of -inf.
+For server_distillation, sdft, sdpo and iw_opd of ``trl.experimental``. The temperature, which vLLM
+ignores, is applied, and a realised token outside the top-k has its own log-prob instead of -inf.
 """
 
 from collections.abc import Iterator
@@ -70,7 +69,8 @@ def as_teacher(client: ScoringClient, token_id_limit: int | None = None) -> Iter
 
     A trainer that exists already takes a ``TeacherClient`` as its ``teacher_client``.
     """
-    from trl.generation import vllm_client
+    # The students' own generation binds the name at its import: it is to have TRL's, not this one.
+    from trl.generation import vllm_client, vllm_generation  # noqa: F401
 
     teacher, theirs = TeacherClient(client, token_id_limit), vllm_client.VLLMClient
     vllm_client.VLLMClient = lambda *_, **__: teacher

@@ -27,11 +27,13 @@ class AdminServiceStub(object):
     FAILED_PRECONDITION  WEIGHT_VERSION_NOT_NEWER, WEIGHT_VERSION_MISMATCH (base_version),
     WEIGHTS_DIGEST_MISMATCH, WEIGHTS_INCOMPLETE (at the commit tensors are
     missing, or parts of them), WEIGHTS_UNREADABLE (files that cannot be loaded,
-    or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated)
+    or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated),
+    UPDATE_APPLYING (too late for AbortUpdate)
     RESOURCE_EXHAUSTED   OUT_OF_MEMORY: there is no room to receive or to stage the weights
     ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
     UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
-    or after a silence of `stream_timeout_seconds`. In Sample:
+    or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
+    place, and calls that were under way did not end within 600 s. In Sample:
     WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
@@ -105,11 +107,13 @@ class AdminServiceServicer(object):
     FAILED_PRECONDITION  WEIGHT_VERSION_NOT_NEWER, WEIGHT_VERSION_MISMATCH (base_version),
     WEIGHTS_DIGEST_MISMATCH, WEIGHTS_INCOMPLETE (at the commit tensors are
     missing, or parts of them), WEIGHTS_UNREADABLE (files that cannot be loaded,
-    or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated)
+    or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated),
+    UPDATE_APPLYING (too late for AbortUpdate)
     RESOURCE_EXHAUSTED   OUT_OF_MEMORY: there is no room to receive or to stage the weights
     ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
     UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
-    or after a silence of `stream_timeout_seconds`. In Sample:
+    or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
+    place, and calls that were under way did not end within 600 s. In Sample:
     WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
@@ -128,7 +132,8 @@ class AdminServiceServicer(object):
     def PushWeights(self, request_iterator, context):
         """Weights from the caller. Read the responses while you send: an error comes as soon as it is
         known, and further messages are not read. A caller that hangs up before the last response aborts
-        the update, unless it is committed already: GetWeights tells.
+        the update, unless it is committed already or in WEIGHT_UPDATE_PHASE_APPLYING, which goes on to
+        its end: GetWeights tells.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +147,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AbortUpdate(self, request, context):
-        """Gives up an update that is not committed yet.
+        """Gives up an update that is not committed yet, nor being written over the running weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,11 +242,13 @@ class AdminService(object):
     FAILED_PRECONDITION  WEIGHT_VERSION_NOT_NEWER, WEIGHT_VERSION_MISMATCH (base_version),
     WEIGHTS_DIGEST_MISMATCH, WEIGHTS_INCOMPLETE (at the commit tensors are
     missing, or parts of them), WEIGHTS_UNREADABLE (files that cannot be loaded,
-    or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated)
+    or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated),
+    UPDATE_APPLYING (too late for AbortUpdate)
     RESOURCE_EXHAUSTED   OUT_OF_MEMORY: there is no room to receive or to stage the weights
     ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
     UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
-    or after a silence of `stream_timeout_seconds`. In Sample:
+    or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
+    place, and calls that were under way did not end within 600 s. In Sample:
     WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)

@@ -39,11 +39,13 @@ class AdminServiceStub:
       FAILED_PRECONDITION  WEIGHT_VERSION_NOT_NEWER, WEIGHT_VERSION_MISMATCH (base_version),
                            WEIGHTS_DIGEST_MISMATCH, WEIGHTS_INCOMPLETE (at the commit tensors are
                            missing, or parts of them), WEIGHTS_UNREADABLE (files that cannot be loaded,
-                           or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated)
+                           or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated),
+                           UPDATE_APPLYING (too late for AbortUpdate)
       RESOURCE_EXHAUSTED   OUT_OF_MEMORY: there is no room to receive or to stage the weights
       ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
                            UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
-                           or after a silence of `stream_timeout_seconds`. In Sample:
+                           or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
+                           place, and calls that were under way did not end within 600 s. In Sample:
                            WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
@@ -65,7 +67,8 @@ class AdminServiceStub:
     ]
     """Weights from the caller. Read the responses while you send: an error comes as soon as it is
     known, and further messages are not read. A caller that hangs up before the last response aborts
-    the update, unless it is committed already: GetWeights tells.
+    the update, unless it is committed already or in WEIGHT_UPDATE_PHASE_APPLYING, which goes on to
+    its end: GetWeights tells.
     """
 
     GetWeights: grpc.UnaryUnaryMultiCallable[
@@ -78,7 +81,7 @@ class AdminServiceStub:
         scoring_client.proto.admin_pb2.AbortUpdateRequest,
         scoring_client.proto.admin_pb2.AbortUpdateResponse,
     ]
-    """Gives up an update that is not committed yet."""
+    """Gives up an update that is not committed yet, nor being written over the running weights."""
 
     FlushCache: grpc.UnaryUnaryMultiCallable[
         scoring_client.proto.admin_pb2.FlushCacheRequest,
@@ -122,11 +125,13 @@ class AdminServiceAsyncStub:
       FAILED_PRECONDITION  WEIGHT_VERSION_NOT_NEWER, WEIGHT_VERSION_MISMATCH (base_version),
                            WEIGHTS_DIGEST_MISMATCH, WEIGHTS_INCOMPLETE (at the commit tensors are
                            missing, or parts of them), WEIGHTS_UNREADABLE (files that cannot be loaded,
-                           or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated)
+                           or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated),
+                           UPDATE_APPLYING (too late for AbortUpdate)
       RESOURCE_EXHAUSTED   OUT_OF_MEMORY: there is no room to receive or to stage the weights
       ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
                            UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
-                           or after a silence of `stream_timeout_seconds`. In Sample:
+                           or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
+                           place, and calls that were under way did not end within 600 s. In Sample:
                            WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
@@ -147,7 +152,8 @@ class AdminServiceAsyncStub:
     ]
     """Weights from the caller. Read the responses while you send: an error comes as soon as it is
     known, and further messages are not read. A caller that hangs up before the last response aborts
-    the update, unless it is committed already: GetWeights tells.
+    the update, unless it is committed already or in WEIGHT_UPDATE_PHASE_APPLYING, which goes on to
+    its end: GetWeights tells.
     """
 
     GetWeights: grpc.aio.UnaryUnaryMultiCallable[
@@ -160,7 +166,7 @@ class AdminServiceAsyncStub:
         scoring_client.proto.admin_pb2.AbortUpdateRequest,
         scoring_client.proto.admin_pb2.AbortUpdateResponse,
     ]
-    """Gives up an update that is not committed yet."""
+    """Gives up an update that is not committed yet, nor being written over the running weights."""
 
     FlushCache: grpc.aio.UnaryUnaryMultiCallable[
         scoring_client.proto.admin_pb2.FlushCacheRequest,
@@ -204,11 +210,13 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
       FAILED_PRECONDITION  WEIGHT_VERSION_NOT_NEWER, WEIGHT_VERSION_MISMATCH (base_version),
                            WEIGHTS_DIGEST_MISMATCH, WEIGHTS_INCOMPLETE (at the commit tensors are
                            missing, or parts of them), WEIGHTS_UNREADABLE (files that cannot be loaded,
-                           or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated)
+                           or hold another model), UPDATES_UNSUPPORTED (the model cannot be updated),
+                           UPDATE_APPLYING (too late for AbortUpdate)
       RESOURCE_EXHAUSTED   OUT_OF_MEMORY: there is no room to receive or to stage the weights
       ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
                            UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
-                           or after a silence of `stream_timeout_seconds`. In Sample:
+                           or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
+                           place, and calls that were under way did not end within 600 s. In Sample:
                            WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
@@ -233,7 +241,8 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[scoring_client.proto.admin_pb2.PushWeightsResponse], collections.abc.AsyncIterator[scoring_client.proto.admin_pb2.PushWeightsResponse]]:
         """Weights from the caller. Read the responses while you send: an error comes as soon as it is
         known, and further messages are not read. A caller that hangs up before the last response aborts
-        the update, unless it is committed already: GetWeights tells.
+        the update, unless it is committed already or in WEIGHT_UPDATE_PHASE_APPLYING, which goes on to
+        its end: GetWeights tells.
         """
 
     @abc.abstractmethod
@@ -250,7 +259,7 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: scoring_client.proto.admin_pb2.AbortUpdateRequest,
         context: _ServicerContext,
     ) -> typing.Union[scoring_client.proto.admin_pb2.AbortUpdateResponse, collections.abc.Awaitable[scoring_client.proto.admin_pb2.AbortUpdateResponse]]:
-        """Gives up an update that is not committed yet."""
+        """Gives up an update that is not committed yet, nor being written over the running weights."""
 
     @abc.abstractmethod
     def FlushCache(

@@ -15,29 +15,29 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18scoring/v1/weights.proto\x12\nscoring.v1\x1a\x17google/rpc/status.proto\"g\n\x0cWeightTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1a.scoring.v1.WeightDataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07tied_to\x18\x04 \x01(\t\"s\n\x0bWeightChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1a.scoring.v1.WeightDataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xa0\x02\n\x13WeightUpdateOptions\x12\x14\n\x07version\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0c\x62\x61se_version\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x13\x61llow_older_version\x18\x03 \x01(\x08\x12\x0f\n\x07partial\x18\x04 \x01(\x08\x12\x16\n\x0e\x63onvert_dtypes\x18\x05 \x01(\x08\x12\x16\n\x0eweights_digest\x18\x06 \x01(\t\x12\x33\n\x0frunning_samples\x18\x07 \x01(\x0e\x32\x1a.scoring.v1.RunningSamples\x12(\n\x07staging\x18\x08 \x01(\x0e\x32\x17.scoring.v1.StagingModeB\n\n\x08_versionB\x0f\n\r_base_version\"J\n\tPhaseTime\x12,\n\x05phase\x18\x01 \x01(\x0e\x32\x1d.scoring.v1.WeightUpdatePhase\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xb8\x03\n\x12WeightUpdateStatus\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.scoring.v1.WeightUpdatePhase\x12\x14\n\x07version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0e\x62ytes_received\x18\x04 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x03\x12\x18\n\x10tensors_received\x18\x06 \x01(\x05\x12\x15\n\rtensors_total\x18\x07 \x01(\x05\x12\x16\n\x0eworkers_staged\x18\x08 \x01(\x05\x12\x15\n\rworkers_total\x18\t \x01(\x05\x12(\n\x07staging\x18\n \x01(\x0e\x32\x17.scoring.v1.StagingMode\x12\x16\n\x0eweights_digest\x18\x0b \x01(\t\x12*\n\x0bphase_times\x18\x0c \x03(\x0b\x32\x15.scoring.v1.PhaseTime\x12\r\n\x05\x65rror\x18\r \x01(\t\x12\x10\n\x08identity\x18\x0e \x01(\t\x12#\n\x07\x66\x61ilure\x18\x0f \x01(\x0b\x32\x12.google.rpc.StatusB\n\n\x08_version*\x97\x03\n\x0eWeightDataType\x12 \n\x1cWEIGHT_DATA_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19WEIGHT_DATA_TYPE_BFLOAT16\x10\x01\x12\x1c\n\x18WEIGHT_DATA_TYPE_FLOAT16\x10\x02\x12\x1c\n\x18WEIGHT_DATA_TYPE_FLOAT32\x10\x03\x12\x1c\n\x18WEIGHT_DATA_TYPE_FLOAT64\x10\x04\x12\"\n\x1eWEIGHT_DATA_TYPE_FLOAT8_E4M3FN\x10\x05\x12 \n\x1cWEIGHT_DATA_TYPE_FLOAT8_E5M2\x10\x06\x12\x19\n\x15WEIGHT_DATA_TYPE_INT8\x10\x07\x12\x1a\n\x16WEIGHT_DATA_TYPE_UINT8\x10\x08\x12\x1a\n\x16WEIGHT_DATA_TYPE_INT16\x10\t\x12\x1a\n\x16WEIGHT_DATA_TYPE_INT32\x10\n\x12\x1a\n\x16WEIGHT_DATA_TYPE_INT64\x10\x0b\x12\x19\n\x15WEIGHT_DATA_TYPE_BOOL\x10\x0c*\x86\x01\n\x0eRunningSamples\x12\x1f\n\x1bRUNNING_SAMPLES_UNSPECIFIED\x10\x00\x12\x1a\n\x16RUNNING_SAMPLES_FINISH\x10\x01\x12\x1c\n\x18RUNNING_SAMPLES_CONTINUE\x10\x02\x12\x19\n\x15RUNNING_SAMPLES_ABORT\x10\x03*v\n\x0bStagingMode\x12\x1c\n\x18STAGING_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11STAGING_MODE_AUTO\x10\x01\x12\x17\n\x13STAGING_MODE_BESIDE\x10\x02\x12\x19\n\x15STAGING_MODE_IN_PLACE\x10\x03*\xa4\x02\n\x11WeightUpdatePhase\x12#\n\x1fWEIGHT_UPDATE_PHASE_UNSPECIFIED\x10\x00\x12!\n\x1dWEIGHT_UPDATE_PHASE_RECEIVING\x10\x01\x12\x1f\n\x1bWEIGHT_UPDATE_PHASE_STAGING\x10\x02\x12 \n\x1cWEIGHT_UPDATE_PHASE_DRAINING\x10\x03\x12 \n\x1cWEIGHT_UPDATE_PHASE_APPLYING\x10\x04\x12!\n\x1dWEIGHT_UPDATE_PHASE_COMMITTED\x10\x05\x12\x1e\n\x1aWEIGHT_UPDATE_PHASE_FAILED\x10\x06\x12\x1f\n\x1bWEIGHT_UPDATE_PHASE_ABORTED\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18scoring/v1/weights.proto\x12\nscoring.v1\x1a\x17google/rpc/status.proto\"\x81\x01\n\x0cWeightTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1a.scoring.v1.WeightDataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07tied_to\x18\x04 \x01(\t\x12\x18\n\x10\x63heckpoint_names\x18\x05 \x03(\t\"s\n\x0bWeightChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1a.scoring.v1.WeightDataType\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xa0\x02\n\x13WeightUpdateOptions\x12\x14\n\x07version\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0c\x62\x61se_version\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x13\x61llow_older_version\x18\x03 \x01(\x08\x12\x0f\n\x07partial\x18\x04 \x01(\x08\x12\x16\n\x0e\x63onvert_dtypes\x18\x05 \x01(\x08\x12\x16\n\x0eweights_digest\x18\x06 \x01(\t\x12\x33\n\x0frunning_samples\x18\x07 \x01(\x0e\x32\x1a.scoring.v1.RunningSamples\x12(\n\x07staging\x18\x08 \x01(\x0e\x32\x17.scoring.v1.StagingModeB\n\n\x08_versionB\x0f\n\r_base_version\"J\n\tPhaseTime\x12,\n\x05phase\x18\x01 \x01(\x0e\x32\x1d.scoring.v1.WeightUpdatePhase\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xb8\x03\n\x12WeightUpdateStatus\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12,\n\x05phase\x18\x02 \x01(\x0e\x32\x1d.scoring.v1.WeightUpdatePhase\x12\x14\n\x07version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0e\x62ytes_received\x18\x04 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x03\x12\x18\n\x10tensors_received\x18\x06 \x01(\x05\x12\x15\n\rtensors_total\x18\x07 \x01(\x05\x12\x16\n\x0eworkers_staged\x18\x08 \x01(\x05\x12\x15\n\rworkers_total\x18\t \x01(\x05\x12(\n\x07staging\x18\n \x01(\x0e\x32\x17.scoring.v1.StagingMode\x12\x16\n\x0eweights_digest\x18\x0b \x01(\t\x12*\n\x0bphase_times\x18\x0c \x03(\x0b\x32\x15.scoring.v1.PhaseTime\x12\r\n\x05\x65rror\x18\r \x01(\t\x12\x10\n\x08identity\x18\x0e \x01(\t\x12#\n\x07\x66\x61ilure\x18\x0f \x01(\x0b\x32\x12.google.rpc.StatusB\n\n\x08_version*\x97\x03\n\x0eWeightDataType\x12 \n\x1cWEIGHT_DATA_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19WEIGHT_DATA_TYPE_BFLOAT16\x10\x01\x12\x1c\n\x18WEIGHT_DATA_TYPE_FLOAT16\x10\x02\x12\x1c\n\x18WEIGHT_DATA_TYPE_FLOAT32\x10\x03\x12\x1c\n\x18WEIGHT_DATA_TYPE_FLOAT64\x10\x04\x12\"\n\x1eWEIGHT_DATA_TYPE_FLOAT8_E4M3FN\x10\x05\x12 \n\x1cWEIGHT_DATA_TYPE_FLOAT8_E5M2\x10\x06\x12\x19\n\x15WEIGHT_DATA_TYPE_INT8\x10\x07\x12\x1a\n\x16WEIGHT_DATA_TYPE_UINT8\x10\x08\x12\x1a\n\x16WEIGHT_DATA_TYPE_INT16\x10\t\x12\x1a\n\x16WEIGHT_DATA_TYPE_INT32\x10\n\x12\x1a\n\x16WEIGHT_DATA_TYPE_INT64\x10\x0b\x12\x19\n\x15WEIGHT_DATA_TYPE_BOOL\x10\x0c*\x86\x01\n\x0eRunningSamples\x12\x1f\n\x1bRUNNING_SAMPLES_UNSPECIFIED\x10\x00\x12\x1a\n\x16RUNNING_SAMPLES_FINISH\x10\x01\x12\x1c\n\x18RUNNING_SAMPLES_CONTINUE\x10\x02\x12\x19\n\x15RUNNING_SAMPLES_ABORT\x10\x03*v\n\x0bStagingMode\x12\x1c\n\x18STAGING_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11STAGING_MODE_AUTO\x10\x01\x12\x17\n\x13STAGING_MODE_BESIDE\x10\x02\x12\x19\n\x15STAGING_MODE_IN_PLACE\x10\x03*\xa4\x02\n\x11WeightUpdatePhase\x12#\n\x1fWEIGHT_UPDATE_PHASE_UNSPECIFIED\x10\x00\x12!\n\x1dWEIGHT_UPDATE_PHASE_RECEIVING\x10\x01\x12\x1f\n\x1bWEIGHT_UPDATE_PHASE_STAGING\x10\x02\x12 \n\x1cWEIGHT_UPDATE_PHASE_DRAINING\x10\x03\x12 \n\x1cWEIGHT_UPDATE_PHASE_APPLYING\x10\x04\x12!\n\x1dWEIGHT_UPDATE_PHASE_COMMITTED\x10\x05\x12\x1e\n\x1aWEIGHT_UPDATE_PHASE_FAILED\x10\x06\x12\x1f\n\x1bWEIGHT_UPDATE_PHASE_ABORTED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'scoring_client.proto.weights_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_WEIGHTDATATYPE']._serialized_start=1098
-  _globals['_WEIGHTDATATYPE']._serialized_end=1505
-  _globals['_RUNNINGSAMPLES']._serialized_start=1508
-  _globals['_RUNNINGSAMPLES']._serialized_end=1642
-  _globals['_STAGINGMODE']._serialized_start=1644
-  _globals['_STAGINGMODE']._serialized_end=1762
-  _globals['_WEIGHTUPDATEPHASE']._serialized_start=1765
-  _globals['_WEIGHTUPDATEPHASE']._serialized_end=2057
-  _globals['_WEIGHTTENSOR']._serialized_start=65
-  _globals['_WEIGHTTENSOR']._serialized_end=168
-  _globals['_WEIGHTCHUNK']._serialized_start=170
-  _globals['_WEIGHTCHUNK']._serialized_end=285
-  _globals['_WEIGHTUPDATEOPTIONS']._serialized_start=288
-  _globals['_WEIGHTUPDATEOPTIONS']._serialized_end=576
-  _globals['_PHASETIME']._serialized_start=578
-  _globals['_PHASETIME']._serialized_end=652
-  _globals['_WEIGHTUPDATESTATUS']._serialized_start=655
-  _globals['_WEIGHTUPDATESTATUS']._serialized_end=1095
+  _globals['_WEIGHTDATATYPE']._serialized_start=1125
+  _globals['_WEIGHTDATATYPE']._serialized_end=1532
+  _globals['_RUNNINGSAMPLES']._serialized_start=1535
+  _globals['_RUNNINGSAMPLES']._serialized_end=1669
+  _globals['_STAGINGMODE']._serialized_start=1671
+  _globals['_STAGINGMODE']._serialized_end=1789
+  _globals['_WEIGHTUPDATEPHASE']._serialized_start=1792
+  _globals['_WEIGHTUPDATEPHASE']._serialized_end=2084
+  _globals['_WEIGHTTENSOR']._serialized_start=66
+  _globals['_WEIGHTTENSOR']._serialized_end=195
+  _globals['_WEIGHTCHUNK']._serialized_start=197
+  _globals['_WEIGHTCHUNK']._serialized_end=312
+  _globals['_WEIGHTUPDATEOPTIONS']._serialized_start=315
+  _globals['_WEIGHTUPDATEOPTIONS']._serialized_end=603
+  _globals['_PHASETIME']._serialized_start=605
+  _globals['_PHASETIME']._serialized_end=679
+  _globals['_WEIGHTUPDATESTATUS']._serialized_start=682
+  _globals['_WEIGHTUPDATESTATUS']._serialized_end=1122
 # @@protoc_insertion_point(module_scope)

@@ -78,16 +78,18 @@ WEIGHT_UPDATE_PHASE_FAILED: WeightUpdatePhase
 WEIGHT_UPDATE_PHASE_ABORTED: WeightUpdatePhase
 
 class WeightTensor(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "tied_to")
+    __slots__ = ("name", "dtype", "shape", "tied_to", "checkpoint_names")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     TIED_TO_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_NAMES_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: WeightDataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     tied_to: str
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[WeightDataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., tied_to: _Optional[str] = ...) -> None: ...
+    checkpoint_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[WeightDataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., tied_to: _Optional[str] = ..., checkpoint_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WeightChunk(_message.Message):
     __slots__ = ("name", "dtype", "shape", "offset", "data")

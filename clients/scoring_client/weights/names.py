@@ -2,8 +2,8 @@
 
 Wrappers register the module they wrap as a child, and its name becomes a part of every parameter's
 name: torch.compile, FSDP, activation checkpointing, DDP and PEFT. Without those parts a name is
-that of transformers' ``state_dict``, which is what servers know. Checkpoints whose layout differs
-from the module's (experts one by one) are for ``update_weights``, where transformers reads them.
+that of transformers' ``state_dict``, which is what servers know. The names that checkpoints have
+instead are the server's to tell: see ``joined``.
 """
 
 from scoring_client.errors import InvalidRequestError
@@ -51,6 +51,13 @@ def plain_name(name: str, *, merged_lora: bool = False) -> str | None:
     while plain.startswith(_PEFT):
         plain = plain.removeprefix(_PEFT)
     return _without_adapter(name, plain.split("."), merged_lora)
+
+
+def legacy_name(name: str) -> str:
+    """Return the name that a normalisation's tensor has today, of one from TensorFlow's times."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
 
 
 def _without_adapter(name: str, parts: list[str], merged: bool) -> str | None:

@@ -12,7 +12,13 @@ import numpy as np
 from scoring_client.errors import InvalidRequestError
 from scoring_client.weights.digest import RunningDigest
 from scoring_client.weights.given import GivenWeights
-from scoring_client.weights.names import plain_name
+from scoring_client.weights.joined import (
+    JoinedTensor,
+    Place,
+    check_parts,
+    checkpoint_places,
+)
+from scoring_client.weights.names import legacy_name, plain_name
 from scoring_client.weights.results import WeightTensor
 from scoring_client.weights.tensors import (
     HostTensor,
@@ -55,6 +61,7 @@ class WeightPlan:
                 "of them: leave out digest or partial"
             )
         self._specs = {tensor.name: tensor for tensor in tensors}
+        self._places = checkpoint_places(tensors)
         self._tied = {tensor.tied_to for tensor in tensors if tensor.tied_to}
         prefixes = Counter(name.partition(".")[0] for name in self._specs)
         self._base = max(prefixes, key=prefixes.__getitem__, default="")
@@ -74,27 +81,54 @@ class WeightPlan:
         if given.mapping is not None:
             yield from self._in_order_of_names(given.mapping)
             return
+        joined: dict[str, JoinedTensor] = {}
         for name, tensor in given:
-            spec = self._spec(name)
-            if spec is not None:
-                # What an iterator yielded may be overwritten by what it yields next.
-                yield from self._take(spec, tensor, lasting=False)
+            place = self._place(name)
+            # What an iterator yielded may be overwritten by what it yields next.
+            if place is not None and place.count == 1:
+                yield from self._take(place.spec, tensor, lasting=False)
+            elif place is not None:
+                yield from self._take_part(joined, place, name, tensor)
+        for unfinished in joined.values():
+            check_parts(unfinished.spec, unfinished.count, unfinished.there)
         self._check_complete(set(self._sent))
 
     def _in_order_of_names(self, given: Mapping[str, Any]) -> Iterator[HostTensor]:
         """Server and digest take ascending names best."""
-        found: dict[str, Any] = {}
-        for name, tensor in given.items():
-            spec = self._spec(name)
-            if spec is None:
+        found: dict[str, dict[int, tuple[Place, str]]] = {}
+        for name in given:
+            place = self._place(name)
+            if place is None:
                 continue
-            if spec.name in found:
-                raise InvalidRequestError(f"{name} and another name both mean {spec.name}")
-            found[spec.name] = tensor
+            parts = found.setdefault(place.spec.name, {})
+            if place.index in parts or any(p.count != place.count for p, _ in parts.values()):
+                raise InvalidRequestError(f"{name} and another name both mean {place.spec.name}")
+            parts[place.index] = place, name
+        for parts in found.values():
+            (place, _), *_ = parts.values()
+            check_parts(place.spec, place.count, parts)
         self._check_complete({_root(self._specs[name]) for name in found})
         # Tied tensors have their place where the model has them, whatever name they come under.
         for name in sorted(found, key=lambda name: (_root(self._specs[name]), name)):
-            yield from self._take(self._specs[name], found[name], lasting=True)
+            parts = found[name]
+            (place, given_name), *_ = parts.values()
+            if place.count == 1:
+                yield from self._take(place.spec, given[given_name], lasting=True)
+                continue
+            joined = JoinedTensor(place.spec, place.count)
+            for place, given_name in parts.values():
+                joined.add(place, given_name, given[given_name])
+            yield from self._take(place.spec, joined.whole, lasting=False)
+
+    def _take_part(
+        self, joined: dict[str, JoinedTensor], place: Place, name: str, tensor: Any
+    ) -> Iterator[HostTensor]:
+        spec = place.spec
+        whole = joined.setdefault(spec.name, JoinedTensor(spec, place.count))
+        whole.add(place, name, tensor)
+        if len(whole.there) == whole.count:
+            del joined[spec.name]
+            yield from self._take(spec, whole.whole, lasting=False)
 
     def _take(self, spec: WeightTensor, tensor: Any, *, lasting: bool) -> Iterator[HostTensor]:
         root = _root(spec)
@@ -121,18 +155,22 @@ class WeightPlan:
                 "cannot both be served"
             )
 
-    def _spec(self, name: str) -> WeightTensor | None:
-        """Return the model's tensor of a trainer's name; None for one to leave out."""
+    def _place(self, name: str) -> Place | None:
+        """Return where a tensor of that name belongs; None for one to leave out."""
         renamed = self._options.rename(name) if self._options.rename else name
         plain = (
             None if renamed is None else plain_name(renamed, merged_lora=self._options.merged_lora)
         )
         if plain is None:
             return None
-        # As transformers loads: the base model's tensors may come without its prefix.
-        for candidate in (plain, f"{self._base}.{plain}"):
+        # As transformers loads: the base model's tensors may come without its prefix, and any
+        # under the names that checkpoints have.
+        old = legacy_name(plain)
+        for candidate in (plain, f"{self._base}.{plain}", old, f"{self._base}.{old}"):
             if candidate in self._specs:
-                return self._specs[candidate]
+                return Place(self._specs[candidate])
+            if candidate in self._places:
+                return self._places[candidate]
         near = difflib.get_close_matches(plain, self._specs, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InvalidRequestError(

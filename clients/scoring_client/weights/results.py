@@ -1,7 +1,7 @@
 """What a server says of its weights and of an update."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from scoring_client.errors import ScoringError
@@ -40,6 +40,9 @@ class WeightTensor:
     """Extent of each dimension; () for a scalar."""
     tied_to: str = ""
     """Name of the tensor whose memory it shares; "" where it has its own."""
+    checkpoint_names: tuple[str, ...] = field(default=(), compare=False)
+    """Names that a checkpoint has instead: of the tensor, or of parts of equal size whose bytes
+    make it. ``*`` stands for 0, 1, … of the first dimension, all names by turns for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,8 @@ def weights_info(answer: Any) -> WeightsInfo:
 def weight_tensor(tensor: weights_pb2.WeightTensor) -> WeightTensor:
     """Return what is said of one tensor."""
     dtype = _short(weights_pb2.WeightDataType, "WEIGHT_DATA_TYPE_", tensor.dtype)
-    return WeightTensor(tensor.name, dtype, tuple(tensor.shape), tensor.tied_to)
+    names = tuple(tensor.checkpoint_names)
+    return WeightTensor(tensor.name, dtype, tuple(tensor.shape), tensor.tied_to, names)
 
 
 def phase_name(phase: int) -> Phase:

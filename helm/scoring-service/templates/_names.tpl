@@ -92,6 +92,31 @@ scoring-service/model: {{ .model.name | quote }}
 {{- .Values.tls.existingSecret | default (printf "%s-tls" (include "scoring-service.fullname" .)) -}}
 {{- end -}}
 
+{{/*
+Where `helm test` finds the authority that signed the server's certificate: a Secret and its key, as YAML; nothing
+where nobody said. The ca.crt of the chart's own Secret is not asked: it holds the authorities of clients.
+*/}}
+{{- define "scoring-service.serverca" -}}
+{{- $test := .Values.test -}}
+{{- if or $test.serverCaSecret .Values.tls.existingSecret -}}
+{secret: {{ $test.serverCaSecret | default .Values.tls.existingSecret | quote }}, key: {{ $test.serverCaKey | quote }}}
+{{- else if .Values.tls.serverCa -}}
+{secret: {{ include "scoring-service.tlssecret" . }}, key: server-ca.crt}
+{{- else if eq $test.serverCaKey "tls.crt" -}}
+{secret: {{ include "scoring-service.tlssecret" . }}, key: tls.crt}
+{{- end -}}
+{{- end -}}
+
+{{/* What `helm test` lacks to be let in, for people; nothing where it may call. */}}
+{{- define "scoring-service.testlacks" -}}
+{{- $tls := .Values.tls -}}
+{{- $lacks := list -}}
+{{- if and .Values.auth.enabled (not .Values.test.tokenSecret.name) -}}{{- $lacks = append $lacks "test.tokenSecret" -}}{{- end -}}
+{{- if and $tls.enabled $tls.clientCa.enabled (not .Values.test.clientCertificateSecret) -}}{{- $lacks = append $lacks "test.clientCertificateSecret" -}}{{- end -}}
+{{- if and $tls.enabled (not (include "scoring-service.serverca" .)) -}}{{- $lacks = append $lacks "tls.serverCa" -}}{{- end -}}
+{{- join " and " $lacks -}}
+{{- end -}}
+
 {{/* Name of the Secret with the authorities of clients. */}}
 {{- define "scoring-service.casecret" -}}
 {{- .Values.tls.clientCa.existingSecret | default (include "scoring-service.tlssecret" .) -}}

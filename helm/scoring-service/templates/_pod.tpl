@@ -30,8 +30,8 @@
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ include "scoring-service.hubsecret" .root }}
-      key: {{ .root.Values.hub.key }}
+      name: {{ include "scoring-service.hubsecret" .root | quote }}
+      key: {{ .root.Values.hub.key | quote }}
 {{- end }}
 {{- end -}}
 
@@ -53,7 +53,7 @@
 - name: models
   {{- if .model.cache.enabled }}
   persistentVolumeClaim:
-    claimName: {{ include "scoring-service.claim" . }}
+    claimName: {{ include "scoring-service.claim" . | quote }}
   {{- else }}
   emptyDir:
     {{- with .model.cache.size }}
@@ -74,7 +74,7 @@
 # Folders, not single files: those would not follow a Secret that is rotated.
 - name: tls
   secret:
-    secretName: {{ include "scoring-service.tlssecret" .root }}
+    secretName: {{ include "scoring-service.tlssecret" .root | quote }}
     defaultMode: 288 # 0440; not every reader of YAML takes that for octal
     items:
       - {key: tls.crt, path: tls.crt}
@@ -82,7 +82,7 @@
 {{- if $values.tls.clientCa.enabled }}
 - name: client-ca
   secret:
-    secretName: {{ include "scoring-service.casecret" .root }}
+    secretName: {{ include "scoring-service.casecret" .root | quote }}
     defaultMode: 288 # 0440; not every reader of YAML takes that for octal
     items:
       - {key: ca.crt, path: ca.crt}
@@ -91,10 +91,10 @@
 {{- if $values.auth.enabled }}
 - name: auth
   secret:
-    secretName: {{ include "scoring-service.tokensecret" .root }}
+    secretName: {{ include "scoring-service.tokensecret" .root | quote }}
     defaultMode: 288 # 0440; not every reader of YAML takes that for octal
     items:
-      - {key: {{ $values.auth.key }}, path: tokens}
+      - {key: {{ $values.auth.key | quote }}, path: tokens}
 {{- end }}
 {{- with .model.extraVolumes }}
 {{ toYaml . }}

@@ -69,7 +69,11 @@ the schema refuses it under `settings`.
 {{- $_ := set $file "auth_tokens" "/etc/scoring-service/auth/tokens" -}}
 {{- end -}}
 {{- if $values.allowInsecure -}}{{- $_ := set $file "allow_insecure" true -}}{{- end -}}
-{{- toYaml (mergeOverwrite $file $model.settings) -}}
+{{- /* null is what the server does where nothing is set, whatever the defaults or the chart would have set. */ -}}
+{{- range $name, $setting := $model.settings -}}
+{{- if kindIs "invalid" $setting -}}{{- $file = unset $file $name -}}{{- else -}}{{- $_ := set $file $name $setting -}}{{- end -}}
+{{- end -}}
+{{- toYaml $file -}}
 {{- end -}}
 
 {{/* Seconds that kubelet waits from the start of preStop before it kills. */}}

@@ -22,12 +22,37 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if and $values.tls.existingSecret $values.tls.clientCa.certificate -}}
 {{- fail "tls.clientCa.certificate goes into the Secret that the chart makes, and tls.existingSecret names another: use tls.clientCa.existingSecret" -}}
 {{- end -}}
+{{- if and $values.tls.serverCa $values.tls.existingSecret -}}
+{{- fail "tls.serverCa goes into the Secret that the chart makes, and tls.existingSecret names another: use test.serverCaSecret, unless that Secret holds the authority as test.serverCaKey" -}}
+{{- end -}}
+{{- if and $values.tls.enabled (not $values.tls.existingSecret) (not $values.test.serverCaSecret) (not (has $values.test.serverCaKey (list "ca.crt" "tls.crt"))) -}}
+{{- fail (printf "test.serverCaKey: the Secret that the chart makes has no key %q: name the Secret that has it in test.serverCaSecret, or give the authority as tls.serverCa" $values.test.serverCaKey) -}}
+{{- end -}}
 {{- if and $values.auth.enabled (not (or $values.auth.existingSecret $values.auth.tokens)) -}}
 {{- fail "auth.enabled needs auth.existingSecret or auth.tokens" -}}
 {{- end -}}
 
 {{- if gt (len (include "scoring-service.modelname" .)) 54 -}}
 {{- fail (printf "%s: the name %s is longer than 54 characters, too long for a headless Service's; set fullnameOverride" $at (include "scoring-service.modelname" .)) -}}
+{{- end -}}
+
+{{- $taken := concat (include "scoring-service.environment" . | fromYamlArray) (include "scoring-service.hub" . | fromYamlArray) -}}
+{{- $names := ternary (list "HF_HUB_OFFLINE") list $model.download.enabled -}}
+{{- range $taken -}}{{- $names = append $names .name -}}{{- end -}}
+{{- range $model.env -}}
+{{- if has .name $names -}}
+{{- fail (printf "%s: env: the chart sets %s itself (folders of the image, hub.endpoint, hub.existingSecret, download)" $at .name) -}}
+{{- end -}}
+{{- if hasPrefix "SCORING_" .name -}}
+{{- fail (printf "%s: env: %s is for the server's settings, which settings.%s or another value gives" $at .name (trimPrefix "SCORING_" .name | lower)) -}}
+{{- end -}}
+{{- end -}}
+{{- $volumes := list -}}
+{{- range include "scoring-service.volumes" (dict "root" .root "model" (omit $model "extraVolumes")) | fromYamlArray -}}{{- $volumes = append $volumes .name -}}{{- end -}}
+{{- range $model.extraVolumes -}}
+{{- if has .name $volumes -}}
+{{- fail (printf "%s: extraVolumes: the pod has a volume %q already; give yours another name" $at .name) -}}
+{{- end -}}
 {{- end -}}
 
 {{- $least := add (int $model.preStopSeconds) (int $model.drainSeconds) 10 -}}
@@ -37,8 +62,11 @@ What a schema cannot say. Each message names the value and what to write instead
 
 {{- $cache := $model.cache -}}
 {{- $many := or (gt (int $model.replicas) 1) $model.autoscaling.enabled -}}
-{{- if and $cache.enabled (not $cache.existingClaim) $many (not (or (has "ReadWriteMany" $cache.accessModes) (has "ReadOnlyMany" $cache.accessModes))) -}}
+{{- if and $cache.enabled (not $cache.existingClaim) $many (not (has "ReadWriteMany" $cache.accessModes)) -}}
 {{- fail (printf "%s: several pods cannot share a %s claim unless they happen to share a node: use cache.accessModes=[ReadWriteMany], an existingClaim, or cache.enabled=false" $at (join ", " $cache.accessModes)) -}}
+{{- end -}}
+{{- if and $cache.enabled (not $cache.existingClaim) (not (without $cache.accessModes "ReadOnlyMany")) -}}
+{{- fail (printf "%s: a claim that the chart makes is empty, and nobody could write weights to one that is ReadOnlyMany alone: use another mode of cache.accessModes, or an existingClaim with the weights" $at) -}}
 {{- end -}}
 {{- if and $model.download.enabled (or (not $model.model) (hasPrefix "/" $model.model) (hasPrefix "." $model.model)) -}}
 {{- fail (printf "%s: download.enabled needs a Hub id as model, not %q" $at $model.model) -}}
@@ -48,6 +76,15 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- end -}}
 {{- if and $model.autoscaling.enabled (not $values.metrics.serviceMonitor.enabled) (not $model.autoscaling.query) -}}
 {{- fail (printf "%s: autoscaling asks Prometheus: set metrics.serviceMonitor.enabled, or autoscaling.query if it is fed otherwise" $at) -}}
+{{- end -}}
+{{- /* The number is the server's own default. */ -}}
+{{- $room := int64 ($model.settings.max_queue_tokens | default 4194304) -}}
+{{- if and $model.autoscaling.enabled (not $model.autoscaling.query) (ge (int64 $model.autoscaling.tokensPerReplica) $room) -}}
+{{- fail (printf "%s: autoscaling.tokensPerReplica %d is never reached: beyond settings.max_queue_tokens, %d, calls are refused; it must be well below" $at (int64 $model.autoscaling.tokensPerReplica) $room) -}}
+{{- end -}}
+{{- $device := $model.settings.device | default "" -}}
+{{- if and (eq (int $model.gpus) 0) (hasPrefix "cuda" $device) -}}
+{{- fail (printf "%s: settings.device %s, on pods without GPUs: set gpus" $at $device) -}}
 {{- end -}}
 {{- if and (gt (int $model.gpus) 0) $model.workers (gt (int $model.workers) (int $model.gpus)) -}}
 {{- fail (printf "%s: %d workers would share %d GPUs, each with the whole model: workers must not exceed gpus" $at (int $model.workers) (int $model.gpus)) -}}
@@ -83,9 +120,10 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- end -}}
 {{- end -}}
 
-{{/* Names of models are names of objects, so no two may be equal. */}}
+{{/* Names of models are names of objects, so no two may be equal, nor those of their Services. */}}
 {{- define "scoring-service.unique" -}}
 {{- $seen := dict -}}
+{{- $services := dict -}}
 {{- if hasKey .Values.defaults "name" -}}
 {{- fail "defaults.name: a name belongs to one entry of models" -}}
 {{- end -}}
@@ -94,5 +132,15 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- fail (printf "models: two are called %q" .name) -}}
 {{- end -}}
 {{- $_ := set $seen .name true -}}
+{{- $model := mergeOverwrite (deepCopy $.Values.defaults) . -}}
+{{- $scope := dict "root" $ "model" $model -}}
+{{- $names := list (include "scoring-service.modelname" $scope) (include "scoring-service.headless" $scope) -}}
+{{- if $model.liveWeights.enabled -}}{{- $names = append $names (include "scoring-service.replicas" $scope) -}}{{- end -}}
+{{- range $name := $names -}}
+{{- with get $services $name -}}
+{{- fail (printf "models: %q and %q would both have a Service %s: give one of them another name" . $model.name $name) -}}
+{{- end -}}
+{{- $_ := set $services $name $model.name -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}

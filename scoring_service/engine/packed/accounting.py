@@ -28,14 +28,11 @@ class PromptCounter:
 
 def account(plan: StepPlan, seconds: float, calls: RunningCalls) -> None:
     """Shares a step's tokens and time among the calls that it served."""
-    left = set(map(id, plan.segments))
+    left = {id(piece.segment): piece.tokens for piece in plan.pieces}
     tokens: dict[int, int] = {}
     weights: dict[int, int] = {}
     for run, unit in plan.units:
-        computed = 0
-        if unit.segment is not None and id(unit.segment) in left:
-            left.remove(id(unit.segment))
-            computed = len(unit.segment.token_ids)
+        computed = 0 if unit.segment is None else left.pop(id(unit.segment), 0)
         tokens[run.call.call_id] = tokens.get(run.call.call_id, 0) + computed
         weights[run.call.call_id] = weights.get(run.call.call_id, 0) + max(1, computed)
     for run, _, _ in plan.feeds:

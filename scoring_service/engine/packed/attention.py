@@ -322,9 +322,9 @@ def _attend_bucket(
     output[bucket.rows] = shaped.reshape(samples, heads, -1)
 
 
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+def no_mask(*_args: Any, **_kwargs: Any) -> None:
     """No mask is built: the packing says who sees whom."""
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+AttentionMaskInterface.register(ATTENTION_NAME, no_mask)

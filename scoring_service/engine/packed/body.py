@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.packed.packing import Node, Packing, Walk, depth_first
 from scoring_service.engine.packed.pages import PagePool
-from scoring_service.engine.packed.segments import Segment, SlotArray
+from scoring_service.engine.packed.segments import Piece, Segment, SlotArray
 from scoring_service.kernels.staging import staged
 
 
@@ -29,14 +29,15 @@ class Feed:
 class Step:
     """What one forward pass computes."""
 
-    segments: tuple[Segment, ...]
-    """Ancestors before descendants, or computed by earlier steps."""
+    pieces: tuple[Piece, ...]
+    """Ancestors before descendants, or computed by earlier steps. Nothing continues a segment that
+    is not computed to its end."""
     feeds: tuple[Feed, ...] = ()
 
-    @property
-    def tokens(self) -> int:
-        """Of all segments and samples."""
-        return sum(len(segment.token_ids) for segment in self.segments) + len(self.feeds)
+    @classmethod
+    def of(cls, segments: Iterable[Segment], feeds: tuple[Feed, ...] = ()) -> Step:
+        """All that is left of segments."""
+        return cls(tuple(Piece(s, s.done, len(s.token_ids)) for s in segments), feeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class StepStates:
 
     states_T_H: Tensor
     starts: dict[int, int]
-    """id(segment) -> its first row."""
+    """id(segment) -> the first row of its piece."""
     feed_rows: range
     """Rows of the step's feeds."""
 
@@ -60,37 +61,39 @@ class PackedBody:
     def run(self, step: Step) -> StepStates:
         """Computes a step; what is kept of it is in the pages afterwards."""
         states, starts, _ = self.run_packed(step)
-        first = sum(len(segment.token_ids) for segment in step.segments)
+        first = len(states) - len(step.feeds)
         return StepStates(states, starts, range(first, first + len(step.feeds)))
 
     def run_packed(self, step: Step) -> tuple[Tensor, dict[int, int], Packing]:
         """As `run`, with the packing as the layers left it."""
-        trees = depth_first(step.segments)
+        trees = depth_first(step.pieces)
+        pieces = [piece for tree in trees for piece in tree]
         starts: dict[int, int] = {}
-        row = 0
-        for segment in (segment for tree in trees for segment in tree):
-            starts[id(segment)] = row
-            row += len(segment.token_ids)
+        rows = 0
+        for piece in pieces:
+            starts[id(piece.segment)] = rows
+            rows += piece.tokens
         packing = self._packing(trees, starts, step.feeds)
-        token_ids = [segment.token_ids for tree in trees for segment in tree]
-        positions = [np.arange(s.start, s.stop) for tree in trees for s in tree]
+        token_ids = [piece.segment.token_ids[piece.first : piece.stop] for piece in pieces]
+        positions = [np.arange(piece.start, piece.start + piece.tokens) for piece in pieces]
         token_ids += [np.array([feed.token_id]) for feed in step.feeds]
         positions += [np.array([len(feed.slots) - 1]) for feed in step.feeds]
-        padding = np.zeros(packing.rows - step.tokens, dtype=np.int64)
+        rows += len(step.feeds)
+        padding = np.zeros(packing.rows - rows, dtype=np.int64)
         device = self._model.device
         states = self._model.packed_states(
             _int64([*token_ids, padding], device), _int64([*positions, padding], device), packing
         )
-        return states[: step.tokens], starts, packing
+        return states[:rows], starts, packing
 
     def packing(self, step: Step) -> Packing:
         """The packing of a step whose segments form one chain, in its order."""
-        starts = {id(segment): segment.start for segment in step.segments}
-        return self._packing(depth_first(step.segments), starts, step.feeds)
+        starts = {id(piece.segment): piece.start for piece in step.pieces}
+        return self._packing(depth_first(step.pieces), starts, step.feeds)
 
     def _packing(
         self,
-        trees: Sequence[Sequence[Segment]],
+        trees: Sequence[Sequence[Piece]],
         starts: dict[int, int],
         feeds: Sequence[Feed],
     ) -> Packing:
@@ -103,17 +106,18 @@ class PackedBody:
         row = 0
         for tree in trees:
             nodes = []
-            for segment in tree:
+            for piece in tree:
+                segment = piece.segment
                 first = starts[id(segment)]
-                row = first + len(segment.token_ids)
-                nodes.append(Node(first, row, segment.start))
-                if segment.kept:
+                row = first + piece.tokens
+                nodes.append(Node(first, row, piece.start))
+                if len(segment.slots):
                     kept_rows.append(np.arange(first, row))
-                    kept_slots.append(segment.slots)
+                    kept_slots.append(segment.slots[piece.first : piece.stop])
             if by_triton:
                 places += _places(tree, nodes)
             else:
-                prefix = _slots_before(tree[0])
+                prefix = tree[0].segment.slots_before()
                 walks.append(Walk(staged(torch.from_numpy(prefix), device), tuple(nodes)))
         decoding = [(place, feed.slots) for place, feed in enumerate(feeds, row)]
         for place, slots in decoding:
@@ -136,22 +140,17 @@ class PackedBody:
         )
 
 
-def _slots_before(segment: Segment) -> SlotArray:
-    """Where the keys of every position before a segment are kept."""
-    if segment.parent is None:
-        return np.empty(0, dtype=np.int64)
-    return segment.parent.chain_slots()
-
-
 def _places(
-    tree: Sequence[Segment], nodes: Sequence[Node]
+    tree: Sequence[Piece], nodes: Sequence[Node]
 ) -> Iterator[tuple[int, int, int, SlotArray]]:
-    """Segments of a tree with the slots before them: siblings share an array."""
+    """Pieces of a tree with the slots before them: siblings share an array."""
     before: dict[int, SlotArray] = {}
-    for segment, node in zip(tree, nodes, strict=True):
-        if id(segment.parent) not in before:
-            before[id(segment.parent)] = _slots_before(segment)
-        yield node.start, node.tokens, node.first, before[id(segment.parent)]
+    for piece, node in zip(tree, nodes, strict=True):
+        segment = piece.segment
+        shared = id(segment if segment.done else segment.parent)
+        if shared not in before:
+            before[shared] = segment.slots_before()
+        yield node.start, node.tokens, node.first, before[shared]
 
 
 def _int64(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:

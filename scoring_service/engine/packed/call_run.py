@@ -13,7 +13,7 @@ from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.engine.weights import ModelWeights
-from scoring_service.types import Call, Usage
+from scoring_service.types import Call, ScoreCall, Usage
 
 
 @dataclass(eq=False, slots=True)
@@ -29,17 +29,35 @@ class Unit:
         """What it takes of a step's budget: its tokens, at least one for the rows."""
         if self.segment is None or self.segment.computed:
             return 1
-        return len(self.segment.token_ids)
+        return len(self.segment.token_ids) - self.segment.done
 
     @property
     def reply_bytes(self) -> int:
         """What its rows take of the reply, at most."""
         if self.completion is None:
             return 0
-        # The first segment also brings the row that comes from the prompt's end.
+        # The first token also brings the row that comes from the prompt's end.
         end = self.completion.prompt_end.stop
-        first = self.segment is not None and self.segment.start == end
+        segment = self.segment
+        first = segment is not None and segment.start == end and segment.done == 0
         return (self.tokens + first) * self.completion.row_bytes
+
+    @property
+    def left(self) -> int:
+        """What it counts of `CallRun.left`: all of a segment that others computed."""
+        return (
+            len(self.segment.token_ids) if self.segment and self.segment.computed else self.tokens
+        )
+
+
+def tokens_of(call: Call) -> int:
+    """What all units of a call may have to compute: at least one each, drawn tokens apart."""
+    if isinstance(call, ScoreCall):
+        return sum(
+            len(group.prompt_ids) + sum(max(1, len(task.token_ids)) for task in group.completions)
+            for group in call.groups
+        )
+    return sum(len(task.prompt_ids) + task.n for task in call.prompts)
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +69,8 @@ class CallRun:
     """Units, item by item; None while there is no room for the next item."""
     served: float
     """See `scheduler.Offer`."""
+    left: int
+    """See there."""
     weights: ModelWeights | None = None
     """What it is computed with; None = whatever the model has."""
     alone: bool = False
@@ -103,11 +123,6 @@ class CallRun:
     def drop(self, belongs: Callable[[Unit], bool]) -> None:
         """Forgets waiting units."""
         self.units = deque(unit for unit in self.units if not belongs(unit))
-
-    @property
-    def place(self) -> tuple[int, float]:
-        """Ascending in the order in which calls are asked: see `scheduler.share`."""
-        return -self.call.priority, self.served
 
     @property
     def is_waiting(self) -> bool:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.call_run import CallRun
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.sample_slots import SamplePlace, sample_places
 from scoring_service.engine.packed.store import SegmentStore
+
+Places = Mapping[SampleRun, SamplePlace]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedLimits:
+    """What a step takes of samples."""
+
+    tokens: int
+    samples: int
 
 
 def take_feeds(
@@ -16,37 +28,40 @@ def take_feeds(
     running: Iterable[CallRun],
     store: SegmentStore,
     room: Room,
-    max_tokens: int,
+    limits: FeedLimits,
     on_bug: Callable[[CallRun, Exception], None],
 ) -> list[tuple[CallRun, SampleRun, Feed]]:
-    """Tokens that a step runs through the model, most urgent samples first, then the oldest.
+    """Tokens that a step runs through the model, in the order of `sample_places`.
 
     Args:
         ready: calls whose samples may go on.
-        running: all calls, whose later samples give way where pages run out.
+        running: all calls, whose samples further behind give way where pages run out.
         store: has the pages.
         room: what of them is promised to nobody.
-        max_tokens: of the step.
+        limits: of the step.
         on_bug: ends a call whose samples cannot go on.
     """
+    places = sample_places(running)
     waiting = [
         (run, sample)
         for run in ready
         for sample in run.samples
         if sample.begun and sample.token_ids
     ]
-    waiting.sort(key=lambda pair: pair[1].place)
+    waiting.sort(key=lambda pair: places[pair[1]])
     feeds: list[tuple[CallRun, SampleRun, Feed]] = []
     ended: set[int] = set()
     """Calls that met a bug."""
-    left = max_tokens
+    left, samples_left = limits.tokens, limits.samples
     for run, sample in waiting:
-        if left == 0:
-            break
+        if left == 0 or samples_left == 0:
+            sample.wait()
+            continue
         if run.call.call_id in ended:
             continue
         try:
-            if sample.pages_missing and not _make_room(sample, running, store, room):
+            if sample.pages_missing and not _make_room(sample, places, store, room):
+                sample.wait()
                 continue
             new = sample.feeds(left)
         except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
@@ -55,19 +70,18 @@ def take_feeds(
             feeds = [feed for feed in feeds if feed[0] is not run]
             continue
         left -= len(new)
+        samples_left -= 1
         run.served += len(new)
         feeds.extend((run, sample, feed) for feed in new)
     return feeds
 
 
-def _make_room(
-    sample: SampleRun, running: Iterable[CallRun], store: SegmentStore, room: Room
-) -> bool:
-    """Takes the pages that a sample misses, from later samples if it must."""
+def _make_room(sample: SampleRun, places: Places, store: SegmentStore, room: Room) -> bool:
+    """Takes the pages that a sample misses, from samples behind it if it must."""
     missing = sample.pages_missing
     left = room.free_for_samples(sample.call.priority)
     if missing > left:
-        left = _take_back(missing, left, sample, running, store)
+        left = _take_back(missing, left, sample, places, store)
     if missing > left:
         return False
     sample.add_pages(store.take(missing))
@@ -75,17 +89,12 @@ def _make_room(
 
 
 def _take_back(
-    missing: int, left: int, sample: SampleRun, running: Iterable[CallRun], store: SegmentStore
+    missing: int, left: int, sample: SampleRun, places: Places, store: SegmentStore
 ) -> int:
-    """Pages that are there once later samples gave theirs; they keep them if it is too few."""
+    """Pages that are there once samples behind it gave theirs; they keep them if it is too few."""
     later = sorted(
-        (
-            other
-            for run in running
-            for other in run.samples
-            if other.place > sample.place and other.pages
-        ),
-        key=lambda other: other.place,
+        (other for other in places if places[other] > places[sample] and other.pages),
+        key=lambda other: places[other],
         reverse=True,
     )
     if missing > left + sum(len(other.pages) for other in later):

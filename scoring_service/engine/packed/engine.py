@@ -14,12 +14,13 @@ from scoring_service.engine.memory import is_lost, is_out_of_memory
 from scoring_service.engine.packed.accounting import PromptCounter, account
 from scoring_service.engine.packed.answers import answer_draws, answer_scores
 from scoring_service.engine.packed.body import PackedBody, Step
-from scoring_service.engine.packed.call_run import CallRun
+from scoring_service.engine.packed.call_run import CallRun, tokens_of
 from scoring_service.engine.packed.expansion import Expansion
 from scoring_service.engine.packed.pages import PagePool
 from scoring_service.engine.packed.planner import Planner
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.running_calls import RunningCalls
+from scoring_service.engine.packed.sample_slots import SampleSlots
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.packed.state_table import StateTable
 from scoring_service.engine.packed.step_plan import StepPlan
@@ -30,7 +31,7 @@ from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import Fault, Reason
 from scoring_service.types import Call, ScoreCall
 
-LogBug = Callable[[int, BaseException], None]
+LogBug = Callable[[Call, BaseException], None]
 
 
 class PackedEngine:
@@ -55,8 +56,9 @@ class PackedEngine:
         self._store = SegmentStore(pool, settings.chunk_size)
         self._room = room = Room(self._store)
         self._body = PackedBody(model, pool)
-        self._expansion = Expansion(self._store, room, eos_ids, codec, settings.max_samples)
-        self._calls = RunningCalls(self._store, room, self._expansion)
+        slots = SampleSlots(settings.max_samples)
+        self._expansion = Expansion(self._store, room, eos_ids, codec, slots)
+        self._calls = RunningCalls(self._store, room, slots)
         self._planner = Planner(self._calls, self._store, room, settings, self._end_unplannable)
         self._root_key = root_key
         self._stalled = False
@@ -102,7 +104,8 @@ class PackedEngine:
             to_come = self._expansion.score(call, count, root_key)
         else:
             to_come = self._expansion.sample(call, count, root_key)
-        run = CallRun(call, to_come, self._calls.newcomers_share(call.priority), weights, alone)
+        served = self._calls.newcomers_share(call.priority)
+        run = CallRun(call, to_come, served, tokens_of(call), weights, alone)
         count.run = run
         self._calls.by_id[call.call_id] = run
         self._stalled = False
@@ -164,20 +167,21 @@ class PackedEngine:
     def _run_body(self, plan: StepPlan) -> tuple[Tensor | None, StateTable, int]:
         """States of the step's rows, where they are, and the row of its first decoded token."""
         feeds = tuple(feed for _, _, feed in plan.feeds)
-        if not plan.segments and not feeds:
-            return None, StateTable(0, {}), 0
-        found = self._body.run(Step(tuple(plan.segments), feeds))
+        if not plan.pieces and not feeds:
+            return None, StateTable(0, {}, ()), 0
+        found = self._body.run(Step(tuple(plan.pieces), feeds))
         states = found.states_T_H
-        for segment in plan.segments:
-            segment.computed = True
-            if segment.kept:
-                last = found.starts[id(segment)] + len(segment.token_ids) - 1
-                segment.end_state = states[last].clone()
-        return states, StateTable(len(states), found.starts), found.feed_rows.start
+        table = StateTable(len(states), found.starts, plan.pieces)
+        for piece in plan.pieces:
+            segment = piece.segment
+            segment.done = piece.stop
+            if segment.kept and segment.computed:
+                segment.end_state = states[table.end_of(segment)].clone()
+        return states, table, found.feed_rows.start
 
     def _end_unplannable(self, run: CallRun, error: Exception) -> list[CallEvent]:
         """Ends a call that a plan cannot be made of."""
-        self._log_bug(run.call.call_id, error)
+        self._log_bug(run.call, error)
         return self._calls.fail([run], _bug(error))
 
     def _end_step(self, plan: StepPlan, error: Exception) -> list[CallEvent]:
@@ -192,7 +196,7 @@ class PackedEngine:
             fault = Fault(Reason.OUT_OF_MEMORY, "the device ran out of memory for this step")
         else:
             for run in calls:
-                self._log_bug(run.call.call_id, error)
+                self._log_bug(run.call, error)
             fault = _bug(error)
             self.is_sound = not is_lost(self._model.device)
         # Whose fault it is shows when each is computed alone.

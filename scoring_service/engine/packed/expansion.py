@@ -10,6 +10,7 @@ from scoring_service.engine.packed.call_run import Unit
 from scoring_service.engine.packed.pages import pages_for
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.sample_slots import SampleSlots
 from scoring_service.engine.packed.score_run import CompletionRun, tokens_to_compute
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.packed.store import SegmentStore
@@ -33,19 +34,14 @@ class Expansion:
         room: Room,
         eos_ids: tuple[int, ...],
         codec: TextCodec | None,
-        max_samples: int,
+        slots: SampleSlots,
     ) -> None:
         self._store = store
         self._room = room
         self._eos_ids = eos_ids
         self._codec = codec
-        self._max_samples = max_samples
-        self._samples = 0
+        self._slots = slots
         self._order = itertools.count()
-
-    def sample_ended(self) -> None:
-        """Another sample may begin."""
-        self._samples -= 1
 
     def score(self, call: ScoreCall, on_prompt: OnPrompt, root_key: bytes) -> Units:
         """Prompt by prompt, each with its completions behind it.
@@ -118,12 +114,12 @@ class Expansion:
             on_prompt(chain)
             yield [Unit(segment) for segment in chain]
             for index in range(task.first_sample_index, task.first_sample_index + task.n):
-                while self._samples >= self._max_samples:
+                while not self._slots.may_begin(call):
                     yield None
                 watch = StopWatch(task, self._eos_ids, codec)
                 order = next(self._order)
                 run = SampleRun.begin(call, task, index, chain[-1], watch, order)
-                self._samples += 1
+                self._slots.begin(call)
                 self._store.hold(chain[-1])
                 self._room.add_sample(run, own)
                 yield [Unit(None, sample=run)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.packed.pages import LayerShape, PagePool
-from scoring_service.engine.packed.segments import Segment, SlotArray
+from scoring_service.engine.packed.segments import Piece, SlotArray
 from scoring_service.engine.step_shape import gathered_tokens
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.staging import staged
@@ -178,28 +178,32 @@ def _cut(
             yield length, members[first : first + count]
 
 
-def depth_first(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Orders a step's segments into trees, each depth first.
+def depth_first(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Orders what a step computes of segments into trees, each depth first.
 
     Returns:
         One list a tree: its root continues something that an earlier step computed, or nothing.
         Roots that continue the same segment share a list.
     """
-    chosen = set(map(id, segments))
-    children: dict[int | None, list[Segment]] = {}
-    roots: dict[int | None, list[Segment]] = {}
-    for segment in segments:
+    chosen = {id(piece.segment) for piece in pieces}
+    children: dict[int | None, list[Piece]] = {}
+    roots: dict[int | None, list[Piece]] = {}
+    for piece in pieces:
+        segment = piece.segment
         parent = None if segment.parent is None else id(segment.parent)
-        here = children if parent in chosen else roots
-        # Segments without a parent have nothing in common.
-        here.setdefault(id(segment) if segment.parent is None else parent, []).append(segment)
+        if parent in chosen:
+            children.setdefault(parent, []).append(piece)
+        else:
+            # Without a parent, or beginning in itself, it has nothing in common with others.
+            alone = segment.parent is None or piece.first > 0
+            roots.setdefault(id(segment) if alone else parent, []).append(piece)
     walks = []
     for siblings in roots.values():
-        ordered: list[Segment] = []
+        ordered: list[Piece] = []
         stack = siblings[::-1]
         while stack:
-            segment = stack.pop()
-            ordered.append(segment)
-            stack.extend(children.get(id(segment), [])[::-1])
+            piece = stack.pop()
+            ordered.append(piece)
+            stack.extend(children.get(id(piece.segment), [])[::-1])
         walks.append(ordered)
     return walks

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
-from scoring_service.engine.packed.decoding import take_feeds
+from scoring_service.engine.packed.decoding import FeedLimits, take_feeds
+from scoring_service.engine.packed.pages import pages_for
 from scoring_service.engine.packed.reservation import Need, Room
 from scoring_service.engine.packed.running_calls import RunningCalls
-from scoring_service.engine.packed.scheduler import Offer, prefill_budget, share
-from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.packed.scheduler import (
+    Offer,
+    Place,
+    Share,
+    place,
+    prefill_budget,
+    share,
+)
+from scoring_service.engine.packed.segments import Piece, Segment
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.packed.step_plan import StepPlan
 from scoring_service.engine.packed.store import SegmentStore
@@ -73,12 +81,11 @@ class Planner:
         running = self._calls.by_id.values()
         ready = sorted(
             (run for run in running if run.credit > 0 and run.weights is weights),
-            key=lambda run: run.place,
+            key=self._place,
         )
         # One that is alone and has no room waits for what the others hold.
-        parts = [[run] for run in ready if run.alone]
-        for part in [*parts, [run for run in ready if not run.alone]]:
-            plan = self._plan_of(part, weights, events)
+        for company in _companies(ready):
+            plan = self._plan_of(company, weights, events)
             if not plan.is_empty:
                 now = time.monotonic()
                 for run in running:
@@ -100,14 +107,17 @@ class Planner:
             running,
             self._store,
             self._room,
-            max_tokens - 1,
+            FeedLimits(max_tokens - 1, self._settings.max_samples),
             on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
         )
         ready = [run for run in ready if run.call.call_id in self._calls.by_id]
-        budget = prefill_budget(max_tokens, len(feeds), self._settings.chunk_size)
+        beside = self._settings.beside_samples or self._settings.chunk_size
+        budget = prefill_budget(max_tokens, len(feeds), beside)
         offers = []
         for run in ready:
-            self._room.asks_first = first is None or run is first or run.place < first.place
+            self._room.asks_first = (
+                first is None or run is first or self._place(run) < self._place(first)
+            )
             try:
                 self._fill(run, budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
@@ -122,9 +132,12 @@ class Planner:
             sizes = _leading_sizes(run, budget)
             if sizes:
                 call = run.call
-                offers.append(Offer(call.call_id, call.priority, run.served, call.deadline, sizes))
-        units = self._take_units(share(offers, budget)) if budget else []
-        return StepPlan(weights, units, feeds, _distinct([u.segment for _, u in units]))
+                offers.append(
+                    Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
+                )
+        cuts = bool(feeds) and self._settings.cuts
+        shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
+        return StepPlan(weights, *self._take_units(shares), feeds)
 
     def _fill(self, run: CallRun, budget: int) -> None:
         """Lets a call begin what there is room for, and notes what it waits for."""
@@ -137,7 +150,11 @@ class Planner:
         waiting = [
             r for r in self._calls.by_id.values() if r.waits_for is not None and r.credit > 0
         ]
-        return min(waiting, key=lambda run: run.place, default=None)
+        return min(waiting, key=self._place, default=None)
+
+    def _place(self, run: CallRun) -> Place:
+        call, turn = run.call, self._settings.turn_tokens
+        return place(call.priority, run.served, run.left, call.deadline, turn)
 
     def _claim_for(self, first: CallRun | None) -> None:
         need = None if first is None else first.waits_for
@@ -156,28 +173,68 @@ class Planner:
         held = {id(segment): segment for end in ends for segment in end.chain()}
         return need.pages <= self._store.pages - sum(len(s.pages) for s in held.values())
 
-    def _take_units(self, shares: dict[int, int]) -> list[tuple[CallRun, Unit]]:
+    def _take_units(
+        self, shares: dict[int, Share]
+    ) -> tuple[list[tuple[CallRun, Unit]], list[Piece]]:
         """The leading units of each call, as long as the step has room for their results."""
         units: list[tuple[CallRun, Unit]] = []
+        pieces: dict[int, Piece] = {}
         room = answer_limit(self._settings.max_batch_tokens)
         sharing = self._calls.sharing()
-        for call_id, count in shares.items():
+        for call_id, part in shares.items():
             run = self._calls.by_id[call_id]
-            for _ in range(count):
-                room -= run.units[0].reply_bytes
+            for tokens in part.tokens:
+                unit = run.units[0]
+                room -= unit.reply_bytes
                 if units and room < 0:
                     break
-                unit = run.units.popleft()
-                if unit.sample is not None:
-                    unit.sample.begun = True
-                self._calls.serve(run, unit.tokens, sharing)
+                if tokens < unit.tokens and not self._can_cut(unit):
+                    if units:
+                        break
+                    tokens = unit.tokens
+                self._calls.serve(run, tokens, sharing)
                 units.append((run, unit))
-        return units
+                if unit.segment is not None and not unit.segment.computed:
+                    _add_piece(pieces, unit.segment, tokens)
+                if tokens == unit.tokens:
+                    run.left -= unit.left
+                    run.units.popleft()
+                    if unit.sample is not None:
+                        unit.sample.begun = True
+                else:
+                    run.left -= tokens
+        return units, list(pieces.values())
+
+    def _can_cut(self, unit: Unit) -> bool:
+        """Whether what is computed of a segment can be kept until the rest is."""
+        segment = unit.segment
+        if segment is None or len(segment.slots):
+            return segment is not None
+        if not self._room.lends(pages_for(len(segment.token_ids))):
+            return False
+        self._store.lend(segment)
+        return True
 
 
-def _distinct(segments: Sequence[Segment | None]) -> list[Segment]:
-    """Each segment that is not computed yet, once."""
-    return list({id(s): s for s in segments if s is not None and not s.computed}.values())
+def _companies(ready: list[CallRun]) -> list[list[CallRun]]:
+    """Who shares a step: those that are alone by themselves, all others together.
+
+    By priority; among equals those that are alone first, because they need one turn and a crowd,
+    with a sample in it, may last.
+
+    Args:
+        ready: by their places.
+    """
+    crowd = [run for run in ready if not run.alone]
+    companies = [*([run] for run in ready if run.alone), *([crowd] if crowd else [])]
+    return sorted(companies, key=lambda company: -company[0].call.priority)
+
+
+def _add_piece(pieces: dict[int, Piece], segment: Segment, tokens: int) -> None:
+    """So many tokens more of a segment; of what several calls want of it the most."""
+    stop = segment.done + tokens
+    if (found := pieces.get(id(segment))) is None or found.stop < stop:
+        pieces[id(segment)] = Piece(segment, segment.done, stop)
 
 
 def _leading_sizes(run: CallRun, budget: int) -> list[int]:

@@ -94,6 +94,11 @@ class Room:
         claimed = need.pages if self._fits(need.pages, need.sample_pages) else 0
         return max(0, self.free - claimed)
 
+    def lends(self, pages: int) -> bool:
+        """Whether there are pages that nobody waits for."""
+        claimed = 0 if self.claim is None else self.claim[0].pages
+        return pages + claimed <= self.free
+
     def reserve(self, pages: int) -> Reservation:
         """Promises pages to a group."""
         self._promised += pages

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from scoring_service.engine.events import CallEvent, CallFailed, CallFinished, ItemFailed
 from scoring_service.engine.packed.call_run import CallRun
-from scoring_service.engine.packed.expansion import Expansion
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.sample_run import SampleRun
+from scoring_service.engine.packed.sample_slots import SampleSlots
 from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.packed.store import SegmentStore
 from scoring_service.errors import Fault, Reason
@@ -19,11 +19,11 @@ from scoring_service.errors import Fault, Reason
 class RunningCalls:
     """Calls by their ids. What ends gives back its pages, and the room that was promised to it."""
 
-    def __init__(self, store: SegmentStore, room: Room, expansion: Expansion) -> None:
+    def __init__(self, store: SegmentStore, room: Room, slots: SampleSlots) -> None:
         self.by_id: dict[int, CallRun] = {}
         self._store = store
         self._room = room
-        self._expansion = expansion
+        self._slots = slots
         self._reached: dict[int, float] = {}
         """Priority -> tokens that a call would have been served that was there all the time and
         got its share of each step."""
@@ -107,7 +107,7 @@ class RunningCalls:
         self._store.give_back(sample.give_way())
         self._store.release(sample.prompt_end)
         self._room.remove_sample(sample)
-        self._expansion.sample_ended()
+        self._slots.end(sample.call)
 
     def fail_completion(self, completion: CompletionRun, fault: Fault) -> CallEvent:
         """Ends one completion; its call goes on."""

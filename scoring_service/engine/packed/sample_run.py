@@ -9,6 +9,7 @@ import numpy as np
 from scoring_service.engine.events import SampleSlice
 from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.draws import DrawRow
+from scoring_service.engine.packed.pages import slots_of
 from scoring_service.engine.packed.segments import Segment, SlotArray
 from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
 from scoring_service.engine.stops import StopWatch
@@ -26,8 +27,9 @@ class SampleRun:
     watch: StopWatch
     order: int
     """The lower started earlier."""
-    slots: SlotArray
-    """int64 [prompt + max_tokens]: of the prompt, then of drawn tokens as pages are taken."""
+    slots: SlotArray | None = None
+    """int64 [prompt + max_tokens]: of the prompt, then of drawn tokens as pages are taken. None
+    while it does not go on: there may be many that wait."""
     pages: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     fed: int = 0
@@ -47,19 +49,12 @@ class SampleRun:
         order: int,
     ) -> SampleRun:
         """A sample before its first token, or after those that another worker drew."""
-        slots = np.empty(prompt_end.stop + task.max_tokens, dtype=np.int64)
-        slots[: prompt_end.stop] = prompt_end.chain_slots()
-        run = cls(call, task, index, prompt_end, watch, order, slots)
+        run = cls(call, task, index, prompt_end, watch, order)
         for token_id in task.drawn_before(index):
             run.token_ids.append(token_id)
             watch.push(token_id)  # the text up to here was sent
         run.pending = PendingTokens(start=len(run.token_ids))
         return run
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Ascending in the order in which samples go on; the last is the first to give way."""
-        return -self.call.priority, self.order
 
     @property
     def pages_missing(self) -> int:
@@ -68,22 +63,32 @@ class SampleRun:
 
     def add_pages(self, pages: list[int]) -> None:
         """Room for more tokens."""
-        start = self.prompt_end.stop + len(self.pages) * PAGE_TOKENS
-        for page in pages:
-            room = self.slots[start : start + PAGE_TOKENS]
-            room[:] = page * PAGE_TOKENS + np.arange(len(room))
-            start += PAGE_TOKENS
+        if self.slots is not None:
+            self._place_pages(self.slots, len(self.pages), pages)
         self.pages.extend(pages)
+
+    def _place_pages(self, slots: SlotArray, before: int, pages: list[int]) -> None:
+        first = self.prompt_end.stop + before * PAGE_TOKENS
+        room = slots[first : first + len(pages) * PAGE_TOKENS]
+        room[:] = slots_of(pages, len(room))
 
     def give_way(self) -> list[int]:
         """Forgets keys; what was drawn is fed again, token by token, when there is room."""
         pages, self.pages, self.fed = self.pages, [], 0
         return pages
 
+    def wait(self) -> None:
+        """It does not go on in the next step."""
+        self.slots = None
+
     def feeds(self, limit: int) -> list[Feed]:
         """The next tokens to run through the model, at most `limit`; they count as fed."""
         stop = min(len(self.token_ids), self.fed + limit)
         first = self.prompt_end.stop
+        if self.slots is None:
+            self.slots = np.empty(first + self.task.max_tokens, dtype=np.int64)
+            self.slots[:first] = self.prompt_end.chain_slots()
+            self._place_pages(self.slots, 0, self.pages)
         feeds = [
             Feed(self.token_ids[place], self.slots[: first + place + 1])
             for place in range(self.fed, stop)

@@ -9,7 +9,7 @@ import numpy as np
 
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.packed.reservation import Reservation
-from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.packed.segments import Piece, Segment
 from scoring_service.engine.rows import block_bytes
 from scoring_service.engine.scoring import (
     RowSlices,
@@ -75,15 +75,15 @@ class CompletionRun:
         """What a row takes of the reply, at most."""
         return row_bytes(self.call, self.task)
 
-    def rows_of(self, segment: Segment | None) -> Int32Array:
-        """Wanted rows that come from a segment's states; None = from the prompt's end.
+    def rows_of(self, piece: Piece | None) -> Int32Array:
+        """Wanted rows that come from a piece's states; None = from the prompt's end.
 
         Row i comes from the state one position earlier.
         """
-        if segment is None:
+        if piece is None:
             return self.rows[:1] if self.rows[0] == 0 else self.rows[:0]
-        first = segment.start - self.prompt_end.stop + 1
-        inside = (self.rows >= first) & (self.rows < first + len(segment.token_ids))
+        first = piece.start - self.prompt_end.stop + 1
+        inside = (self.rows >= first) & (self.rows < first + piece.tokens)
         return self.rows[inside]
 
     def push(self, rows: Int32Array, block: RowBlock, weight_version: int) -> Iterator[ScoreSlice]:

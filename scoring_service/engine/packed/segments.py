@@ -38,7 +38,13 @@ class Segment:
     """int64 [n], where each token's keys and values are kept; empty before pages are taken."""
     end_state: Tensor | None = None
     """Final hidden state of its last token, [H], once computed: the row that follows it."""
-    computed: bool = False
+    done: int = 0
+    """Leading tokens of it that were computed."""
+
+    @property
+    def computed(self) -> bool:
+        """Whether all of it was."""
+        return self.done == len(self.token_ids)
 
     @property
     def stop(self) -> int:
@@ -57,6 +63,32 @@ class Segment:
     def chain_slots(self) -> SlotArray:
         """Where keys and values of every position up to this segment's end are kept."""
         return np.concatenate([segment.slots for segment in self.chain()])
+
+    def slots_before(self) -> SlotArray:
+        """Where keys and values of every position before what is still to compute are kept."""
+        before = _NO_SLOTS if self.parent is None else self.parent.chain_slots()
+        return np.concatenate([before, self.slots[: self.done]]) if self.done else before
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a step computes of a segment: all that is left of it, or some of that."""
+
+    segment: Segment
+    first: int
+    """Of the segment's tokens …"""
+    stop: int
+    """… up to this one, exclusively."""
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return self.stop - self.first
+
+    @property
+    def start(self) -> int:
+        """Absolute position of the first."""
+        return self.segment.start + self.first
 
 
 def seams(start: int, stop: int, chunk_size: int) -> Iterator[tuple[int, int]]:

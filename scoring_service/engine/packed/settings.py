@@ -14,6 +14,16 @@ class PackedSettings:
     chunk_size: int
     """Tokens between seams."""
     max_batch_tokens: int
-    """Tokens of a step, except that a segment is never cut."""
+    """Tokens of a step, except that a segment is not cut for it."""
     max_samples: int = MAX_SAMPLES
-    """Samples under way at once."""
+    """Samples that a step draws."""
+
+    beside_samples: int = 0
+    """Most tokens of scoring and prompts in a step of few samples; 0 = a chunk."""
+    cuts: bool = False
+    """Whether segments are cut for that."""
+
+    @property
+    def turn_tokens(self) -> int:
+        """What a call gets before it is the turn of others of its priority: as much as a step."""
+        return self.max_batch_tokens

@@ -11,6 +11,7 @@ from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.page_budget import (
     BATCH_TOKENS,
+    BESIDE_SAMPLES,
     CHUNK_TOKENS,
     MEMORY_SHARE,
     SPARE_PAGES,
@@ -40,6 +41,14 @@ class PackedSetup:
         return (self.pool.pages - SPARE_PAGES) * PAGE_TOKENS
 
 
+def packed_settings(config: EngineConfig, device: torch.device) -> PackedSettings:
+    """Sizes of steps and chunks: what was asked for, or what suits the device."""
+    return PackedSettings(
+        chunk_size=config.chunk_size or CHUNK_TOKENS[device.type],
+        max_batch_tokens=config.max_batch_tokens or BATCH_TOKENS[device.type],
+    )
+
+
 def set_up(
     config: EngineConfig,
     shapes: list[LayerShape],
@@ -47,6 +56,7 @@ def set_up(
     context: int,
     dtype: torch.dtype,
     device: torch.device,
+    cuts: bool,
 ) -> PackedSetup:
     """Sizes the pool from what the device has left after the weights and beside a step.
 
@@ -57,13 +67,15 @@ def set_up(
         context: tokens of the longest sequence.
         dtype: of keys and values.
         device: that has the pages.
+        cuts: whether segments may be cut.
 
     Raises:
         ConfigurationError: not even a short sequence fits.
     """
-    settings = PackedSettings(
-        chunk_size=config.chunk_size or CHUNK_TOKENS[device.type],
-        max_batch_tokens=config.max_batch_tokens or BATCH_TOKENS[device.type],
+    settings = replace(
+        packed_settings(config, device),
+        beside_samples=config.tokens_beside_samples or (BESIDE_SAMPLES if cuts else 0),
+        cuts=cuts,
     )
     limits = StepLimits(
         shape=shape,

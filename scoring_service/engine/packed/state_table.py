@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.packed.segments import Piece, Segment
 
 
 class StateTable:
     """Rows of the step, and behind them ends of segments that earlier steps computed."""
 
-    def __init__(self, width: int, starts: dict[int, int]) -> None:
+    def __init__(self, width: int, starts: dict[int, int], pieces: Sequence[Piece]) -> None:
         """Begins with what the step computed.
 
         Args:
             width: rows of the step.
-            starts: id(segment) -> its first row.
+            starts: id(segment) -> the first row of its piece.
+            pieces: of the step.
         """
         self._width = width
-        self._starts = starts
+        self._pieces = {id(piece.segment): (starts[id(piece.segment)], piece) for piece in pieces}
         self._kept: list[Tensor] = []
         self._places: dict[int, int] = {}
 
-    def start_of(self, segment: Segment) -> int:
-        """Of a segment of this step."""
-        return self._starts[id(segment)]
+    def piece_of(self, segment: Segment) -> tuple[int, Piece]:
+        """What the step computed of a segment, and its first row."""
+        return self._pieces[id(segment)]
 
     def end_of(self, segment: Segment) -> int:
         """Of the last token of a segment of this or an earlier step.
@@ -33,8 +36,9 @@ class StateTable:
         Raises:
             RuntimeError: the segment is not computed.
         """
-        if id(segment) in self._starts:
-            return self._starts[id(segment)] + len(segment.token_ids) - 1
+        if id(segment) in self._pieces:
+            row, piece = self._pieces[id(segment)]
+            return row + piece.tokens - 1
         if id(segment) not in self._places:
             if segment.end_state is None:
                 raise RuntimeError("a row was asked of a segment that is not computed")

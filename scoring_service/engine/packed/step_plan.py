@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from scoring_service.engine.packed.body import Feed
 from scoring_service.engine.packed.call_run import CallRun, Unit
 from scoring_service.engine.packed.sample_run import SampleRun
-from scoring_service.engine.packed.segments import Segment
+from scoring_service.engine.packed.segments import Piece
 from scoring_service.engine.weights import ModelWeights
 
 
@@ -18,9 +18,9 @@ class StepPlan:
     weights: ModelWeights | None = None
     """What it is computed with; None = whatever the model has."""
     units: list[tuple[CallRun, Unit]] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    """What the units need computed, of each segment once."""
     feeds: list[tuple[CallRun, SampleRun, Feed]] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    """Those of the units that are not computed yet, once each."""
 
     @property
     def is_empty(self) -> bool:

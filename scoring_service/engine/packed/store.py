@@ -101,6 +101,15 @@ class SegmentStore:
             chain.append(self._extend(above, start, new_ids, kept=stop < last))
         return chain
 
+    def lend(self, segment: Segment) -> None:
+        """Gives pages to one that needs none by itself; they come back with the segment.
+
+        Raises:
+            IndexError: there are not enough.
+        """
+        segment.pages = self.take(pages_for(len(segment.token_ids)))
+        segment.slots = slots_of(segment.pages, len(segment.token_ids))
+
     def take(self, count: int) -> list[int]:
         """Pages, at the cost of what is kept for nobody in particular.
 

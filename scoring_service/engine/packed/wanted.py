@@ -17,17 +17,17 @@ def rows_to_score(plan: StepPlan, table: StateTable, calls: RunningCalls) -> lis
         run = unit.completion
         if run is None or run not in calls.by_id[run.call.call_id].completions:
             continue
-        if unit.segment is None or unit.segment.start == run.prompt_end.stop:
+        row, piece = (0, None) if unit.segment is None else table.piece_of(unit.segment)
+        if piece is None or piece.start == run.prompt_end.stop:
             rows = run.rows_of(None)
             if len(rows):
                 wanted.append(ScoreRows(run, rows, [table.end_of(run.prompt_end)]))
-        if unit.segment is not None:
-            rows = run.rows_of(unit.segment)
+        if piece is not None:
+            rows = run.rows_of(piece)
             if len(rows):
                 # Row i comes from the state one position earlier.
-                offset = table.start_of(unit.segment) - 1
-                first = unit.segment.start - run.prompt_end.stop
-                wanted.append(ScoreRows(run, rows, [offset + int(r) - first for r in rows]))
+                offset = row - 1 - (piece.start - run.prompt_end.stop)
+                wanted.append(ScoreRows(run, rows, [offset + int(r) for r in rows]))
     wanted.sort(key=lambda rows: (rows.run.call.call_id, rows.run.group.processing_index))
     return wanted
 

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
 from scoring_client.adapters.lm_eval import ScoringServiceLM
@@ -197,6 +200,14 @@ def test_generation_is_greedy_and_stops(both: tuple[ScoringServiceLM, HFLM]) -> 
         )
     )
     assert all(":" not in text for text in ours[1:])
+
+
+def test_the_entry_point_is_the_model_that_its_name_registers() -> None:
+    """Releases that look for entry points load it so; this one has to be told by an import."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    ((name, value),) = declared["lm_eval.models"].items()
+    entry = EntryPoint(name, value, "lm_eval.models")
+    assert entry.load() is get_model(name) is ScoringServiceLM
 
 
 def test_the_hooks_are_those_recorded() -> None:

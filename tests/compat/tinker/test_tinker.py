@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import math
 from concurrent.futures import Future
@@ -40,6 +41,33 @@ def test_the_hooks_are_those_recorded() -> None:
             assert [p for p in described(ours) if p != "async"] == parameters, name
         if name.endswith("_async"):
             assert inspect.iscoroutinefunction(ours)
+
+
+def test_the_fields_are_those_that_are_filled_and_read() -> None:
+    """A new one would be ignored, or left empty, without a word."""
+    asked = {"max_tokens", "seed", "temperature", "top_k", "top_p", "stop"}
+    assert types.SamplingParams.model_fields.keys() == asked
+    answered = {
+        types.SampleResponse: {
+            "sequences",
+            "prompt_logprobs_np",
+            "topk_prompt_logprobs_np",
+            "target_prompt_logprobs",
+            "prompt_alt_tokens",
+            "prompt_cache_hit_tokens",
+        },
+        types.SampledSequence: {
+            "stop_reason",
+            "sequence_id",
+            "tokens_np",
+            "logprobs_np",
+            "topk_logprobs_np",
+        },
+    }
+    for made, expected in answered.items():
+        names = {field.name for field in dataclasses.fields(made)}
+        # The others are lists that the arrays are turned into when they are asked for.
+        assert {name for name in names if not name.startswith("_")} == expected
 
 
 def test_compute_logprobs(sampler: SamplingClient, plain: Plain) -> None:
@@ -147,6 +175,14 @@ def test_the_draws_follow_the_temperature(sampler: SamplingClient, plain: Plain)
     draws = sampler.sample(prompt_of(ids), 1, hot, prompt_alt_tokens_k=8).result()
     rows = draws.prompt_alt_tokens.tokens.to_torch().tolist()
     assert all(len(set(row)) > 4 for row in rows)
+
+
+def test_a_prompt_of_one_token(sampler: SamplingClient) -> None:
+    """Nothing stands after it in whose place something could be drawn."""
+    drawn = sampler.sample(prompt_of([5]), 2, ONE, prompt_alt_tokens_k=3).result()
+    assert drawn.prompt_alt_tokens.tokens.to_torch().shape == (0, 3)
+    assert drawn.prompt_alt_tokens.logprobs.to_torch().shape == (0, 3)
+    assert len(drawn.sequences) == 2
 
 
 def test_stops(sampler: SamplingClient) -> None:

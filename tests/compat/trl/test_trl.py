@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import subprocess
+import sys
 
 import datasets
 import pytest
@@ -66,6 +68,18 @@ def test_the_trainers_call_it_so(module: str) -> None:
     (place,) = [n for n in imports if "VLLMClient" in [name.name for name in n.names]]
     assert place.module == "generation.vllm_client"
     assert place not in source.body, "imported there, it is not `as_teacher`'s"
+
+
+def test_the_students_generation_keeps_its_own_client() -> None:
+    """In a process of its own: `trl.generation.vllm_generation` is not imported before."""
+    code = (
+        "from scoring_client.adapters.trl import as_teacher\n"
+        "from trl.generation.vllm_client import VLLMClient\n"
+        "with as_teacher(None):\n"
+        "    from trl.generation import vllm_generation\n"
+        "assert vllm_generation.VLLMClient is VLLMClient\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 PROMPTS = ["import numpy as", "for i in range", "def __init__(self", "Return the"]

@@ -37,9 +37,15 @@ def test_the_workers_hook_is_the_one_recorded() -> None:
     """What the mixin stands before, and the names by which a worker of one's own gets in."""
     theirs = AgentLoopWorker._compute_teacher_logprobs
     assert described(theirs) == recorded("verl_worker")["_compute_teacher_logprobs"]
-    for path, worker, manager in (
-        ("verl.experimental.agent_loop.agent_loop", "AgentLoopWorker", "AgentLoopManager"),
-        ("verl.trainer.ppo.v1.agent_loop_tq", "AgentLoopWorkerTQ", "AgentLoopManagerTQ"),
+    for path, worker, manager, decorators in (
+        ("verl.experimental.agent_loop.agent_loop", "AgentLoopWorker", "AgentLoopManager", []),
+        # Its own class is inside what ray made of it: docs/training.md takes it out.
+        (
+            "verl.trainer.ppo.v1.agent_loop_tq",
+            "AgentLoopWorkerTQ",
+            "AgentLoopManagerTQ",
+            ["ray.remote"],
+        ),
     ):
         source = source_of(path)
         classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
@@ -48,6 +54,12 @@ def test_the_workers_hook_is_the_one_recorded() -> None:
         assert given == ["prompt_ids", "response_ids", "validate", "sample_kwargs"]
         assert len(call.args) == 1
         assert "agent_loop_workers_class" in ast.unparse(classes[manager])
+        assert [ast.unparse(each) for each in classes[worker].decorator_list] == decorators
+    for trainer in ("verl.trainer.main_ppo", "verl.trainer.ppo.ray_trainer"):
+        source = ast.unparse(source_of(trainer))
+        setting = "rollout.get('agent', {}).get('agent_loop_manager_class')"
+        assert f"manager_class_fqn = self.config.actor_rollout_ref.{setting}" in source, trainer
+        assert "load_class_from_fqn(manager_class_fqn, " in source, trainer
 
 
 def through_the_agent_loop(target: str, prompt: list[int], response: list[int], **options: Any):

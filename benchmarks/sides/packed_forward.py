@@ -1,0 +1,92 @@
+"""The packed forward and the head's product alone: what scheduler and head passes add to them."""
+
+from __future__ import annotations
+
+import time
+from unittest import mock
+
+import torch
+
+from benchmarks.outcome import Outcome
+from benchmarks.sides import SideConfig
+from benchmarks.sides.engine import Engine
+from benchmarks.workloads import Mixed, Work
+from scoring_service.engine import sampling
+from scoring_service.engine.events import SampleSlice, ScoreSlice
+from scoring_service.engine.packed.body import PackedBody, Step, StepStates
+from scoring_service.engine.packed.engine import PackedEngine
+from scoring_service.engine.tiles import tile_rows
+
+Recorded = list[tuple[Step, int]]
+"""Steps, and how many rows each of them sends through the head."""
+
+
+class PackedForward:
+    """Runs the steps that the engine makes of the work through the body again, and nothing else.
+
+    The engine does the work first, unmeasured; its steps are kept. What is measured is
+    `PackedBody.run` of each, and the head's product over as many rows, a tile at a time. Which rows
+    and what is in the pages does not matter: the numbers are thrown away.
+    """
+
+    def __init__(self, config: SideConfig) -> None:
+        self._engine = Engine(config)
+        runner = self._engine.runner
+        if not isinstance(runner, PackedEngine):
+            raise ValueError(f"there is nothing packed: {self._engine.info.path_reason}")
+        self._runner = runner
+        self.version = self._engine.version
+        self.pids: dict[str, int] = {}
+
+    def run(self, work: Work) -> Outcome:
+        """Does the arithmetic."""
+        if isinstance(work, Mixed):
+            raise NotImplementedError
+        steps = self._record(work)
+        model, body = self._runner._model, self._runner._body
+        head = model.head
+        tile = tile_rows(head.vocab_size, head.dtype.itemsize, model.device.type)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for step, rows in steps:
+                states_T_H = body.run(step).states_T_H
+                for first in range(0, min(rows, len(states_T_H)), tile):
+                    head.product(states_T_H[first : min(first + tile, rows)])
+        if model.device.type != "cpu":
+            torch.cuda.synchronize()
+        return Outcome(time.perf_counter() - began)
+
+    def _record(self, work: Work) -> Recorded:
+        """The steps of the work, done once by the engine."""
+        steps: list[Step] = []
+        rows: list[int] = []
+        run = PackedBody.run
+        advance = PackedEngine.step
+
+        def keep(body: PackedBody, step: Step) -> StepStates:
+            steps.append(step)
+            return run(body, step)
+
+        def count(engine: PackedEngine) -> list:
+            events = advance(engine)
+            scored = sum(e.block.rows for e in events if isinstance(e, ScoreSlice))
+            drawn = sum(len(e.token_ids) for e in events if isinstance(e, SampleSlice))
+            if len(steps) > len(rows):
+                rows.append(scored + drawn)
+            return events
+
+        with (
+            mock.patch.object(PackedBody, "run", keep),
+            mock.patch.object(PackedEngine, "step", count),
+            mock.patch.object(sampling, "_FLUSH_SECONDS", 0.0),
+        ):
+            self._engine.run(work)
+        return list(zip(steps, rows, strict=True))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def make(config: SideConfig) -> PackedForward:
+    """Loads it."""
+    return PackedForward(config)

@@ -1,0 +1,58 @@
+"""Handlers of any kind of RPC, as interceptors take them apart and put them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from scoring_service.errors import Fault
+from scoring_service.rpc.status import abort
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+if TYPE_CHECKING:
+    # Generic in the published types alone.
+    Handler = grpc.RpcMethodHandler[Any, Any] | None
+
+MAKERS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""(whether requests stream, whether responses do) -> what makes such a handler."""
+
+
+def behaviour_of(handler: Any) -> Callable[..., Any]:
+    """The function that a handler of any kind runs."""
+    kinds: tuple[Callable[..., Any] | None, ...] = (
+        handler.unary_unary,
+        handler.unary_stream,
+        handler.stream_unary,
+        handler.stream_stream,
+    )
+    return next(behaviour for behaviour in kinds if behaviour is not None)
+
+
+def refusing(
+    handler: Handler, fault: Fault, tell: Callable[[Context], None] | None = None
+) -> Handler:
+    """A handler of the same kind that only says no, and looks at no request.
+
+    Args:
+        handler: of the method; None where there is none.
+        fault: what it says.
+        tell: is called before.
+    """
+    if handler is None:
+        return None  # UNIMPLEMENTED
+
+    # A coroutine, which gRPC takes for every kind: it need not be a generator to give nothing.
+    async def refuse(_request: Any, context: Context) -> None:
+        if tell is not None:
+            tell(context)
+        await abort(context, fault)
+
+    return MAKERS[handler.request_streaming, handler.response_streaming](refuse)  # type: ignore[no-any-return]

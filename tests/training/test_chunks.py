@@ -1,0 +1,79 @@
+"""What the backward pass of everything that is computed by chunks holds, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from scoring_client.losses import forward_kl, generalized_js, reverse_kl, soft_cross_entropy
+from scoring_client.replay import entropy, linear_processed_logprobs, processed_logprobs
+from tests.training.distillation import pair, teacher_of
+
+ROWS, VOCAB, WIDTH = 64, 24, 30
+
+
+class Made(TorchDispatchMode):
+    """Counts the tensors of some size that operations made, views of others aside."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            self.count += sum(leaf.numel() >= self.elements for leaf in made)
+        return out
+
+
+LABELS = torch.arange(ROWS) % VOCAB
+TEACHER_N_V, _ = pair(rows=ROWS, vocab=VOCAB)
+TEACHER = teacher_of(TEACHER_N_V, 5, torch.arange(4).expand(ROWS, 4))
+HEAD = torch.randn(VOCAB, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+CHUNKED: dict[str, tuple[int, Callable[..., Tensor]]] = {
+    "processed_logprobs": (
+        VOCAB,
+        lambda x, c: processed_logprobs(x, LABELS, top_k=7, top_p=0.9, chunk_rows=c),
+    ),
+    "entropy": (VOCAB, lambda x, c: entropy(x, chunk_rows=c)),
+    "linear_processed_logprobs": (
+        WIDTH,
+        lambda x, c: linear_processed_logprobs(
+            x, HEAD, LABELS, top_k=7, head_dtype=torch.float64, chunk_rows=c
+        ),
+    ),
+    "forward_kl": (VOCAB, lambda x, c: forward_kl(x, TEACHER, chunk_rows=c)),
+    "reverse_kl": (VOCAB, lambda x, c: reverse_kl(x, TEACHER, chunk_rows=c)),
+    "generalized_js": (VOCAB, lambda x, c: generalized_js(x, TEACHER, chunk_rows=c)),
+    "soft_cross_entropy": (
+        VOCAB,
+        lambda x, c: soft_cross_entropy(x, TEACHER.token_ids, TEACHER.soft_targets(), chunk_rows=c),
+    ),
+}
+"""Name -> columns of what it takes, and the call."""
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_the_gradient_is_put_together_once(name: str) -> None:
+    """Not once a chunk: so much work and memory that small chunks cost the square of the rows."""
+    columns, function = CHUNKED[name]
+    generator = torch.Generator().manual_seed(1)
+    given = torch.randn(ROWS, columns, dtype=torch.float64, generator=generator)
+    found, gradients = {}, {}
+    for chunk_rows in (2, 16):
+        rows = given.clone().requires_grad_(True)
+        total = function(rows, chunk_rows).sum()
+        with Made(ROWS * columns) as made:
+            total.backward()
+        found[chunk_rows], gradients[chunk_rows] = made.count, rows.grad
+    # One cat of the chunks' gradients, and the copy that becomes `grad`.
+    assert 1 <= found[2] == found[16] <= 2, found
+    torch.testing.assert_close(gradients[2], gradients[16], rtol=0, atol=1e-14)
