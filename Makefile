@@ -72,8 +72,11 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 	@echo 'Installing $* beside .venv (up to 150 MB to download, 700 MB on disk)'
 	@tools/install_framework.sh $*
 
-soak: $(INSTALLED) ## faults at full length (an hour), and random trees without a fixed seed
-	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos tests/engine/test_seven_ways.py)
+soak: $(INSTALLED) ## faults at full length (an hour), and properties on examples of no fixed seed
+	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos)
+ifndef ARGS
+	SOAK=1 $(BIN)/python -m pytest -q --timeout 7200 -m hypothesis tests
+endif
 
 check: $(INSTALLED) ## lint, types, import rules, contract (fresh, no break), docs, GPU kernels compile, image, pins, known holes
 	$(BIN)/ruff check .

@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError, Message
 
 from scoring_client.proto import admin_pb2, admin_pb2_grpc, service_pb2_grpc
 from tests.chaos.fuzzing import ADMIN_REQUESTS, REQUESTS, mangled, request
-from tests.chaos.intensity import SOAK, short_or_long
 from tests.e2e.calls import SERVICE, reason_of, scores, stub_of
 from tests.e2e.processes import descriptors, idle, until
 from tests.e2e.served import Served, serving
+from tests.intensity import SOAK, short_or_long
 
 REQUEST_COUNT = int(short_or_long(500, 17_000))
 RAW_COUNT = int(short_or_long(150, 3_000))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.intensity import SOAK, short_or_long
 from tests.chaos.load import RETRYABLE, Load
 from tests.e2e.calls import SERVING, health
 from tests.e2e.processes import children, until
 from tests.e2e.served import Served, serving
+from tests.intensity import SOAK, short_or_long
 
 KILLS = int(short_or_long(2, 8))
 QUIET_SECONDS = short_or_long(1, 20)

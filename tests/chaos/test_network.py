@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.chaos.intensity import SOAK, short_or_long
 from tests.chaos.load import Load
 from tests.chaos.stalling_network import StallingNamespace, StallingProxy, Way
 from tests.e2e.calls import scores, stub_of, top_k_request
 from tests.e2e.processes import descriptors, resident, until
 from tests.e2e.served import Served, serving
+from tests.intensity import SOAK, short_or_long
 
 KEEPALIVE = short_or_long(3, 10)
 SHORT_STALL = 0.5

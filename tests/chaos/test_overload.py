@@ -17,11 +17,11 @@ import pytest
 
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.pool.admission import SHARE
-from tests.chaos.intensity import SOAK, short_or_long
 from tests.chaos.ticker import ticking
 from tests.e2e.calls import reason_of, retry_delay_of, score_request
 from tests.e2e.processes import forget_peak, peak, resident
 from tests.e2e.served import serving
+from tests.intensity import SOAK, short_or_long
 
 SECONDS = short_or_long(4, 60)
 FULL_SECONDS = short_or_long(4, 30)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.intensity import SOAK, short_or_long
 from tests.chaos.load import Load
 from tests.e2e.calls import score_request, stub_of
 from tests.e2e.processes import children, cpu_seconds, descriptors, resident, until
 from tests.e2e.served import serving
+from tests.intensity import SOAK, short_or_long
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", short_or_long(0.5, 30)))
 SAMPLES = 20

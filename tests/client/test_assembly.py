@@ -46,7 +46,7 @@ groups_of_tokens = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     groups=groups_of_tokens,
     seed=st.integers(0, 1 << 30),
@@ -77,7 +77,7 @@ def test_any_slicing_gives_the_same_answer(
                 assert scores.next_token.row == len(tokens)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     prompts=st.lists(token_lists, min_size=1, max_size=3),
     n=st.integers(1, 3),
@@ -188,7 +188,6 @@ wholes = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(whole=wholes, data=st.data())
 def test_join_undoes_any_cut(whole, data):
     edges = data.draw(st.lists(st.integers(0, len(whole.token_ids))))
@@ -201,7 +200,6 @@ def new_order(whole):
     )
 
 
-@settings(deadline=None)
 @given(whole=wholes, data=st.data())
 def test_whole_assembler_starts_over_after_a_break(whole, data):
     edge_lists = st.lists(st.integers(0, len(whole.token_ids)))
@@ -215,7 +213,6 @@ def test_whole_assembler_starts_over_after_a_break(whole, data):
     assert_same(given_out[-1], whole)
 
 
-@settings(deadline=None)
 @given(whole=wholes, data=st.data())
 def test_slices_are_handed_on_once_however_often_the_stream_breaks(whole, data):
     edge_lists = st.lists(st.integers(0, len(whole.token_ids)))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring_client import (
@@ -18,7 +18,6 @@ from scoring_client.requests import group_messages, prompt_messages
 from scoring_client.spans import as_spans, spans_of_mask
 
 
-@settings(deadline=None)
 @given(mask=st.lists(st.booleans(), max_size=40))
 def test_spans_cover_exactly_the_mask(mask):
     spans = spans_of_mask(np.array(mask, dtype=bool))

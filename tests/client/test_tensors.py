@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -13,7 +13,6 @@ from scoring_client.tensors import float32_array, int32_array, int32_tensor
 shapes = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
 
 
-@settings(deadline=None)
 @given(array=hnp.arrays(np.int32, shapes))
 def test_int32_there_and_back(array):
     tensor = int32_tensor(array)
@@ -23,7 +22,6 @@ def test_int32_there_and_back(array):
     np.testing.assert_array_equal(again, array)
 
 
-@settings(deadline=None)
 @given(array=hnp.arrays(np.float32, shapes, elements=st.floats(width=32)), as_bytes=st.booleans())
 def test_float32_in_both_encodings(array, as_bytes):
     tensor = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=array.shape)

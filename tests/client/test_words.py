@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring_client.colours import BANDS, style_of
@@ -14,7 +14,6 @@ from scoring_client.render import probability
 from scoring_client.visible import harmless, visible
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_nothing_that_is_shown_steers_a_terminal(text):
     assert visible(text).isprintable()

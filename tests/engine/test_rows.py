@@ -56,7 +56,7 @@ def whole(loaded: LoadedModel) -> Scored:
 
 
 @given(wanted=spans(), next_token=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_subset_has_the_bits_of_the_full_answer(
     loaded: LoadedModel, whole: Scored, wanted: Spans, next_token: bool
 ) -> None:

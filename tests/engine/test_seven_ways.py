@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring_service.engine.loader import LoadedModel
-from tests.chaos.intensity import SOAK, short_or_long
 from tests.engine.loading import load_model
 from tests.engine.scoring import Group
 from tests.engine.seven_ways import SAME_BITS, WITHIN_ROUNDING, load_small, seven_ways
+from tests.intensity import SOAK, short_or_long
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_small("qwen3-moe", tmp_path_factory.mktemp("moe"), "float32")
 
 
-@settings(max_examples=int(short_or_long(6, 200)), deadline=None, derandomize=not SOAK)
+@settings(max_examples=int(short_or_long(6, 200)))
 @given(data=st.data())
 def test_seven_ways_give_the_same_bits(loaded: LoadedModel, data: st.DataObject) -> None:
     pairs = data.draw(trees(loaded.info.vocab_size))
     seven_ways(loaded, pairs, SAME_BITS, data.draw(BUDGETS))
 
 
-@settings(max_examples=int(short_or_long(4, 200)), deadline=None, derandomize=not SOAK)
+@settings(max_examples=int(short_or_long(4, 200)))
 @given(data=st.data())
 def test_experts_see_the_step_and_differ_by_rounding(
     experts: LoadedModel, data: st.DataObject

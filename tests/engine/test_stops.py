@@ -183,7 +183,7 @@ def expected(
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_against_whole_decodes(tiny_packed: LoadedModel, data: st.DataObject) -> None:
     """Few letters, so that stops begin often and mostly do not complete; texts overlap."""
     codec = codec_of(tiny_packed)
@@ -285,7 +285,7 @@ def test_what_min_tokens_keeps_is_not_looked_through(half_characters: TextCodec)
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_half_characters_against_whole_decodes(
     half_characters: TextCodec, data: st.DataObject
 ) -> None:

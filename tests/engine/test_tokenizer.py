@@ -85,7 +85,7 @@ ascii_texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_si
 
 
 @given(text=ascii_texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_joined_token_texts_are_the_text(codec: TextCodec, text: str) -> None:
     """Every token keeps its leading space, the first one too."""
     ids = codec.encode(text, add_special_tokens=False)
@@ -93,7 +93,6 @@ def test_joined_token_texts_are_the_text(codec: TextCodec, text: str) -> None:
 
 
 @given(text=st.text(alphabet="abhelowrd., ", min_size=1, max_size=30))
-@settings(deadline=None)
 def test_joined_token_texts_behind_decoders_that_strip(text: str) -> None:
     """These decoders drop the space before the first token; a token's own text keeps it."""
     for tokenizer in (sentencepiece_like(), metaspace()):
@@ -150,7 +149,7 @@ def streamed(codec: TextCodec, ids: list[int], context: list[int]) -> list[str]:
 
 @example(text="\ufffd\ufffd\ufffd😀", start=0)
 @given(text=st.text(alphabet="ab é中😀\u200d\n\ufffd", max_size=30), start=st.integers(0, 12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_streamed_pieces_join_to_the_text(codec: TextCodec, text: str, start: int) -> None:
     """Whatever went before: any number of tokens of another text, characters split or whole."""
     before = codec.encode("before é 😀", add_special_tokens=False)[:start]
@@ -162,7 +161,7 @@ def test_streamed_pieces_join_to_the_text(codec: TextCodec, text: str, start: in
 
 
 @given(ids=st.lists(st.integers(1, 2047), max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_streamed_pieces_of_any_tokens(codec: TextCodec, ids: list[int]) -> None:
     """Bytes that are no characters included."""
     assert "".join(streamed(codec, ids, [])) == codec.decode(ids)
@@ -210,7 +209,7 @@ MERGED = across_spaces()
 WORDS_AND_MORE = st.text() | st.text(alphabet="ab \n\t.é\x04<|end>")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=WORDS_AND_MORE)
 @example(text="a b  c\n d <|endoftext|> e \x04 f")
 def test_no_text_has_fewer_tokens_than_counted_at_a_glance(codec: TextCodec, text: str) -> None:

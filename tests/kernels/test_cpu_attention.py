@@ -200,7 +200,7 @@ def test_sampled_tokens_over_their_pages(
     check(found, tensors, chains, asked)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     root=st.integers(1, 80),
     branches=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=3), max_size=3),

@@ -20,7 +20,7 @@ TIED_ROWS = st.lists(
 
 
 @given(x_V=TIED_ROWS)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_rank_of_every_token_of_tied_rows(x_V: oracle.F32) -> None:
     assert_ranks(reference.rank, x_V, range(len(x_V)))
 
@@ -33,7 +33,7 @@ def test_rank_of_longer_rows(kind: object) -> None:
 
 
 @given(x_V=TIED_ROWS, limit=st.integers(1, 45))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_rank_below_a_token_id_limit(x_V: oracle.F32, limit: int) -> None:
     """Only ids below the limit count; a token at or past it has rank 0 (score.proto)."""
     limit = min(limit, len(x_V))
@@ -45,7 +45,7 @@ def test_rank_below_a_token_id_limit(x_V: oracle.F32, limit: int) -> None:
 
 
 @given(x_V=TIED_ROWS)
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_rank_is_at_most_k_exactly_for_the_listed(x_V: oracle.F32) -> None:
     """For every K and every token, and the list is in the order of its ranks."""
     x = torch.from_numpy(x_V)

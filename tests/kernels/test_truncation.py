@@ -107,7 +107,7 @@ def test_the_best_token_is_always_kept(top_p: float) -> None:
     floor=st.sampled_from([-math.inf, -200.0]),
     top_k=st.integers(0, 50),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_ties_at_the_nucleus_edge(
     top_p: float, tied: int, others: int, floor: float, top_k: int
 ) -> None:
@@ -130,7 +130,7 @@ def test_ties_at_the_nucleus_edge(
     top_p=st.floats(2**-10, 1.0, width=32),
     min_p=st.sampled_from([0.0, 1.0]) | st.floats(2**-10, 1.0, width=32),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_small_rows_full_of_ties(row: list[float], top_k: int, top_p: float, min_p: float) -> None:
     x_T_V = np.array([row, row[::-1]], dtype=np.float32)
     if np.isfinite(x_T_V).any():

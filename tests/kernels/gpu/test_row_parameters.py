@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 
 @given(data=st.data(), top_k=st.integers(-1, 40), seed=st.integers(0, 2**16))
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 def test_row_parameters(data: st.DataObject, top_k: int, seed: int) -> None:
     """On rows full of ties, and beside a row that has min-p alone."""
     floats = st.floats(2**-10, 1.0, width=32)
