@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,28 @@ def between_tokens(
     return [gap for index in chosen for gap in np.diff(drawn[index]).tolist()]
 
 
+def rounds_of(
+    rounds: int, measure: Callable[[], Mapping[str, Sequence[float]]]
+) -> list[dict[str, float]]:
+    """Median and 95th percentile of times between tokens, each in milliseconds, by round.
+
+    Args:
+        rounds: how many; one before them warms up.
+        measure: name -> seconds, of one round.
+    """
+    found = []
+    for number in range(rounds + 1):
+        found.append(
+            {
+                f"p{q}_{name}_ms": 1e3 * float(np.percentile(gaps, q))
+                for name, gaps in measure().items()
+                for q in (50, 95)
+            }
+        )
+        print(number, {name: round(value, 2) for name, value in found[-1].items()}, flush=True)
+    return found[1:]
+
+
 def main() -> None:
     """Measures, prints, writes JSON."""
     name = "python -m benchmarks.between_tokens"
@@ -87,20 +109,13 @@ def main() -> None:
         ids = [rng.integers(0, engine.info.vocab_size, n).tolist() for n in lengths]
         return sample_call(Sampling(ids, arguments.tokens))
 
-    rounds: list[dict[str, float]] = []
-    for number in range(arguments.rounds + 1):
-        gaps = {
+    def measure() -> dict[str, list[float]]:
+        return {
             "short": between_tokens(engine, call(64), watched=15),
             "beside_long": between_tokens(engine, call(longest), watched=15),
         }
-        found = {
-            f"p{q}_{name}_ms": 1e3 * float(np.percentile(gap, q))
-            for name, gap in gaps.items()
-            for q in (50, 95)
-        }
-        if number:  # the first one is a warm-up
-            rounds.append(found)
-        print(number, {name: round(value, 2) for name, value in found.items()}, flush=True)
+
+    rounds = rounds_of(arguments.rounds, measure)
     middle = {name: float(np.median([r[name] for r in rounds])) for name in rounds[0]}
     report: dict[str, Any] = {
         **origin(),

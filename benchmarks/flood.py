@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.between_tokens import between_tokens
+from benchmarks.between_tokens import between_tokens, rounds_of
 from benchmarks.machine import describe, origin
 from benchmarks.sides import SideConfig
 from benchmarks.sides.engine import Engine, sample_call, score_call
@@ -136,21 +136,14 @@ def at_the_engine(arguments: argparse.Namespace) -> dict[str, Any]:
             call = score_call(Scoring([(text[:1], [text[1:]])]))
             yield number * _TEXT / arguments.rate, replace(call, call_id=number + 1)
 
-    rounds = []
-    for number in range(arguments.rounds + 1):
+    def measure() -> dict[str, list[float]]:
         call = sample_call(Sampling([ids(_PROMPT)], arguments.tokens))
-        gaps = {
+        return {
             "alone": between_tokens(engine, call),
             "beside": between_tokens(engine, call, list(arrivals())),
         }
-        found = {
-            f"p{q}_{name}_ms": 1e3 * float(np.percentile(gap, q))
-            for name, gap in gaps.items()
-            for q in (50, 95)
-        }
-        if number:  # the first one is a warm-up
-            rounds.append(found)
-        print(number, {name: round(value, 1) for name, value in found.items()}, flush=True)
+
+    rounds = rounds_of(arguments.rounds, measure)
     return {"p95_ratio": of_medians(rounds, "p95_beside_ms", "p95_alone_ms"), "rounds": rounds}
 
 

@@ -77,6 +77,17 @@ class RowWants:
     token_id_limit: int | None = None
     """Only ids below this are ranked and listed; None = all."""
 
+    @classmethod
+    def everything(cls, top_k: int, token_id_limit: int | None = None) -> RowWants:
+        """Each number that a row has, and a list.
+
+        Args:
+            top_k: tokens listed.
+            token_id_limit: ids that are ranked and listed.
+        """
+        numbers = {field.name: True for field in fields(cls) if field.default is False}
+        return cls(top_k=top_k, token_id_limit=token_id_limit, **numbers)
+
 
 @dataclass(frozen=True, slots=True)
 class CompletionTask:

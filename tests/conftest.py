@@ -10,7 +10,6 @@ import importlib.util
 import shutil
 
 import pytest
-from hypothesis import settings
 
 from tests.intensity import SOAK
 
@@ -19,8 +18,11 @@ if importlib.util.find_spec("triton") is not None and shutil.which("nvidia-smi")
         patch.setenv("TRITON_INTERPRET", "1")
         import triton  # noqa: F401
 
-settings.register_profile("project", deadline=None, derandomize=not SOAK, print_blob=True)
-settings.load_profile("project")
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    settings.register_profile("project", deadline=None, derandomize=not SOAK, print_blob=True)
+    settings.load_profile("project")
 
 _LONG = ("tests/weights/", "tests/chaos/", "tests/e2e/", "tests/plan/", "tests/helm/")
 """Where files have few tests that take long."""

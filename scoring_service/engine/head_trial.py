@@ -93,16 +93,7 @@ def _answers(
     realised_T = np.arange(-1, rows - 1, dtype=np.int32) % vocab
     realised_T[-1] = -1
     candidates_T_C = np.tile(np.array([0, vocab - 1, -1], dtype=np.int32), (rows, 1))
-    wants = RowWants(
-        processed_logprobs=True,
-        entropy=True,
-        rank=True,
-        logsumexp=True,
-        log_kept_mass=True,
-        support_size=True,
-        top_k=min(_LISTED, limit or vocab),
-        token_id_limit=limit,
-    )
+    wants = RowWants.everything(top_k=min(_LISTED, limit or vocab), token_id_limit=limit)
     tile = dispatch.make_tile(logits_T_V, processing.temperature, realised_T, limit)
     block = compute_rows(tile, realised_T, processing, wants, candidates_T_C)
     draws = [_draw_row(place, banned) for place in range(rows)]

@@ -36,6 +36,19 @@ def behaviour_of(handler: Any) -> Callable[..., Any]:
     return next(behaviour for behaviour in kinds if behaviour is not None)
 
 
+def replacing(handler: Any, behaviour: Callable[..., Any], **functions: Any) -> Handler:
+    """A handler of the same kind that runs something else.
+
+    Args:
+        handler: of the method.
+        behaviour: the function that it runs.
+        functions: `request_deserializer` and `response_serializer`, where they are not the same.
+    """
+    own = ("request_deserializer", "response_serializer")
+    maker = MAKERS[handler.request_streaming, handler.response_streaming]
+    return maker(behaviour, **{name: getattr(handler, name) for name in own} | functions)  # type: ignore[no-any-return]
+
+
 def refusing(
     handler: Handler, fault: Fault, tell: Callable[[Context], None] | None = None
 ) -> Handler:

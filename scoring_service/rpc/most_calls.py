@@ -12,7 +12,7 @@ import grpc
 
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.authentication import OPEN_SERVICES
-from scoring_service.rpc.handlers import MAKERS, behaviour_of, refusing
+from scoring_service.rpc.handlers import behaviour_of, refusing, replacing
 from scoring_service.rpc.status import abort
 
 _SHORTEST_RETRY = 0.1
@@ -57,12 +57,7 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
             return handler
         if self.running >= self._most:
             return refusing(handler, self._fault())
-        streams = handler.request_streaming, handler.response_streaming
-        return MAKERS[streams](  # type: ignore[no-any-return]
-            self._counted(behaviour_of(handler)),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return replacing(handler, self._counted(behaviour_of(handler)))
 
     def _counted(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isasyncgenfunction(behaviour):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from scoring_service.rpc.handlers import MAKERS, behaviour_of
+from scoring_service.rpc.handlers import behaviour_of, replacing
 from scoring_service.rpc.malformed import Malformed, tolerant
 from scoring_service.rpc.reply_bytes import counted
 from scoring_service.rpc.status import abort, code_of
@@ -60,7 +60,8 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
             self._metrics.rpc_started(*labels)
             return lambda code: self._metrics.rpc_handled(*labels, code, time.monotonic() - began)
 
-        return MAKERS[streams](  # type: ignore[no-any-return]
+        return replacing(
+            handler,
             _around(behaviour_of(handler), begin),
             request_deserializer=tolerant(handler.request_deserializer),
             response_serializer=counted(handler.response_serializer),

@@ -19,15 +19,7 @@ from scoring_service.types import (
 )
 from tests.engine.driving import drive
 
-EVERYTHING = RowWants(
-    processed_logprobs=True,
-    entropy=True,
-    rank=True,
-    logsumexp=True,
-    log_kept_mass=True,
-    support_size=True,
-    top_k=20,
-)
+EVERYTHING = RowWants.everything(top_k=20)
 
 NUMBERS = (
     "logprobs",

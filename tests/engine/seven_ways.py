@@ -23,15 +23,7 @@ from tests.engine.small_models import ARCHITECTURES, save_model
 
 HOT = Processing(temperature=0.9, top_k=40, top_p=0.95)
 CHUNK = 16
-EVERYTHING_SMALL = RowWants(
-    processed_logprobs=True,
-    entropy=True,
-    rank=True,
-    logsumexp=True,
-    log_kept_mass=True,
-    support_size=True,
-    top_k=9,
-)
+EVERYTHING_SMALL = RowWants.everything(top_k=9)
 _BY_NAME = {a.name: a for a in ARCHITECTURES}
 
 Scores = dict[tuple[int, int], Scored]

@@ -13,18 +13,31 @@ import pytest
 import scoring_service
 from scoring_service.models import tiny_model_path
 
-PROGRAM = """
-import importlib.abc, json, pkgutil, sys
+BARE = """
+import sys
 
 FORBIDDEN = {"grpc", "google", "structlog", "cyclopts", "scoring_client", "prometheus_client",
-             "opentelemetry", "pydantic", "ray"}
+             "opentelemetry", "pydantic", "ray", "hypothesis", "matplotlib"}
 
-class Refuse(importlib.abc.MetaPathFinder):
+class Without:
+    def __init__(self, finder):
+        self._finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in FORBIDDEN:
-            raise ModuleNotFoundError(f"{name} is not on this machine", name=name)
+            return None
+        return self._finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+PROGRAM = (
+    BARE
+    + """
+import json, pkgutil
 
 import scoring_service, scoring_service.engine, scoring_service.kernels
 assert scoring_service.__file__.startswith(sys.argv[1]), scoring_service.__file__
@@ -47,6 +60,20 @@ events = runner.step()
 ours = sorted(name for name in sys.modules if name.startswith("scoring_service."))
 print(json.dumps({"rows": events[1].block.rows, "modules": ours}))
 """
+)
+
+GPU_PROGRAM = (
+    BARE
+    + """
+import pytest
+
+import benchmarks.gpu, benchmarks.gpu_attention, benchmarks.gpu_kernels, benchmarks.gpu_profile
+import benchmarks.gpu_tests
+
+sys.exit(pytest.main(["--collect-only", "-q", "-c", "/dev/null", "--rootdir", ".", "-p",
+                      "no:cacheprovider", "tests/kernels/gpu"]))
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +106,16 @@ def test_it_uses_its_own_rooms_alone(ran: subprocess.CompletedProcess[str]) -> N
     assert "scoring_service.engine.worker" in ran.stdout
     for room in ("rpc", "pool", "config", "cli", "telemetry"):
         assert f"scoring_service.{room}" not in ran.stdout
+
+
+def test_tests_and_benchmarks_of_a_gpu_are_found_there() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", GPU_PROGRAM],
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "tests/kernels/gpu/test_linear.py::" in found.stdout

@@ -18,16 +18,7 @@ from scoring_service.types import Processing, RowWants, SamplingTask
 from tests.kernels import cases
 from tests.kernels.gpu.device import DEVICE
 
-WANTS = RowWants(
-    processed_logprobs=True,
-    entropy=True,
-    rank=True,
-    logsumexp=True,
-    log_kept_mass=True,
-    support_size=True,
-    top_k=20,
-    token_id_limit=900,
-)
+WANTS = RowWants.everything(top_k=20, token_id_limit=900)
 PROCESSINGS = [
     Processing(),
     Processing(0.7, top_k=50, top_p=cases.promoted(0.9), min_p=cases.promoted(0.01)),
