@@ -149,9 +149,11 @@ async def test_who_is_turned_away_is_named_without_a_token(guarded: RunningServe
         for metadata in (wrong, wrong, wrong, viewer, ()):
             await failure(guarded.stub.Score(scores("r"), metadata=metadata))
     found = [json.loads(line) for line in lines.getvalue().splitlines()]
-    assert [(line["event"], line["identity"], line["reason"]) for line in found] == [
-        ("turned_away", "", "UNAUTHENTICATED"),
-        ("turned_away", "viewer", "PERMISSION_DENIED"),
+    # Others write too: of a loop that was late, say.
+    found = [line for line in found if line["event"] == "turned_away"]
+    assert [(line["identity"], line["reason"]) for line in found] == [
+        ("", "UNAUTHENTICATED"),
+        ("viewer", "PERMISSION_DENIED"),
     ]
     assert {line["peer"] for line in found} == {"ipv4:127.0.0.1"}
     assert "w0rds" not in lines.getvalue()
