@@ -112,7 +112,8 @@ class ServeConfig:
     """Most tokens of scoring and prompts that join a step in which few samples are drawn: the more
     they are, the faster is scoring and the later come the samples' tokens. Many samples are joined
     by as many as they are. Default: 20 on a CPU, with which a step takes less than twice as long as
-    one that draws alone; a chunk on a GPU, and where a probe finds that chunks cannot be cut."""
+    one that draws alone; a chunk on a GPU, and where a probe finds that chunks cannot be cut: there
+    a chunk is also the least."""
 
     memory_utilization: float | None = None
     """Share of the memory left beside the weights that pages of keys and values may take, with what
@@ -209,7 +210,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "keepalive_seconds": (1, 86_400),
     "max_model_len": (1, _INT32_MAX),
     "max_batch_tokens": (1, _INT32_MAX),
-    "tokens_beside_samples": (1, _INT32_MAX),
+    "tokens_beside_samples": (8, _INT32_MAX),
     "chunk_size": (16, _INT32_MAX),
     "memory_utilization": (0.01, 1.0),
     "max_request_bytes": (1, _INT32_MAX),

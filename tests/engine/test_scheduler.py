@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scoring_service.engine.packed import scheduler
 from scoring_service.engine.packed.scheduler import Offer, prefill_budget
 from scoring_service.engine.packed.scheduler import share as share_by_turns
 
@@ -95,6 +97,20 @@ def test_nothing_is_cut_for_a_few_tokens_or_all_but_one() -> None:
     assert cut_share([offer(1, [20, 64])], 24) == {1: (20,)}
     assert cut_share([offer(1, [25])], 24) == {1: (23,)}
     assert cut_share([offer(1, [9])], 8) == {1: (9,)}
+
+
+def test_places_are_found_once_for_each_call_and_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be a thousand calls, and a device waits for each step's plan."""
+    found: list[int] = []
+
+    def counted(offer: Offer, *more: int) -> scheduler.Place:
+        found.append(offer.call_id)
+        return place_after(offer, *more)
+
+    place_after = scheduler._place_after
+    monkeypatch.setattr(scheduler, "_place_after", counted)
+    assert sum(share([offer(call, [16] * 3) for call in range(1000)], 8192).values()) == 512
+    assert len(found) <= 1000 + 512
 
 
 OFFERS = st.lists(

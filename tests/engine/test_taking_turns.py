@@ -305,8 +305,18 @@ def test_samples_that_wait_for_their_turn_are_counted_beforehand() -> None:
 def test_a_call_that_is_alone_has_its_place_by_priority(
     tiny_packed: LoadedModel, priority: int, order: list[int]
 ) -> None:
-    """An audit waits for all others; what is computed alone after a failure waits for nobody."""
+    """An audit waits for all; what is computed alone after a failure has every other turn."""
     engine = engine_of(tiny_packed, max_batch_tokens=64)
-    engine.submit(scores(1, prompts(10, 60)))
+    engine.submit(scores(1, prompts(20, 60)))
     engine.submit(scores(2, prompts(10, 60), priority), alone=True)
     assert finished(engine, 100) == order
+
+
+def test_a_crowd_does_not_wait_for_all_that_are_alone(tiny_packed: LoadedModel) -> None:
+    """What failed in company is computed again, each by itself: samples as long as they last."""
+    engine = engine_of(tiny_packed, max_batch_tokens=64)
+    for call_id in (1, 2):
+        engine.submit(samples(call_id, n=1, max_tokens=60), alone=True)
+    finished(engine, 4)
+    engine.submit(scores(3, prompts(1, 60)))
+    assert finished(engine, 6) == [3]

@@ -77,7 +77,7 @@ class CallRun:
     """No other call joins its steps."""
     submitted: float = field(default_factory=time.monotonic)
     waiting_since: float = field(default_factory=time.monotonic)
-    """When its weights had their last step, or it was submitted."""
+    """When those it shares steps with had their last one, or it was submitted."""
     started: float | None = None
     waits_for: Need | None = None
     """What there is no room for, while nothing of it is under way."""

@@ -87,9 +87,9 @@ class Planner:
         for company in _companies(ready):
             plan = self._plan_of(company, weights, events)
             if not plan.is_empty:
-                now = time.monotonic()
+                now, served = time.monotonic(), set(map(id, company))
                 for run in running:
-                    if run.weights is weights:
+                    if id(run) in served or (run.weights is weights and run.credit <= 0):
                         run.waiting_since = now
                 return plan
         return StepPlan()
@@ -219,15 +219,18 @@ class Planner:
 def _companies(ready: list[CallRun]) -> list[list[CallRun]]:
     """Who shares a step: those that are alone by themselves, all others together.
 
-    By priority; among equals those that are alone first, because they need one turn and a crowd,
-    with a sample in it, may last.
+    By priority; among equals who has waited longest: whoever is alone may last, and a crowd, with a
+    sample in it, may last as well.
 
     Args:
         ready: by their places.
     """
     crowd = [run for run in ready if not run.alone]
     companies = [*([run] for run in ready if run.alone), *([crowd] if crowd else [])]
-    return sorted(companies, key=lambda company: -company[0].call.priority)
+    return sorted(
+        companies,
+        key=lambda company: (-company[0].call.priority, min(run.waiting_since for run in company)),
+    )
 
 
 def _add_piece(pieces: dict[int, Piece], segment: Segment, tokens: int) -> None:

@@ -97,7 +97,7 @@ class Room:
     def lends(self, pages: int) -> bool:
         """Whether there are pages that nobody waits for."""
         claimed = 0 if self.claim is None else self.claim[0].pages
-        return pages + claimed <= self.free
+        return pages + claimed <= self.free and self._fits(pages, 0, claimed)
 
     def reserve(self, pages: int) -> Reservation:
         """Promises pages to a group."""
@@ -108,13 +108,15 @@ class Room:
         """Whether a completion of the group may take `pages` now.
 
         The first takes of what was promised, and leaves the rest promised to those after it;
-        others share what is promised to nobody.
+        others share what is promised to nobody, beside the longest sample.
         """
         if reservation.used is None:
             reservation.used = pages
             self._promised -= pages
             return True
-        if pages > self.free or (self._waits_for_shared and not self._leaves_room(pages)):
+        if pages > self.free or not self._fits(pages, 0):
+            return False
+        if self._waits_for_shared and not self._leaves_room(pages):
             return False
         self._shared += pages
         return True

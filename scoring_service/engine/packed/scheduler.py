@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,31 +72,27 @@ def share(offers: Sequence[Offer], budget: int, turn: int, cuts: bool = False) -
     Returns:
         call id -> its share, for calls that have one.
     """
-    taken: dict[int, list[int]] = {}
-    tokens = dict.fromkeys((offer.call_id for offer in offers), 0)
-    open_offers = {offer.call_id: offer for offer in offers if offer.sizes}
+    parts: dict[int, list[int]] = {}
+    by_id = {offer.call_id: offer for offer in offers if offer.sizes}
+    # Whoever is served changes places, nobody else does.
+    waiting = [(_place_after(offer, 0, turn), offer.call_id) for offer in by_id.values()]
+    heapq.heapify(waiting)
     left = budget
-    while open_offers:
-        offer = min(
-            open_offers.values(),
-            key=lambda o: (_place_after(o, tokens[o.call_id], turn), o.call_id),
-        )
-        parts = taken.get(offer.call_id, [])
-        size = offer.sizes[len(parts)]
-        if size > left and cuts and (piece := _piece(size, left)):
-            taken[offer.call_id] = [*parts, piece]
-            left -= piece
-            del open_offers[offer.call_id]
-            continue
-        if size > left and (size == 0 or left < budget):
-            del open_offers[offer.call_id]
-            continue
-        taken[offer.call_id] = [*parts, size]
-        tokens[offer.call_id] += size
+    while waiting and (left > 0 or not parts):
+        _, call_id = heapq.heappop(waiting)
+        offer, own = by_id[call_id], parts.get(call_id, [])
+        size = offer.sizes[len(own)]
+        if size > left:
+            if cuts and (piece := _piece(size, left)):
+                size = piece
+            elif parts:
+                continue
         left -= size
-        if len(parts) + 1 == len(offer.sizes):
-            del open_offers[offer.call_id]
-    return {call_id: Share(tuple(parts)) for call_id, parts in taken.items()}
+        parts[call_id] = [*own, size]
+        if size == offer.sizes[len(own)] and len(own) + 1 < len(offer.sizes):
+            place_now = _place_after(offer, sum(parts[call_id]), turn)
+            heapq.heappush(waiting, (place_now, call_id))
+    return {call_id: Share(tuple(own)) for call_id, own in parts.items()}
 
 
 def _piece(size: int, room: int) -> int:
