@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, Qwen3MoeConfig
 
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.loader import LoadedModel
@@ -29,6 +29,12 @@ KERNELS = {
 OPERATORS = {name: KERNELS[name] for name in ("rows", "truncated", "samples")}
 OTHERS = {name: KERNELS[name] for name in ("rows", "samples")}
 """For heads that cap, and for two threads."""
+BODIES = {
+    "long-prompt": "scoring(V, [1], RowWants(), prompt=1500, seed=SEED)",
+    "rows": "scoring(V, [257], RowWants(entropy=True, rank=True), seed=SEED)",
+}
+"""For bodies of another shape: experts, latent attention. Measured once the library has compiled
+its products for about so many rows: with experts there are many numbers of them."""
 
 _WIDTHS = {
     "vocab_size": 49_152,
@@ -51,7 +57,39 @@ def capped_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_call_takes_what_was_predicted(smollm2_wide: Path, capped_head: Path) -> None:
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's widths as a Qwen 3 MoE: eight of 32 experts a token."""
+    folder = tmp_path_factory.mktemp("qwen3-moe")
+    config = Qwen3MoeConfig(
+        **_WIDTHS, num_experts=32, num_experts_per_tok=8, moe_intermediate_size=256
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's widths as a DeepSeek V3: latent attention, and experts with a shared one."""
+    folder = tmp_path_factory.mktemp("deepseek-v3")
+    ranks = {"q_lora_rank": 192, "kv_lora_rank": 128}
+    heads = {"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
+    routing = {"n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1}
+    widths = {name: _WIDTHS[name] for name in _WIDTHS if name != "head_dim"}
+    config = DeepseekV3Config(
+        **{**widths, "num_key_value_heads": 9, "moe_intermediate_size": 256},
+        **ranks,
+        **heads,
+        **routing,
+    )
+    config.first_k_dense_replace = 1
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_call_takes_what_was_predicted(
+    smollm2_wide: Path, capped_head: Path, experts: Path, latent: Path
+) -> None:
     """A prediction is at least what was taken, and at most twice that and a little.
 
     How many copies torch's operators make, without the kernels, depends on what they meet.
@@ -63,22 +101,27 @@ def test_a_call_takes_what_was_predicted(smollm2_wide: Path, capped_head: Path) 
 
         TRUNCATED = RowWants(processed_logprobs=True, support_size=True, log_kept_mass=True)
 
-        def compare(kind, workloads, folder={str(smollm2_wide)!r}, **settings):
+        def compare(kind, workloads, folder={str(smollm2_wide)!r}, times=1, **settings):
             loaded = load_touched(folder, memory_utilization=0.03, **settings)
             limits, V = loaded.info.limits, loaded.info.vocab_size
             drive(loaded, scoring(V, [70], RowWants(top_k=128)))
             for name, made in workloads.items():
-                call = eval(made, globals(), {{"V": V}})
+                for seed in range(times):
+                    call = eval(made, globals(), {{"V": V, "SEED": seed}})
+                    taken = peak_of(lambda: drive(loaded, call))
                 predicted = step_bytes(limits.shape, call_work(call, limits))
-                print(f"{{kind}}:{{name}}", predicted, peak_of(lambda: drive(loaded, call)))
+                print(f"{{kind}}:{{name}}", predicted, taken)
 
         compare("kernels", {KERNELS!r}, dtype="bfloat16")
         compare("operators", {OPERATORS!r}, dtype="float32", cpu_kernels="off")
         compare("kernels-capped", {OTHERS!r}, {str(capped_head)!r}, dtype="bfloat16")
         compare("kernels-2-threads", {OTHERS!r}, dtype="bfloat16", threads=2)
+        for name, folder in (("experts", {str(experts)!r}), ("latent", {str(latent)!r})):
+            for dtype in ("bfloat16", "float32"):
+                compare(f"kernels-{{name}}-{{dtype}}", {BODIES!r}, folder, times=3, dtype=dtype)
         """
     )
-    assert len(found) == len(KERNELS) + len(OPERATORS) + 2 * len(OTHERS)
+    assert len(found) == len(KERNELS) + len(OPERATORS) + 2 * len(OTHERS) + 4 * len(BODIES)
     for name, (predicted, taken) in found.items():
         times, more = (2, 16 * MIB) if name.startswith("kernels") else (3, 64 * MIB)
         told = f"{name}: {predicted / MIB:.1f} MiB predicted, {taken / MIB:.1f} taken"
