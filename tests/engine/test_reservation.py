@@ -14,6 +14,13 @@ class Pages:
 
     available: int
 
+    def take(self, count: int) -> list[int]:
+        self.available -= count
+        return list(range(count))
+
+    def give_back(self, pages: list[int]) -> None:
+        self.available += len(pages)
+
 
 @dataclass(eq=False)
 class Sample:
@@ -21,12 +28,20 @@ class Sample:
 
     pages: list[int] = field(default_factory=list)
 
+    def add_pages(self, pages: list[int]) -> None:
+        self.pages += pages
+
+    def give_way(self) -> list[int]:
+        pages, self.pages = self.pages, []
+        return pages
+
 
 def room_beside_a_sample(available: int, held: int, longest: int) -> Room:
-    store: Any = Pages(available)
-    sample: Any = Sample(list(range(held)))
+    store: Any = Pages(available + held)
+    sample: Any = Sample()
     room = Room(store)
     room.add_sample(sample, longest)
+    room.grow(sample, held)
     return room
 
 
@@ -51,3 +66,15 @@ def test_completions_beside_the_promised_one_leave_the_longest_sample_its_pages(
     assert room.use(reservation, 3)
     store.available -= 3
     assert not room.use(reservation, 1)
+
+
+def test_what_a_sample_held_is_counted_until_it_ends() -> None:
+    room = room_beside_a_sample(available=10, held=2, longest=6)
+    (sample,) = room._samples
+    assert room.take_back(sample) == 2
+    assert room.free == 12
+    assert not room.admits(7)
+    room.grow(sample, 3)
+    room.remove_sample(sample)
+    assert room.free == 12
+    assert room.admits(12)

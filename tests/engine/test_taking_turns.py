@@ -13,6 +13,7 @@ import pytest
 
 from scoring_service.engine.events import CallFinished, SampleSlice, ScoreSlice
 from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.packed import planner, scheduler
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.models import tiny_model_path
@@ -320,3 +321,23 @@ def test_a_crowd_does_not_wait_for_all_that_are_alone(tiny_packed: LoadedModel) 
     finished(engine, 4)
     engine.submit(scores(3, prompts(1, 60)))
     assert finished(engine, 6) == [3]
+
+
+def test_a_step_with_a_thousand_waiting_calls_looks_at_each_a_few_times(
+    tiny_packed: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that wait for room it is the turn of one after another, all in one step."""
+    engine = engine_of(tiny_packed, pages=100, max_batch_tokens=1024)
+    for call_id in range(1000):
+        engine.submit(scores(call_id, prompts(1, 48)))
+    finished(engine, 2)
+    looks = 0
+
+    def counted(*arguments: float) -> scheduler.Place:
+        nonlocal looks
+        looks += 1
+        return scheduler.place(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(planner, "place", counted)
+    assert finished(engine, 1)
+    assert looks < 10 * 1000

@@ -10,9 +10,6 @@ from scoring_service.engine.packed.call_run import CallRun
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.sample_slots import SamplePlace, sample_places
-from scoring_service.engine.packed.store import SegmentStore
-
-Places = Mapping[SampleRun, SamplePlace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,6 @@ class FeedLimits:
 def take_feeds(
     ready: Sequence[CallRun],
     running: Iterable[CallRun],
-    store: SegmentStore,
     room: Room,
     limits: FeedLimits,
     on_bug: Callable[[CallRun, Exception], None],
@@ -36,8 +32,7 @@ def take_feeds(
     Args:
         ready: calls whose samples may go on.
         running: all calls, whose samples further behind give way where pages run out.
-        store: has the pages.
-        room: what of them is promised to nobody.
+        room: the pages.
         limits: of the step.
         on_bug: ends a call whose samples cannot go on.
     """
@@ -49,6 +44,8 @@ def take_feeds(
         if sample.begun and sample.token_ids
     ]
     waiting.sort(key=lambda pair: places[pair[1]])
+    last_holders = sorted((sample for sample in places if sample.pages), key=places.__getitem__)
+    """Samples that have pages, in the order in which they go on: the last gives way first."""
     feeds: list[tuple[CallRun, SampleRun, Feed]] = []
     ended: set[int] = set()
     """Calls that met a bug."""
@@ -60,7 +57,7 @@ def take_feeds(
         if run.call.call_id in ended:
             continue
         try:
-            if sample.pages_missing and not _make_room(sample, places, store, room):
+            if sample.pages_missing and not _make_room(sample, last_holders, places, room):
                 sample.wait()
                 continue
             new = sample.feeds(left)
@@ -76,33 +73,30 @@ def take_feeds(
     return feeds
 
 
-def _make_room(sample: SampleRun, places: Places, store: SegmentStore, room: Room) -> bool:
-    """Takes the pages that a sample misses, from samples behind it if it must."""
+def _make_room(
+    sample: SampleRun, holders: list[SampleRun], places: Mapping[SampleRun, SamplePlace], room: Room
+) -> bool:
+    """Takes the pages that a sample misses, from samples behind it if it must.
+
+    Args:
+        sample: misses pages.
+        holders: samples that had pages, in their order; those that give way are removed.
+        places: of all samples.
+        room: the pages.
+    """
     missing = sample.pages_missing
     left = room.free_for_samples(sample.call.priority)
-    if missing > left:
-        left = _take_back(missing, left, sample, places, store)
+    # They keep what they have if it is too few.
+    giving = 0
+    while missing > left and giving < len(holders):
+        giving += 1
+        other = holders[-giving]
+        if places[other] <= places[sample]:
+            break
+        left += len(other.pages)
     if missing > left:
         return False
-    sample.add_pages(store.take(missing))
+    for _ in range(giving):
+        room.take_back(holders.pop())
+    room.grow(sample, missing)
     return True
-
-
-def _take_back(
-    missing: int, left: int, sample: SampleRun, places: Places, store: SegmentStore
-) -> int:
-    """Pages that are there once samples behind it gave theirs; they keep them if it is too few."""
-    later = sorted(
-        (other for other in places if places[other] > places[sample] and other.pages),
-        key=lambda other: places[other],
-        reverse=True,
-    )
-    if missing > left + sum(len(other.pages) for other in later):
-        return left
-    for other in later:
-        if missing <= left:
-            break
-        pages = other.give_way()
-        store.give_back(pages)
-        left += len(pages)
-    return left

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
 from scoring_service.engine.packed.decoding import FeedLimits, take_feeds
 from scoring_service.engine.packed.pages import pages_for
-from scoring_service.engine.packed.reservation import Need, Room
+from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.running_calls import RunningCalls
 from scoring_service.engine.packed.scheduler import (
     Offer,
@@ -24,6 +24,7 @@ from scoring_service.engine.packed.segments import Piece, Segment
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.packed.step_plan import StepPlan
 from scoring_service.engine.packed.store import SegmentStore
+from scoring_service.engine.packed.waiting_line import WaitingLine
 from scoring_service.engine.page_budget import LEAST_STEP
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.peak_memory import answer_limit
@@ -62,7 +63,7 @@ class Planner:
                 plan = self._plan_on(weights, events)
                 if not plan.is_empty:
                     return plan
-            if self._first_waiting() is None:
+            if self._line().first() is None:
                 break
         return StepPlan()
 
@@ -99,13 +100,14 @@ class Planner:
     ) -> StepPlan:
         max_tokens = max(LEAST_STEP, self._settings.max_batch_tokens)
         running = self._calls.by_id.values()
-        first = self._first_waiting()
-        self._claim_for(first)
+        line = self._line()
+        first = line.first()
+        kept = _pages_kept(running)
+        self._claim_for(first, kept)
         # A token is left to scoring and prompts: with as many samples as tokens they would starve.
         feeds = take_feeds(
             ready,
             running,
-            self._store,
             self._room,
             FeedLimits(max_tokens - 1, self._settings.max_samples),
             on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
@@ -123,12 +125,13 @@ class Planner:
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
                 feeds = [feed for feed in feeds if feed[0] is not run]
-                first = self._first_waiting()
-                self._claim_for(first)
+                first = line.first()
+                self._claim_for(first, kept)
                 continue
+            line.add(run)
             if run is first or (run.waits_for is not None and self._room.asks_first):
-                first = self._first_waiting()
-                self._claim_for(first)
+                first = line.first()
+                self._claim_for(first, kept)
             sizes = _leading_sizes(run, budget)
             if sizes:
                 call = run.call
@@ -145,33 +148,21 @@ class Planner:
         run.fill(budget)
         run.waits_for = self._room.refused if run.is_waiting else None
 
-    def _first_waiting(self) -> CallRun | None:
-        """Of the calls that wait for room with nothing under way, whichever weights they run on."""
-        waiting = [
-            r for r in self._calls.by_id.values() if r.waits_for is not None and r.credit > 0
-        ]
-        return min(waiting, key=self._place, default=None)
+    def _line(self) -> WaitingLine:
+        return WaitingLine(self._calls.by_id, self._place)
 
     def _place(self, run: CallRun) -> Place:
         call, turn = run.call, self._settings.turn_tokens
         return place(call.priority, run.served, run.left, call.deadline, turn)
 
-    def _claim_for(self, first: CallRun | None) -> None:
+    def _claim_for(self, first: CallRun | None, kept: int) -> None:
+        """Lets others leave to a call what becomes free, if it can come to fit beside `kept`."""
         need = None if first is None else first.waits_for
         self._room.claim = None
-        if first is not None and need is not None and self._heeds_claims and self._may_be_had(need):
+        if first is None or need is None or not self._heeds_claims:
+            return
+        if need.pages <= self._store.pages - kept:
             self._room.claim = need, first.call.priority
-
-    def _may_be_had(self, need: Need) -> bool:
-        """Whether it fits beside what calls hold whose readers take nothing."""
-        ends = [
-            completion.end
-            for run in self._calls.by_id.values()
-            if run.credit <= 0
-            for completion in run.completions
-        ]
-        held = {id(segment): segment for end in ends for segment in end.chain()}
-        return need.pages <= self._store.pages - sum(len(s.pages) for s in held.values())
 
     def _take_units(
         self, shares: dict[int, Share]
@@ -231,6 +222,13 @@ def _companies(ready: list[CallRun]) -> list[list[CallRun]]:
         companies,
         key=lambda company: (-company[0].call.priority, min(run.waiting_since for run in company)),
     )
+
+
+def _pages_kept(running: Iterable[CallRun]) -> int:
+    """What calls hold whose readers take nothing."""
+    ends = [completion.end for run in running if run.credit <= 0 for completion in run.completions]
+    held = {id(segment): segment for end in ends for segment in end.chain()}
+    return sum(len(segment.pages) for segment in held.values())
 
 
 def _add_piece(pieces: dict[int, Piece], segment: Segment, tokens: int) -> None:

@@ -47,6 +47,10 @@ class Room:
         """Pages of completions that others of their groups began beside."""
         self._samples: dict[SampleRun, int] = {}
         """Samples under way -> the pages they may come to need."""
+        self._longest = 0
+        """The most that any of them may."""
+        self._held_by_samples = 0
+        """Pages that they have."""
         self.refused: Need | None = None
         """What was asked for last, if it cannot be had yet."""
         self.claim: tuple[Need, int] | None = None
@@ -78,12 +82,8 @@ class Room:
 
     def _fits(self, pages: int, sample_pages: int, beside: int = 0) -> bool:
         """Whether there is room once samples gave theirs back, for the longest of them as well."""
-        longest = max([sample_pages, *self._samples.values()])
+        longest = max(sample_pages, self._longest)
         return pages + longest + beside <= self.free + self._held_by_samples
-
-    @property
-    def _held_by_samples(self) -> int:
-        return sum(len(sample.pages) for sample in self._samples)
 
     def free_for_samples(self, priority: int) -> int:
         """Pages that samples of a priority may grow into."""
@@ -151,9 +151,28 @@ class Room:
         self._promised -= reservation.pages - (reservation.used or 0)
 
     def add_sample(self, sample: SampleRun, pages: int) -> None:
-        """A sample is under way that may come to need so many pages."""
+        """A sample is under way that may come to need so many pages, and has none yet."""
         self._samples[sample] = pages
+        self._longest = max(self._longest, pages)
+
+    def grow(self, sample: SampleRun, pages: int) -> None:
+        """A sample takes so many pages.
+
+        Raises:
+            IndexError: there are not enough.
+        """
+        sample.add_pages(self._store.take(pages))
+        self._held_by_samples += pages
+
+    def take_back(self, sample: SampleRun) -> int:
+        """A sample gives its pages back, and forgets the keys in them; how many there were."""
+        pages = sample.give_way()
+        self._store.give_back(pages)
+        self._held_by_samples -= len(pages)
+        return len(pages)
 
     def remove_sample(self, sample: SampleRun) -> None:
-        """A sample ended."""
-        self._samples.pop(sample, None)
+        """A sample ended, and gives back what it has."""
+        self.take_back(sample)
+        if self._samples.pop(sample, 0) == self._longest:
+            self._longest = max(self._samples.values(), default=0)

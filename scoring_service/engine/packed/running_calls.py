@@ -104,9 +104,8 @@ class RunningCalls:
     def end_sample(self, run: CallRun, sample: SampleRun) -> None:
         """It drew its last token."""
         run.samples.remove(sample)
-        self._store.give_back(sample.give_way())
-        self._store.release(sample.prompt_end)
         self._room.remove_sample(sample)
+        self._store.release(sample.prompt_end)
         self._slots.end(sample.call)
 
     def fail_completion(self, completion: CompletionRun, fault: Fault) -> CallEvent:
