@@ -116,13 +116,25 @@ def _fetched(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
-def cut_rows(block: RowBlock, start: int, stop: int, next_token: bool = False) -> RowBlock:
-    """Rows start … stop - 1 of a block; with `next_token`, the last has no realised token."""
+def cut_rows(
+    block: RowBlock, start: int, stop: int, next_token: bool = False, copy: bool = False
+) -> RowBlock:
+    """Rows start … stop - 1 of a block.
+
+    Args:
+        block: arrays of [rows, ...].
+        start: see above.
+        stop: see above.
+        next_token: whether the last has no realised token.
+        copy: whether they get memory of their own; else they are views.
+    """
     arrays = {
         name: value[start : stop - next_token if name in _REALISED else stop]
         for name, value in _arrays(block).items()
         if value is not None
     }
+    if copy:
+        arrays = {name: value.copy() for name, value in arrays.items()}
     return replace(block, rows=stop - start, **arrays)
 
 

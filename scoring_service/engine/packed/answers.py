@@ -23,7 +23,7 @@ def answer_scores(
     Args:
         model: whose head it is.
         states: the step's table, [S, H].
-        wanted: rows, those of one call and one processing side by side.
+        wanted: rows, those of one kind side by side.
         calls: that they belong to.
     """
     slices: list[ScoreSlice] = []

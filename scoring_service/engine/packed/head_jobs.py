@@ -20,7 +20,7 @@ from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.staging import staged
-from scoring_service.types import Int32Array, RowBlock
+from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
 """A completion, indices of its rows, and their numbers or why there are none."""
@@ -35,7 +35,7 @@ def score_rows(
         head: makes logits of states.
         kernels: what reads them on a CPU, if there is anything.
         states: the step's table of states, [S, H].
-        wanted: rows, those of one call and one processing side by side.
+        wanted: rows, those of one `score_kind` side by side.
     """
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
@@ -45,7 +45,7 @@ def score_rows(
         last = min(first + tile, len(places))
         product_T_V = head.product(states[index[first:last]])
         inside = [span for span in spans if span[1] < last and span[2] > first]
-        for _, members in groupby(inside, key=lambda span: _kind(span[0])):
+        for _, members in groupby(inside, key=lambda span: score_kind(span[0])):
             pieces = [(r, max(a, first), min(b, last), a) for r, a, b in members]
             yield from _blocks(head, product_T_V, first, pieces, kernels)
         del product_T_V  # before the next one is made
@@ -60,11 +60,11 @@ def _spans(wanted: Sequence[ScoreRows]) -> list[tuple[ScoreRows, int, int]]:
     return spans
 
 
-def _kind(rows: ScoreRows) -> tuple[int, int, int]:
-    """Rows of one kind are computed together."""
+def score_kind(rows: ScoreRows) -> tuple[Processing, RowWants, int]:
+    """Rows of one kind are computed together, whichever calls they belong to."""
     candidates = rows.run.task.candidate_ids
     width = -1 if candidates is None else candidates.shape[1]
-    return rows.run.call.call_id, rows.run.group.processing_index, width
+    return rows.run.group.processing, rows.run.call.wants, width
 
 
 _Piece = tuple[ScoreRows, int, int, int]
@@ -139,11 +139,13 @@ def _block(
         run.call.wants,
         candidates,
     )
+    # Results of several calls are not sent at the same time: each has memory of its own.
+    shared = any(r.run.call is not run.call for r, _, _, _ in pieces)
     return [
         (
             r.run,
             r.rows[x - o : y - o],
-            cut_rows(block, x - first, y - first, next_token=bool(ids[-1] < 0)),
+            cut_rows(block, x - first, y - first, next_token=bool(ids[-1] < 0), copy=shared),
         )
         for (r, x, y, o), ids in zip(pieces, realised, strict=True)
     ]
@@ -160,8 +162,7 @@ def draw_samples(
     Args:
         head: makes logits of states.
         states: the step's table of states, [S, H].
-        wanted: samples with the place of their state; those of one call and one processing side
-            by side.
+        wanted: samples with the place of their state; those of one `sample_kind` side by side.
         kernels: what reads logits on a CPU, if there is anything.
     """
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
@@ -198,6 +199,6 @@ def _draw(
         yield from zip(samples[a:b], drawn, strict=True)
 
 
-def sample_kind(sample: SampleRun) -> tuple[int, int]:
-    """Samples of one kind are drawn together."""
-    return sample.call.call_id, sample.task.processing_index
+def sample_kind(sample: SampleRun) -> tuple[Processing, int, bool]:
+    """Samples of one kind are drawn together, whichever calls they belong to."""
+    return sample.task.processing, sample.call.top_logprobs, sample.watch.bans_stops

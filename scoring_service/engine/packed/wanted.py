@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scoring_service.engine.packed.head_jobs import sample_kind
+from scoring_service.engine.packed.alike import side_by_side
+from scoring_service.engine.packed.head_jobs import sample_kind, score_kind
 from scoring_service.engine.packed.running_calls import RunningCalls
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import ScoreRows
@@ -11,7 +12,7 @@ from scoring_service.engine.packed.step_plan import StepPlan
 
 
 def rows_to_score(plan: StepPlan, table: StateTable, calls: RunningCalls) -> list[ScoreRows]:
-    """Rows of completions, those of one call and one processing side by side."""
+    """Rows of completions, those of one kind side by side."""
     wanted = []
     for _, unit in plan.units:
         run = unit.completion
@@ -28,14 +29,15 @@ def rows_to_score(plan: StepPlan, table: StateTable, calls: RunningCalls) -> lis
                 # Row i comes from the state one position earlier.
                 offset = row - 1 - (piece.start - run.prompt_end.stop)
                 wanted.append(ScoreRows(run, rows, [offset + int(r) for r in rows]))
-    wanted.sort(key=lambda rows: (rows.run.call.call_id, rows.run.group.processing_index))
-    return wanted
+    return side_by_side(wanted, score_kind)
 
 
 def samples_to_draw(
     plan: StepPlan, table: StateTable, first_feed: int
 ) -> list[tuple[SampleRun, int]]:
     """Samples that draw their next token, each with the place of the state that it comes from.
+
+    Those of one kind are side by side.
 
     Args:
         plan: the step.
@@ -49,4 +51,4 @@ def samples_to_draw(
     for place, (_, sample, _) in enumerate(plan.feeds, first_feed):
         if sample.can_draw:
             places[sample] = place  # of its last token
-    return sorted(places.items(), key=lambda pair: sample_kind(pair[0]))
+    return side_by_side(places.items(), lambda pair: sample_kind(pair[0]))
