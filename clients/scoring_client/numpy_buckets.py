@@ -141,8 +141,9 @@ def _at(
         raise ValueError(f"an id is {ids_N_M.max()}, the student has {vocab}")
     there_N_M, row_N_1 = ids_N_M >= 0, np.arange(rows)[:, None]
     listed_N_V = np.zeros(q_N_V.shape, dtype=bool)
-    np.logical_or.at(listed_N_V, (row_N_1, np.maximum(ids_N_M, 0)), there_N_M)
-    return np.where(there_N_M, q_N_V[row_N_1, ids_N_M], -np.inf), listed_N_V
+    places_N_M = np.maximum(ids_N_M, 0)  # any negative id is none, however small
+    np.logical_or.at(listed_N_V, (row_N_1, places_N_M), there_N_M)
+    return np.where(there_N_M, q_N_V[row_N_1, places_N_M], -np.inf), listed_N_V
 
 
 def _less(
