@@ -26,10 +26,10 @@ from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.aio_channel import telling_closed
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.endpoint import Pem, call_metadata, endpoint
-from scoring_client.errors import DeadlineError
+from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.lifecycle import AsyncClient, given
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
-from scoring_client.retry import countdown, growing_pauses
+from scoring_client.retry import LONGEST_LOOK, countdown, growing_pauses, not_come
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions
@@ -210,16 +210,25 @@ class AsyncAdminClient(AsyncClient):
             model: Name of the model; default: the client's.
 
         Raises:
-            DeadlineError: it did not come in time.
+            DeadlineError: it did not come in time, or the server did not answer; the message has
+                what was said last.
             ScoringError: see ``scoring_client.errors``.
         """
+        last: ScoringError | None = None
         for left, pause in countdown(timeout, growing_pauses()):
             call = get_weights_call(self._settings, model, list_tensors=False)
-            info = await self._unary(call.within(left))
-            if info.version >= version:
-                return info
+            try:
+                info = await self._unary(call.within(min(left, LONGEST_LOOK)))
+            except NoTlsError:
+                raise
+            except (UnavailableError, DeadlineError) as error:
+                last = error
+            else:
+                if info.version >= version:
+                    return info
+                last = None
             await asyncio.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout} s")
+        raise not_come(version, timeout, last) from last
 
     async def abort_update(self, update_id: str = "", *, model: str | None = None) -> WeightUpdate:
         """Give up an update that is not committed yet, and return how it ended.

@@ -21,10 +21,12 @@ from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
 from scoring_client.retry import (
+    LONGEST_LOOK,
     Attempts,
     RetryPolicy,
     countdown,
     growing_pauses,
+    not_come,
     not_ready,
     time_limit,
 )
@@ -139,7 +141,7 @@ class ScoringClient(BlockingClient):
         last: ScoringError | None = None
         for left, pause in countdown(timeout, repeat(READY_POLL_SECONDS)):
             try:
-                return self.model_info(model, timeout=min(left, 5.0))
+                return self.model_info(model, timeout=min(left, LONGEST_LOOK))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
@@ -203,8 +205,10 @@ class ScoringClient(BlockingClient):
     ) -> ModelInfo:
         """Wait until the server answers from this version of the weights, or a later one.
 
-        To have one call wait, give it ``expect=Expect(min_weight_version=…)`` instead. Of several
-        servers behind the target this asks one after the other, whichever gRPC picks.
+        A server that loads, starts again, or has yet to be given weights has not got it yet. To
+        have one call wait, give it ``expect=Expect(min_weight_version=…)`` instead. Of several
+        servers behind the target this asks one after the other, whichever gRPC picks, and returns
+        when one of them has it.
 
         Args:
             version: Least version.
@@ -212,15 +216,24 @@ class ScoringClient(BlockingClient):
             model: Name of the model; default: the client's.
 
         Raises:
-            DeadlineError: it did not come in time.
-            UnavailableError: no server answered.
+            DeadlineError: it did not come in time, or no server answered; the message has what was
+                said last.
+            NoTlsError: at once, where the server speaks no TLS and the client does.
         """
+        last: ScoringError | None = None
         for left, pause in countdown(timeout, growing_pauses()):
-            info = self.model_info(model, timeout=left)
-            if info.weight_version >= version:
-                return info
+            try:
+                info = self.model_info(model, timeout=min(left, LONGEST_LOOK))
+            except NoTlsError:
+                raise
+            except (UnavailableError, DeadlineError) as error:
+                last = error
+            else:
+                if info.weight_version >= version:
+                    return info
+                last = None
             time.sleep(pause)
-        raise DeadlineError(f"version {version} did not come within {timeout} s")
+        raise not_come(version, timeout, last) from last
 
     def score(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]

@@ -7,11 +7,16 @@ log r = trainer - sampler at tokens that the sampler drew. Needs torch;
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+Lengths = Sequence[int] | Tensor
+"""How many tokens each sequence has."""
 
 RatioLevel = Literal["token", "sequence", "sequence_mean"]
 
@@ -32,17 +37,23 @@ class MismatchKL:
     k3: Tensor
     """Mean of r - 1 - log r, 0-d."""
     max_k1: Tensor
-    """Largest |log r| at each position: over all dimensions but the last, [T]; 0 where the mask
-    leaves nothing."""
+    """Largest |log r| at each position: over all dimensions but the last, [T], or over sequences
+    laid end to end whose ``lengths`` were given, [longest]; 0 where the mask leaves nothing."""
     max_k2: Tensor
-    """Largest (log r)² / 2 at each position, [T]."""
+    """Largest (log r)² / 2 at each position."""
     max_k3: Tensor
-    """Largest r - 1 - log r at each position, [T]."""
+    """Largest r - 1 - log r at each position."""
     tokens: Tensor
     """How many tokens were compared, 0-d."""
 
 
-def mismatch_kl(trainer: Tensor, sampler: Tensor, mask: Tensor | None = None) -> MismatchKL:
+def mismatch_kl(
+    trainer: Tensor,
+    sampler: Tensor,
+    mask: Tensor | None = None,
+    *,
+    lengths: Lengths | None = None,
+) -> MismatchKL:
     """Compare the trainer's log-probs of drawn tokens with the sampler's.
 
     Computed in the wider type of the two, float32 at least.
@@ -51,9 +62,12 @@ def mismatch_kl(trainer: Tensor, sampler: Tensor, mask: Tensor | None = None) ->
         trainer: [..., T], such as ``processed_logprobs`` of the trainer's logits.
         sampler: [..., T], the sampler's ``processed_logprobs``.
         mask: bool or 0 and 1, [..., T]; what is masked may hold anything.
+        lengths: Tokens of each of the sequences laid end to end in [T]: the maxima are then over
+            sequences, at each position within them, [longest].
 
     Raises:
-        ValueError: the shapes differ, or there is no token to compare.
+        ValueError: the shapes differ, the lengths do not add up to T, or there is no token to
+            compare.
     """
     log_ratio, wanted = _log_ratio(trainer, sampler, mask)
     count = wanted.sum()
@@ -63,8 +77,12 @@ def mismatch_kl(trainer: Tensor, sampler: Tensor, mask: Tensor | None = None) ->
     # r - 1 by expm1: near r = 1, where it matters, r - 1 - log r would be rounding alone.
     k3 = torch.expm1(log_ratio) - log_ratio
     columns = log_ratio.shape[-1] if log_ratio.ndim else 1
+    counts = None if lengths is None else _checked(lengths, log_ratio)
 
     def worst(values: Tensor) -> Tensor:
+        if counts is not None:
+            # None of them is below 0, so that rows of 0 stand for what a shorter sequence lacks.
+            return pad_sequence(list(values.split(counts)), batch_first=True).amax(dim=0)
         return values.reshape(-1, columns).amax(dim=0)
 
     return MismatchKL(
@@ -85,6 +103,7 @@ def importance_ratios(
     *,
     level: RatioLevel = "token",
     cap: float | None = None,
+    lengths: Lengths | None = None,
 ) -> Tensor:
     """Return r = p_trainer / p_sampler of drawn tokens; differentiable in the trainer.
 
@@ -97,17 +116,21 @@ def importance_ratios(
         level: ``token``: [..., T]. ``sequence``: the product over T, [...]. ``sequence_mean``: its
             geometric mean over the tokens that count (GSPO), [...].
         cap: Largest ratio (truncated importance sampling); where it holds there is no gradient.
+        lengths: Tokens of each of the B sequences laid end to end in [T], as ``row_settings`` takes
+            them: the ratios of sequences are then [B]. Without it, [T] is one sequence.
 
     Raises:
-        ValueError: the shapes differ, the level is unknown, or cap <= 0.
+        ValueError: the shapes differ, the level is unknown, cap <= 0, or the lengths do not add up
+            to T.
     """
     if cap is not None and not cap > 0:
         raise ValueError(f"cap must be above 0, got {cap}")
     log_ratio, wanted = _log_ratio(trainer, sampler, mask)
+    counts = None if lengths is None else _checked(lengths, log_ratio)
     if level == "sequence":
-        log_ratio = log_ratio.sum(dim=-1)
+        log_ratio = _sums(log_ratio, counts)
     elif level == "sequence_mean":
-        log_ratio = log_ratio.sum(dim=-1) / wanted.sum(dim=-1).clamp(min=1)
+        log_ratio = _sums(log_ratio, counts) / _sums(wanted, counts).clamp(min=1)
     elif level != "token":
         raise ValueError(f'level must be "token", "sequence" or "sequence_mean", got {level!r}')
     if cap is None:
@@ -115,6 +138,26 @@ def importance_ratios(
     # The logarithm is capped, not the ratio: 0 times the gradient of a ratio that overflows is NaN.
     capped = log_ratio > math.log(cap)
     return log_ratio.masked_fill(capped, 0.0).exp().masked_fill(capped, cap)
+
+
+def _checked(lengths: Lengths, flat: Tensor) -> list[int]:
+    """Lengths of sequences that are laid end to end."""
+    counts = [int(length) for length in lengths]
+    if flat.ndim != 1:
+        raise ValueError(f"lengths divide a tensor of one dimension, [T], not {list(flat.shape)}")
+    if min(counts, default=0) < 0 or sum(counts) != len(flat):
+        raise ValueError(
+            f"{len(counts)} lengths, which add up to {sum(counts)}, for {len(flat)} tokens"
+        )
+    return counts
+
+
+def _sums(values: Tensor, counts: list[int] | None) -> Tensor:
+    """Over the last dimension, or over each of the sequences laid end to end."""
+    if counts is None:
+        return values.sum(dim=-1)
+    # A sum of each, rather than differences of running ones: those would round by the whole batch.
+    return torch.stack([part.sum() for part in values.split(counts)]) if counts else values
 
 
 def _log_ratio(trainer: Tensor, sampler: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

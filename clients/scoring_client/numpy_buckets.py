@@ -63,21 +63,17 @@ def top_k_buckets(
     if (candidate_ids is None) != (candidate_logprobs is None):
         raise ValueError("candidate_ids and candidate_logprobs go together")
     q_N_V = np.asarray(student_logprobs, dtype=np.float64)
-    tail_N = np.asarray(-np.inf if log_tail_masses is None else log_tail_masses, dtype=np.float64)
+    tail_N = np.asarray(log_tail_masses, dtype=np.float64) if tail == "bucket" else None
     ids_N_M = np.asarray(token_ids)
     p_N_M = np.where(ids_N_M >= 0, np.asarray(teacher_logprobs, dtype=np.float64), -np.inf)
     if candidate_ids is not None:
-        used_N_C = _first_seen(ids_N_M, np.asarray(candidate_ids))
-        taken_N_C = np.where(used_N_C, np.asarray(candidate_logprobs, dtype=np.float64), -np.inf)
-        if tail == "bucket":
-            tail_N, resolved_N = _less(tail_N, taken_N_C)
-            used_N_C &= resolved_N[:, None]
-        ids_N_M = np.concatenate([ids_N_M, np.where(used_N_C, candidate_ids, -1)], axis=1)
-        p_N_M = np.concatenate([p_N_M, np.where(used_N_C, taken_N_C, -np.inf)], axis=1)
+        more_N_C = np.asarray(candidate_ids)
+        logprobs_N_C = np.asarray(candidate_logprobs, dtype=np.float64)
+        ids_N_M, p_N_M, tail_N = _joined(ids_N_M, p_N_M, more_N_C, logprobs_N_C, tail_N)
     q_N_M, listed_N_V = _at(q_N_V, ids_N_M)
     if tail == "renormalize":
         return _scaled_to_one(p_N_M), _scaled_to_one(q_N_M)
-    if tail == "drop":
+    if tail_N is None:
         return p_N_M, q_N_M
     with np.errstate(divide="ignore"):
         q_tail_N = np.log(np.where(listed_N_V, 0.0, np.exp(q_N_V)).sum(axis=1))
@@ -85,6 +81,24 @@ def top_k_buckets(
         np.concatenate([p_N_M, tail_N[:, None]], axis=1),
         np.concatenate([q_N_M, q_tail_N[:, None]], axis=1),
     )
+
+
+def _joined(
+    ids_N_K: npt.NDArray[Any],
+    p_N_K: Float64Array,
+    more_N_C: npt.NDArray[Any],
+    logprobs_N_C: Float64Array,
+    tail_N: Float64Array | None,
+) -> tuple[npt.NDArray[Any], Float64Array, Float64Array | None]:
+    """The list with the candidates outside it, and the tail less what those took out of it."""
+    used_N_C = _first_seen(ids_N_K, more_N_C)
+    taken_N_C = np.where(used_N_C, logprobs_N_C, -np.inf)
+    if tail_N is not None:
+        tail_N, resolved_N = _less(tail_N, taken_N_C)
+        used_N_C &= resolved_N[:, None]
+    ids_N_M = np.concatenate([ids_N_K, np.where(used_N_C, more_N_C, -1)], axis=1)
+    p_N_M = np.concatenate([p_N_K, np.where(used_N_C, taken_N_C, -np.inf)], axis=1)
+    return ids_N_M, p_N_M, tail_N
 
 
 def union_with_floor(
@@ -141,8 +155,9 @@ def _at(
         raise ValueError(f"an id is {ids_N_M.max()}, the student has {vocab}")
     there_N_M, row_N_1 = ids_N_M >= 0, np.arange(rows)[:, None]
     listed_N_V = np.zeros(q_N_V.shape, dtype=bool)
-    np.logical_or.at(listed_N_V, (row_N_1, np.maximum(ids_N_M, 0)), there_N_M)
-    return np.where(there_N_M, q_N_V[row_N_1, ids_N_M], -np.inf), listed_N_V
+    places_N_M = np.maximum(ids_N_M, 0)  # any negative id is none, however small
+    np.logical_or.at(listed_N_V, (row_N_1, places_N_M), there_N_M)
+    return np.where(there_N_M, q_N_V[row_N_1, places_N_M], -np.inf), listed_N_V
 
 
 def _less(

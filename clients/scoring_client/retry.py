@@ -34,6 +34,8 @@ _LONGEST_TIMEOUT = 1e9
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.25
 _SHORTEST_LOOK = 0.01
+LONGEST_LOOK = 5.0
+"""Seconds of one question of a wait: whoever does not answer may answer the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,19 @@ def not_ready(timeout: float | None, last: ScoringError | None) -> UnavailableEr
     """Return the error of a wait for a server: how long it was, and what was said last."""
     said, code = ("", None) if last is None else (f": {last}", last.code)
     return UnavailableError(f"no server was ready within {timeout} s{said}", code=code)
+
+
+def not_come(version: int, timeout: float | None, last: ScoringError | None) -> DeadlineError:
+    """Return the error of a wait for weights: how long it was, and what was said last.
+
+    Args:
+        version: Of the weights.
+        timeout: Seconds that it was given.
+        last: How the last look failed; None = it was answered, with an earlier version.
+    """
+    said = "" if last is None else f": {last}"
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    return DeadlineError(f"version {version} did not come within {timeout} s{said}", code=code)
 
 
 def growing_pauses() -> Iterator[float]:

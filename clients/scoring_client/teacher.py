@@ -90,7 +90,8 @@ def teacher_rows(
     parts = list(scores)
     for part in parts:
         if part.error is not None:
-            raise ValueError(f"completion {part.completion_index} failed: {part.error}")
+            place = f"groups[{part.group_index}].completions[{part.completion_index}]"
+            raise ValueError(f"{place} failed: {part.error}")
 
     def joined(name: str, dtype: torch.dtype) -> Tensor:
         arrays = [getattr(part, name) for part in parts]

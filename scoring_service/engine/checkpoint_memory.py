@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from math import prod
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from scoring_service.engine.weight_memory import Layout
 from scoring_service.types import TensorSpec
@@ -55,10 +56,25 @@ def loading_bytes(model: str, specs: tuple[TensorSpec, ...], layout: Layout) -> 
 
 def _tensors_of(path: Path) -> dict[str, str]:
     """Element types by the names of tensors in a folder's safetensors files."""
-    found = {}
+    found: dict[str, str] = {}
     for file in path.glob("*.safetensors") if path.is_dir() else ():
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-                dtype = tensors.get_slice(name).get_dtype()
-                found[name] = _SAFETENSORS.get(dtype, dtype)
+        # A folder may hold others than the model's: an adapter that is being written, say. Whether
+        # one that cannot be read is missed is for who loads the model to judge.
+        with contextlib.suppress(SafetensorError, OSError):
+            found |= _tensors_in(file)
+    return found
+
+
+def _tensors_in(file: Path) -> dict[str, str]:
+    """Element types by the names of tensors.
+
+    Raises:
+        SafetensorError: it is cut short, or none of that kind.
+        OSError: it cannot be read.
+    """
+    found = {}
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+            dtype = tensors.get_slice(name).get_dtype()
+            found[name] = _SAFETENSORS.get(dtype, dtype)
     return found

@@ -6,6 +6,8 @@ by one are one tensor of the model. Trainers of other frameworks have the checkp
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -19,13 +21,41 @@ _PROBE = (4, 6, 6, 6)
 """Extents, after the first, of what stands for a tensor: enough to tell a transposition."""
 
 
-def with_checkpoint_names(network: Any, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Adds to tensors the names that they, or the parts they consist of, have in a checkpoint."""
-    return tuple(replace(spec, checkpoint_names=_checkpoint_names(network, spec)) for spec in specs)
+class _IrreversibleError(Exception):
+    """transformers does not say what a tensor was made of."""
+
+
+def with_checkpoint_names(
+    network: Any, specs: tuple[TensorSpec, ...], on_stage: Callable[[str], None]
+) -> tuple[TensorSpec, ...]:
+    """Adds to tensors the names that they, or the parts they consist of, have in a checkpoint.
+
+    Args:
+        network: transformers' own.
+        specs: its tensors.
+        on_stage: is told once of those whose names in a checkpoint could not be found out.
+    """
+    named, unnamed = [], []
+    for spec in specs:
+        try:
+            named.append(replace(spec, checkpoint_names=_checkpoint_names(network, spec)))
+        except _IrreversibleError as error:
+            named.append(spec)
+            unnamed.append(f"{spec.name}: {error}")
+    if unnamed:
+        on_stage(
+            f"{len(unnamed)} of {len(specs)} tensors have no name but the model's own: how they "
+            f"are loaded could not be reversed, of {unnamed[0]}"
+        )
+    return tuple(named)
 
 
 def _checkpoint_names(network: Any, spec: TensorSpec) -> tuple[str, ...]:
-    """In the order in which their bytes make the tensor; empty where it is saved as it is."""
+    """In the order in which their bytes make the tensor; empty where it is saved as it is.
+
+    Raises:
+        _IrreversibleError: they cannot be found out for this tensor alone.
+    """
     extents = (*spec.shape[:1], *map(min, spec.shape[1:], _PROBE))
     try:
         whole = revert_weight_conversion(
@@ -36,8 +66,9 @@ def _checkpoint_names(network: Any, spec: TensorSpec) -> tuple[str, ...]:
         probe = revert_weight_conversion(
             network, {spec.name: torch.arange(prod(extents)).reshape(extents)}
         )
-    except Exception:  # noqa: BLE001 - those of many operations have no common base
-        return ()  # one that cannot be reversed for this tensor alone: it has its own name only
+    except Exception as error:  # those of many operations have no common base
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+        raise _IrreversibleError(reason) from error
     if whole.keys() != probe.keys() or not all(part.numel() for part in probe.values()):
         return ()
     names = sorted(probe, key=lambda name: int(probe[name].flatten()[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def describe(
     no_kernels: str,
     max_sequence_tokens: int,
     deterministic: bool,
+    on_stage: Callable[[str], None],
 ) -> EngineInfo:
     """Everything but its tokenizer and the time that it took.
 
@@ -34,6 +36,7 @@ def describe(
         no_kernels: why it has no C++ kernels, to stand behind the path's reason.
         max_sequence_tokens: of the longest sequence.
         deterministic: whether equal requests get equal bits.
+        on_stage: is told what cannot be said of it.
 
     Raises:
         RuntimeError: its weights are not named yet.
@@ -63,7 +66,7 @@ def describe(
         eos_token_ids=eos_token_ids(generation, network.config.get_text_config(), head.vocab_size),
         max_batch_tokens=_PLAIN_BATCH_TOKENS if settings is None else settings.max_batch_tokens,
         generation_config=explicit_settings(generation),
-        tensors=() if slots is None else with_checkpoint_names(network, slots.specs),
+        tensors=() if slots is None else with_checkpoint_names(network, slots.specs, on_stage),
         limits=None if packed is None else packed.limits,
     )
 

@@ -256,12 +256,14 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class BugMet:
-    """A call failed by a bug of the engine, or of the model's own code, and will be told so.
+    """A call or an update failed by a bug of the engine, or of the model's own code, and will be
+    told so.
 
     An event rather than a line of the worker's own: the process that serves gRPC writes the log.
     """
 
     request_id: str
+    """Of the call; empty where it was an update."""
     traceback: str
     """Without variables."""
 

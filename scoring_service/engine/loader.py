@@ -89,6 +89,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
             no_kernels=no_kernels,
             max_sequence_tokens=_longest(limit, path.packed, config),
             deterministic=head_is_deterministic and path.deterministic,
+            on_stage=on_stage,
         ),
         tokenizer_json=tokenizer_json,
         tokenizer_reason=no_tokenizer,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
+from scoring_service.engine.bugs import bug_message
 from scoring_service.engine.events import (
     CallEvent,
     CallFailed,
@@ -140,7 +141,7 @@ class Runner:
         else:
             self._log_bug(running.call, error)
             self.is_sound = not self._device_is_lost()
-            fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+            fault = Fault(Reason.INTERNAL_ERROR, bug_message(error))
         return CallFailed(call_id, fault)
 
     def _expire(self) -> list[CallEvent]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import queue
-import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from scoring_service.engine.bugs import bug_message, bug_met
 from scoring_service.engine.events import (
     ApplyWeights,
-    BugMet,
     CacheFlushed,
     CallEvent,
     CallFailed,
@@ -39,9 +38,6 @@ from scoring_service.errors import ConfigurationError, Fault, Reason
 from scoring_service.types import Call, EngineConfig
 
 Send = Callable[[Event], None]
-
-_MOST_TRACEBACK = 1 << 14
-"""Characters of a traceback, from its end."""
 
 
 def run_worker(
@@ -180,7 +176,7 @@ def _submit(
     except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
         log_bug(command.call, error)
         runner.cancel(call_id)
-        fault = Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+        fault = Fault(Reason.INTERNAL_ERROR, bug_message(error))
         send(CallFailed(call_id, fault))
         return
     if command.credit is not None:
@@ -188,5 +184,4 @@ def _submit(
 
 
 def _tell_bug(send: Send, call: Call, error: BaseException) -> None:
-    text = "".join(traceback.format_exception(error)).rstrip()
-    send(BugMet(call.request_id, text[-_MOST_TRACEBACK:]))
+    send(bug_met(error, call.request_id))

@@ -15,10 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from scoring_service.engine.bugs import bug_message, bug_met
 from scoring_service.engine.digest import tensor_line
 from scoring_service.engine.events import (
     LOADED,
     ApplyWeights,
+    BugMet,
     FillWeights,
     StageWeights,
     WeightEvent,
@@ -59,7 +61,7 @@ class WeightStore:
         send: takes events, from any thread.
     """
 
-    def __init__(self, loaded: LoadedModel, send: Callable[[WeightEvent], None]) -> None:
+    def __init__(self, loaded: LoadedModel, send: Callable[[WeightEvent | BugMet], None]) -> None:
         self._model = loaded.model
         self._info = loaded.info
         self._identify = loaded.numerics_id
@@ -96,8 +98,8 @@ class WeightStore:
         def run() -> None:
             try:
                 _fill(command, source)
-            except (OSError, RuntimeError) as error:
-                self._send(WeightsFailed(command.weights, f"{type(error).__name__}: {error}"))
+            except Exception as error:  # noqa: BLE001 - a thread that only ended would be waited for
+                self._tell_failed(command.weights, error)
             else:
                 self._send(WeightsFilled(command.weights))
 
@@ -163,10 +165,18 @@ class WeightStore:
                 staging.tensors.clear()
         except _AbandonedError:
             return
-        except (OSError, RuntimeError, MemoryError) as error:
-            self._send(WeightsFailed(command.weights, f"{type(error).__name__}: {error}"))
+        except Exception as error:  # noqa: BLE001 - a thread that only ended would be waited for
+            self._tell_failed(command.weights, error)
             return
         self._tell_staged(staging, usable=beside)
+
+    def _tell_failed(self, weights: int, error: Exception) -> None:
+        if isinstance(error, OSError | RuntimeError | MemoryError):
+            message = f"{type(error).__name__}: {error}"
+        else:
+            self._send(bug_met(error))
+            message = bug_message(error)
+        self._send(WeightsFailed(weights, message))
 
     def _tell_staged(self, staging: _Staging, *, usable: bool) -> None:
         digest = staging.digest

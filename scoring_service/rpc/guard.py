@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, topk_pb2
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool.readiness import PoolState
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import check_context, check_expectations, new_request_id
@@ -122,12 +123,13 @@ class Guard:
         began = time.monotonic()
         # The caller's own clock ends the call too, and would not say what it waited for.
         until = caller.deadline - min(_LAST_WORD_SECONDS, (caller.deadline - began) / 10)
-        while (actual := served.view.info.weight_version) < version:
+        while (actual := _answering_version(served)) is None or actual < version:
             now = time.monotonic()
             if now >= until:
+                found = "was given none yet" if actual is None else f"is at {actual}"
                 message = (
-                    f"waited {now - began:.3g} s for weight version >= {version}; the server is "
-                    f"at {actual}"
+                    f"waited {now - began:.3g} s for weight version >= {version}; the server "
+                    f"{found}"
                 )
                 raise ServiceError(Fault(Reason.DEADLINE_EXCEEDED, message))
             try:
@@ -148,6 +150,17 @@ def _check_room(served: ServedModel, request: Any, client: str) -> None:
     if room < math.inf and view is not None:
         least = max(1, least_tokens(request, view, enough=int(room) + 1))
     served.pool.check_room(client, least)
+
+
+def _answering_version(served: ServedModel) -> int | None:
+    """Of the weights that answer; None while the server waits for the first that may.
+
+    Raises:
+        ServiceError: LOADING, CRASH_LOOP or DRAINING.
+    """
+    if served.pool.state is PoolState.AWAITING_WEIGHTS:
+        return None
+    return served.view.info.weight_version
 
 
 def rpc_name(request: Message) -> str:

@@ -728,6 +728,9 @@ def test_the_other_calls(admin):
         assert admin(server.target, "wait_for_version", 7).version == 7
         with pytest.raises(TimeoutError):
             admin(server.target, "wait_for_version", 8, timeout=0.05)
+    # A server that is being started again will have its version, once somebody pushes it.
+    with pytest.raises(TimeoutError, match=r"version 8 did not come within 0\.2 s: "):
+        admin(server.target, "wait_for_version", 8, timeout=0.2)
 
 
 def test_drain_is_sent_by_the_call_and_waits(admin):

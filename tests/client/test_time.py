@@ -309,3 +309,17 @@ def test_waiting_for_a_version(ask):
         later.join()
         with pytest.raises(DeadlineError):
             ask(server.target, "wait_for_version", 8, 0.05)
+
+
+def test_waiting_for_a_version_of_a_server_that_starts(ask):
+    """It refuses until it was given weights: that is what the wait is for."""
+    client = {"channel_options": NO_GRPC_RETRIES}
+    awaiting = Fault(message="it waits for weights", reason="AWAITING_WEIGHTS")
+    with ToyServer(unary_faults=[awaiting] * 6, version=3) as server:
+        info = ask(server.target, "wait_for_version", 3, 20, client=client)
+        assert info.weight_version == 3
+        assert len(server.metadata) == 7
+    with ToyServer(unary_faults=[awaiting] * 1000) as server:
+        refused = r"version 3 did not come within 0\.2 s: it waits for weights"
+        with pytest.raises(DeadlineError, match=refused):
+            ask(server.target, "wait_for_version", 3, 0.2, client=client)

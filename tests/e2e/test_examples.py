@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from scoring_client import ScoringClient
 from tests.e2e.served import ROOT, serving
 
 
@@ -55,19 +56,26 @@ def fall(text: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def test_grpo(target: str) -> None:
-    text = output_of(target, "grpo.py", "--group-size", "4", "--steps", "3")
-    on = float(re.search(r"with replay: (\S+)", text)[1])
-    off = float(re.search(r"without: (\S+)", text)[1])
-    assert float(re.search(r"scored again: at most (\S+)", text)[1]) < 1e-5
-    assert on < 1e-6
-    assert off > 1e-4
-    steps = re.findall(r"ratios ([\d.]+) to ([\d.]+)", text)
-    assert len(steps) == 3
-    assert all(abs(float(ratio) - 1) < 1e-3 for ratio in steps[0])
-    assert float(steps[-1][1]) - float(steps[-1][0]) > 0.01, "training moves the ratios"
-    clipped = [int(share) for share in re.findall(r"(\d+)% clipped", text)]
-    assert clipped[0] == 0 < clipped[-1]
+def test_grpo() -> None:
+    options = ("--iterations", "2", "--group-size", "4", "--steps", "3")
+    # Of its own: it is left with the weights that were trained.
+    with serving("--dtype", "float32") as running:
+        text = output_of(running.ready, "grpo.py", *options)
+        with ScoringClient(running.ready) as client:
+            assert client.model_info().weight_version == 3
+    assert re.findall(r"^version (\d):", text, re.M) == ["1", "2"]
+    iterations = re.split(r"^version .*$", text, flags=re.M)[1:]
+    for part in iterations:
+        assert float(re.search(r"scored again: at most (\S+)", part)[1]) < 1e-5
+        assert float(re.search(r"with replay: (\S+)", part)[1]) < 1e-6
+        assert float(re.search(r"without: (\S+)", part)[1]) > 1e-4
+        steps = re.findall(r"ratios ([\d.]+) to ([\d.]+)", part)
+        assert len(steps) == 3
+        # The second time as well: what was drawn from is what had been trained.
+        assert all(abs(float(ratio) - 1) < 1e-3 for ratio in steps[0])
+        assert float(steps[-1][1]) - float(steps[-1][0]) > 0.01, "training moves the ratios"
+        clipped = [int(share) for share in re.findall(r"(\d+)% clipped", part)]
+        assert clipped[0] == 0 < clipped[-1]
 
 
 @pytest.mark.parametrize(
@@ -87,10 +95,10 @@ def test_the_loss_falls(
 
 
 @on_smollm2
-def test_grpo_on_smollm2(smollm2: str) -> None:
-    text = output_of(
-        smollm2, "grpo.py", "--model", str(SMOLLM2), "--steps", "2", "--learning-rate", "2e-6"
-    )
+def test_grpo_on_smollm2() -> None:
+    options = ("--iterations", "1", "--steps", "2", "--learning-rate", "2e-6")
+    with serving(str(SMOLLM2), "--dtype", "float32") as running:
+        text = output_of(running.ready, "grpo.py", "--model", str(SMOLLM2), *options)
     assert float(re.search(r"scored again: at most (\S+)", text)[1]) < 2e-4
     assert float(re.search(r"with replay: (\S+)", text)[1]) < 1e-6
     assert float(re.search(r"without: (\S+)", text)[1]) > 1e-3

@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {
 def named(config: PreTrainedConfig) -> tuple[Any, tuple[TensorSpec, ...]]:
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
-    return network, with_checkpoint_names(network, tensor_specs(network.state_dict()))
+    return network, with_checkpoint_names(network, tensor_specs(network.state_dict()), pytest.fail)
 
 
 def joined(spec: TensorSpec, saved: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_what_is_saved_makes_the_tensors(config: PreTrainedConfig, tmp_path: Pat
     assert len(renamed) == {"qwen3_moe": 4, "mixtral": 6, "llama": 0}[config.model_type]
     # The same of a model that was loaded from those files.
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert with_checkpoint_names(loaded, tensor_specs(loaded.state_dict())) == specs
+    assert with_checkpoint_names(loaded, tensor_specs(loaded.state_dict()), pytest.fail) == specs
 
 
 @pytest.mark.parametrize("order", ["transposed", "interleaved", "impossible"])
@@ -88,5 +88,10 @@ def test_tensors_in_another_order_of_elements_have_no_other_name(
         raise KeyError("a tensor that belongs to it")
 
     monkeypatch.setattr(checkpoint_names, "revert_weight_conversion", revert)
-    spec = TensorSpec("experts", "float32", (2, 8, 8))
-    assert with_checkpoint_names(None, (spec,)) == (spec,)
+    specs = tuple(TensorSpec(name, "float32", (2, 8, 8)) for name in ("experts", "others"))
+    told: list[str] = []
+    assert with_checkpoint_names(None, specs, told.append) == specs
+    assert len(told) == (order == "impossible")
+    for line in told:  # once, however many
+        assert line.startswith("2 of 2 tensors have no name but the model's own")
+        assert line.endswith("experts: KeyError: 'a tensor that belongs to it'")

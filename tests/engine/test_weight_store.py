@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gc
+import queue
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from scoring_service.engine.events import ApplyWeights, StageWeights, WeightsStaged
+from scoring_service.engine import weight_store
+from scoring_service.engine.events import (
+    ApplyWeights,
+    FillWeights,
+    StageWeights,
+    WeightsStaged,
+)
 from scoring_service.engine.weight_memory import lay_out
 from scoring_service.engine.weight_store import WeightStore, _Staging
 from scoring_service.engine.weights import Slots
@@ -48,3 +56,28 @@ def test_nothing_is_left_of_weights_that_others_are_written_over(
     assert [type(event) for event in events] == [WeightsStaged]
     assert model.weight_version == 5
     assert torch.equal(model.head.weight_V_H, tensors["lm_head.weight"].float())
+
+
+def test_whatever_ends_a_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update would wait ten minutes for one that only ended."""
+    loaded = load_model(tiny_model_path())
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    store = WeightStore(loaded, events.put)
+    layout = lay_out(loaded.info.tensors)
+    told = []
+    # What the system refuses says why; what nobody foresaw is a bug, with its trace in the log.
+    store.stage(StageWeights(1, str(tmp_path / "none"), layout, version=1, beside=True))
+    told.append(events.get(timeout=60))
+    empty = tmp_path / "empty"
+    empty.touch()
+    store.stage(StageWeights(2, str(empty), layout, version=2, beside=True))
+    told += [events.get(timeout=60), events.get(timeout=60)]
+    monkeypatch.setattr(weight_store, "map_writable", lambda _path: bytearray())
+    store.fill(FillWeights(3, "", layout, ("no.such.weight",), source=0))
+    told += [events.get(timeout=60), events.get(timeout=60)]
+    assert told[0].message.startswith("FileNotFoundError: ")
+    for bug, failed, kind in ((*told[1:3], "ValueError"), (*told[3:], "KeyError")):
+        assert bug.request_id == ""
+        assert bug.traceback.splitlines()[-1].startswith(f"{kind}: ")
+        assert failed.message == f"a bug in the server: {kind}"
+    assert [told[i].weights for i in (0, 2, 4)] == [1, 2, 3]

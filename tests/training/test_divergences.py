@@ -85,6 +85,24 @@ def test_a_tail_that_candidates_exhaust() -> None:
     np.testing.assert_allclose(divergences.reverse_kl(*coarse), divergences.reverse_kl(*alone))
 
 
+def test_any_negative_id_is_none() -> None:
+    """Labels are padded with -100, which lies before the first of a small vocabulary, too."""
+    _, log_q = distributions(4, rows=2)
+    ids, log_tail = np.array([[3, -100, 0], [-11, 2, -1]]), np.full(2, -1.0)
+    listed, more = ids >= 0, np.array([[-100], [5]])
+    teacher_N_M, student_N_M = divergences.top_k_buckets(
+        log_q, ids, np.where(listed, -2.0, np.nan), log_tail, more, np.full((2, 1), -9.0)
+    )
+    for row, wanted in enumerate([[3, None, 0, None], [None, 2, None, 5]]):
+        there = [i for i in wanted if i is not None]
+        expected = [-np.inf if i is None else log_q[row, i] for i in wanted]
+        rest = np.log(np.exp(np.delete(log_q[row], there)).sum())
+        np.testing.assert_allclose(student_N_M[row], [*expected, rest], rtol=1e-12)
+        assert [p == -np.inf for p in teacher_N_M[row, :4]] == [i is None for i in wanted]
+    union = divergences.union_with_floor(log_q, ids, np.full((2, 3), -2.0), more, -20.0)
+    assert [(side[0] == -np.inf).tolist() for side in union] == [[False, True, False, True]] * 2
+
+
 def test_buckets_that_make_no_sense_are_refused() -> None:
     log_q, ids, log_p = np.log([[0.5, 0.25, 0.25]]), [[0]], [[-0.5]]
     refused = [

@@ -11,9 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoring_client import divergences
-from scoring_client.losses import TeacherRows, forward_kl, generalized_js, reverse_kl
+from scoring_client import ScoringClient, divergences
+from scoring_client.losses import (
+    TeacherRows,
+    forward_kl,
+    generalized_js,
+    reverse_kl,
+    teacher_rows,
+)
 from scoring_client.numpy_buckets import Tail
+from tests.client.toy_server import ToyServer
 from tests.training.distillation import Divergence, js, kl, pair, reverse, teacher_of, truth
 
 Loss = Callable[..., Tensor]
@@ -337,6 +344,14 @@ def test_the_numpy_twin_of_the_floor(alpha: float) -> None:
     )
     ours = generalized_js(logits, teacher, alpha, floor=-20.0, reduction="none").detach().numpy()
     np.testing.assert_allclose(divergences.generalized_js(*both, alpha), ours, rtol=1e-10)
+
+
+def test_a_failed_completion_is_named_with_its_group() -> None:
+    groups = [([1], [[2]]), ([1], [[2], [99_999]])]
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        scores = client.topk_logprobs(groups, 2, on_error="return").completions()
+    with pytest.raises(ValueError, match=r"^groups\[1\]\.completions\[1\] failed: "):
+        teacher_rows(scores)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

@@ -77,6 +77,42 @@ def test_ratios_at_each_level() -> None:
     assert importance_ratios(trainer, sampler, mask, cap=1.2).max() == 1.2
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_sequences_laid_end_to_end(as_tensor: bool) -> None:
+    """What a loop over them gives, masked tokens and an empty sequence included."""
+    lengths = [3, 1, 0, 5, 2]
+    given = torch.tensor(lengths) if as_tensor else lengths
+    generator = torch.Generator().manual_seed(7)
+    sampler = -3 * torch.rand(11, generator=generator, dtype=torch.float64)
+    trainer = sampler + 0.2 * torch.randn(11, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1])
+    sampler[2] = -math.inf  # masked
+    trainer.requires_grad_()
+    starts = [0, 3, 4, 4, 9]
+    expected: dict[Any, list[float]] = {"sequence": [], "sequence_mean": []}
+    worst = [0.0] * 5
+    for start, length in zip(starts, lengths, strict=True):
+        total, count = 0.0, 0
+        for i in range(start, start + length):
+            if mask[i]:
+                log_ratio = float(trainer.detach()[i]) - float(sampler[i])
+                total, count = total + log_ratio, count + 1
+                worst[i - start] = max(worst[i - start], abs(log_ratio))
+        expected["sequence"].append(math.exp(total))
+        expected["sequence_mean"].append(math.exp(total / max(count, 1)))
+    for level, ratios in expected.items():
+        found = importance_ratios(trainer, sampler, mask, level=level, lengths=given)
+        assert found.tolist() == pytest.approx(ratios, rel=1e-12)
+        (gradient,) = torch.autograd.grad(found[3], trainer)
+        moved = [i for i in range(11) if gradient[i]]
+        assert moved == [4, 5, 7, 8], "those of the sequence that count, and no others"
+    token = importance_ratios(trainer, sampler, mask)
+    assert torch.equal(importance_ratios(trainer, sampler, mask, lengths=given), token)
+    found = mismatch_kl(trainer.detach(), sampler, mask, lengths=given)
+    assert found.max_k1.tolist() == pytest.approx(worst, rel=1e-12)
+    assert found.k3 == mismatch_kl(trainer.detach(), sampler, mask).k3
+
+
 def test_masked_infinities_send_no_nan_backwards() -> None:
     sampler = torch.tensor([-1.0, -math.inf])
     trainer = torch.tensor([-1.2, -math.inf], requires_grad=True)
@@ -127,3 +163,10 @@ def test_what_makes_no_sense_is_refused() -> None:
         importance_ratios(a, a, level="row")
     with pytest.raises(ValueError, match="cap must be"):
         importance_ratios(a, a, cap=0.0)
+    for lengths in ([2, 2], [4, -1], []):
+        with pytest.raises(ValueError, match=f"{len(lengths)} lengths, which add up to"):
+            importance_ratios(a, a, level="sequence", lengths=lengths)
+        with pytest.raises(ValueError, match="for 3 tokens"):
+            mismatch_kl(a, a, lengths=lengths)
+    with pytest.raises(ValueError, match=r"of one dimension, \[T\], not \[1, 3\]"):
+        importance_ratios(a[None], a[None], lengths=[3])

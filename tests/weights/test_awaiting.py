@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from scoring_client import AdminClient, AsyncAdminClient, ScoringError
+from scoring_client import AdminClient, AsyncAdminClient, AsyncScoringClient, ScoringError
 from scoring_client.proto import (
     admin_pb2,
     admin_pb2_grpc,
@@ -29,7 +30,7 @@ from scoring_service.serve import _admin_config
 from scoring_service.telemetry.metrics import Metrics
 from tests.rpc.calls import failure, group, reason
 from tests.rpc.conftest import LIMITS
-from tests.weights.conftest import ENGINE, WeightServer
+from tests.weights.conftest import ENGINE, WeightServer, the_rest
 from tests.weights.trainer import Trainer
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -87,12 +88,18 @@ async def test_calls_are_taken_once_weights_were_committed() -> None:
                 await server.push({}, 1)
             await check_refused(server)
             assert not ready.done()
+            waiting, scorer = await begin_to_wait(server), AsyncScoringClient(target)
+            coming = asyncio.create_task(scorer.wait_for_version(1, timeout=60))
             trainer = Trainer()
             trainer.step()
             await server.push(trainer.states[1], 1)
             assert await ready
             assert await settled_health(channel, SCORING) == SERVING
             assert (await server.score([5, 6], [7, 8])).weight_version == 1
+            results = [result async for message in waiting for result in message.results]
+            assert [result.weight_version for result in results] == [1]
+            assert (await coming).weight_version == 1
+            await scorer.close()
             await asyncio.to_thread(check_blocking_client, target)
     finally:
         await running.drain()
@@ -106,14 +113,28 @@ def check_blocking_client(target: str) -> None:
 
 
 async def check_refused(server: WeightServer) -> None:
-    """Every call that would be answered from the weights of the start, and those that wait."""
-    for expect in ({}, {"min_weight_version": 1}):
-        request = score_pb2.ScoreRequest(groups=[group([5, 6], [7])], expect=expect)
-        code, status = await failure(server.scoring.Score(request, timeout=20))
-        assert (code, reason(status)) == (grpc.StatusCode.UNAVAILABLE, "AWAITING_WEIGHTS")
+    """Every call that would be answered from the weights of the start; one that waits, in time."""
+    request = score_pb2.ScoreRequest(groups=[group([5, 6], [7])])
+    code, status = await failure(server.scoring.Score(request, timeout=20))
+    assert (code, reason(status)) == (grpc.StatusCode.UNAVAILABLE, "AWAITING_WEIGHTS")
+    # Version 0 too: what was loaded is called so, and is not to be answered from.
+    for version in (0, 1):
+        request.expect.min_weight_version = version
+        code, status = await failure(server.scoring.Score(request, timeout=0.5))
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert f"version >= {version}; the server was given none yet" in status.message
     with pytest.raises(grpc.aio.AioRpcError, match="waits for weights"):
         await server.scoring.GetModelInfo(model_info_pb2.GetModelInfoRequest())
     assert (await server.admin.GetWeights(admin_pb2.GetWeightsRequest())).version == 0
+
+
+async def begin_to_wait(server: WeightServer) -> Any:
+    """A call that the weights to come are to answer, once it has shown that it waits."""
+    request = score_pb2.ScoreRequest(groups=[group([5, 6], [7, 8])])
+    request.expect.min_weight_version = 1
+    call = server.scoring.Score(request, timeout=60)
+    assert (await call.read()).HasField("progress")
+    return the_rest(call)
 
 
 async def test_where_there_is_no_admin_service() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ async def test_a_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     other = {"hidden_size": 32, "intermediate_size": 64}
     config = type(trainer.network.config)(**{**trainer.network.config.to_dict(), **other})
     type(trainer.network)(config).save_pretrained(root / "other")
+    shards = sorted((root / "step-1").glob("model-*.safetensors"))
+    half = shards[0].read_bytes()[: shards[0].stat().st_size // 2]
+    shutil.copytree(root / "step-1", root / "cut")
+    (root / "cut" / shards[0].name).write_bytes(half)
     repositories = frozenset({"someone/policy"})
     admin = AdminConfig(roots=(root,), repositories=repositories, engine=ENGINE)
     options = weights_pb2.WeightUpdateOptions(version=version)
@@ -55,6 +60,21 @@ async def test_a_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
         await right(server, trainer)
 
 
+async def test_files_beside_those_of_the_model(root: Path) -> None:
+    """What transformers passes over is no reason to refuse, such as an adapter being written."""
+    trainer = Trainer()
+    version = trainer.step()
+    folder = root / "beside"
+    trainer.network.save_pretrained(folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "consolidated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    async with weight_server(AdminConfig(roots=(root,), engine=ENGINE)) as server:
+        statuses = await collect(server.admin.UpdateWeights(request(str(folder), version)))
+        assert statuses[-1].status.phase == weights_pb2.WEIGHT_UPDATE_PHASE_COMMITTED
+        await right(server, trainer)
+
+
 async def _refused_sources(server: WeightServer, root: Path) -> None:
     """What is not allowed, not there, or not this model; the weights stay."""
     before = await server.weights()
@@ -66,6 +86,7 @@ async def _refused_sources(server: WeightServer, root: Path) -> None:
         (request(str(tiny_model_path()), 2), "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),
         (request(str(root / "none"), 2), "NOT_FOUND", "WEIGHTS_NOT_FOUND"),
         (request(str(root / "other"), 2), "FAILED_PRECONDITION", "WEIGHTS_UNREADABLE"),
+        (request(str(root / "cut"), 2), "FAILED_PRECONDITION", "WEIGHTS_UNREADABLE"),
         (request(str(root / "other"), 2, partial=True), "INVALID_ARGUMENT", "INVALID_FIELD"),
         (nothing, "INVALID_ARGUMENT", "INVALID_FIELD"),
         (repository, "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"),

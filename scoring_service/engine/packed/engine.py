@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoring_service.engine.bugs import bug_message
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import CallEvent, CallStarted
 from scoring_service.engine.memory import is_lost, is_out_of_memory
@@ -204,4 +205,4 @@ class PackedEngine:
 
 
 def _bug(error: Exception) -> Fault:
-    return Fault(Reason.INTERNAL_ERROR, f"a bug in the server: {type(error).__name__}")
+    return Fault(Reason.INTERNAL_ERROR, bug_message(error))

@@ -1,0 +1,26 @@
+"""A bug that was met, as the server is told of it."""
+
+from __future__ import annotations
+
+import traceback
+
+from scoring_service.engine.events import BugMet
+
+_MOST_TRACEBACK = 1 << 14
+"""Characters of a traceback, from its end."""
+
+
+def bug_met(error: BaseException, request_id: str = "") -> BugMet:
+    """What the log is to have of an error, without its variables.
+
+    Args:
+        error: that nobody foresaw.
+        request_id: of the call that it ended; empty where it was none.
+    """
+    text = "".join(traceback.format_exception(error)).rstrip()
+    return BugMet(request_id, text[-_MOST_TRACEBACK:])
+
+
+def bug_message(error: BaseException) -> str:
+    """What a caller is told: no more than its kind."""
+    return f"a bug in the server: {type(error).__name__}"
