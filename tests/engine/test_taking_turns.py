@@ -14,6 +14,7 @@ import pytest
 from scoring_service.engine.events import CallFinished, SampleSlice, ScoreSlice
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import planner, scheduler
+from scoring_service.engine.packed.call_run import CallRun
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.models import tiny_model_path
@@ -331,13 +332,36 @@ def test_a_step_with_a_thousand_waiting_calls_looks_at_each_a_few_times(
     for call_id in range(1000):
         engine.submit(scores(call_id, prompts(1, 48)))
     finished(engine, 2)
-    looks = 0
+    looks = asked = 0
+    fill = CallRun.fill
 
     def counted(*arguments: float) -> scheduler.Place:
         nonlocal looks
         looks += 1
         return scheduler.place(*arguments)  # type: ignore[arg-type]
 
+    def told(run: CallRun, tokens: int) -> None:
+        nonlocal asked
+        asked += 1
+        fill(run, tokens)
+
     monkeypatch.setattr(planner, "place", counted)
-    assert finished(engine, 1)
-    assert looks < 10 * 1000
+    monkeypatch.setattr(CallRun, "fill", told)
+    ended = finished(engine, 1)
+    assert 10 < len(ended) < 40
+    assert looks < 6 * 1000
+    assert asked <= len(ended) + 2 * 64
+
+
+def test_a_small_call_goes_on_behind_many_that_cannot(tiny_packed: LoadedModel) -> None:
+    """Pages that a reader keeps are waited for by more calls than are asked in one step."""
+    engine = engine_of(tiny_packed, pages=24, max_batch_tokens=64)
+    engine.submit(scores(1, [(list(range(90)), [[6] * 60, [7] * 60])]))
+    for _ in range(2):
+        engine.step()
+    engine.add_credit(1, -(1 << 40))
+    for call_id in range(10, 90):
+        engine.submit(scores(call_id, prompts(1, 300), priority=1))
+    finished(engine, 2)
+    engine.submit(scores(2, prompts(1, 30)))
+    assert finished(engine, 20) == [2]

@@ -29,6 +29,13 @@ from scoring_service.engine.page_budget import LEAST_STEP
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.peak_memory import answer_limit
 
+_OFFERED = 4
+"""Of as many times a step's tokens segments are chosen: those that come later would not fill it."""
+
+_REFUSED = 64
+"""So many calls are told in one step that there is no room for them to begin. Those that come later
+are larger or less urgent, and asking thousands took longer than the step."""
+
 OnBug = Callable[[CallRun, Exception], list[CallEvent]]
 """Ends a call that cannot be planned."""
 
@@ -115,8 +122,13 @@ class Planner:
         ready = [run for run in ready if run.call.call_id in self._calls.by_id]
         beside = self._settings.beside_samples or self._settings.chunk_size
         budget = prefill_budget(max_tokens, len(feeds), beside)
-        offers = []
+        offers: list[Offer] = []
+        offered = refused = 0
         for run in ready:
+            if offered >= _OFFERED * budget:
+                break
+            if run.is_waiting and refused >= _REFUSED and self._heeds_claims:
+                continue
             self._room.asks_first = (
                 first is None or run is first or self._place(run) < self._place(first)
             )
@@ -129,6 +141,7 @@ class Planner:
                 self._claim_for(first, kept)
                 continue
             line.add(run)
+            refused += run.waits_for is not None
             if run is first or (run.waits_for is not None and self._room.asks_first):
                 first = line.first()
                 self._claim_for(first, kept)
@@ -138,6 +151,7 @@ class Planner:
                 offers.append(
                     Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
                 )
+                offered += sum(sizes)
         cuts = bool(feeds) and self._settings.cuts
         shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
         return StepPlan(weights, *self._take_units(shares), feeds)
