@@ -35,6 +35,7 @@ FILES = (
     "test_traps.py",
     "test_row_parameters.py",
     "test_staging.py",
+    "test_figures.py",
 )
 FOLDER = "tests/kernels/gpu"
 _TIME_LIMIT = 420
