@@ -20,9 +20,6 @@ Say = Callable[[str], None]
 _PRODUCT_ROWS = {"cpu": 1024, "cuda": 8192}
 """Rows of the products that the machine's matrix rate is measured with."""
 
-_PATIENCE = 120.0
-"""Seconds that a repetition may take beyond the time limit, where there is one."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -40,6 +37,8 @@ class Plan:
     """`time.monotonic()` of the start."""
     time_limit: float
     """Seconds from there after which no further repetition begins."""
+    patience: float
+    """Seconds that a repetition may take beyond the time limit, where there is one."""
 
 
 def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str, Any]]:
@@ -68,7 +67,7 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
                 turn = f"repetition {repetition}/{plan.repetitions}" if repetition else "warm-up"
                 where = f"{elapsed:5.0f} s, {place}/{len(plan.workloads)}"
                 say(f"[{where}] {name}: {side.name}, {turn}")
-                left = plan.time_limit - elapsed + _PATIENCE
+                left = plan.time_limit - elapsed + plan.patience
                 try:
                     outcome = side.run(name, plan.size, shape.vocab, repetition, left)
                 except (RuntimeError, OSError, ValueError) as error:
