@@ -41,6 +41,12 @@ def main() -> None:
         default=float("inf"),
         help="seconds, loading included; what is left is skipped",
     )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        help="seconds beyond it that a repetition may take, and as many for all sides to end",
+    )
     parser.add_argument("--name", default=None, help="of the result files; default: the date")
     arguments = parser.parse_args()
     began = time.monotonic()
@@ -60,14 +66,17 @@ def main() -> None:
         arguments.device,
         began,
         arguments.time_limit,
+        arguments.patience,
     )
-    sides, failures = _load(arguments.sides.split(","), config, arguments.time_limit)
+    sides, failures = _load(arguments.sides.split(","), config, began + arguments.time_limit)
     facts = {
         **origin(),
         "size": arguments.size,
         "dtype": arguments.dtype,
         "head_dtype": arguments.head_dtype,
+        "repetitions": arguments.repetitions,
         "sides": {side.name: side.version for side in sides},
+        "backends": {side.name: side.backend for side in sides},
         "not_loaded": failures,
     }
     stem = arguments.name or datetime.date.today().isoformat()
@@ -76,26 +85,34 @@ def main() -> None:
     for measured in measure(sides, plan, _say):
         report = {**facts, **measured}
         (arguments.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    for side in sides:
-        side.close()
+    close(sides, arguments.patience)
     plots(report, arguments.out, stem)
     print(tables(report))
 
 
+def close(sides: list[SideProcess], patience: float) -> None:
+    """Ends all of them within so many seconds together."""
+    for side in sides:
+        side.end()
+    deadline = time.monotonic() + patience
+    for side in sides:
+        side.close(deadline - time.monotonic())
+
+
 def _load(
-    names: list[str], config: SideConfig, patience: float
+    names: list[str], config: SideConfig, deadline: float
 ) -> tuple[list[SideProcess], dict[str, str]]:
-    """The sides that could be loaded, and why the others could not."""
+    """The sides that could be loaded before then, and why the others could not."""
     logs = ROOT / "build" / "benchmark-logs"
     logs.mkdir(parents=True, exist_ok=True)
     sides, failures = [], {}
     for name in names:
         python = PEERS_PYTHON if name in IN_PEERS_ENVIRONMENT else Path(sys.executable)
         _say(f"loading {name}")
-        side = SideProcess(name, python, config, logs / f"{name}.log")
         try:
-            side.wait(patience)
-        except RuntimeError as error:
+            side = SideProcess(name, python, config, logs / f"{name}.log")
+            side.wait(deadline - time.monotonic())
+        except (RuntimeError, OSError) as error:  # such as: there is no build/peers
             _say(str(error))
             failures[name] = str(error)
         else:

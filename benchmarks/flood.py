@@ -168,7 +168,13 @@ def main() -> None:
     finally:
         service.close()
     tokens = at_the_engine(arguments)
-    report = {**origin(), **found, "between_tokens": tokens, "machine": describe()}
+    report = {
+        **origin(),
+        "repetitions": arguments.rounds,
+        **found,
+        "between_tokens": tokens,
+        "machine": describe(),
+    }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"p95 {tokens['p95_ratio']:.2f} times that alone; the flood keeps {found['kept']:.2f}")
 

@@ -19,8 +19,11 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from benchmarks.side_process import ROOT
 
-_TIME_LIMIT = 520
+_TIME_LIMIT = 500
 """Seconds after which no repetition begins, making the model and loading it included."""
+
+_PATIENCE = 40
+"""Seconds that the repetition that is running then may still take, and the sides to end."""
 
 
 def main() -> None:
@@ -29,7 +32,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=("small", "gpu"), default="gpu")
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--sides", default="bare,engine,transformers-padded")
+    parser.add_argument("--sides", default="bare,engine,engine@float32,transformers-padded")
     parser.add_argument(
         "--workloads",
         default="grpo,sample-64,topk-128,wide,sample-1,flat,topk-1024,mixed,skewed,long",
@@ -46,8 +49,10 @@ def main() -> None:
     for name in ("device", "size", "sides", "workloads", "repetitions", "name"):
         command += [f"--{name}", str(getattr(arguments, name))]
     command += ["--out", str(arguments.out.resolve())]
-    # The sides share the device: the pages of one must leave room for the others' logits.
-    command += ["--memory-utilization", "0.4"]
+    # The sides share the device: the pages of engines must leave room for the others' logits.
+    engines = sum(name.startswith(("engine", "service")) for name in arguments.sides.split(","))
+    command += ["--memory-utilization", f"{0.5 / max(1, engines):.2f}"]
+    command += ["--patience", str(_PATIENCE)]
     left = arguments.time_limit - (time.monotonic() - began)
     subprocess.run([*command, "--time-limit", f"{left:.0f}"], cwd=ROOT, check=True)
 

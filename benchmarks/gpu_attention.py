@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_cases import Case, Figure
-from benchmarks.gpu_timing import profile, seconds
+from benchmarks.gpu_judging import at_most, judged
+from benchmarks.gpu_timing import Sides, buffers_for, profile
+from benchmarks.limits import least_seconds
 
 HEADS, KV_HEADS, WIDTH = 16, 8, 128
 """Of the 1.5-billion-parameter Qwen 3 that `benchmarks.gpu` makes."""
@@ -58,38 +60,47 @@ class _Step:
 
 
 def attention_figure(name: str, places: list[Place], device: str, limits: dict[str, Any]) -> Figure:
-    step = make_step(places, torch.bfloat16, device)
-    sides = {
-        "ours": seconds(lambda _: step.attend(step.triton), 1),
-        "torch": seconds(lambda _: step.attend(step.torch), 1),
-    }
-    pairs = sum(n * before + n * (n + 1) // 2 for n, before in places)
     # Keys and values that are kept are read once at least, by whoever attends to them.
     read = 2 * 2 * KV_HEADS * WIDTH * sum(before for _, before in places)
-    floor = 4 * HEADS * WIDTH * pairs / limits["matrix_flops_per_second"]
-    found, theirs = (step.attend(packing).float() for packing in (step.triton, step.torch))
+    count = buffers_for(read)
+    steps = [make_step(places, torch.bfloat16, device, seed=seed) for seed in range(count)]
+    pairs = sum(n * before + n * (n + 1) // 2 for n, before in places)
+    products = 4 * HEADS * WIDTH * pairs
+
+    def ours(n: int) -> Tensor:
+        return steps[n].attend(steps[n].triton)
+
+    sides = Sides(count)
+    sides.ours("ours", ours)
     wide = make_step(places, torch.bfloat16, device, upcast=True)
     truth = wide.attend(wide.torch)
+    error = float((ours(0).float() - truth).abs().max())
+    # bfloat16 keeps eight bits; weights and outputs are both rounded to it.
+    checks = [at_most("error", error, 2**-7 * float(truth.abs().max()))]
+    sides.peer("torch", lambda: lambda n: steps[n].attend(steps[n].torch))
     return {
         "what": f"attention, {name}",
         "rows": sum(n for n, _ in places),
-        "seconds": sides,
-        "floor_seconds": max(floor, read / limits["copy_bytes_per_second"]),
-        "times torch's speed": sides["torch"] / sides["ours"],
-        "error": float((found - truth).abs().max()),
-        "error of torch": float((theirs - truth).abs().max()),
-        "profile": profile(lambda _: step.attend(step.triton)),
+        "flops": products,
+        "bytes": read,
+        "floor_seconds": least_seconds(products, read, limits),
+        "sides": sides.found,
+        "times torch's speed": sides.speed_over("torch", "ours"),
+        **judged([], checks, ours),
+        "profile": profile(ours),
     }
 
 
-def make_step(places: list[Place], dtype: torch.dtype, device: str, upcast: bool = False) -> _Step:
+def make_step(
+    places: list[Place], dtype: torch.dtype, device: str, upcast: bool = False, seed: int = 0
+) -> _Step:
     """A step whose earlier tokens lie in pages here and there."""
     from scoring_service.engine.packed.packing import Node, Packing, Walk
     from scoring_service.engine.packed.pages import PAGE_TOKENS, LayerShape, PagePool, slots_of
 
     kind = torch.float32 if upcast else dtype
     where = torch.device(device)
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         made = torch.randn(*shape, generator=generator, device=device).to(dtype)

@@ -55,7 +55,8 @@ def run_cases(cases: Iterable[Case], output: Path, skip: int, seconds: float) ->
         figures.append(figure)
         _write(output, figures, "")
         print(f"[{elapsed:4.0f} s] {json.dumps(figure)[:200]}", file=sys.stderr, flush=True)
-        if "failed" in figure and is_lost():
+        sides = figure.get("sides", {}).values()
+        if ("failed" in figure or any("failed" in side for side in sides)) and is_lost():
             return LOST
     return 0
 

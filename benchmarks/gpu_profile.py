@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import make_model
+from benchmarks.machine import describe, origin
 from benchmarks.side_process import ROOT
 from benchmarks.sides import SideConfig
-from benchmarks.sides.engine import Engine, sample_call, score_call
+from benchmarks.sides.engine import Engine, sample_call, score_call, step
 from benchmarks.workloads import Sampling, Scoring, build
 
 _STEPS = 6
@@ -46,18 +48,19 @@ def main() -> None:
     loading = time.monotonic()
     engine = Engine(config)
     report: dict[str, Any] = {
+        **origin(),
+        "machine": describe(),
         "load_seconds": time.monotonic() - loading,
-        "backend": engine.info.backend,
-        "path_reason": engine.info.path_reason,
+        **engine.backend,
         "workloads": {},
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in arguments.workloads.split(","):
+    for number, name in enumerate(arguments.workloads.split(","), 1):
         if time.monotonic() - began > arguments.time_limit:
             break
         work = build(name, arguments.size, vocab)
         try:
-            found = watched(engine, work)
+            found = watched(engine, work, number)
         except Exception as error:  # noqa: BLE001 - the others are profiled
             traceback.print_exc()
             found = {"failed": f"{type(error).__name__}: {error}"[:500]}
@@ -66,12 +69,25 @@ def main() -> None:
         print(name, json.dumps(found)[:600], flush=True)
 
 
-def watched(engine: Engine, work: Any) -> dict[str, Any]:
-    """A workload's steps: their seconds, and a few of them in detail."""
+def watched(engine: Engine, work: Any, call_id: int) -> dict[str, Any]:
+    """A workload's steps: their seconds, and a few of them in detail.
+
+    Raises:
+        RuntimeError: the call failed, or an item of it; nothing of it is left in the engine.
+    """
     if not isinstance(work, Scoring | Sampling):
         raise TypeError("one call at a time")
-    runner = engine.runner
-    runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
+    call = score_call(work) if isinstance(work, Scoring) else sample_call(work)
+    engine.runner.submit(replace(call, call_id=call_id))
+    try:
+        return steps_of(engine.runner)
+    except Exception:
+        engine.runner.cancel(call_id)
+        raise
+
+
+def steps_of(runner: Any) -> dict[str, Any]:
+    """The steps of what was submitted."""
     seconds: list[float] = []
     detail: dict[str, Any] = {}
     while runner.can_step:
@@ -81,15 +97,18 @@ def watched(engine: Engine, work: Any) -> dict[str, Any]:
         take(runner)
         seconds.append(time.perf_counter() - began)
     steady = sorted(seconds[4:]) or seconds
-    return {"steps": len(seconds), "median_seconds": steady[len(steady) // 2], **detail}
+    return {
+        "steps": len(seconds),
+        "median_seconds": steady[len(steady) // 2],
+        "seconds": seconds,
+        **detail,
+    }
 
 
 def take(runner: Any) -> None:
     """A step, whose results are taken at once."""
-    for event in runner.step():
-        size = getattr(event, "size", None)
-        if size is not None:
-            runner.add_credit(event.call_id, size)
+    for _ in step(runner):
+        pass
 
 
 def profiled(runner: Any) -> dict[str, Any]:

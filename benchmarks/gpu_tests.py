@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benchmarks.machine import describe, origin
 from benchmarks.side_process import ROOT
 
 FILES = (
@@ -35,6 +36,7 @@ FILES = (
     "test_traps.py",
     "test_row_parameters.py",
     "test_staging.py",
+    "test_figures.py",
 )
 FOLDER = "tests/kernels/gpu"
 _TIME_LIMIT = 420
@@ -52,21 +54,21 @@ def main() -> int:
     arguments = parser.parse_args()
     deadline = time.monotonic() + arguments.time_limit
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {**origin(), "machine": describe(), "files": {}}
     log = (arguments.out / "gpu-tests.log").open("w")
     with ThreadPoolExecutor(arguments.processes) as pool:
         names = arguments.files.split(",")
         running = {pool.submit(run_file, f"{FOLDER}/{name}", deadline): name for name in names}
         for done in as_completed(running):
             found, said = done.result()
-            report[running[done]] = found
+            report["files"][running[done]] = found
             (arguments.out / "gpu-tests.json").write_text(json.dumps(report, indent=1) + "\n")
             log.write(said)
             log.flush()
             passed, failed = found["passed"], sorted(found["failed"])
             print(f"{running[done]:24} {passed:4} passed, failed: {failed}", flush=True)
     log.close()
-    return int(any(found["failed"] for found in report.values()))
+    return int(any(found["failed"] for found in report["files"].values()))
 
 
 def run_file(file: str, deadline: float) -> tuple[dict[str, Any], str]:

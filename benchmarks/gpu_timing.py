@@ -1,10 +1,18 @@
-"""Times of GPU work: CUDA events around replays of a graph, over buffers that no cache holds."""
+"""Times of GPU work: CUDA events around replays of a graph, over buffers that no cache holds.
+
+What cannot be captured in a graph, because it waits for the device or asks a generator on the way,
+is timed by events around calls from Python. Such a time has the launches in it, and is compared
+with one that was taken the same way and with no other.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,39 +23,185 @@ Work = Callable[[int], Any]
 _CACHE_BYTES = 256 << 20
 """More than the second-level cache of any GPU: buffers rotate over so many bytes."""
 
+_MOST_BUFFERS = 512
+"""A row of logits of 150,000 tokens needs 440; a graph of more calls takes long to be captured."""
+
 _REPLAYS = 10
+
+GRAPH, EVENTS, CLOCK = "graph", "events", "clock"
+"""How something is timed; by the clock only in a dry run, whose times mean nothing."""
 
 
 def buffers_for(size: int) -> int:
     """Buffers of this size that calls go through in turn, so that none finds its own in a cache."""
     if not torch.cuda.is_available():
         return 1
-    return max(1, min(64, -(-_CACHE_BYTES // max(size, 1))))
+    return max(1, min(_MOST_BUFFERS, -(-_CACHE_BYTES // max(size, 1))))
 
 
-def seconds(work: Work, buffers: int) -> float:
-    """Of one call: the median of replays of a graph that goes through all buffers once.
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call."""
+
+    timed: str
+    """`GRAPH`, `EVENTS` or `CLOCK`."""
+    times: list[float]
+    """Of every replay, or round of calls, over all buffers."""
+    not_captured: str | None = None
+    """Why there is no graph."""
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return statistics.median(self.times)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        found = {"timed": self.timed, "seconds": self.seconds, "times": self.times}
+        return found | ({"not_captured": self.not_captured} if self.not_captured else {})
+
+
+@dataclass
+class Sides:
+    """Who does the same work, and how long each takes; what a peer cannot do is put down."""
+
+    buffers: int
+    """That each goes through in turn."""
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """As the report has them: timings, {"cannot": why} or {"failed": why}."""
+
+    def ours(self, name: str, work: Work) -> float:
+        """Seconds of one call, by a graph; measured both ways, since a peer may have no graph.
+
+        Raises:
+            Exception: whatever the work raises: without it there is no figure.
+        """
+        self.found[name] = timed(work, self.buffers).as_json()
+        if self.found[name]["timed"] == GRAPH:
+            by_events = timed(work, self.buffers, captured=False).as_json()
+            self.found[_by_events(name)] = by_events
+        return float(self.found[name]["seconds"])
+
+    def peer(self, name: str, make: Callable[[], Work]) -> None:
+        """Times one call of a peer's; where it fails, that is its own affair.
+
+        Args:
+            name: of the peer.
+            make: leaves its work; may raise as the work itself may, and NotImplementedError where
+                the peer has no such work.
+        """
+        try:
+            self.found[name] = timed(make(), self.buffers).as_json()
+        except NotImplementedError as error:
+            self.found[name] = {"cannot": str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever it is, our figures stand
+            traceback.print_exc()
+            self.found[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+
+    def speed_over(self, peer: str, ours: str) -> float | None:
+        """How many times as fast ours is, both timed alike; None where one of them was not."""
+        theirs = self.found.get(peer, {})
+        if "timed" not in theirs:
+            return None
+        mine = self.found[ours]
+        if mine["timed"] != theirs["timed"]:
+            mine = self.found.get(_by_events(ours), {})
+        if mine.get("timed") != theirs["timed"]:
+            return None
+        return float(theirs["seconds"] / mine["seconds"])
+
+
+def _by_events(name: str) -> str:
+    return f"{name}, by events"
+
+
+def timed(work: Work, buffers: int, captured: bool = True) -> Timing:
+    """Of one call, after a warm-up: replays of a graph that goes through all buffers once.
 
     A graph, because kernels of microseconds would else be timed by how fast Python launches them.
+
+    Args:
+        work: what is timed.
+        buffers: that it goes through in turn.
+        captured: whether a graph is tried; else calls are timed as Python makes them.
+
+    Raises:
+        Exception: whatever the work raises when it is called.
     """
     for buffer in range(buffers):
         work(buffer)
     if not torch.cuda.is_available():
-        return _processor_seconds(work, buffers)
+        return Timing(CLOCK, [_processor_seconds(work, buffers)])
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    why = None
+    if captured:
+        try:
+            graph = capture(work, buffers)
+        except Exception as error:  # noqa: BLE001 - it is called below, where its own faults show
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        else:
+            return Timing(GRAPH, _between_events(graph.replay, buffers))
+
+    def calls() -> None:
         for buffer in range(buffers):
             work(buffer)
+
+    return Timing(EVENTS, _between_events(calls, buffers), why)
+
+
+def capture(work: Work, buffers: int) -> torch.cuda.CUDAGraph:
+    """A graph of one call on every buffer.
+
+    Raises:
+        Exception: the work cannot be captured. It is called once beforehand, where waiting for the
+            device is an error: a capture that is broken off leaves more behind than a call.
+    """
+    with waiting_forbidden():
+        work(0)
+    torch.cuda.synchronize()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for buffer in range(buffers):
+                work(buffer)
+    except Exception:
+        torch.cuda.set_stream(stream)  # which a capture that is broken off does not leave
+        restore_generator()
+        raise
+    return graph
+
+
+@contextmanager
+def waiting_forbidden() -> Iterator[None]:
+    """Operators of torch that make the host wait for the device raise meanwhile."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def restore_generator() -> None:
+    """Gives the device's generator a state of its own again, which a broken capture took from it.
+
+    Else every later draw fails: "Offset increment outside graph capture encountered unexpectedly".
+    """
+    device = torch.cuda.current_device()
+    fresh = torch.Generator(f"cuda:{device}").manual_seed(0)
+    torch.cuda.default_generators[device].graphsafe_set_state(fresh.graphsafe_get_state())
+
+
+def _between_events(run: Callable[[], object], buffers: int) -> list[float]:
     times = []
     for _ in range(_REPLAYS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        graph.replay()
+        run()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3 / buffers)
-    return statistics.median(times)
+    return times
 
 
 def _processor_seconds(work: Work, buffers: int) -> float:

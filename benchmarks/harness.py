@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.limits import Shape, bytes_read, flops
+from benchmarks.limits import Shape, bytes_read, flops, least_seconds
 from benchmarks.machine import copy_rate, describe, matrix_rate
 from benchmarks.side_process import SideProcess
 from benchmarks.workloads import Scoring, build
@@ -19,9 +19,6 @@ Say = Callable[[str], None]
 
 _PRODUCT_ROWS = {"cpu": 1024, "cuda": 8192}
 """Rows of the products that the machine's matrix rate is measured with."""
-
-_PATIENCE = 120.0
-"""Seconds that a repetition may take beyond the time limit, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,8 @@ class Plan:
     """`time.monotonic()` of the start."""
     time_limit: float
     """Seconds from there after which no further repetition begins."""
+    patience: float
+    """Seconds that a repetition may take beyond the time limit, where there is one."""
 
 
 def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str, Any]]:
@@ -55,7 +54,8 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
     width = 4 if plan.dtype == "float32" else 2
     for place, name in enumerate(plan.workloads, 1):
         work = build(name, plan.size, shape.vocab)
-        limit = max(flops(shape, work) / rate, bytes_read(shape, work, width) / (copies / 2))
+        counted = {"flops": flops(shape, work), "bytes": bytes_read(shape, work, width)}
+        limit = least_seconds(counted["flops"], counted["bytes"], report["machine"])
         runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
         able = list(alive)
         for repetition in range(plan.repetitions + 1):
@@ -67,7 +67,7 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
                 turn = f"repetition {repetition}/{plan.repetitions}" if repetition else "warm-up"
                 where = f"{elapsed:5.0f} s, {place}/{len(plan.workloads)}"
                 say(f"[{where}] {name}: {side.name}, {turn}")
-                left = plan.time_limit - elapsed + _PATIENCE
+                left = plan.time_limit - elapsed + plan.patience
                 try:
                     outcome = side.run(name, plan.size, shape.vocab, repetition, left)
                 except (RuntimeError, OSError, ValueError) as error:
@@ -85,7 +85,7 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
             continue  # the time limit, or nobody could
         report["workloads"][name] = {
             "tokens": work.tokens,
-            "flops": flops(shape, work),
+            **counted,
             "limit_seconds": limit,
             "largest_disagreement": _disagreement(runs) if isinstance(work, Scoring) else None,
             "runs": {side: found for side, found in runs.items() if found},

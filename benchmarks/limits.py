@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ class Shape:
         """Parameters read by a step, the head's included and the embeddings not."""
         return (self.body_flops + self.head_flops) // 2
 
+    @property
+    def kept_numbers(self) -> int:
+        """Of keys and values of one position, all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
     def attention_flops(self, pairs: int) -> int:
         """Of scores and weighted sums over so many (query, key) pairs of one layer, all layers."""
         return 4 * self.layers * self.heads * self.head_dim * pairs
@@ -78,16 +84,36 @@ def flops(shape: Shape, work: Work) -> int:
 
 
 def bytes_read(shape: Shape, work: Work, width: int) -> int:
-    """Of weights, at least: once for scoring, once a decoding step for sampling.
+    """At least: weights once for scoring and once a decoding step; keys and values when decoding.
 
     Args:
         shape: the model's.
         work: the workload.
-        width: bytes of a parameter.
+        width: bytes of a parameter, and of a kept key's or value's number.
     """
-    steps = 1 if isinstance(work, Scoring) else 0
-    if isinstance(work, Sampling):
-        steps = work.max_tokens
     if isinstance(work, Mixed):
-        steps = 1 + work.sampling.max_tokens
-    return steps * shape.weights * width
+        return bytes_read(shape, work.scoring, width) + bytes_read(shape, work.sampling, width)
+    if isinstance(work, Scoring):
+        return shape.weights * width
+    return (work.max_tokens * shape.weights + _kept_positions(work) * shape.kept_numbers) * width
+
+
+def _kept_positions(work: Sampling) -> int:
+    """Whose keys and values decoding reads: a step, every position before its own.
+
+    The first token comes of the prompt's own pass, so that there is a step less than tokens.
+    """
+    steps = work.max_tokens - 1
+    return sum(steps * len(prompt) + _triangle(steps) - steps for prompt in work.prompts)
+
+
+def least_seconds(flops: float, moved_bytes: float, machine: Mapping[str, float]) -> float:
+    """What the machine's rates allow: the one convention of every limit and floor.
+
+    Args:
+        flops: of matrix products.
+        moved_bytes: read, and written where that is counted.
+        machine: its matrix rate, and its copy rate of bytes read and bytes written together.
+    """
+    products = flops / machine["matrix_flops_per_second"]
+    return max(products, moved_bytes / machine["copy_bytes_per_second"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -39,7 +40,16 @@ def describe() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": version_of("triton"),
     }
+
+
+def version_of(distribution: str) -> str | None:
+    """Of an installed distribution; None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str:
@@ -66,7 +76,11 @@ def matrix_rate(dtype: str, rows: int, inner: int, columns: int, device: str = "
 
 
 def copy_rate(device: str = "cpu") -> float:
-    """Bytes/s of a copy that no cache holds; each byte is read and written once."""
+    """Bytes/s that memory moves in a copy that no cache holds: read and written ones, both counted.
+
+    The least time for reading n bytes is n over this rate, wherever a limit counts bytes
+    (`limits.least_seconds`).
+    """
     source = torch.ones(1 << 28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2.0 * source.numel() / _best(lambda: target.copy_(source), device)

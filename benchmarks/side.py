@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 
+from benchmarks.machine import version_of
 from benchmarks.sides import SideConfig, make_side
 from benchmarks.workloads import build
 
@@ -24,12 +25,15 @@ def main() -> None:
     config = SideConfig(**json.loads(sys.argv[2]))
     side = make_side(sys.argv[1], config)
     pids = side.pids or {"side": os.getpid()}
-    print(json.dumps({"version": side.version, "pids": pids}), file=results)
+    backend = {**side.backend, "triton": version_of("triton")}
+    hello = {"version": side.version, "pids": pids, "backend": backend}
+    print(json.dumps(hello), file=results)
     for line in sys.stdin:
         asked = json.loads(line)
         work = build(asked["workload"], asked["size"], asked["vocab"], asked["repetition"])
+        forget_device_peak()
         try:
-            answer = side.run(work).as_json()
+            answer = {**side.run(work).as_json(), "device_peak_bytes": device_peak()}
         except NotImplementedError:
             answer = {"cannot": True}
         except Exception as error:  # noqa: BLE001 - what fails is put down, and the rest is measured
@@ -38,6 +42,20 @@ def main() -> None:
             give_back_memory()
         print(json.dumps(answer), file=results)
     side.close()
+
+
+def device_peak() -> int | None:
+    """Most bytes of a GPU that torch held in this process since `forget_device_peak`."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.max_memory_allocated())
+
+
+def forget_device_peak() -> None:
+    """Lets torch count from here on."""
+    if device_peak() is not None:
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
 
 
 def give_back_memory() -> None:

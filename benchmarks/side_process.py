@@ -16,9 +16,6 @@ from benchmarks.sides import SideConfig
 
 ROOT = Path(__file__).parent.parent
 
-_PATIENCE = 120
-"""Seconds in which a side ends by itself."""
-
 _FOR_EVER = float("inf")
 
 
@@ -41,6 +38,7 @@ class SideProcess:
         )
         self.version = ""
         self.pids: dict[str, int] = {}
+        self.backend: dict[str, str | None] = {}
 
     def wait(self, patience: float) -> None:
         """Until it has loaded its model.
@@ -49,7 +47,7 @@ class SideProcess:
             RuntimeError: it did not within so many seconds.
         """
         hello = self._read(patience)
-        self.version, self.pids = hello["version"], hello["pids"]
+        self.version, self.pids, self.backend = hello["version"], hello["pids"], hello["backend"]
 
     def run(
         self, workload: str, size: str, vocab: int, repetition: int, patience: float = _FOR_EVER
@@ -79,13 +77,17 @@ class SideProcess:
         outcome["peak_bytes"] = {name: _peak(pid) for name, pid in self.pids.items()}
         return outcome
 
-    def close(self) -> None:
-        """Ends the process."""
+    def end(self) -> None:
+        """Tells the side that nothing more comes; `close` waits until it has ended."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
+
+    def close(self, patience: float) -> None:
+        """Ends the process: by itself within so many seconds, or by force."""
+        self.end()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(max(0.0, patience))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -27,6 +27,7 @@ from typing import Any
 
 import grpc
 
+from benchmarks.machine import describe, origin
 from scoring_client.proto import score_pb2, sequence_pb2, service_pb2_grpc
 from scoring_service.config import ServeConfig
 
@@ -103,7 +104,8 @@ def main() -> None:
     finally:
         ours.send("end")
         process.join(30)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    report = {**origin(), "machine": describe(), "repetitions": arguments.rounds, **found}
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print("| calls | calls/s on | calls/s off | ratio (quartiles) | server's ms a call on | off |")
     print("|---|---|---|---|---|---|")
     for name, result in found.items():

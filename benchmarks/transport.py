@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import describe, origin
 from benchmarks.wire import ReadyExecutor
 
 ROWS, K = 12_500, 1000
@@ -60,7 +61,13 @@ def main() -> None:
             process.join(30)
     found["socket_pair"] = _socket_pair(context, arguments.repetitions)
     found["copy_seconds"] = _copy(arguments.repetitions)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    report = {
+        **origin(),
+        "machine": describe(),
+        "repetitions": arguments.repetitions,
+        **found,
+    }
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print("| worker | s a call, client to arrays | s of the server's process |")
     print("|---|---|---|")
     for name in servers:
@@ -97,8 +104,8 @@ def _measure(servers: dict[str, Any], repetitions: int) -> dict[str, Any]:
     return found
 
 
-def _socket_pair(context: Any, repetitions: int) -> dict[str, float]:
-    """The same slices from one process to another, and nothing else: medians."""
+def _socket_pair(context: Any, repetitions: int) -> dict[str, Any]:
+    """The same slices from one process to another, and nothing else: medians, and every time."""
     from scoring_service.allocator import keep_freed_memory
     from scoring_service.engine.channel import Channel
 
@@ -118,7 +125,12 @@ def _socket_pair(context: Any, repetitions: int) -> dict[str, float]:
         busy.append(time.process_time() - before)
         process.join()
         channel.close()
-    return {"seconds": statistics.median(seconds), "receiver_seconds": statistics.median(busy)}
+    return {
+        "seconds": statistics.median(seconds),
+        "receiver_seconds": statistics.median(busy),
+        "times": seconds,
+        "receiver_times": busy,
+    }
 
 
 def _send_slices(end: Any) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import grpc
 import torch
 
-from benchmarks.machine import copy_rate, cpu_seconds, describe
+from benchmarks.machine import copy_rate, cpu_seconds, describe, origin
 from scoring_client import AdminClient, ScoringClient
 from scoring_client.proto import admin_pb2, admin_pb2_grpc, weights_pb2
 
@@ -48,7 +48,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/weights.json"))
     arguments = parser.parse_args()
     tensors = _trainer_tensors(arguments.model)
-    found: dict[str, Any] = {"machine": describe(), "bytes": _bytes(tensors)}
+    found: dict[str, Any] = {
+        **origin(),
+        "machine": describe(),
+        "repetitions": arguments.repetitions,
+        "bytes": _bytes(tensors),
+    }
     parts = {
         "limits": lambda: _limits(tensors, found["bytes"]),
         "client": lambda: _client_alone(tensors, arguments.repetitions),

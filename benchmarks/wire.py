@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, origin
 
 if TYPE_CHECKING:
     from scoring_service.engine.events import ScoreSlice
@@ -46,7 +46,12 @@ def main() -> None:
     }
     server.terminate()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"machine": describe(), "shapes": found}
+    told = {
+        **origin(),
+        "machine": describe(),
+        "repetitions": arguments.repetitions,
+        "shapes": found,
+    }
     arguments.out.write_text(json.dumps(told, indent=1) + "\n")
     print(
         "| rows x K | MB | to numpy, s (min-max) | MB/s | numpy's copy, s |\n|---|---|---|---|---|"

@@ -21,6 +21,7 @@ class LmEval:
     def __init__(self, config: SideConfig) -> None:
         self.version = f"lm-eval {version('lm-eval')}"
         self.pids: dict[str, int] = {}
+        self.backend: dict[str, str] = {}
         self._model: Any = HFLM(
             pretrained=config.model, dtype=config.dtype, device=config.device, batch_size=BATCH
         )

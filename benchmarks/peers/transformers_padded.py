@@ -23,6 +23,7 @@ class TransformersPadded:
     def __init__(self, config: SideConfig, batch: int = BATCH) -> None:
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__}"
         self.pids: dict[str, int] = {}
+        self.backend: dict[str, str] = {}
         self._batch = batch
         self._device = config.device
         dtype = getattr(torch, config.dtype)
@@ -90,7 +91,10 @@ class TransformersPadded:
             output_scores=True,
             return_dict_in_generate=True,
         )
-        transition = self._network.compute_transition_scores(output.sequences, output.scores)
+        # Log-probs, as the other sides leave them: without normalising they would be logits.
+        transition = self._network.compute_transition_scores(
+            output.sequences, output.scores, normalize_logits=True
+        )
         assert transition.shape == (len(work.prompts), work.max_tokens)
         seconds = time.perf_counter() - began
         return Outcome(seconds, [seconds] * len(work.prompts))

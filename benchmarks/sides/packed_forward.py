@@ -37,6 +37,7 @@ class PackedForward:
         self._runner = runner
         self.version = self._engine.version
         self.pids: dict[str, int] = {}
+        self.backend = self._engine.backend
 
     def run(self, work: Work) -> Outcome:
         """Does the arithmetic."""

@@ -27,11 +27,15 @@ class Service:
         flags = ["--port", "0", "--dtype", config.dtype, "--head-dtype", config.head_dtype]
         flags += ["--residual-dtype", config.residual_dtype]
         flags += ["--device", config.device, "--log-level", "error"]
+        if config.memory_utilization is not None:
+            flags += ["--memory-utilization", str(config.memory_utilization)]
         self._server = subprocess.Popen(
             [command, "serve", config.model, *flags], stdout=subprocess.PIPE, text=True
         )
         self.target = self._await_address()
         self._client = ScoringClient(self.target)
+        info = self._client.model_info()
+        self.backend = {"backend": info.backend, "path_reason": info.path_reason}
         children = Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text()
         self.pids = {"grpc": self._server.pid, "worker": int(children.split()[0])}
 
@@ -83,12 +87,18 @@ class Service:
         """Scores group by group while samples are drawn; latencies are between sampled slices."""
         gaps: list[float] = []
         stop = threading.Event()
+        died: list[Exception] = []
+        sampling = work.sampling
 
         def sample() -> None:
             while not stop.is_set():
                 last = time.perf_counter()
                 slices = self._client.sample_slices(
-                    work.sampling.prompts, max_tokens=work.sampling.max_tokens, ignore_eos=True
+                    sampling.prompts,
+                    max_tokens=sampling.max_tokens,
+                    top_k=sampling.top_k,
+                    top_p=sampling.top_p,
+                    ignore_eos=True,
                 )
                 for piece in slices:
                     now = time.perf_counter()
@@ -98,14 +108,24 @@ class Service:
                         slices.close()
                         break
 
-        sampler = threading.Thread(target=sample)
+        def sample_or_tell() -> None:
+            try:
+                sample()
+            except Exception as error:  # noqa: BLE001 - told below: nothing is mixed without it
+                died.append(error)
+
+        sampler = threading.Thread(target=sample_or_tell)
         sampler.start()
         began = time.perf_counter()
-        for group in work.scoring.groups:
-            self._client.score([group])
-        seconds = time.perf_counter() - began
-        stop.set()
-        sampler.join()
+        try:
+            for group in work.scoring.groups:
+                self._client.score([group])
+            seconds = time.perf_counter() - began
+        finally:
+            stop.set()
+            sampler.join()
+        if died:
+            raise RuntimeError("samples ended while texts were scored") from died[0]
         return Outcome(seconds, gaps)
 
     def _await_address(self) -> str:

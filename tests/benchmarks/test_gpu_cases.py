@@ -67,6 +67,20 @@ def test_a_lost_device_is_left_to_another_process(
     assert json.loads(piece.read_text())["figures"] == [{"what": "after"}]
 
 
+def test_a_peer_that_loses_the_device_leaves_our_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    device = SimpleNamespace(is_available=lambda: True, synchronize=fail)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=device))
+    piece = tmp_path / "piece.json"
+    figure = {"what": "one", "sides": {"ours": {"seconds": 1.0}, "theirs": {"failed": "it died"}}}
+    assert run_cases([("one", lambda: figure), ("after", dict)], piece, 0, 60) == LOST
+    assert json.loads(piece.read_text())["figures"] == [figure]
+
+
 def test_cases_that_time_does_not_reach_say_so(tmp_path: Path) -> None:
     piece = tmp_path / "piece.json"
     assert run_cases([("late", dict)], piece, 0, -1.0) == 0

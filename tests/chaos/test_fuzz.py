@@ -13,6 +13,7 @@ import grpc
 import pytest
 from google.protobuf.message import DecodeError, Message
 
+from benchmarks.machine import describe, origin
 from scoring_client.proto import admin_pb2, admin_pb2_grpc, service_pb2_grpc
 from tests.chaos.fuzzing import ADMIN_REQUESTS, REQUESTS, mangled, request
 from tests.e2e.calls import SERVICE, reason_of, scores, stub_of
@@ -121,7 +122,8 @@ def write_figures(seen: Counter[Any], folder: Path) -> None:
         figures.setdefault(rpc, {})[code] = count
     print(figures)
     out = Path("benchmarks/results") if SOAK else folder
-    (out / "fuzz.json").write_text(json.dumps(figures, indent=1) + "\n")
+    told = {**origin(), "machine": describe(), **figures}
+    (out / "fuzz.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 @pytest.mark.timeout(1800)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.machine import describe, origin
 from tests.chaos.load import RETRYABLE, Load
 from tests.e2e.calls import SERVING, health
 from tests.e2e.processes import children, until
@@ -78,7 +79,8 @@ class Figures:
             round(seconds, 1) if math.isfinite(seconds) else None
             for seconds in self.recovery_seconds
         ]
-        runs[f"{self.workers} workers"] = {
+        # Each with its own: a run replaces one and leaves the other.
+        runs[f"{self.workers} workers"] = {**origin(), "machine": describe()} | {
             key: round(value, 3) if isinstance(value, float) else value
             for key, value in found.items()
         }

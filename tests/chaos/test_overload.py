@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from benchmarks.machine import describe, origin
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.pool.admission import SHARE
 from tests.chaos.ticker import ticking
@@ -144,7 +145,8 @@ def test_ten_times_overload(tmp_path: Path) -> None:
     found = report(full, over, late, grown)
     print(found)
     out = Path("benchmarks/results/overload.json") if SOAK else tmp_path / "overload.json"
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    written = {**origin(), "machine": describe(), **found}
+    out.write_text(json.dumps(written, indent=1) + "\n")
     assert set(full.codes) == {"ok"}
     assert set(over.codes) == {"ok", "QUEUE_FULL"}
     assert over.codes["QUEUE_FULL"] > 4 * over.codes["ok"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.machine import describe, origin
 from tests.chaos.load import Load
 from tests.e2e.calls import score_request, stub_of
 from tests.e2e.processes import children, cpu_seconds, descriptors, resident, until
@@ -82,6 +83,8 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
     grown = [b - a for a, b in zip(warm["resident_mib"], last["resident_mib"], strict=True)]
     more = [b - a for a, b in zip(warm["descriptors"], last["descriptors"], strict=True)]
     report = {
+        **origin(),
+        "machine": describe(),
         "minutes": MINUTES,
         "calls": len(load.outcomes),
         "audits": audits,

