@@ -39,16 +39,19 @@ class AdminSettings:
         return _UNARY_SECONDS if self.timeout is None else min(self.timeout, _UNARY_SECONDS)
 
 
+_NO_ADMIN_SERVICE = (
+    "this server lets nobody change its weights: AdminService is there only with tokens or client "
+    "certificates, on a loopback address, or with --allow-admin, and never on the health port"
+)
+
+
 def admin_error(error: grpc.RpcError, request: Any = None) -> ScoringError:
     """Return this package's exception, with a hint where the whole service is missing."""
     size = 0 if request is None else request.ByteSize()
-    found = error_from_rpc(error, request_id="", request_bytes=size)
+    found = error_from_rpc(
+        error, request_id="", request_bytes=size, no_such_method=_NO_ADMIN_SERVICE
+    )
     # Health says NOT_FOUND of a service that is not there, without a reason of ours.
-    unknown = found.code is grpc.StatusCode.NOT_FOUND and not found.reason
-    if unknown or found.code is grpc.StatusCode.UNIMPLEMENTED:
-        return reworded(
-            found,
-            "this server lets nobody change its weights: AdminService is there only with tokens or "
-            f"client certificates, on a loopback address, or with --allow-admin [{found.message}]",
-        )
+    if found.code is grpc.StatusCode.NOT_FOUND and not found.reason:
+        return reworded(found, f"{_NO_ADMIN_SERVICE} [{found.message}]")
     return found

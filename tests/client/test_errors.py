@@ -13,6 +13,7 @@ import pytest
 from scoring_client import (
     AbortedError,
     AccessDeniedError,
+    AdminClient,
     CancelledCallError,
     DeadlineError,
     FieldViolation,
@@ -142,9 +143,15 @@ def test_something_else_listens(ask):
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with pytest.raises(ServerError) as raised:
-            ask(f"127.0.0.1:{port}", "score", ONE)
-        assert raised.value.code is grpc.StatusCode.UNIMPLEMENTED
+        for method, arguments in (("score", [ONE]), ("model_info", []), ("tokenize", [["a"]])):
+            with pytest.raises(ServerError, match="no scoring server of this contract") as raised:
+                ask(f"127.0.0.1:{port}", method, *arguments)
+            assert raised.value.code is grpc.StatusCode.UNIMPLEMENTED
+            assert "[Method not found!]" in str(raised.value)
+        nobody = pytest.raises(ServerError, match="lets nobody change its weights")
+        with AdminClient(f"127.0.0.1:{port}") as admin, nobody as raised:
+            admin.get_weights()
+        assert "no scoring server" not in str(raised.value)
     finally:
         server.stop(0)
 
