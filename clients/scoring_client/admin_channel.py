@@ -8,12 +8,11 @@ import grpc
 
 from scoring_client.channel import Metadata
 from scoring_client.errors import ScoringError, reworded
+from scoring_client.retry import ClientTimeout, short_time_limit
 from scoring_client.status import error_from_rpc
 
 ONE_SERVER = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"pick_first": {}}]}))
 """Channel option: every call goes to one and the same server."""
-
-_UNARY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class AdminSettings:
     model: str
     """Model of calls that name none."""
     timeout: float | None
-    """Seconds of an update."""
+    """Seconds of an update; of a short call 30 of them at most."""
     metadata: Metadata
     """Sent with every call."""
 
@@ -34,9 +33,9 @@ class AdminSettings:
         return self.model if model is None else model
 
     @property
-    def unary_timeout(self) -> float:
+    def unary_timeout(self) -> float | None:
         """Seconds of a short call."""
-        return _UNARY_SECONDS if self.timeout is None else min(self.timeout, _UNARY_SECONDS)
+        return short_time_limit(ClientTimeout.CLIENTS, self.timeout)
 
 
 _NO_ADMIN_SERVICE = (

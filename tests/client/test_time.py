@@ -19,11 +19,14 @@ from scoring_client import (
     ScoringClient,
     UnavailableError,
 )
+from scoring_client.admin_channel import AdminSettings
 from scoring_client.retry import Attempts, RetryPolicy
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_scores
 
 ONE = [([1, 2], [[3, 4]])]
+NO_LIMIT = 2.0**63
+"""What gRPC says is left, in seconds, where there is no deadline."""
 NO_GRPC_RETRIES = [("grpc.enable_retries", 0)]
 
 
@@ -269,6 +272,32 @@ def test_waits_end_in_time_where_nobody_answers(ask, runner, silent, method):
         with pytest.raises(kinds):
             runner.run(main())
     assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("clients", "calls", "limit"),
+    [
+        (5, {}, 5),
+        (600.0, {}, 30),
+        (None, {}, 30),
+        (math.inf, {}, 30),
+        (5, {"timeout": 50}, 50),
+        (5, {"timeout": None}, NO_LIMIT),
+    ],
+)
+@pytest.mark.parametrize("method", ["model_info", "list_models", "tokenize"])
+def test_the_clients_timeout_holds_for_short_calls_up_to_30_s(ask, method, clients, calls, limit):
+    """As the server sees the time that is left: half of it may be gone on a busy machine."""
+    with ToyServer() as server:
+        arguments = [["a b"]] if method == "tokenize" else []
+        ask(server.target, method, *arguments, client={"timeout": clients}, **calls)
+        (left,) = server.times_left
+    assert limit / 2 < left < limit * 1.5
+
+
+@pytest.mark.parametrize(("clients", "limit"), [(5, 5), (600.0, 30), (None, 30), (math.inf, 30)])
+def test_the_admin_clients_timeout_does_as_well(clients, limit):
+    assert AdminSettings("", "", clients, ()).unary_timeout == limit
 
 
 def test_a_wait_without_a_limit(ask):
