@@ -10,8 +10,6 @@ from enum import Enum
 from numbers import Real
 from typing import Any, Self
 
-import grpc
-
 from scoring_client.errors import DeadlineError, ScoringError, UnavailableError, invalid
 from scoring_client.servers import ServerCount
 
@@ -110,10 +108,7 @@ class Attempts:
             return None
         left = self._deadline - self._clock()
         if left <= 0:
-            raise DeadlineError(
-                f"the timeout of {self._timeout:g} s passed",
-                code=grpc.StatusCode.DEADLINE_EXCEEDED,
-            )
+            raise DeadlineError(f"the timeout of {self._timeout:g} s passed")
         return left
 
     def wait_after(self, error: ScoringError, *, progressed: bool) -> float:

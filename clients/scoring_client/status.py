@@ -95,7 +95,6 @@ def _speaks_no_tls(message: str, request_id: str) -> ScoringError:
     return NoTlsError(
         f"the server{where(message)} speaks no TLS: connect without certificates and tls (on the "
         "command line without --root-certificates and --tls), or check the port",
-        code=grpc.StatusCode.UNAVAILABLE,
         request_id=request_id,
     )
 
@@ -124,7 +123,6 @@ def _message_too_large(
         )
     return MessageTooLargeError(
         f"{advice} [{message}]",
-        code=grpc.StatusCode.RESOURCE_EXHAUSTED,
         request_id=request_id,
     )
 
