@@ -334,7 +334,8 @@ class AsyncScoringClient(AsyncClient):
         return getattr(service_pb2_grpc.ScoringServiceStub(self._channel.get()), rpc)
 
     async def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
-        return job.results([part async for part in self._run(job)])
+        with job.losing_what_is_finished():
+            return job.results([part async for part in self._run(job)])
 
     async def _run(self, job: Job[PartT, Any, Any]) -> AsyncGenerator[PartT, None]:
         """Yield what the caller gets, over as many parts and attempts as it takes."""

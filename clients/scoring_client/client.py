@@ -353,7 +353,8 @@ class ScoringClient(BlockingClient):
         return {"model": self._model, "timeout": self._timeout, **options}
 
     def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
-        return job.results(list(self._run(job)))
+        with job.losing_what_is_finished():
+            return job.results(list(self._run(job)))
 
     def _run(self, job: Job[PartT, Any, Any]) -> Generator[PartT, None, None]:
         """Yield what the caller gets, over as many parts and attempts as it takes."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from scoring_client import (
@@ -44,6 +45,23 @@ def test_the_timeout_ends_a_call_and_the_server_learns_of_it(ask, through):
         assert time.monotonic() - begin < 2
         assert server.cancelled.wait(timeout=2)
     assert isinstance(raised.value, TimeoutError)
+
+
+@pytest.mark.parametrize("method", ["score", "topk_logprobs", "sample"])
+def test_a_timeout_says_how_to_keep_what_was_finished(ask, method):
+    """Items of one token: each result of the server is a whole one."""
+    groups = [([1], [[2], [3]])]
+    arguments = {"score": [groups], "topk_logprobs": [groups, 2], "sample": [[[1], [2]]]}[method]
+    options = {"max_tokens": 1, "ignore_eos": True} if method == "sample" else {}
+    late = Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "late", "DEADLINE_EXCEEDED", after_results=1)
+    lost = f"; what is finished (1 of 2 items) is lost: {method}_iter yields each as it ends"
+    with ToyServer(faults=[late, late]) as server:
+        with pytest.raises(DeadlineError) as raised:
+            ask(server.target, method, *arguments, **options)
+        assert str(raised.value) == f"late (1 of 2 items unfinished){lost}"
+        with pytest.raises(DeadlineError) as raised:
+            ask(server.target, f"{method}_iter", *arguments, **options)
+        assert "lost" not in str(raised.value)
 
 
 def test_the_call_s_timeout_wins_over_the_clients(ask):
