@@ -80,6 +80,7 @@ SCRIPTS = {
     name: "\n".join(b.text for b in blocks() if b.document == name and b.language == "python")
     for name in (
         "README.md",
+        "docs/adapters.md",
         "docs/client.md",
         "docs/concepts.md",
         "docs/recipes.md",
@@ -121,7 +122,7 @@ NOT_RUN = {
         "python -m pytest -c": _GPU,
     },
     "docs/quickstart.md": {"make serve MODEL=smollm2": _FETCHES},
-    "docs/training.md": {
+    "docs/adapters.md": {
         "# served_teacher.py": "Ray actors of verl; what they call of ours has tests",
         "from prime_rl.": "runs inside prime-rl; what it calls of ours has tests",
         "class ReferenceServer": "runs inside OpenRLHF; what it calls of ours has tests",
