@@ -302,9 +302,7 @@ def _real_server(arguments: argparse.Namespace, log: Path) -> Iterator[tuple[str
     command = [Path(sys.executable).parent / "scoring-service", "serve", str(arguments.model)]
     command += ["--port", "0", "--dtype", "bfloat16", "--num-workers", str(arguments.workers)]
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--log-format", "json"], stdout=output, stderr=output, env=os.environ
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ)
         try:
             yield _ready(log, process), process.pid
         finally:

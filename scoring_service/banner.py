@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 _SERVICE = "scoring.v1.ScoringService"
 
 
-def banner(address: str, has_tokenizer: bool) -> str:
-    """A `scoring-client` line, then a grpcurl line, for the server at `address`."""
-    target = address.replace("0.0.0.0:", "localhost:", 1)
-    if not has_tokenizer:
-        return f"Ready on {address}.\n\n  {client_line(target)}\n\n  {grpcurl_line(target, _IDS)}\n"
-    return (
-        f"Ready on {address}. Which word follows “import numpy as”?\n\n"
-        f"  {client_line(target)}\n\n"
-        f"  {grpcurl_line(target, _TEXT)}\n"
-    )
+@dataclass(frozen=True)
+class Door:
+    """Where a server listens, and what it asks of those who call."""
+
+    address: str
+    """Host and port."""
+    tls: bool = False
+    """It has a certificate."""
+    client_certificates: bool = False
+    """Clients show one too."""
+    tokens: bool = False
+    """Calls carry a token."""
+
+    @property
+    def target(self) -> str:
+        """Where a client on this machine calls it: certificates name hosts, seldom addresses."""
+        everywhere = r"(0\.0\.0\.0|\[::\]|127\.0\.0\.1|\[::1\])" if self.tls else r"0\.0\.0\.0"
+        return re.sub(rf"^{everywhere}:", "localhost:", self.address)
+
+
+def banner(door: Door, has_tokenizer: bool) -> str:
+    """A `scoring-client` line, then a grpcurl line, for the server behind `door`."""
+    request = _TEXT if has_tokenizer else _IDS
+    question = " Which word follows “import numpy as”?" if has_tokenizer else ""
+    lines = [
+        f"Ready on {door.address}.{question}",
+        *_missing(door),
+        f"  {client_line(door)}",
+        f"  {grpcurl_line(door, request)}",
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 _TEXT = {
@@ -37,17 +60,46 @@ _TEXT = {
 _IDS = {"groups": [{"prompt": {"token_ids": [1]}, "completions": [{"token_ids": [2, 3]}]}]}
 
 
-def client_line(target: str) -> str:
+def client_line(door: Door) -> str:
     """Contrasts two completions with the project's own client."""
-    client = _command("scoring-client")
+    flags = []
+    if door.tls:
+        flags.append('--root-certificates "$CA"')
+    if door.client_certificates:
+        flags.append('--client-certificate "$CERT" --client-key "$KEY"')
+    if door.tokens:
+        flags.append('--token "$TOKEN"')
     text = "--prompt 'import numpy as' --completion ' np' --completion ' banana'"
-    return f"{client} score --target {target} {text}"
+    return " ".join([_command("scoring-client"), "score --target", door.target, *flags, text])
 
 
-def grpcurl_line(target: str, request: Mapping[str, object]) -> str:
+def grpcurl_line(door: Door, request: Mapping[str, object]) -> str:
     """The same with grpcurl, through reflection."""
+    flags = ['-cacert "$CA"' if door.tls else "-plaintext"]
+    if door.client_certificates:
+        flags.append('-cert "$CERT" -key "$KEY"')
+    if door.tokens:
+        flags.append('-H "authorization: Bearer $TOKEN"')
     body = shlex.quote(json.dumps(request, separators=(",", ":")))
-    return f"{_command('grpcurl')} -plaintext -d {body} {target} {_SERVICE}/Score"
+    return " ".join([_command("grpcurl"), *flags, "-d", body, door.target, f"{_SERVICE}/Score"])
+
+
+def _missing(door: Door) -> list[str]:
+    """What the lines take that only the caller has."""
+    wanted = []
+    if door.tls:
+        wanted.append("CA (the file of the authority that signed the server's certificate)")
+    if door.client_certificates:
+        wanted.append("CERT and KEY (files of a client's certificate)")
+    if door.tokens:
+        wanted.append("TOKEN (one with the scope score)")
+    if not wanted:
+        return []
+    said = f"Set {', '.join(wanted)}"
+    if door.tls:
+        host = door.target.rpartition(":")[0]
+        said += f"; if the certificate is not for {host}, call the name that it has"
+    return [f"{said}:"]
 
 
 def _command(name: str) -> str:

@@ -12,7 +12,7 @@ import structlog
 
 from scoring_service import __version__
 from scoring_service.allocator import keep_freed_memory
-from scoring_service.banner import banner
+from scoring_service.banner import Door, banner
 from scoring_service.config import ServeConfig
 from scoring_service.engine.model_source import source_of
 from scoring_service.errors import ConfigurationError
@@ -109,7 +109,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         version=__version__,
     )
     leave_start_alone()
-    announce = asyncio.create_task(_announce(server, pool, config.host))
+    announce = asyncio.create_task(_announce(server, pool, config))
     failed = asyncio.create_task(server.wait_failed())
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -266,8 +266,8 @@ async def _report_loading(pool: WorkerPool) -> None:
         log.info("still_loading", model=pool.name, stage=pool.stage, seconds=seconds)
 
 
-async def _announce(server: Server, pool: WorkerPool, host: str) -> None:
-    """Prints how to use the server once it answers."""
+async def _announce(server: Server, pool: WorkerPool, config: ServeConfig) -> None:
+    """Prints how to use the server once it answers, unless a machine reads what it prints."""
     reports = asyncio.create_task(_report_loading(pool))
     ready = await server.wait_ready()
     reports.cancel()
@@ -285,7 +285,14 @@ async def _announce(server: Server, pool: WorkerPool, host: str) -> None:
         )
         if info.tokenizer_reason:
             log.warning("no_tokenizer", model=pool.name, reason=info.tokenizer_reason)
-        _print(banner(f"{host}:{server.port}", has_tokenizer=info.tokenizer_json is not None))
+        if config.log_format != "json":
+            door = Door(
+                f"{config.host}:{server.port}",
+                tls=config.tls_certificate is not None,
+                client_certificates=config.tls_client_ca is not None,
+                tokens=config.auth_tokens is not None,
+            )
+            _print(banner(door, has_tokenizer=info.tokenizer_json is not None))
 
 
 def _print(text: str) -> None:

@@ -23,7 +23,8 @@ INTRODUCTION = """\
 
 The contract `scoring.v1`, message by message, as [protos/scoring/v1](../protos/scoring/v1) has it.
 Written by `make docs`; edit the comments there. Beside it the server answers
-`grpc.health.v1.Health` (`""` = alive, `scoring.v1.ScoringService` = ready) and reflection.
+`grpc.health.v1.Health` (`""` = alive, `scoring.v1.ScoringService` = ready,
+`scoring.v1.AdminService` = an update can begin) and reflection.
 [errors.md](errors.md) tells what to do about each error, [concepts.md](concepts.md) what the words
 mean.
 

@@ -66,7 +66,8 @@ class AdminClient(BlockingClient):
             target: Host and port of one server. Several servers behind one name each have weights
                 of their own, so calls refuse such a name: see ``push_to_all``, ``replica_targets``.
             model: Model of calls that name none. Empty = the only one served.
-            timeout: Seconds for calls that set none; None = no limit.
+            timeout: Seconds for calls that set none; None = no limit. Short calls take 30 of them
+                at most; ``drain`` has a limit of its own.
             token: As of ScoringClient, and so are the arguments that follow.
             credentials: TLS with these.
             root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.

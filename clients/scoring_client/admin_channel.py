@@ -8,12 +8,11 @@ import grpc
 
 from scoring_client.channel import Metadata
 from scoring_client.errors import ScoringError, reworded
+from scoring_client.retry import ClientTimeout, short_time_limit
 from scoring_client.status import error_from_rpc
 
 ONE_SERVER = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"pick_first": {}}]}))
 """Channel option: every call goes to one and the same server."""
-
-_UNARY_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class AdminSettings:
     model: str
     """Model of calls that name none."""
     timeout: float | None
-    """Seconds of an update."""
+    """Seconds of an update; of a short call 30 of them at most."""
     metadata: Metadata
     """Sent with every call."""
 
@@ -34,21 +33,24 @@ class AdminSettings:
         return self.model if model is None else model
 
     @property
-    def unary_timeout(self) -> float:
+    def unary_timeout(self) -> float | None:
         """Seconds of a short call."""
-        return _UNARY_SECONDS if self.timeout is None else min(self.timeout, _UNARY_SECONDS)
+        return short_time_limit(ClientTimeout.CLIENTS, self.timeout)
+
+
+_NO_ADMIN_SERVICE = (
+    "this server lets nobody change its weights: AdminService is there only with tokens or client "
+    "certificates, on a loopback address, or with --allow-admin, and never on the health port"
+)
 
 
 def admin_error(error: grpc.RpcError, request: Any = None) -> ScoringError:
     """Return this package's exception, with a hint where the whole service is missing."""
     size = 0 if request is None else request.ByteSize()
-    found = error_from_rpc(error, request_id="", request_bytes=size)
+    found = error_from_rpc(
+        error, request_id="", request_bytes=size, no_such_method=_NO_ADMIN_SERVICE
+    )
     # Health says NOT_FOUND of a service that is not there, without a reason of ours.
-    unknown = found.code is grpc.StatusCode.NOT_FOUND and not found.reason
-    if unknown or found.code is grpc.StatusCode.UNIMPLEMENTED:
-        return reworded(
-            found,
-            "this server lets nobody change its weights: AdminService is there only with tokens or "
-            f"client certificates, on a loopback address, or with --allow-admin [{found.message}]",
-        )
+    if found.code is grpc.StatusCode.NOT_FOUND and not found.reason:
+        return reworded(found, f"{_NO_ADMIN_SERVICE} [{found.message}]")
     return found

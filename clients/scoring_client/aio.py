@@ -34,12 +34,13 @@ from scoring_client.results import CompletionScores, CompletionTopK, ScoreResult
 from scoring_client.retry import (
     LONGEST_LOOK,
     Attempts,
+    ClientTimeout,
     RetryPolicy,
     countdown,
     growing_pauses,
     not_come,
     not_ready,
-    time_limit,
+    short_time_limit,
 )
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
@@ -137,13 +138,16 @@ class AsyncScoringClient(AsyncClient):
         raise not_ready(timeout, last) from last
 
     async def model_info(
-        self, model: str | None = None, *, timeout: float | None = 30.0
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | ClientTimeout | None = ClientTimeout.CLIENTS,
     ) -> ModelInfo:
         """Return what a trainer has to know of a model before it starts.
 
         Args:
             model: Name of the model; default: the client's.
-            timeout: Seconds; None = no limit.
+            timeout: Seconds; None = no limit. Default: the client's, and 30 at most.
 
         Raises:
             ModelNotFoundError: the server has no such model; the message lists those it has.
@@ -153,11 +157,13 @@ class AsyncScoringClient(AsyncClient):
         request = model_info_pb2.GetModelInfoRequest(model=name)
         return model_info(await self._unary("GetModelInfo", request, timeout))
 
-    async def list_models(self, *, timeout: float | None = 30.0) -> tuple[ServedModel, ...]:
+    async def list_models(
+        self, *, timeout: float | ClientTimeout | None = ClientTimeout.CLIENTS
+    ) -> tuple[ServedModel, ...]:
         """Return the models served.
 
         Args:
-            timeout: Seconds; None = no limit.
+            timeout: Seconds; None = no limit. Default: the client's, and 30 at most.
 
         Raises:
             UnavailableError: no server answered.
@@ -171,7 +177,7 @@ class AsyncScoringClient(AsyncClient):
         *,
         add_special_tokens: bool = True,
         model: str | None = None,
-        timeout: float | None = 30.0,
+        timeout: float | ClientTimeout | None = ClientTimeout.CLIENTS,
     ) -> list[list[int]]:
         """Return the token ids of texts, by the model's own tokenizer.
 
@@ -341,7 +347,8 @@ class AsyncScoringClient(AsyncClient):
         return getattr(service_pb2_grpc.ScoringServiceStub(self._channel.get()), rpc)
 
     async def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
-        return job.results([part async for part in self._run(job)])
+        with job.losing_what_is_finished():
+            return job.results([part async for part in self._run(job)])
 
     async def _run(self, job: Job[PartT, Any, Any]) -> AsyncGenerator[PartT, None]:
         """Yield what the caller gets, over as many parts and attempts as it takes."""
@@ -378,11 +385,12 @@ class AsyncScoringClient(AsyncClient):
             self._sizes[job.model] = preferred_size(info.limits)
         return self._sizes[job.model]
 
-    async def _unary(self, rpc: str, request: Any, timeout: float | None) -> Any:
+    async def _unary(self, rpc: str, request: Any, timeout: float | ClientTimeout | None) -> Any:
+        limit = short_time_limit(timeout, self._timeout)
         try:
             with telling_closed():
                 return await self._method(rpc)(
-                    request, timeout=time_limit(timeout), metadata=with_trace(self._metadata)
+                    request, timeout=limit, metadata=with_trace(self._metadata)
                 )
         except grpc.RpcError as error:
             raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error

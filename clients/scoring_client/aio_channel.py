@@ -79,5 +79,4 @@ def telling_closed() -> Iterator[None]:
             raise
         raise CancelledCallError(
             "the call was cancelled: its client was closed while it ran",
-            code=grpc.StatusCode.CANCELLED,
         ) from error

@@ -23,12 +23,13 @@ from scoring_client.results import CompletionScores, CompletionTopK, ScoreResult
 from scoring_client.retry import (
     LONGEST_LOOK,
     Attempts,
+    ClientTimeout,
     RetryPolicy,
     countdown,
     growing_pauses,
     not_come,
     not_ready,
-    time_limit,
+    short_time_limit,
 )
 from scoring_client.sample_job import sample_job
 from scoring_client.samples import Sample, SampleResults
@@ -75,7 +76,8 @@ class ScoringClient(BlockingClient):
             target: Host and port, or any gRPC target. A plain name is resolved by DNS, and calls
                 are spread over all its addresses.
             model: Model of calls that name none. Empty = the only one served.
-            timeout: Seconds for calls that set none, retries included; None = no limit.
+            timeout: Seconds for calls that set none, retries included; None = no limit. The short
+                calls (``model_info``, ``list_models``, ``tokenize``) take 30 of them at most.
             token: Sent with every call as ``authorization: Bearer …``, over TLS or to this machine.
             credentials: TLS with these; see ``grpc.ssl_channel_credentials``.
             root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
@@ -149,12 +151,17 @@ class ScoringClient(BlockingClient):
             time.sleep(pause)
         raise not_ready(timeout, last) from last
 
-    def model_info(self, model: str | None = None, *, timeout: float | None = 30.0) -> ModelInfo:
+    def model_info(
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | ClientTimeout | None = ClientTimeout.CLIENTS,
+    ) -> ModelInfo:
         """Return what a trainer has to know of a model before it starts.
 
         Args:
             model: Name of the model; default: the client's.
-            timeout: Seconds; None = no limit.
+            timeout: Seconds; None = no limit. Default: the client's, and 30 at most.
 
         Raises:
             ModelNotFoundError: the server has no such model; the message lists those it has.
@@ -164,11 +171,13 @@ class ScoringClient(BlockingClient):
         request = model_info_pb2.GetModelInfoRequest(model=name)
         return model_info(self._unary(self._stub.GetModelInfo, request, timeout))
 
-    def list_models(self, *, timeout: float | None = 30.0) -> tuple[ServedModel, ...]:
+    def list_models(
+        self, *, timeout: float | ClientTimeout | None = ClientTimeout.CLIENTS
+    ) -> tuple[ServedModel, ...]:
         """Return the models served.
 
         Args:
-            timeout: Seconds; None = no limit.
+            timeout: Seconds; None = no limit. Default: the client's, and 30 at most.
 
         Raises:
             UnavailableError: no server answered.
@@ -182,7 +191,7 @@ class ScoringClient(BlockingClient):
         *,
         add_special_tokens: bool = True,
         model: str | None = None,
-        timeout: float | None = 30.0,
+        timeout: float | ClientTimeout | None = ClientTimeout.CLIENTS,
     ) -> list[list[int]]:
         """Return the token ids of texts, by the model's own tokenizer.
 
@@ -190,7 +199,7 @@ class ScoringClient(BlockingClient):
             texts: About a megabyte of them at most.
             add_special_tokens: Whether the tokenizer adds those that it adds to a prompt.
             model: Name of the model; default: the client's.
-            timeout: Seconds; None = no limit.
+            timeout: Seconds; None = no limit. Default: the client's, and 30 at most.
 
         Raises:
             PreconditionFailedError: the model has no tokenizer that the server can run.
@@ -357,7 +366,8 @@ class ScoringClient(BlockingClient):
         return {"model": self._model, "timeout": self._timeout, **options}
 
     def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
-        return job.results(list(self._run(job)))
+        with job.losing_what_is_finished():
+            return job.results(list(self._run(job)))
 
     def _run(self, job: Job[PartT, Any, Any]) -> Generator[PartT, None, None]:
         """Yield what the caller gets, over as many parts and attempts as it takes."""
@@ -390,8 +400,8 @@ class ScoringClient(BlockingClient):
             self._sizes[job.model] = preferred_size(info.limits)
         return self._sizes[job.model]
 
-    def _unary(self, method: Any, request: Any, timeout: float | None) -> Any:
-        limit = time_limit(timeout)
+    def _unary(self, method: Any, request: Any, timeout: float | ClientTimeout | None) -> Any:
+        limit = short_time_limit(timeout, self._timeout)
         try:
             with running_call():
                 return method(request, timeout=limit, metadata=with_trace(self._metadata))

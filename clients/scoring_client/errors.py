@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import grpc
 
@@ -22,12 +23,18 @@ class FieldViolation:
 class ScoringError(Exception):
     """Base of everything that this package raises about a call."""
 
+    default_code: ClassVar[grpc.StatusCode | None] = None
+    """``code`` of an error of this class that was found on this side."""
+
     message: str
     """What happened, in one sentence."""
     code: grpc.StatusCode | None
-    """The gRPC status, or None when the fault was found on this side."""
+    """The gRPC status with which the call ended. Of a fault that was found on this side, the one
+    that a server would end such a call with; None where there is none (``ProtocolError``,
+    ``MixedWeightsError``, ``ResultChangedError``, ``ReplicaError``, a bare ``ScoringError``)."""
     reason: str
-    """The server's reason, such as ``QUEUE_FULL`` (``service.proto`` lists them); or ``""``."""
+    """The server's reason, such as ``QUEUE_FULL`` (``service.proto`` lists them), or ``""``. Of a
+    field that was found wrong on this side ``INVALID_FIELD``."""
     violations: tuple[FieldViolation, ...]
     """The fields at fault, in the indices of the caller's own request."""
     request_id: str
@@ -54,7 +61,7 @@ class ScoringError(Exception):
         # Only the message is positional: pickle calls the class with `args` and restores the rest.
         super().__init__(message)
         self.message = message
-        self.code = code
+        self.code = self.default_code if code is None else code
         self.reason = reason
         self.violations = tuple(violations)
         self.request_id = request_id
@@ -75,13 +82,19 @@ class ScoringError(Exception):
 class InvalidRequestError(ScoringError, ValueError):
     """The request is wrong (INVALID_ARGUMENT), found by the server or before sending."""
 
+    default_code = grpc.StatusCode.INVALID_ARGUMENT
+
 
 class ModelNotFoundError(ScoringError, LookupError):
     """No such model (NOT_FOUND); the message lists the models served."""
 
+    default_code = grpc.StatusCode.NOT_FOUND
+
 
 class PreconditionFailedError(ScoringError):
     """The server's state does not allow it (FAILED_PRECONDITION), such as an unmet expectation."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class AccessDeniedError(ScoringError, PermissionError):
@@ -90,6 +103,8 @@ class AccessDeniedError(ScoringError, PermissionError):
 
 class OverloadedError(ScoringError):
     """The server has no room (RESOURCE_EXHAUSTED). Retried only when the server names a delay."""
+
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
     @property
     def retryable(self) -> bool:
@@ -100,9 +115,13 @@ class OverloadedError(ScoringError):
 class MessageTooLargeError(ScoringError, ValueError):
     """A message is larger than one side accepts. Sending it again never helps."""
 
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
 
 class UnavailableError(ScoringError, ConnectionError):
     """No server answered, or it is loading, draining or lost its worker (UNAVAILABLE)."""
+
+    default_code = grpc.StatusCode.UNAVAILABLE
 
     @property
     def retryable(self) -> bool:
@@ -141,6 +160,8 @@ class AbortedError(ScoringError):
     long for calls under way.
     """
 
+    default_code = grpc.StatusCode.ABORTED
+
 
 class UpdateInProgressError(AbortedError):
     """Another update of the weights is under way; one at a time."""
@@ -149,13 +170,19 @@ class UpdateInProgressError(AbortedError):
 class NotFoundError(ScoringError, LookupError):
     """No such weights, or no such update (NOT_FOUND)."""
 
+    default_code = grpc.StatusCode.NOT_FOUND
+
 
 class DeadlineError(ScoringError, TimeoutError):
     """The call's timeout passed (DEADLINE_EXCEEDED)."""
 
+    default_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
 
 class CancelledCallError(ScoringError):
     """The call was cancelled on the way or by the server (CANCELLED)."""
+
+    default_code = grpc.StatusCode.CANCELLED
 
 
 class ServerError(ScoringError):
@@ -205,12 +232,7 @@ def error_class(code: grpc.StatusCode, reason: str = "") -> type[ScoringError]:
 def invalid(field: str, description: str) -> InvalidRequestError:
     """Return the error of a request that is wrong before it is sent."""
     violation = FieldViolation(field, description)
-    return InvalidRequestError(
-        str(violation),
-        code=grpc.StatusCode.INVALID_ARGUMENT,
-        reason="INVALID_FIELD",
-        violations=[violation],
-    )
+    return InvalidRequestError(str(violation), reason="INVALID_FIELD", violations=[violation])
 
 
 def reworded(

@@ -7,6 +7,7 @@ to begin again: so the blocking and the asynchronous client share everything but
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -62,6 +63,8 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
 
     rpc: ClassVar[str]
     """Name of the RPC."""
+    iterator: ClassVar[str]
+    """Name of the clients' method that yields items as they end."""
 
     def __init__(
         self, assemblers: dict[Key, Assembler[PartT]], request_id: str, settings: JobSettings
@@ -200,6 +203,19 @@ class Job(ABC, Generic[PartT, IndicesT, ResultsT]):
                 f"the timeout of {timeout:g} s passed; {open_items}; raise timeout= or add replicas"
             )
         return f"{failure.message} ({open_items})"
+
+    @contextmanager
+    def losing_what_is_finished(self) -> Iterator[None]:
+        """Have a timeout that takes finished items along say how they are kept."""
+        try:
+            yield
+        except DeadlineError as error:
+            done = self.call.items_done
+            if done == 0:
+                raise
+            lost = f"what is finished ({done} of {self.call.items_total} items) is lost"
+            advice = f"{lost}: {self.iterator} yields each as it ends"
+            raise reworded(error, f"{error.message}; {advice}") from error
 
     @abstractmethod
     def results(self, parts: list[PartT]) -> ResultsT:

@@ -1,6 +1,7 @@
 """Keyword arguments that the calls share."""
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, Required, TypedDict
 
 from scoring_client.inputs import Expect, RequestContext
@@ -110,9 +111,13 @@ def check_names(options: Mapping[str, Any], known: Any, call: str) -> None:
     Raises:
         TypeError: an option is unknown, or a required one is missing.
     """
+    names = sorted(known.__required_keys__ | known.__optional_keys__)
     for name in options:
-        if name not in known.__required_keys__ | known.__optional_keys__:
-            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+        if name not in names:
+            # Fields of results are called alike: `entropy` gives `entropies`.
+            near = get_close_matches(name, names, n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
     for name in sorted(known.__required_keys__):
         if name not in options:
             raise TypeError(f"{call}() missing required keyword argument {name!r}")

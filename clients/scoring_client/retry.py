@@ -6,10 +6,9 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from numbers import Real
 from typing import Any, Self
-
-import grpc
 
 from scoring_client.errors import DeadlineError, ScoringError, UnavailableError, invalid
 from scoring_client.servers import ServerCount
@@ -29,6 +28,8 @@ _REFUSALS_OF_ONE = 4
 """After so many by one and the same server, where nobody knows how many there are, it is alone."""
 _OTHER_SERVER_PAUSE = 0.05
 _LONGEST_OTHER_SERVER_PAUSE = 0.4
+SHORT_CALL_SECONDS = 30.0
+"""Most seconds of a short call that sets none itself."""
 _LONGEST_TIMEOUT = 1e9
 """Seconds, 32 years. gRPC counts nanoseconds in 64 bits: a deadline beyond them is past at once."""
 _FIRST_PAUSE = 0.01
@@ -109,10 +110,7 @@ class Attempts:
             return None
         left = self._deadline - self._clock()
         if left <= 0:
-            raise DeadlineError(
-                f"the timeout of {self._timeout:g} s passed",
-                code=grpc.StatusCode.DEADLINE_EXCEEDED,
-            )
+            raise DeadlineError(f"the timeout of {self._timeout:g} s passed")
         return left
 
     def wait_after(self, error: ScoringError, *, progressed: bool) -> float:
@@ -177,6 +175,28 @@ def time_limit(timeout: float | None) -> float | None:
         raise invalid("timeout", f"expected seconds or None, got {timeout!r}")
     seconds = float(given)
     return None if seconds > _LONGEST_TIMEOUT else seconds
+
+
+class ClientTimeout(Enum):
+    """Stands for a timeout that was not given, where None means that there is no limit."""
+
+    CLIENTS = "the client's"
+
+
+def short_time_limit(timeout: float | ClientTimeout | None, clients: float | None) -> float | None:
+    """Return the seconds of a short call as gRPC takes them.
+
+    Args:
+        timeout: The call's own; None = no limit.
+        clients: Those of the client's calls that set none; None = no limit.
+
+    Raises:
+        InvalidRequestError: it is no number.
+    """
+    if not isinstance(timeout, ClientTimeout):
+        return time_limit(timeout)
+    limit = time_limit(clients)
+    return SHORT_CALL_SECONDS if limit is None else min(limit, SHORT_CALL_SECONDS)
 
 
 def countdown(timeout: float | None, pauses: Iterable[float]) -> Iterator[tuple[float, float]]:

@@ -30,6 +30,7 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
     """A Sample call: prompts in, samples out."""
 
     rpc: ClassVar[str] = "Sample"
+    iterator: ClassVar[str] = "sample_iter"
 
     def __init__(
         self,

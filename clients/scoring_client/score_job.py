@@ -130,6 +130,7 @@ class ScoreJob(_RowsJob[CompletionScores]):
     """A Score call."""
 
     rpc: ClassVar[str] = "Score"
+    iterator: ClassVar[str] = "score_iter"
 
     def _score_of(self, result: Any) -> score_pb2.ScoreResult:
         score: score_pb2.ScoreResult = result
@@ -146,6 +147,7 @@ class TopKJob(_RowsJob[CompletionTopK]):
     """A TopKLogprobs call."""
 
     rpc: ClassVar[str] = "TopKLogprobs"
+    iterator: ClassVar[str] = "topk_logprobs_iter"
 
     def _score_of(self, result: Any) -> score_pb2.ScoreResult:
         score: score_pb2.ScoreResult = result.score

@@ -20,16 +20,27 @@ _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Statu
 # gRPC's own refusals: "Received message larger than max (104857616 vs. 4194304)", with a prefix
 # "CLIENT: " or "SERVER: " in newer versions.
 _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER")
+_NO_SUCH_METHOD = (
+    "what answers there is no scoring server of this contract: the health port, a proxy, or an "
+    "older server? grpcurl's `list` shows what it has"
+)
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
 
 
-def error_from_rpc(error: grpc.RpcError, *, request_id: str, request_bytes: int) -> ScoringError:
+def error_from_rpc(
+    error: grpc.RpcError,
+    *,
+    request_id: str,
+    request_bytes: int,
+    no_such_method: str = _NO_SUCH_METHOD,
+) -> ScoringError:
     """Return the exception of this package for a call that gRPC ended.
 
     Args:
         error: What grpc or grpc.aio raised.
         request_id: Id that the request carried.
         request_bytes: Size of the request, to tell which side refused a message as too large.
+        no_such_method: What it means that there is no such method; gRPC says no more than that.
     """
     # grpc raises objects that are RpcError and Call at once; RpcError alone declares nothing.
     call: Any = error
@@ -45,6 +56,8 @@ def error_from_rpc(error: grpc.RpcError, *, request_id: str, request_bytes: int)
             status.MergeFromString(value)
     if code is grpc.StatusCode.UNAVAILABLE and not status.details:
         message = explained(message)
+    if code is grpc.StatusCode.UNIMPLEMENTED and not status.details:
+        message = f"{no_such_method} [{message}]"
     # The plain status decides: a proxy may have replaced it and left the details standing.
     status.code = code.value[0]
     status.message = message
@@ -82,7 +95,6 @@ def _speaks_no_tls(message: str, request_id: str) -> ScoringError:
     return NoTlsError(
         f"the server{where(message)} speaks no TLS: connect without certificates and tls (on the "
         "command line without --root-certificates and --tls), or check the port",
-        code=grpc.StatusCode.UNAVAILABLE,
         request_id=request_id,
     )
 
@@ -111,7 +123,6 @@ def _message_too_large(
         )
     return MessageTooLargeError(
         f"{advice} [{message}]",
-        code=grpc.StatusCode.RESOURCE_EXHAUSTED,
         request_id=request_id,
     )
 

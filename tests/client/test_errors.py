@@ -13,6 +13,7 @@ import pytest
 from scoring_client import (
     AbortedError,
     AccessDeniedError,
+    AdminClient,
     CancelledCallError,
     DeadlineError,
     FieldViolation,
@@ -26,6 +27,7 @@ from scoring_client import (
     ScoringError,
     ServerError,
     UnavailableError,
+    replica_targets,
 )
 from scoring_client.errors import combine_item_errors
 from scoring_client.unreachable import explained
@@ -93,6 +95,42 @@ def test_unknown_models_are_named_with_those_there_are(ask):
             ask(server.target, "score", ONE, model="gpt-9")
 
 
+STATUS_OF_CLASS = {
+    "InvalidRequestError": "INVALID_ARGUMENT",
+    "ModelNotFoundError": "NOT_FOUND",
+    "NotFoundError": "NOT_FOUND",
+    "PreconditionFailedError": "FAILED_PRECONDITION",
+    "OverloadedError": "RESOURCE_EXHAUSTED",
+    "MessageTooLargeError": "RESOURCE_EXHAUSTED",
+    "UnavailableError": "UNAVAILABLE",
+    "NoTlsError": "UNAVAILABLE",
+    "AbortedError": "ABORTED",
+    "UpdateInProgressError": "ABORTED",
+    "DeadlineError": "DEADLINE_EXCEEDED",
+    "CancelledCallError": "CANCELLED",
+}
+NO_STATUS = {
+    *("ScoringError", "ProtocolError", "MixedWeightsError", "ResultChangedError", "ReplicaError"),
+    *("AccessDeniedError", "ServerError"),  # of several, and never found on this side
+}
+
+
+def classes(kind):
+    below = (classes(child) for child in kind.__subclasses__())
+    return {kind.__name__: kind} | {n: k for found in below for n, k in found.items()}
+
+
+def test_a_fault_found_on_this_side_has_the_status_of_its_class():
+    """One that a call would end with; whoever logs `error.code` need not ask who found it."""
+    found = {name: kind("x").code for name, kind in classes(ScoringError).items()}
+    assert {name for name, code in found.items() if code is None} == NO_STATUS
+    assert {name: code.name for name, code in found.items() if code} == STATUS_OF_CLASS
+    with pytest.raises(InvalidRequestError, match="has no port") as raised:
+        replica_targets("host")
+    assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert DeadlineError("x", code=grpc.StatusCode.UNKNOWN).code is grpc.StatusCode.UNKNOWN
+
+
 def test_nobody_listens(ask):
     begin = time.monotonic()
     with pytest.raises(UnavailableError, match="1 of 1 items unfinished") as raised:
@@ -142,9 +180,15 @@ def test_something_else_listens(ask):
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with pytest.raises(ServerError) as raised:
-            ask(f"127.0.0.1:{port}", "score", ONE)
-        assert raised.value.code is grpc.StatusCode.UNIMPLEMENTED
+        for method, arguments in (("score", [ONE]), ("model_info", []), ("tokenize", [["a"]])):
+            with pytest.raises(ServerError, match="no scoring server of this contract") as raised:
+                ask(f"127.0.0.1:{port}", method, *arguments)
+            assert raised.value.code is grpc.StatusCode.UNIMPLEMENTED
+            assert "[Method not found!]" in str(raised.value)
+        nobody = pytest.raises(ServerError, match="lets nobody change its weights")
+        with AdminClient(f"127.0.0.1:{port}") as admin, nobody as raised:
+            admin.get_weights()
+        assert "no scoring server" not in str(raised.value)
     finally:
         server.stop(0)
 

@@ -205,6 +205,23 @@ def test_what_was_given_is_quoted_in_short(nowhere):
     assert len(str(raised.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("entropies", "entropy"),
+        ("ranks", "rank"),
+        ("logsumexps", "logsumexp"),
+        ("log_kept_masses", "log_kept_mass"),
+        ("temprature", "temperature"),
+    ],
+)
+def test_an_option_called_like_a_field_of_the_result_is_told(nowhere, field, option):
+    with pytest.raises(TypeError, match=f"'{field}'; did you mean '{option}'"):
+        nowhere.score([("a", ["b"])], **{field: True})
+    with pytest.raises(TypeError, match=r"'verbosity'$"):
+        nowhere.score([("a", ["b"])], verbosity=1)
+
+
 def test_options_that_do_not_exist(nowhere):
     with pytest.raises(
         TypeError, match=r"score\(\) got an unexpected keyword argument 'temprature'"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from scoring_client import (
@@ -19,11 +20,14 @@ from scoring_client import (
     ScoringClient,
     UnavailableError,
 )
+from scoring_client.admin_channel import AdminSettings
 from scoring_client.retry import Attempts, RetryPolicy
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_scores
 
 ONE = [([1, 2], [[3, 4]])]
+NO_LIMIT = 2.0**63
+"""What gRPC says is left, in seconds, where there is no deadline."""
 NO_GRPC_RETRIES = [("grpc.enable_retries", 0)]
 
 
@@ -41,6 +45,23 @@ def test_the_timeout_ends_a_call_and_the_server_learns_of_it(ask, through):
         assert time.monotonic() - begin < 2
         assert server.cancelled.wait(timeout=2)
     assert isinstance(raised.value, TimeoutError)
+
+
+@pytest.mark.parametrize("method", ["score", "topk_logprobs", "sample"])
+def test_a_timeout_says_how_to_keep_what_was_finished(ask, method):
+    """Items of one token: each result of the server is a whole one."""
+    groups = [([1], [[2], [3]])]
+    arguments = {"score": [groups], "topk_logprobs": [groups, 2], "sample": [[[1], [2]]]}[method]
+    options = {"max_tokens": 1, "ignore_eos": True} if method == "sample" else {}
+    late = Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "late", "DEADLINE_EXCEEDED", after_results=1)
+    lost = f"; what is finished (1 of 2 items) is lost: {method}_iter yields each as it ends"
+    with ToyServer(faults=[late, late]) as server:
+        with pytest.raises(DeadlineError) as raised:
+            ask(server.target, method, *arguments, **options)
+        assert str(raised.value) == f"late (1 of 2 items unfinished){lost}"
+        with pytest.raises(DeadlineError) as raised:
+            ask(server.target, f"{method}_iter", *arguments, **options)
+        assert "lost" not in str(raised.value)
 
 
 def test_the_call_s_timeout_wins_over_the_clients(ask):
@@ -269,6 +290,32 @@ def test_waits_end_in_time_where_nobody_answers(ask, runner, silent, method):
         with pytest.raises(kinds):
             runner.run(main())
     assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("clients", "calls", "limit"),
+    [
+        (5, {}, 5),
+        (600.0, {}, 30),
+        (None, {}, 30),
+        (math.inf, {}, 30),
+        (5, {"timeout": 50}, 50),
+        (5, {"timeout": None}, NO_LIMIT),
+    ],
+)
+@pytest.mark.parametrize("method", ["model_info", "list_models", "tokenize"])
+def test_the_clients_timeout_holds_for_short_calls_up_to_30_s(ask, method, clients, calls, limit):
+    """As the server sees the time that is left: half of it may be gone on a busy machine."""
+    with ToyServer() as server:
+        arguments = [["a b"]] if method == "tokenize" else []
+        ask(server.target, method, *arguments, client={"timeout": clients}, **calls)
+        (left,) = server.times_left
+    assert limit / 2 < left < limit * 1.5
+
+
+@pytest.mark.parametrize(("clients", "limit"), [(5, 5), (600.0, 30), (None, 30), (math.inf, 30)])
+def test_the_admin_clients_timeout_does_as_well(clients, limit):
+    assert AdminSettings("", "", clients, ()).unary_timeout == limit
 
 
 def test_a_wait_without_a_limit(ask):

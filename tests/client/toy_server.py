@@ -91,6 +91,7 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
     ) -> None:
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
+        self.times_left: list[float] = []
         self.asked = threading.Event()
         self.cancelled = threading.Event()
         self.version = version
@@ -187,6 +188,7 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
 
     def _unary(self, context: Any) -> None:
         self.metadata.append(dict(context.invocation_metadata()))
+        self.times_left.append(context.time_remaining())
         fault = self._unary_faults.pop(0) if self._unary_faults else None
         if fault is not None:
             _abort(context, fault)

@@ -3,7 +3,7 @@
     python -m tests.compat.prime_rl_checkout PATH
 
 prime-rl is in no package index. Ends with status 1 and a line for each thing that is another than
-the adapter, `hooks.json` and the snippet in docs/training.md take it to be.
+the adapter, `hooks.json` and the snippet in docs/adapters.md take it to be.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ class Served:
     @property
     def ready(self) -> str:
         """host:port, once the model answers."""
-        return self.wait_for(r"Ready on (\S+?:\d+)", self.out)[1]
+        self.wait_for(r'"event": "ready"', self.err)
+        return self.listening
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -141,7 +142,7 @@ def serving(
         launcher: a command that runs the server and becomes it.
         metrics_host: where its metrics are read; None = where it listens.
     """
-    flags = ["--port", "0", "--log-format", "json", *arguments]
+    flags = ["--port", "0", *arguments]  # logs are JSON wherever they go to no terminal
     served = Served(flags, env, launcher, metrics_host)
     try:
         yield served

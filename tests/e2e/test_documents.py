@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from scoring_service.banner import Door, client_line, grpcurl_line
 from tests.e2e.served import BIN, ROOT, Served, serving
+from tests.rpc.authorities import Authority, write_pair
 
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
@@ -64,16 +66,21 @@ SESSIONS = {
     name: "\n".join(b.text for b in blocks() if b.document == name and b.comment == "session")
     for name in ("docs/operating.md", "docs/security.md")
 }
+SECURED = [b for b in blocks() if b.comment.startswith("secured")]
+"""Typed against a server with mutual TLS and tokens, beside the files of docs/security.md."""
 GRPCURL = [
     b
     for b in blocks()
-    if b.language == "bash" and "grpcurl -plaintext" in b.text and b.comment != "session"
+    if b.language == "bash"
+    and "grpcurl -plaintext" in b.text
+    and not b.comment.startswith(("session", "secured"))
 ]
 CLIENT = [b for b in blocks() if b.language == "sh" and "scoring-client" in b.text]
 SCRIPTS = {
     name: "\n".join(b.text for b in blocks() if b.document == name and b.language == "python")
     for name in (
         "README.md",
+        "docs/adapters.md",
         "docs/client.md",
         "docs/concepts.md",
         "docs/recipes.md",
@@ -105,6 +112,7 @@ NOT_RUN = {
     "helm/scoring-service/README.md": {"helm ": _HELM},
     "docs/kubernetes.md": {
         "helm ": _HELM,
+        "TOKEN=": _HELM,
         "kubectl create secret": _HELM,
         "docker ": "needs a Docker daemon; its arguments are looked at in tests/helm",
         "from scoring_client import AdminClient, push_to_all": "run in tests/helm/test_pod.py",
@@ -114,7 +122,7 @@ NOT_RUN = {
         "python -m pytest -c": _GPU,
     },
     "docs/quickstart.md": {"make serve MODEL=smollm2": _FETCHES},
-    "docs/training.md": {
+    "docs/adapters.md": {
         "# served_teacher.py": "Ray actors of verl; what they call of ours has tests",
         "from prime_rl.": "runs inside prime-rl; what it calls of ours has tests",
         "class ReferenceServer": "runs inside OpenRLHF; what it calls of ours has tests",
@@ -133,7 +141,11 @@ NOT_RUN = {
 
 SHOWN = {
     "docs/api.md": ("  INVALID_ARGUMENT ",),
-    "docs/kubernetes.md": ("- at '/models/0'", "defaults:\n  gpus: 1"),
+    "docs/kubernetes.md": (
+        "- at '/models/0'",
+        "defaults:\n  gpus: 1",
+        "apiVersion: cert-manager.io/v1",  # its names are compared in tests/helm/test_documents.py
+    ),
     "docs/models.md": ("path: MODEL_PATH_PACKED",),
     "docs/training.md": ('{"token_ids": ',),
 }
@@ -148,14 +160,51 @@ def server() -> Iterator[Served]:
         yield running
 
 
-def shell(command: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+@dataclass(frozen=True)
+class Secured:
+    """A server as docs/security.md starts one, and the folder that it was started in."""
+
+    server: Served
+    folder: Path
+    token: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What the banner of such a server wants to be set."""
+        files = {"CA": "ca.pem", "CERT": "trainer.pem", "KEY": "trainer.key"}
+        return {"TOKEN": self.token, **{n: str(self.folder / f) for n, f in files.items()}}
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """One server with mutual TLS and tokens."""
+    folder, token = tmp_path_factory.mktemp("secured"), "t" * 48
+    authority = Authority()
+    certificate, key = authority.server_files(folder / "server")
+    for source, name in zip(
+        write_pair(authority.issue("trainer"), folder), ("trainer.pem", "trainer.key"), strict=True
+    ):
+        source.rename(folder / name)
+    (folder / "ca.pem").write_bytes(authority.pem)
+    (folder / "tokens").write_text(f"trainer score {token}\n")
+    files = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    clients = ("--tls-client-ca", str(folder / "ca.pem"), "--auth-tokens", str(folder / "tokens"))
+    with serving(*files, *clients, "--health-port", "0") as running:
+        assert running.ready
+        yield Secured(running, folder, token)
+
+
+def shell(
+    command: str, folder: Path = ROOT, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "NO_COLOR": "1", **(variables or {})}
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         capture_output=True,
         text=True,
         env=env,
-        cwd=ROOT,
+        cwd=folder,
         timeout=120,
         check=False,
     )
@@ -163,6 +212,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_documents_show_grpcurl_and_python() -> None:
     assert len([b for b in GRPCURL if b.document == "docs/grpcurl.md"]) >= 5
+    assert len(SECURED) >= 4
     assert all(SCRIPTS.values())
     assert CLIENT
 
@@ -180,7 +230,7 @@ def is_typed(block: Block) -> bool:
     if block.language == "python" and block.document in SCRIPTS:
         return True
     in_session = block.comment == "session" and block.document in SESSIONS
-    return in_session or block in (*GRPCURL, *CLIENT, *PLANS)
+    return in_session or block in (*GRPCURL, *SECURED, *CLIENT, *PLANS)
 
 
 def test_every_command_of_the_documents_is_run() -> None:
@@ -227,14 +277,33 @@ def test_each_plan_is_made(block: Block) -> None:
 @pytest.mark.parametrize("block", GRPCURL, ids=str)
 def test_each_grpcurl_line_works(server: Served, block: Block) -> None:
     assert ADDRESS in block.text
-    ended = shell(block.text.replace(ADDRESS, server.ready))
-    expected = re.match(r"expect: (\w+)", block.comment)
+    ended_as_announced(block, shell(block.text.replace(ADDRESS, server.ready)))
+
+
+@needs_grpcurl
+@pytest.mark.parametrize("block", SECURED, ids=str)
+def test_each_line_for_tls_and_a_token_works(secured: Secured, block: Block) -> None:
+    ports = {
+        "50051": secured.server.ready.rpartition(":")[2],
+        "50052": secured.server.wait_for(r'"health_port": (\d+)', secured.server.err)[1],
+    }
+    typed = re.sub(r"\b5005[12]\b", lambda port: ports[port[0]], block.text)
+    ended_as_announced(block, shell(typed, secured.folder, secured.env))
+
+
+def ended_as_announced(block: Block, ended: subprocess.CompletedProcess[str]) -> None:
+    """With answers that have no fault, or with the status that the block's comment names."""
+    expected = re.search(r"expect: (\w+)", block.comment)
     if expected:
         assert ended.returncode != 0
         # grpcurl writes InvalidArgument for INVALID_ARGUMENT.
-        assert f"Code: {expected[1].title().replace('_', '')}" in ended.stderr
+        code = expected[1].title().replace("_", "")
+        assert re.search(rf"[Cc]ode(:| =) {code}\b", ended.stderr), ended.stderr
         return
     assert ended.returncode == 0, ended.stderr
+    if block.comment == "words":
+        assert "scoring.v1.ScoringService" in ended.stdout
+        return
     answers = list(parse_all(ended.stdout))
     assert answers
     for answer in answers:
@@ -299,13 +368,25 @@ def parse_all(text: str) -> Iterator[dict]:
 
 
 def banner_line(server: Served, word: str) -> str:
-    assert server.ready
     return server.wait_for(rf"^\s+(\S*{word}\s.*)$", server.out)[1]
 
 
+def typed_from_banner(
+    name: str, word: str, request: pytest.FixtureRequest
+) -> subprocess.CompletedProcess[str]:
+    """What a line of the banner of the server `name`, a fixture, gives."""
+    if name == "server":
+        return shell(banner_line(request.getfixturevalue(name), word))
+    secured = request.getfixturevalue(name)
+    return shell(banner_line(secured.server, word), variables=secured.env)
+
+
 @needs_grpcurl
-def test_the_grpcurl_line_of_the_banner_contrasts_two_words(server: Served) -> None:
-    ended = shell(banner_line(server, "grpcurl"))
+@pytest.mark.parametrize("name", ["server", "secured"])
+def test_the_grpcurl_line_of_the_banner_contrasts_two_words(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    ended = typed_from_banner(name, "grpcurl", request)
     assert ended.returncode == 0, ended.stderr
     results = [r for answer in parse_all(ended.stdout) for r in answer.get("results", [])]
     totals = {"".join(r["tokens"]): sum(r["logprobs"]) for r in results}
@@ -313,12 +394,38 @@ def test_the_grpcurl_line_of_the_banner_contrasts_two_words(server: Served) -> N
     assert {r["completion_index"] for r in results} == {0, 1}, "JSON shows zeros"
 
 
-def test_the_client_line_of_the_banner_contrasts_two_words(server: Served) -> None:
-    ended = shell(banner_line(server, "scoring-client"))
+@pytest.mark.parametrize("name", ["server", "secured"])
+def test_the_client_line_of_the_banner_contrasts_two_words(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    ended = typed_from_banner(name, "scoring-client", request)
     assert ended.returncode == 0, ended.stderr
     times = re.search(r"' np' is ([\d,.e+]+) times as likely as ' banana'", ended.stdout)
     assert times, ended.stdout
     assert float(times[1].replace(",", "")) > 20
+
+
+def test_the_banner_says_what_its_lines_lack(secured: Secured) -> None:
+    said = secured.server.wait_for(r"^Set (.*):$", secured.server.out)[1]
+    assert set(re.findall(r"\b[A-Z]{2,}\b", said)) == secured.env.keys()
+
+
+def test_the_lines_of_the_banner_have_the_flags_that_the_server_wants() -> None:
+    tokens, tls = Door("127.0.0.1:1", tokens=True), Door("[::]:1", tls=True)
+    assert "-plaintext -H" in grpcurl_line(tokens, {})
+    assert "127.0.0.1:1 " in client_line(tokens)
+    assert "--root-certificates" not in client_line(tokens)
+    assert '-cacert "$CA" -d' in grpcurl_line(tls, {})
+    assert '--target localhost:1 --root-certificates "$CA" --prompt' in client_line(tls)
+    assert "--target host.example:1 " in client_line(Door("host.example:1", tls=True))
+
+
+def test_a_server_whose_logs_are_json_prints_nothing_else() -> None:
+    with serving("--log-format", "json") as server:
+        assert server.ready
+        assert server.end() == 0
+    assert not server.out
+    assert all(json.loads(line)["event"] for line in server.err)
 
 
 @needs_grpcurl

@@ -31,7 +31,7 @@ from tests.rpc.authorities import Authority
 DOCUMENT = (ROOT / "docs" / "kubernetes.md").read_text()
 README = (CHART / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", DOCUMENT + README, re.DOTALL)
-COMMANDS = [block for block in BLOCKS if block.startswith("helm ")]
+COMMANDS = [block for block in BLOCKS if block.startswith(("helm ", "TOKEN="))]
 
 
 def shell(
@@ -58,9 +58,30 @@ def without_cluster(command: str) -> str:
     return re.sub(install, "helm install --dry-run=client ", command)
 
 
+def test_an_example_can_do_without_the_prometheus_operator() -> None:
+    (off,) = re.findall(r"`--set\s+(metrics\S+)`", DOCUMENT)
+    example_values = ("--values", CHART / "examples" / "one-h200.yaml")
+    operators = {"ServiceMonitor", "PrometheusRule"}
+    assert operators <= {m["kind"] for m in render({}, *example_values)}
+    assert not operators & {m["kind"] for m in render({}, *example_values, "--set", off)}
+
+
+def test_the_certificate_of_the_document_is_for_the_services_of_its_example() -> None:
+    (text,) = re.findall(r"```yaml\n(apiVersion: cert-manager.*?)```", DOCUMENT, re.DOTALL)
+    certificate = yaml.safe_load(text)
+    assert certificate["kind"] == "Certificate"
+    manifests = example(CHART / "examples" / "one-h200.yaml")
+    spec = certificate["spec"]
+    services = {m["metadata"]["name"] for m in of_kind(manifests, "Service")}
+    named = {name.replace("release", "scoring", 1) for name in services}
+    assert set(spec["dnsNames"]) == {f"{name}.ml.svc" for name in named}
+    assert spec["secretName"] == certificate["metadata"]["name"] == "scoring-tls"
+    assert "scoring-tls" in referred(manifests)
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
 def test_a_command_of_the_document_works(command: str, tmp_path: Path) -> None:
-    assert command.startswith("helm ")
+    assert command.startswith(("helm ", "TOKEN="))
     done = shell(without_cluster(command), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "kind: Deployment" in done.stdout
@@ -130,7 +151,7 @@ def test_the_command_of_an_example_works(path: Path, tmp_path: Path) -> None:
 
 
 def test_the_models_of_the_document_render() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(defaults:.*?)```", DOCUMENT, re.DOTALL)
     manifests = render({"allowInsecure": True, **yaml.safe_load(block)})
     assert sum(m["kind"] == "Deployment" for m in manifests) == 2
 

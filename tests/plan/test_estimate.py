@@ -130,9 +130,11 @@ def test_answers_are_as_large_as_a_server_sends_them(rpc: Any, target: str) -> N
     # Small integers take less than four bytes, and around the numbers there are messages.
     if rpc == "sample":
         # How many tokens share a result depends on how fast they are drawn and read. One of a
-        # single token has 45 bytes, with indices, place, seed and weights; the plan counts 12.
+        # single token has 45 bytes, with indices, place, seed and weights; the plan counts 12. An
+        # id of this model has at most two of the four that the plan counts.
         around = 36 * traffic.rows
-        assert 0.9 * traffic.reply_bytes < usage.reply_bytes < traffic.reply_bytes + around
+        least = traffic.reply_bytes - 3 * traffic.rows
+        assert least < usage.reply_bytes < traffic.reply_bytes + around
         return
     assert usage.reply_bytes == pytest.approx(traffic.reply_bytes, rel=0.1)
 

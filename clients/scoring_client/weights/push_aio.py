@@ -153,7 +153,6 @@ class _Stream:
             # Cancelling the call cancels whoever reads it.
             self.error = CancelledCallError(
                 "the push was given up: its client was closed while it ran",
-                code=grpc.StatusCode.CANCELLED,
             )
         finally:
             self.answered.set()

@@ -39,7 +39,7 @@ def test_the_workers_hook_is_the_one_recorded() -> None:
     assert described(theirs) == recorded("verl_worker")["_compute_teacher_logprobs"]
     for path, worker, manager, decorators in (
         ("verl.experimental.agent_loop.agent_loop", "AgentLoopWorker", "AgentLoopManager", []),
-        # Its own class is inside what ray made of it: docs/training.md takes it out.
+        # Its own class is inside what ray made of it: docs/adapters.md takes it out.
         (
             "verl.trainer.ppo.v1.agent_loop_tq",
             "AgentLoopWorkerTQ",
