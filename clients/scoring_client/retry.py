@@ -232,8 +232,7 @@ def not_come(version: int, timeout: float | None, last: ScoringError | None) -> 
         last: How the last look failed; None = it was answered, with an earlier version.
     """
     said = "" if last is None else f": {last}"
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
-    return DeadlineError(f"version {version} did not come within {timeout} s{said}", code=code)
+    return DeadlineError(f"version {version} did not come within {timeout} s{said}")
 
 
 def growing_pauses() -> Iterator[float]:
