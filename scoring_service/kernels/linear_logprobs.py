@@ -84,12 +84,12 @@ def linear_logprobs(
     else:
         temperatures_T = temperatures
     route = route or dispatch.linear_route(hidden_T_H.device, len(targets_T))
-    limit = head.weight_V_H.shape[0] if token_id_limit is None else token_id_limit
-    if route == "eager":
-        return _eager(hidden_T_H, head, targets_T, temperatures_T, candidate_ids_T_C, limit)
-    if route not in ("fused", "tiled"):
+    if route not in ("fused", "tiled", "eager"):
         raise ValueError(f"route {route!r} is none of fused, tiled, eager")
-    return _triton(route, hidden_T_H, head, targets_T, temperatures_T, candidate_ids_T_C, limit)
+    limit = head.weight_V_H.shape[0] if token_id_limit is None else token_id_limit
+    given = (hidden_T_H, head, targets_T, temperatures_T, candidate_ids_T_C, limit)
+    with without_autocast(hidden_T_H.device):
+        return _eager(*given) if route == "eager" else _triton(route, *given)
 
 
 def _triton(
@@ -169,6 +169,15 @@ def row_parts(rows: int, vocab: int, device: torch.device, size: int | None = No
     if size is None:
         size = max(1, _TILE_BYTES.get(device.type, _TILE_BYTES["cpu"]) // (4 * vocab))
     return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context in which products are made of what they are given.
+
+    Callers may be inside `torch.autocast`, which would round fp32 states and weights to half
+    precision, and the logits as well.
+    """
+    return torch.autocast(device.type, enabled=False)
 
 
 def x_of(hidden_T_H: Tensor, head: LinearHead) -> Tensor:

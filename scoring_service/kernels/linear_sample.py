@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import dispatch, reference
-from scoring_service.kernels.linear_logprobs import LinearHead, row_parts, x_of
+from scoring_service.kernels.linear_logprobs import LinearHead, row_parts, without_autocast, x_of
 from scoring_service.kernels.prefix import RowTruncation, kept, prefixes, row_temperatures
 
 
@@ -100,13 +100,14 @@ def linear_sample(
         plain_T = ~rows.truncation.filters()
     drawn_T = torch.empty(count, dtype=torch.int64, device=device)
     plain_R = torch.nonzero(plain_T)[:, 0]
-    if len(plain_R):
-        drawn_T[plain_R] = _fused(rows.take(plain_R), head)
     others_R = torch.nonzero(~plain_T)[:, 0]
     tile = _eager_tile if route == "eager" else _triton_tile
-    for part in row_parts(len(others_R), vocab, device):
-        part_R = others_R[part]
-        drawn_T[part_R] = tile(rows.take(part_R), head)
+    with without_autocast(device):
+        if len(plain_R):
+            drawn_T[plain_R] = _fused(rows.take(plain_R), head)
+        for part in row_parts(len(others_R), vocab, device):
+            part_R = others_R[part]
+            drawn_T[part_R] = tile(rows.take(part_R), head)
     return drawn_T
 
 

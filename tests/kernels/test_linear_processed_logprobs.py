@@ -109,6 +109,27 @@ def check(
         assert (mine.cpu().double() - truth).abs().max() <= tolerance * max(1.0, truth.abs().max())
 
 
+def check_inside_autocast(
+    case: Case, backward_inside: bool, device: torch.device | str, **head: float | None
+) -> None:
+    """As `check`, where a trainer has the layers before the head in bfloat16."""
+    want, *gradients = case.truth(True, **head)  # type: ignore[arg-type]
+    leaves = case.tensors(device)
+    parameters = {name: value.to(device) for name, value in case.parameters.items()}
+    kind = torch.device(device).type
+    with torch.autocast(kind, dtype=torch.bfloat16):
+        assert (leaves[0] @ leaves[1].t()).dtype == torch.bfloat16
+        got = linear_processed_logprobs(
+            leaves[0], leaves[1], case.labels.to(device), bias=leaves[2], **parameters, **head
+        )
+    upstream = case.upstream.to(device)
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=backward_inside):
+        mine = torch.autograd.grad(got, leaves, upstream)
+    assert (got.cpu().double() - want).abs().max() <= 2e-5
+    for ours, truth in zip(mine, gradients, strict=True):
+        assert (ours.cpu().double() - truth).abs().max() <= 2e-5 * max(1.0, truth.abs().max())
+
+
 @pytest.mark.parametrize("keep_labels", [True, False])
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 17), (23, 100), (31, 1000)])
 def test_values_and_gradients(rows: int, vocab: int, keep_labels: bool) -> None:
@@ -127,6 +148,14 @@ def test_scale_and_soft_cap() -> None:
 def test_bfloat16_leaves() -> None:
     """The product's sums are fp32; gradients err by the rounding of tiles and results to bf16."""
     check(Case(11, 32, 200, torch.bfloat16), True, 1e-2)
+
+
+@pytest.mark.parametrize("backward_inside", [False, True])
+@pytest.mark.parametrize("soft_cap", [None, 8.0])
+def test_inside_autocast(backward_inside: bool, soft_cap: float | None) -> None:
+    """The tensors' own types decide, in both passes, wherever autocast ends."""
+    case = Case(23, 48, 100, torch.float32)
+    check_inside_autocast(case, backward_inside, "cpu", soft_cap=soft_cap)
 
 
 def test_numbers_for_all_rows() -> None:

@@ -167,6 +167,18 @@ def test_a_broken_row_shows() -> None:
     assert torch.isfinite(found.logsumexp_T).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_inside_autocast(route: str) -> None:
+    """A caller's mixed precision is for the layers before the head."""
+    hidden_T_H, head = random_head(3, 64, 500, torch.float32)
+    ids_T = random_ids(3, 500)
+    plain = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        mixed = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    assert torch.equal(mixed.logsumexp_T, plain.logsumexp_T)
+    assert torch.equal(mixed.logprobs_T, plain.logprobs_T)
+
+
 def test_a_route_that_is_none() -> None:
     hidden_T_H, head = random_head(1, 64, 17, torch.float32)
     with pytest.raises(ValueError, match="sideways"):

@@ -170,6 +170,17 @@ def test_a_row_that_is_no_distribution(route: str) -> None:
     assert after == [*before[:2], -1, before[3]]
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_inside_autocast(route: str) -> None:
+    """The tokens of the tensors' own types: bfloat16 logits over 0.3 draw others."""
+    hidden_T_H, head = random_head(60, 64, 500, torch.float32)
+    inputs = random_inputs(np.random.default_rng(10), 60)
+    plain_T = linear_sample(hidden_T_H, head, *inputs, top_k=400, temperature=0.3, route=route)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        mixed_T = linear_sample(hidden_T_H, head, *inputs, top_k=400, temperature=0.3, route=route)
+    assert mixed_T.tolist() == plain_T.tolist()
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor of floats that torch made."""
 
