@@ -25,6 +25,7 @@ from torch import Tensor
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.linear_logprobs import (
     LinearHead,
+    check_linear,
     row_parts,
     without_autocast,
     x_of,
@@ -56,7 +57,7 @@ def linear_processed_logprobs(
     """Log-prob of each label after temperature and truncation; differentiable in the tensors.
 
     Args:
-        hidden: [T, H].
+        hidden: [T, H], float32, bfloat16 or float16.
         weight: [V, H], of the same type.
         labels: int64 [T]; a negative one gives 0 and no gradient.
         bias: [V].
@@ -73,12 +74,10 @@ def linear_processed_logprobs(
         float32 [T].
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not above 0.
+        ValueError: shapes or types that do not fit, or a temperature that is not above 0.
     """
     rows, vocab = len(hidden), len(weight)
-    if labels.shape != (rows,) or weight.shape[1:] != hidden.shape[1:]:
-        shapes = [list(tensor.shape) for tensor in (hidden, weight, labels)]
-        raise ValueError(f"hidden, weight and labels have shapes {shapes}: not [T, H], [V, H], [T]")
+    check_linear(hidden, LinearHead(weight, bias), labels)
     temperature_T = row_temperatures(temperature, rows, hidden.device)
     truncation = RowTruncation.of(top_k, top_p, min_p, rows, vocab, hidden.device)
     parts = row_parts(rows, vocab, hidden.device, chunk_rows)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
 from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidates
+from scoring_service.kernels.gpu.layout import by_row, side_by_side
 from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
 from scoring_service.kernels.gpu.race import finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
@@ -78,7 +79,8 @@ class TritonTile:
         """Reads the logits once.
 
         Args:
-            logits_T_V: float32, bfloat16 or float16; rows of one stride, columns side by side.
+            logits_T_V: float32, bfloat16 or float16. Copied where columns are not side by side, and
+                where x is to take the place of rows that share memory.
             temperatures: of all rows, or float32 [T].
             multiplier: of the logits, before everything else.
             soft_cap: x = cap * tanh(logits / cap), before the temperature.
@@ -86,8 +88,14 @@ class TritonTile:
             token_id_limit: of those ranks.
             overwrite: whether float32 logits may become x where they stand. Else a second tile
                 holds x, unless x is the logits themselves.
+
+        Raises:
+            ValueError: there is not one temperature or target a row.
         """
         rows, vocab = logits_T_V.shape
+        logits_T_V = side_by_side(logits_T_V)
+        if overwrite and rows > 1 and logits_T_V.stride(0) < vocab:
+            logits_T_V = logits_T_V.contiguous()
         device = logits_T_V.device
         neutral = not isinstance(temperatures, Tensor) and temperatures == 1.0
         neutral = neutral and multiplier == 1.0 and soft_cap is None
@@ -99,10 +107,12 @@ class TritonTile:
             self.x_T_V = torch.empty((rows, vocab), device=device)
         if not isinstance(temperatures, Tensor):
             temperatures = torch.full((rows,), float(temperatures), device=device)
+        temperatures = by_row(temperatures, rows, torch.float32)
         self.vocab_size = vocab
         self._targets_T = targets_T
         if targets_T is None:
             targets_T = torch.zeros(rows, dtype=torch.int64, device=device)
+        targets_T = by_row(targets_T, rows, torch.int64)
         self._target_limit = token_id_limit
         self._listed: tuple[Tensor, int] | None = None
         blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
@@ -242,6 +252,9 @@ class TritonTile:
             top_k: of all rows or int32 [T]; 0 = off.
             top_p: of all rows or float64 [T]; 1 = off.
             min_p: of all rows or float64 [T]; 0 = off.
+
+        Raises:
+            ValueError: there is not one of them a row.
         """
         x_T_V = self.x_T_V
         if self.vocab_size == 1:
@@ -250,7 +263,7 @@ class TritonTile:
         rows, vocab = x_T_V.shape
         device = self.max_T.device
         if isinstance(min_p, Tensor):
-            log_min_p_T = min_p.double().log()
+            log_min_p_T = by_row(min_p, rows, torch.float64).log()
         else:
             log_min_p = math.log(min_p) if min_p > 0 else -math.inf
             log_min_p_T = torch.full((rows,), log_min_p, dtype=torch.float64, device=device)
@@ -314,6 +327,9 @@ class TritonTile:
             seeds_T: uint64; those of a tensor are the int64 of the same bits.
             sample_indices_T: of the prompt.
             positions_T: absolute, of the token to draw.
+
+        Raises:
+            ValueError: there is not one of them a row.
         """
         rows, vocab = self.x_T_V.shape
         device = self.max_T.device
@@ -322,6 +338,7 @@ class TritonTile:
             least_ids_T = torch.zeros_like(pivots_T)
         else:
             pivots_T, least_ids_T = found.pivots_T, found.least_ids_T
+        numbers = words_inputs(seeds_T, sample_indices_T, positions_T, device)
         blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
         keys = torch.empty((rows, blocks), device=device)
         ids = torch.empty((rows, blocks), device=device, dtype=torch.int32)
@@ -330,7 +347,7 @@ class TritonTile:
             self.max_T,
             pivots_T,
             least_ids_T,
-            *words_inputs(seeds_T, sample_indices_T, positions_T, device),
+            *(by_row(column, rows, torch.int64) for column in numbers),
             keys,
             ids,
             self.x_T_V.stride(0),
@@ -361,5 +378,5 @@ def words_inputs(
 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
-        return value.to(dtype)
+        return by_row(value, rows, dtype)
     return torch.full((rows,), value, dtype=dtype, device=device)

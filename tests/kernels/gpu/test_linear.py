@@ -159,12 +159,67 @@ def test_shards_of_any_size_combine() -> None:
     assert torch.allclose(whole.entropy_T, split.entropy_T, atol=1e-5)
 
 
-def test_a_broken_row_shows() -> None:
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_a_broken_row_shows(route: str) -> None:
     """Also when only the fused kernel has seen its logits."""
     hidden_T_H, head = random_head(3, 64, 1000, torch.float32)
     hidden_T_H[1, 3] = torch.nan
-    found = linear_logprobs(hidden_T_H, head, random_ids(3, 1000), route="fused")
+    found = linear_logprobs(hidden_T_H, head, random_ids(3, 1000), route=route)
     assert torch.isfinite(found.logsumexp_T).tolist() == [True, False, True]
+    assert torch.isfinite(found.logprobs_T).tolist() == [True, False, True]
+    assert ((found.best_ids_T >= 0) & (found.best_ids_T < 1000)).all()
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+@pytest.mark.parametrize("token", [3, 999])
+def test_one_token_that_is_nan(route: str, token: int) -> None:
+    """Every number of sums says so; ids mean nothing, but are ids."""
+    hidden_T_H, head = random_head(3, 64, 1000, torch.float32)
+    head.weight_V_H[token] = torch.nan
+    found = linear_logprobs(hidden_T_H, head, torch.full((3,), 10, device=DEVICE), route=route)
+    for numbers_T in (found.logsumexp_T, found.logprobs_T, found.entropies_T):
+        assert numbers_T.isnan().all()
+    assert ((found.best_ids_T >= 0) & (found.best_ids_T < 1000)).all()
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_negative_targets(route: str) -> None:
+    """As negative candidates: not asked. The others' numbers are as they were."""
+    hidden_T_H, head = random_head(4, 64, 100, torch.float32)
+    ids_T = random_ids(4, 100)
+    want = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    ids_T[0], ids_T[2] = -1, -100
+    found = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    assert found.logprobs_T.isnan().tolist() == [True, False, True, False]
+    assert torch.equal(found.logprobs_T[1::2], want.logprobs_T[1::2])
+    assert found.ranks_T.tolist() == [0, want.ranks_T[1].item(), 0, want.ranks_T[3].item()]
+    assert torch.equal(found.entropies_T, want.entropies_T)
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_no_rows(route: str) -> None:
+    hidden_T_H, head = random_head(1, 64, 17, torch.float32)
+    none_T = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    candidates_1_C = torch.tensor([[1, 2]], device=DEVICE)
+    found = linear_logprobs(
+        hidden_T_H[:0], head, none_T, candidate_ids_T_C=candidates_1_C, route=route
+    )
+    assert found.logprobs_T.shape == found.ranks_T.shape == found.best_ids_T.shape == (0,)
+    assert found.candidate_logprobs_T_C is not None
+    assert found.candidate_logprobs_T_C.shape == (0, 2)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU's kernels are not waited for")
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_ids_outside_the_vocabulary(route: str) -> None:
+    hidden_T_H, head = random_head(2, 64, 17, torch.float32)
+    inside_T, outside_T = torch.tensor([1, 2]), torch.tensor([1, 17])
+    with pytest.raises(ValueError, match="id 17 is outside the vocabulary of 17"):
+        linear_logprobs(hidden_T_H, head, outside_T, route=route)
+    with pytest.raises(ValueError, match="id 17 is outside the vocabulary of 17"):
+        linear_logprobs(
+            hidden_T_H, head, inside_T, candidate_ids_T_C=outside_T[:, None], route=route
+        )
 
 
 @pytest.mark.parametrize("route", [*ROUTES, "eager"])
