@@ -219,6 +219,12 @@ def row_parts(rows: int, vocab: int, device: torch.device, size: int | None = No
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
+def weight_parts(weight_V_H: Tensor) -> list[slice]:
+    """Rows of a weight, as many as take a tile's bytes in float32."""
+    vocab, hidden_size = weight_V_H.shape
+    return row_parts(vocab, max(hidden_size, 1), weight_V_H.device)
+
+
 def without_autocast(device: torch.device) -> torch.autocast:
     """A context in which products are made of what they are given.
 
@@ -232,8 +238,16 @@ def x_of(hidden_T_H: Tensor, head: LinearHead) -> Tensor:
     """Finished logits of rows at temperature 1, float32 [T, V]."""
     if hidden_T_H.is_cuda and hidden_T_H.dtype != torch.float32:
         logits_T_V = torch.mm(hidden_T_H, head.weight_V_H.t(), out_dtype=torch.float32)
+    elif hidden_T_H.dtype == torch.float32:
+        logits_T_V = torch.mm(hidden_T_H, head.weight_V_H.t())
     else:
-        logits_T_V = torch.mm(hidden_T_H.float(), head.weight_V_H.float().t())
+        # A part of the weight in float32 at a time: all of it is twice the weight once more.
+        wide_T_H = hidden_T_H.float()
+        parts = [
+            torch.mm(wide_T_H, head.weight_V_H[part].float().t())
+            for part in weight_parts(head.weight_V_H)
+        ]
+        logits_T_V = torch.cat(parts, dim=1)
     if head.bias_V is not None:
         logits_T_V += head.bias_V
     if head.multiplier != 1.0:

@@ -27,6 +27,7 @@ from scoring_service.kernels.linear_logprobs import (
     LinearHead,
     check_linear,
     row_parts,
+    weight_parts,
     without_autocast,
     x_of,
 )
@@ -164,7 +165,9 @@ def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
         if hidden_gradient is not None:
             hidden_gradient[part] = tile_T_V @ weight_V_H
         if weight_gradient is not None:
-            weight_gradient += tile_T_V.t() @ hidden_T_H[part]
+            # In parts of the vocabulary: a product of all of it is another weight in memory.
+            for ids in weight_parts(weight_V_H):
+                weight_gradient[ids] += tile_T_V[:, ids].t() @ hidden_T_H[part]
     return (
         hidden_gradient,
         None if weight_gradient is None else weight_gradient.to(weight_V_H.dtype),

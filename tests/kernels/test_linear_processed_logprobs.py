@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from scoring_service.kernels import dispatch, reference
+from scoring_service.kernels import dispatch, linear_logprobs, reference
 from scoring_service.kernels.linear_processed_logprobs import linear_processed_logprobs
 from tests.kernels.cases import Setting, promoted
 
@@ -204,6 +207,42 @@ def test_no_tile_but_the_chunks_is_held(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(t is None or t.numel() <= 400 * 16 for t in saved)
     got.sum().backward()
     assert seen == [(8, 400), (8, 400), (4, 400)] * 2
+
+
+class LargeTensors(TorchDispatchMode):
+    """What made tensors of at least so many numbers, in memory of their own."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.made_by: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if isinstance(t, Tensor)}
+        for made in tree_leaves(found):
+            large = isinstance(made, Tensor) and made.numel() >= self.elements
+            if large and made.untyped_storage().data_ptr() not in given:
+                self.made_by.append(func.overloadpacket.__name__)
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_of_the_weight_but_its_gradient(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a half-precision weight too, which a CPU multiplies in float32."""
+    monkeypatch.setattr(linear_logprobs, "_TILE_BYTES", {"cpu": 40_000})
+    case = Case(25, 64, 1000, dtype)
+    hidden, weight, bias = case.tensors()
+    with LargeTensors(weight.numel()) as forward:
+        got = linear_processed_logprobs(hidden, weight, case.labels, bias=bias, top_k=5)
+    assert forward.made_by == []
+    with LargeTensors(weight.numel()) as backward:
+        torch.autograd.grad(got, (hidden, weight, bias), case.upstream)
+    rounded = [] if dtype == torch.float32 else ["_to_copy"]
+    assert backward.made_by == ["zeros_like", *rounded]
+    check(case, True, 2e-5 if dtype == torch.float32 else 1e-2, chunk_rows=None)
 
 
 def test_what_does_not_fit_is_refused() -> None:
