@@ -84,7 +84,8 @@ class TritonTile:
             temperatures: of all rows, or float32 [T].
             multiplier: of the logits, before everything else.
             soft_cap: x = cap * tanh(logits / cap), before the temperature.
-            targets_T: int64, tokens whose rank comes out of the same read.
+            targets_T: int64, tokens whose rank comes out of the same read; the host's, or on the
+                device.
             token_id_limit: of those ranks.
             overwrite: whether float32 logits may become x where they stand. Else a second tile
                 holds x, unless x is the logits themselves.
@@ -112,7 +113,7 @@ class TritonTile:
         self._targets_T = targets_T
         if targets_T is None:
             targets_T = torch.zeros(rows, dtype=torch.int64, device=device)
-        targets_T = by_row(targets_T, rows, torch.int64)
+        targets_T = _there(by_row(targets_T, rows, torch.int64), device)
         self._target_limit = token_id_limit
         self._listed: tuple[Tensor, int] | None = None
         blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
@@ -165,23 +166,28 @@ class TritonTile:
         return self._found.best_T.long().clamp(max=self.vocab_size - 1)
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
-        """Of given tokens, int32 [T]: free for the targets the tile was made with."""
-        known = self._targets_T is not None and self._target_limit == token_id_limit
-        if not (known and torch.equal(ids_T, self._targets_T)):  # type: ignore[arg-type]
-            return TritonTile(self.x_T_V, targets_T=ids_T, token_id_limit=token_id_limit).rank(
-                ids_T, token_id_limit
-            )
-        return self.rank_of_targets()
+        """Of given tokens, int32 [T]: free for the targets the tile was made with.
+
+        The host's ids are compared on the host. To compare a device's the host waits for it.
+        """
+        targets_T = self._targets_T
+        comparable = targets_T is not None and targets_T.device == ids_T.device
+        if comparable and self._target_limit == token_id_limit and torch.equal(ids_T, targets_T):  # type: ignore[arg-type]
+            return self.rank_of_targets()
+        other = TritonTile(self.x_T_V, targets_T=ids_T, token_id_limit=token_id_limit)
+        return other.rank_of_targets()
 
     def rank_of_targets(self) -> Tensor:
         """Of the targets the tile was made with, int32 [T]; 0 at or past the limit."""
         if self._target_limit is None or self._targets_T is None:
             return self._found.rank_T
-        return self._found.rank_T.masked_fill(self._targets_T >= self._target_limit, 0)
+        targets_T = _there(self._targets_T, self._found.rank_T.device)
+        return self._found.rank_T.masked_fill(targets_T >= self._target_limit, 0)
 
     def possible_tokens(self) -> Tensor:
         """Tokens with any probability, int32 [T]."""
-        return reference.possible_tokens(self.x_T_V)
+        # Counted always: to look for a token at -inf first, as `reference` does, the host waits.
+        return (self.x_T_V > -math.inf).sum(dim=1, dtype=torch.int32)
 
     def logprobs_at(self, ids_T_C: Tensor) -> Tensor:
         """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""
@@ -374,6 +380,11 @@ def words_inputs(
     # One copy to the device instead of three.
     seeds, samples, positions = staged(torch.tensor(signed, dtype=torch.int64), device).unbind()
     return seeds, samples, positions
+
+
+def _there(ids_T: Tensor, device: torch.device) -> Tensor:
+    """Ids on a device."""
+    return ids_T if ids_T.device == device else staged(ids_T, device)
 
 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
