@@ -32,6 +32,7 @@ FILES = (
     "test_engine.py",
     "test_race.py",
     "test_linear_sample.py",
+    "test_layout.py",
     "test_gradient.py",
     "test_traps.py",
     "test_row_parameters.py",

@@ -2,16 +2,19 @@
 
 `make check` runs it, no GPU needed: the interpreter, which tests kernels on a CPU, accepts what the
 compiler may refuse. Registers and spills are said by ptxas, which comes with Triton. A spill in a
-hot kernel on sm_90 fails, and more shared memory than the smallest of the served GPUs has.
+hot kernel on sm_90 fails, and more shared memory than the smallest of the served GPUs has. Several
+at a time; what was compiled before comes from Triton's cache.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,10 @@ _LIBRARY = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _PARTIALS = "*fp32 *fp32 *fp32 *i32 *i32"
 _BLOCKS = 64  # of a row of 151,936 columns, rounded up
 _MULTIPLES_OF_16 = ("vocab", "shard", "hidden_size")
+_PROCESSES = 8  # at most: each has torch in memory
+_BITS = {"fp32": 32, "bf16": 16, "fp16": 16}
 _HEAD = {"BIASED": True, "SCALED": False, "CAPPED": False, "UPCAST": False}
+_FINISHED_HEAD = {"BIASED": False, "SCALED": True, "CAPPED": True, "UPCAST": False}
 
 
 @dataclass(frozen=True)
@@ -63,101 +69,32 @@ class Build:
 
 
 def builds(architecture: int) -> Iterator[Build]:
-    """The launches of `kernels.gpu` at a vocabulary of 151,936."""
-    for element in ("fp32", "bf16"):
-        size = 4 if element == "fp32" else 2
-        inner = {"BH": linear_head.inner_columns(size, architecture // 10)}
-        for finish in ("", " / temperature", " capped / temperature"):
-            yield Build(
-                f"block_statistics {element}{finish}",
-                statistics.block_statistics,
-                f"*{element} *fp32 *i64 *{element} {_PARTIALS} *{element} *fp32 "
-                "i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
-                {
-                    "SCALED": "capped" in finish,
-                    "CAPPED": "capped" in finish,
-                    "STORED": bool(finish),
-                    "GROUPED": True,
-                    "BLOCK": rows.BLOCK_COLUMNS,
-                    "GROUP": statistics.GROUP_COLUMNS,
-                },
-            )
+    """The launches of `kernels.gpu` at a vocabulary of 151,936.
+
+    In every type that logits and weights may have; what a head does to its logits (bias, scale,
+    soft-cap) in those that it costs most in.
+    """
+    for element in _BITS:
+        yield from tiles(element)
+        yield from linears(element, "", _HEAD, architecture)
+    yield from linears("bf16", " scaled, capped", _FINISHED_HEAD, architecture)
+    for combined in ("", " sums only"):
         yield Build(
-            f"linear_statistics {element}",
-            linear.linear_statistics,
-            f"*{element} *{element} *{element} *fp32 *i64 *fp32 {_PARTIALS} "
-            "i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
-            {
-                **_HEAD,
-                "CHUNK": linear.CHUNK_COLUMNS,
-                "BT": linear_head.BT,
-                "BV": linear_head.tile_columns(size),
-                **inner,
-            },
+            f"combine{combined}",
+            statistics.combine,
+            # Of sums alone, the pointers that are not used are the maxima's.
+            f"{'*fp32 *fp32 *fp32 *fp32 *fp32 *fp32' if combined else f'{_PARTIALS} *fp32'} *fp64 "
+            f"{'*fp32 *fp32 *fp32' if combined else '*fp32 *i32 *i32'} i32",
+            {"SUMS_ONLY": bool(combined), "BLOCKS": _BLOCKS},
+            warps=1,
         )
+    for capped, kept in ((True, True), (False, False)):
         yield Build(
-            f"linear_at {element}",
-            linear.linear_at,
-            f"*{element} *{element} *{element} *fp32 *i64 *fp32 *fp32 "
-            "i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
-            {**_HEAD, "BT": linear_head.BT, **inner},
+            f"truncated_gradient{' capped, labels kept' if kept else ''}",
+            gradient.truncated_gradient,
+            "*fp32 *fp32 *i64 *fp32 *i64 *fp64 *fp32 i32 i32 fp32 fp32",
+            {"CAPPED": capped, "KEEP_LABELS": kept, "BLOCK": rows.BLOCK_COLUMNS},
         )
-        yield Build(
-            f"linear_race {element}",
-            linear_race.linear_race,
-            f"*{element} *{element} *{element} *fp32 *i64 *i64 *i64 *fp32 *fp32 *i32 "
-            "i32 i32 i32 i32 i32 i32 fp32 fp32",
-            {
-                **_HEAD,
-                "CHUNK": linear.CHUNK_COLUMNS,
-                "BT": linear_head.BT,
-                "BV": linear_race.RACE_COLUMNS,
-                **inner,
-            },
-        )
-    yield Build(
-        "combine",
-        statistics.combine,
-        f"{_PARTIALS} *fp32 *fp64 *fp32 *i32 *i32 i32",
-        {"SUMS_ONLY": False, "BLOCKS": _BLOCKS},
-        warps=1,
-    )
-    yield Build(
-        "block_tail",
-        statistics.block_tail,
-        "*fp32 *i64 *fp32 *fp32 i32 i32 i32",
-        {"BLOCK": rows.BLOCK_COLUMNS},
-    )
-    searching = {"LEAST": search.LEAST_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
-    yield Build(
-        "top_candidates",
-        candidates.top_candidates,
-        "*fp32 *fp32 *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32 i32",
-        {
-            **searching,
-            "KEYS": truncation.LIST_KEYS,
-            "GROUP": statistics.GROUP_COLUMNS,
-            "SIDE": candidates.SIDE,
-        },
-    )
-    yield Build(
-        "truncate",
-        truncation.truncate,
-        "*fp32 *fp32 *fp64 *i32 *fp64 *fp64 *i32 *i32 *i32 *fp64 *i32 i32 i32",
-        {**searching, "LIST": truncation.LIST_KEYS},
-    )
-    yield Build(
-        "race",
-        race.race,
-        "*fp32 *fp32 *i32 *i32 *i64 *i64 *i64 *fp32 *i32 i32 i32 i32",
-        {"BLOCK": rows.BLOCK_COLUMNS},
-    )
-    yield Build(
-        "truncated_gradient",
-        gradient.truncated_gradient,
-        "*fp32 *fp32 *i64 *fp32 *i64 *fp64 *fp32 i32 i32 fp32 fp32",
-        {"CAPPED": True, "KEEP_LABELS": True, "BLOCK": rows.BLOCK_COLUMNS},
-    )
     yield from attentions()
     yield Build(
         "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1
@@ -168,6 +105,111 @@ def builds(architecture: int) -> Iterator[Build]:
         "*i64 *i64 *i64 *i64 i32",
         {"BLOCK": rows.BLOCK_COLUMNS},
         hot=False,
+    )
+
+
+def tiles(element: str) -> Iterator[Build]:
+    """What reads a tile of logits, or of x: the logits themselves at temperature 1."""
+    for finish in ("", " / temperature", " capped / temperature"):
+        yield Build(
+            f"block_statistics {element}{finish}",
+            statistics.block_statistics,
+            f"*{element} *fp32 *i64 *{element} {_PARTIALS} "
+            f"*{'fp32' if finish else element} *{'fp32' if finish else element} "
+            "i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+            {
+                "SCALED": "capped" in finish,
+                "CAPPED": "capped" in finish,
+                "STORED": bool(finish),
+                "GROUPED": True,
+                "BLOCK": rows.BLOCK_COLUMNS,
+                "GROUP": statistics.GROUP_COLUMNS,
+            },
+        )
+    yield Build(
+        f"block_tail {element}",
+        statistics.block_tail,
+        f"*{element} *i64 *fp32 *fp32 i32 i32 i32",
+        {"BLOCK": rows.BLOCK_COLUMNS},
+    )
+    searching = {"LEAST": search.LEAST_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
+    yield Build(
+        f"top_candidates {element}",
+        candidates.top_candidates,
+        f"*{element} *{element} *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32 i32",
+        {
+            **searching,
+            "KEYS": truncation.LIST_KEYS,
+            "GROUP": statistics.GROUP_COLUMNS,
+            "SIDE": candidates.SIDE,
+        },
+    )
+    yield Build(
+        f"truncate {element}",
+        truncation.truncate,
+        f"*{element} *fp32 *fp64 *i32 *fp64 *fp64 *i32 *i32 *i32 *fp64 *i32 i32 i32",
+        {**searching, "LIST": truncation.LIST_KEYS},
+    )
+    yield Build(
+        f"race {element}",
+        race.race,
+        f"*{element} *fp32 *i32 *i32 *i64 *i64 *i64 *fp32 *i32 i32 i32 i32",
+        {"BLOCK": rows.BLOCK_COLUMNS},
+    )
+
+
+def linears(element: str, name: str, head: dict[str, bool], architecture: int) -> Iterator[Build]:
+    """What goes from states and a head's weight to numbers of rows."""
+    size = _BITS[element] // 8
+    inner = {"BH": linear_head.inner_columns(size, architecture // 10)}
+    if not head["BIASED"]:
+        # The reader of a tile that is no longer than one block, which the tiled route launches.
+        yield Build(
+            f"block_statistics of a block{name}",
+            statistics.block_statistics,
+            f"*fp32 *fp32 *i64 *fp32 {_PARTIALS} *fp32 *fp32 "
+            "i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+            {
+                "SCALED": head["SCALED"],
+                "CAPPED": head["CAPPED"],
+                "STORED": False,
+                "GROUPED": False,
+                "BLOCK": rows.BLOCK_COLUMNS,
+                "GROUP": statistics.GROUP_COLUMNS,
+            },
+        )
+    yield Build(
+        f"linear_statistics {element}{name}",
+        linear.linear_statistics,
+        f"*{element} *{element} *{element} *fp32 *i64 *fp32 {_PARTIALS} "
+        "i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+        {
+            **head,
+            "CHUNK": linear.CHUNK_COLUMNS,
+            "BT": linear_head.BT,
+            "BV": linear_head.tile_columns(size),
+            **inner,
+        },
+    )
+    yield Build(
+        f"linear_at {element}{name}",
+        linear.linear_at,
+        f"*{element} *{element} *{element} *fp32 *i64 *fp32 *fp32 "
+        "i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+        {**head, "BT": linear_head.BT, **inner},
+    )
+    yield Build(
+        f"linear_race {element}{name}",
+        linear_race.linear_race,
+        f"*{element} *{element} *{element} *fp32 *i64 *i64 *i64 *fp32 *fp32 *i32 "
+        "i32 i32 i32 i32 i32 i32 fp32 fp32",
+        {
+            **head,
+            "CHUNK": linear.CHUNK_COLUMNS,
+            "BT": linear_head.BT,
+            "BV": linear_race.RACE_COLUMNS,
+            **inner,
+        },
     )
 
 
@@ -238,22 +280,31 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
     return int(registers), spills, compiled.metadata.shared
 
 
+def compile_numbered(number: int, architecture: int) -> tuple[int, int, int]:
+    """`compile_for` of one of `builds`, whose kernels other processes cannot be sent."""
+    return compile_for(list(builds(architecture))[number], architecture)
+
+
 def main() -> int:
     """Prints the report; 1 when a hot kernel spills, or one wants too much shared memory."""
     print(f"Triton {triton.__version__}: registers / bytes spilled / bytes of shared memory")
-    print(f"{'':44}" + "".join(f"{name:>20}" for name in ARCHITECTURES.values()))
+    print(f"{'':50}" + "".join(f"{name:>20}" for name in ARCHITECTURES.values()))
     bad, large = [], []
-    launches = zip(*(builds(architecture) for architecture in ARCHITECTURES), strict=True)
-    for same in launches:
-        line = f"{same[0].name:44}"
-        for architecture, build in zip(ARCHITECTURES, same, strict=True):
-            registers, spills, shared = compile_for(build, architecture)
-            line += f"{f'{registers} / {spills} / {shared}':>20}"
-            if spills and build.hot and architecture == STRICT:
-                bad.append(build.name)
-            if shared > SHARED_BYTES:
-                large.append(f"{build.name} on sm_{architecture}")
-        print(line)
+    with ProcessPoolExecutor(min(_PROCESSES, len(os.sched_getaffinity(0)))) as pool:
+        launches = [
+            (build, [pool.submit(compile_numbered, number, chip) for chip in ARCHITECTURES])
+            for number, build in enumerate(builds(STRICT))
+        ]
+        for build, compilations in launches:
+            line = f"{build.name:50}"
+            for architecture, compiled in zip(ARCHITECTURES, compilations, strict=True):
+                registers, spills, shared = compiled.result()
+                line += f"{f'{registers} / {spills} / {shared}':>20}"
+                if spills and build.hot and architecture == STRICT:
+                    bad.append(build.name)
+                if shared > SHARED_BYTES:
+                    large.append(f"{build.name} on sm_{architecture}")
+            print(line, flush=True)
     if bad:
         print(f"Hot kernels that spill on sm_{STRICT}: {', '.join(bad)}", file=sys.stderr)
     if large:

@@ -118,8 +118,8 @@ def linear_processed_logprobs(
         top_p: See ``apply_top_k_top_p``.
         min_p: See ``apply_top_k_top_p``.
         keep_labels: See ``processed_logprobs``.
-        head_dtype: Type of the product, as the server's ``--head-dtype``: in another type than the
-            sampler's the truncation meets other values.
+        head_dtype: Type of the product, inside ``torch.autocast`` too, as the server's
+            ``--head-dtype``: in another type than the sampler's the truncation meets other values.
         chunk_rows: Rows of logits held at a time. Default: what suits the device in the service's
             form, else 512.
 
@@ -143,7 +143,9 @@ def linear_processed_logprobs(
     bias_V = None if bias is None else bias.to(head_dtype)
 
     def rows(hidden_T_H: Tensor, **others: Any) -> Tensor:
-        logits_T_V = torch.nn.functional.linear(hidden_T_H.to(head_dtype), weight_V_H, bias_V)
+        # A trainer's autocast would make the product in another type than was asked.
+        with torch.autocast(hidden_T_H.device.type, enabled=False):
+            logits_T_V = torch.nn.functional.linear(hidden_T_H.to(head_dtype), weight_V_H, bias_V)
         return _processed_rows(logits_T_V, **others)
 
     guarded_T = labels_T if keep_labels else None

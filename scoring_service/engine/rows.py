@@ -40,7 +40,8 @@ def compute_rows(
     """
     lse_T = tile.logsumexp_T
     device, rows = lse_T.device, len(lse_T)
-    given_T = staged(torch.from_numpy(realised_ids_T.astype(np.int64)), device)
+    realised_T = torch.from_numpy(realised_ids_T.astype(np.int64))
+    given_T = staged(realised_T, device)
     ids_T = given_T.clamp(min=0)
     if device.type == "cpu":
         _refuse_non_finite(lse_T)
@@ -76,7 +77,8 @@ def compute_rows(
         tail_T = tile.log_tail_mass(top_ids)
         top_ids = top_ids.int()
 
-    ranks_T = tile.rank(ids_T, wants.token_id_limit) if wants.rank else None
+    # The host's own ids: a tile that knows their ranks is asked without a wait for the device.
+    ranks_T = tile.rank(realised_T.clamp(min=0), wants.token_id_limit) if wants.rank else None
     entropies_T = tile.entropy() if wants.entropy else None
     values = {
         "logprobs": logprobs_T,
@@ -93,7 +95,8 @@ def compute_rows(
     }
     found = {name: value for name, value in values.items() if value is not None}
     if device.type != "cpu":
-        # One wait for the device, after everything was asked of it: each would leave it idle.
+        # One wait for the device, after everything was asked of it: each would leave it idle. Only
+        # lists too long for the kernel, and tiles of torch's operators, wait before.
         found = _fetched({**found, _LOGSUMEXP: lse_T})
         _refuse_non_finite(found.pop(_LOGSUMEXP))
     return RowBlock(rows=rows, **{name: value.numpy() for name, value in found.items()})

@@ -18,7 +18,6 @@ from torch import Tensor
 from scoring_service.kernels import reference
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.cpu.tile import CompiledTile
-from scoring_service.kernels.staging import staged
 from scoring_service.kernels.tile import EagerTile, Tile
 from scoring_service.types import Int32Array
 
@@ -111,11 +110,10 @@ def make_tile(
     # Imported where a CUDA device is, and nowhere else.
     from scoring_service.kernels.gpu.tile import TritonTile
 
-    targets_T = torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0)
     return TritonTile(
         logits_T_V,
         temperature,
-        targets_T=staged(targets_T, logits_T_V.device),
+        targets_T=torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0),
         token_id_limit=token_id_limit,
     )
 

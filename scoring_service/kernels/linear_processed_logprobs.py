@@ -6,7 +6,9 @@ torch alone; on CUDA the support comes from the Triton kernels, and so does the 
 
 Numerics: x in fp32 from fp32 sums, the support in exact arithmetic as the server decides it. The
 support is a constant to the gradient, as it is to autograd on masked logits. Gradients of a tile of
-logits are rounded to the weight's type before they are multiplied.
+logits are rounded to the weight's type before they are multiplied. All of it in the tensors' own
+types, in and out of `torch.autocast`: products in bfloat16 would meet other supports than the
+sampler's, and a backward pass outside the context others than the forward pass.
 
 Legend: T rows, H hidden, V vocabulary.
 """
@@ -21,7 +23,14 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import dispatch
-from scoring_service.kernels.linear_logprobs import LinearHead, row_parts, x_of
+from scoring_service.kernels.linear_logprobs import (
+    LinearHead,
+    check_linear,
+    row_parts,
+    weight_parts,
+    without_autocast,
+    x_of,
+)
 from scoring_service.kernels.prefix import (
     Prefix,
     RowTruncation,
@@ -49,7 +58,7 @@ def linear_processed_logprobs(
     """Log-prob of each label after temperature and truncation; differentiable in the tensors.
 
     Args:
-        hidden: [T, H].
+        hidden: [T, H], float32, bfloat16 or float16.
         weight: [V, H], of the same type.
         labels: int64 [T]; a negative one gives 0 and no gradient.
         bias: [V].
@@ -66,12 +75,10 @@ def linear_processed_logprobs(
         float32 [T].
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not above 0.
+        ValueError: shapes or types that do not fit, or a temperature that is not above 0.
     """
     rows, vocab = len(hidden), len(weight)
-    if labels.shape != (rows,) or weight.shape[1:] != hidden.shape[1:]:
-        shapes = [list(tensor.shape) for tensor in (hidden, weight, labels)]
-        raise ValueError(f"hidden, weight and labels have shapes {shapes}: not [T, H], [V, H], [T]")
+    check_linear(hidden, LinearHead(weight, bias), labels)
     temperature_T = row_temperatures(temperature, rows, hidden.device)
     truncation = RowTruncation.of(top_k, top_p, min_p, rows, vocab, hidden.device)
     parts = row_parts(rows, vocab, hidden.device, chunk_rows)
@@ -100,61 +107,73 @@ class _LinearProcessedLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_T_H: Tensor, weight_V_H: Tensor, bias_V: Tensor | None, plan: _Plan
     ) -> Tensor:
-        head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
-        rows, device = len(hidden_T_H), hidden_T_H.device
-        logprobs_T = torch.empty(rows, device=device)
-        least_x_T, least_id_T = torch.empty(rows, device=device), torch.empty_like(plan.labels_T)
-        log_total_T = torch.empty(rows, dtype=torch.float64, device=device)
-        for part in plan.parts:
-            x_T_V = x_of(hidden_T_H[part], head).div_(plan.temperature_T[part, None])
-            found = prefixes(x_T_V, plan.truncation.of_rows(part))
-            label_T = plan.labels_T[part].clamp(min=0)
-            label_x_T = x_T_V.gather(1, label_T[:, None])[:, 0]
-            inside_T = (label_x_T > found.least_x_T) | (
-                (label_x_T == found.least_x_T) & (label_T >= found.least_id_T)
-            )
-            total_T = found.log_total_T
-            if plan.keep_labels:
-                joined_T = torch.logaddexp(total_T, label_x_T.double())
-                total_T = torch.where(inside_T, total_T, joined_T)
-                inside_T = torch.ones_like(inside_T)
-            value_T = (label_x_T.double() - total_T).clamp(max=0.0).float()
-            value_T = value_T.masked_fill(~inside_T, -math.inf)
-            logprobs_T[part] = value_T.masked_fill(plan.labels_T[part] < 0, 0.0)
-            least_x_T[part], least_id_T[part] = found.least_x_T, found.least_id_T
-            log_total_T[part] = total_T
-        ctx.plan = plan
-        ctx.save_for_backward(hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T)
-        return logprobs_T
+        with without_autocast(hidden_T_H.device):
+            return _forward(ctx, hidden_T_H, weight_V_H, bias_V, plan)
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient_T: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
-        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        hidden_gradient = torch.empty_like(hidden_T_H) if wants_hidden else None
-        weight_gradient = _zeros_like(weight_V_H) if wants_weight else None
-        bias_gradient = _zeros_like(bias_V) if wants_bias else None
-        gradient_T = gradient_T.float().masked_fill(plan.labels_T < 0, 0.0)
-        for part in plan.parts:
-            found = Prefix(least_x_T[part], least_id_T[part], log_total_T[part])
-            tile_T_V = _gradient_of_logits(hidden_T_H[part], head, plan, part, found, gradient_T)
-            if bias_gradient is not None:
-                bias_gradient += tile_T_V.sum(dim=0)
-            tile_T_V = tile_T_V.to(weight_V_H.dtype)
-            if hidden_gradient is not None:
-                hidden_gradient[part] = tile_T_V @ weight_V_H
-            if weight_gradient is not None:
-                weight_gradient += tile_T_V.t() @ hidden_T_H[part]
-        return (
-            hidden_gradient,
-            None if weight_gradient is None else weight_gradient.to(weight_V_H.dtype),
-            None if bias_gradient is None else bias_gradient.to(bias_V.dtype),
-            None,
+    def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(gradient_T.device):
+            return _backward(ctx, gradient_T)
+
+
+def _forward(
+    ctx: Any, hidden_T_H: Tensor, weight_V_H: Tensor, bias_V: Tensor | None, plan: _Plan
+) -> Tensor:
+    head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
+    rows, device = len(hidden_T_H), hidden_T_H.device
+    logprobs_T = torch.empty(rows, device=device)
+    least_x_T, least_id_T = torch.empty(rows, device=device), torch.empty_like(plan.labels_T)
+    log_total_T = torch.empty(rows, dtype=torch.float64, device=device)
+    for part in plan.parts:
+        x_T_V = x_of(hidden_T_H[part], head).div_(plan.temperature_T[part, None])
+        found = prefixes(x_T_V, plan.truncation.of_rows(part))
+        label_T = plan.labels_T[part].clamp(min=0)
+        label_x_T = x_T_V.gather(1, label_T[:, None])[:, 0]
+        inside_T = (label_x_T > found.least_x_T) | (
+            (label_x_T == found.least_x_T) & (label_T >= found.least_id_T)
         )
+        total_T = found.log_total_T
+        if plan.keep_labels:
+            joined_T = torch.logaddexp(total_T, label_x_T.double())
+            total_T = torch.where(inside_T, total_T, joined_T)
+            inside_T = torch.ones_like(inside_T)
+        value_T = (label_x_T.double() - total_T).clamp(max=0.0).float()
+        value_T = value_T.masked_fill(~inside_T, -math.inf)
+        logprobs_T[part] = value_T.masked_fill(plan.labels_T[part] < 0, 0.0)
+        least_x_T[part], least_id_T[part] = found.least_x_T, found.least_id_T
+        log_total_T[part] = total_T
+    ctx.plan = plan
+    ctx.save_for_backward(hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T)
+    return logprobs_T
+
+
+def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
+    hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T = ctx.saved_tensors
+    plan: _Plan = ctx.plan
+    head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
+    wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    hidden_gradient = torch.empty_like(hidden_T_H) if wants_hidden else None
+    weight_gradient = _zeros_like(weight_V_H) if wants_weight else None
+    bias_gradient = _zeros_like(bias_V) if wants_bias else None
+    gradient_T = gradient_T.float().masked_fill(plan.labels_T < 0, 0.0)
+    for part in plan.parts:
+        found = Prefix(least_x_T[part], least_id_T[part], log_total_T[part])
+        tile_T_V = _gradient_of_logits(hidden_T_H[part], head, plan, part, found, gradient_T)
+        if bias_gradient is not None:
+            bias_gradient += tile_T_V.sum(dim=0)
+        tile_T_V = tile_T_V.to(weight_V_H.dtype)
+        if hidden_gradient is not None:
+            hidden_gradient[part] = tile_T_V @ weight_V_H
+        if weight_gradient is not None:
+            # In parts of the vocabulary: a product of all of it is another weight in memory.
+            for ids in weight_parts(weight_V_H):
+                weight_gradient[ids] += tile_T_V[:, ids].t() @ hidden_T_H[part]
+    return (
+        hidden_gradient,
+        None if weight_gradient is None else weight_gradient.to(weight_V_H.dtype),
+        None if bias_gradient is None else bias_gradient.to(bias_V.dtype),
+        None,
+    )
 
 
 def _gradient_of_logits(

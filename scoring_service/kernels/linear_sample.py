@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import dispatch, reference
-from scoring_service.kernels.linear_logprobs import LinearHead, row_parts, x_of
+from scoring_service.kernels.linear_logprobs import (
+    LinearHead,
+    check_columns,
+    check_linear,
+    row_parts,
+    without_autocast,
+    x_of,
+)
 from scoring_service.kernels.prefix import RowTruncation, kept, prefixes, row_temperatures
 
 
@@ -68,7 +75,8 @@ def linear_sample(
 
     Args:
         hidden_T_H: of the weight's type.
-        head: what makes logits of them.
+        head: what makes logits of them. Routes of Triton want the columns of its weight side by
+            side.
         seeds_T: uint64.
         sample_indices_T: uint32, of the prompt.
         positions_T: uint32: absolute, of the token to draw.
@@ -80,12 +88,20 @@ def linear_sample(
             logits of rows without filters, and sends the others through a tile.
 
     Raises:
-        ValueError: there is no such route, or a temperature is not above 0.
+        ValueError: there is no such route, a temperature is not above 0, tensors and numbers do
+            not fit each other, or the columns of the weight are not side by side on a route of
+            Triton.
     """
+    check_linear(hidden_T_H, head)
     count, vocab, device = len(hidden_T_H), len(head.weight_V_H), hidden_T_H.device
     route = route or dispatch.linear_route(device, count)
     if route not in ("fused", "tiled", "eager"):
         raise ValueError(f"route {route!r} is none of fused, tiled, eager")
+    if route != "eager":
+        check_columns(head.weight_V_H)
+    numbers = [len(column) for column in (seeds_T, sample_indices_T, positions_T)]
+    if numbers != [count] * 3:
+        raise ValueError(f"{numbers} seeds, samples and positions for {count} rows")
     rows = SampleRows(
         hidden_T_H,
         row_temperatures(temperature, count, device),
@@ -100,13 +116,14 @@ def linear_sample(
         plain_T = ~rows.truncation.filters()
     drawn_T = torch.empty(count, dtype=torch.int64, device=device)
     plain_R = torch.nonzero(plain_T)[:, 0]
-    if len(plain_R):
-        drawn_T[plain_R] = _fused(rows.take(plain_R), head)
     others_R = torch.nonzero(~plain_T)[:, 0]
     tile = _eager_tile if route == "eager" else _triton_tile
-    for part in row_parts(len(others_R), vocab, device):
-        part_R = others_R[part]
-        drawn_T[part_R] = tile(rows.take(part_R), head)
+    with without_autocast(device):
+        if len(plain_R):
+            drawn_T[plain_R] = _fused(rows.take(plain_R), head)
+        for part in row_parts(len(others_R), vocab, device):
+            part_R = others_R[part]
+            drawn_T[part_R] = tile(rows.take(part_R), head)
     return drawn_T
 
 

@@ -50,6 +50,9 @@ class RowTruncation:
     ) -> RowTruncation:
         """Parameters as callers give them: of all rows or [T]; None = off, as 0, -1 and V or more
         are for top-k.
+
+        Raises:
+            ValueError: a tensor with neither one value nor one for each row.
         """
         top_k_T = row_values(0 if top_k is None else top_k, rows, torch.int64, device)
         return cls(
@@ -70,8 +73,14 @@ class RowTruncation:
 def row_values(
     value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """A parameter of all rows, or of each, as [T]."""
+    """A parameter of all rows, or of each, as [T].
+
+    Raises:
+        ValueError: a tensor with neither one value nor one for each row.
+    """
     if isinstance(value, Tensor):
+        if value.shape not in ((), (1,), (rows,)):
+            raise ValueError(f"a parameter has shape {list(value.shape)}: not [{rows}]")
         return value.to(device=device, dtype=dtype).expand(rows)
     # As on the wire: a number is rounded to fp32, and promoted from there.
     number = torch.tensor(value, dtype=torch.int64 if dtype == torch.int64 else torch.float32)
@@ -82,7 +91,7 @@ def row_temperatures(value: float | Tensor, rows: int, device: torch.device) -> 
     """Temperatures as float32 [T].
 
     Raises:
-        ValueError: one is not above 0.
+        ValueError: one is not above 0, or a tensor has neither one value nor one for each row.
     """
     temperature_T = row_values(value, rows, torch.float32, device)
     if rows and not bool((temperature_T > 0).all()):

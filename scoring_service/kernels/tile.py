@@ -42,7 +42,7 @@ class Tile(Protocol):
         ...
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
-        """Of given tokens, int32 [T]."""
+        """Of given tokens, int32 [T]; the ids may be the host's."""
         ...
 
     def top_k_ids(self, k: int, token_id_limit: int) -> Tensor:
@@ -90,7 +90,7 @@ class ReferenceTile:
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
         """Of given tokens, int32 [T]."""
-        return reference.rank(self.x_T_V, ids_T, token_id_limit)
+        return reference.rank(self.x_T_V, ids_T.to(self.x_T_V.device), token_id_limit)
 
     def top_k_ids(self, k: int, token_id_limit: int) -> Tensor:
         """int64 [T, K], of ids below the limit."""
@@ -133,7 +133,7 @@ class EagerTile:
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
         """Of given tokens, int32 [T]."""
-        return eager.rank(self.x_T_V, ids_T, token_id_limit)
+        return eager.rank(self.x_T_V, ids_T.to(self.x_T_V.device), token_id_limit)
 
     def top_k_ids(self, k: int, token_id_limit: int) -> Tensor:
         """int64 [T, K], of ids below the limit."""

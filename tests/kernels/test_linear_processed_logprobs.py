@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from scoring_service.kernels import dispatch, reference
+from scoring_service.kernels import dispatch, linear_logprobs, reference
 from scoring_service.kernels.linear_processed_logprobs import linear_processed_logprobs
 from tests.kernels.cases import Setting, promoted
 
@@ -109,6 +112,27 @@ def check(
         assert (mine.cpu().double() - truth).abs().max() <= tolerance * max(1.0, truth.abs().max())
 
 
+def check_inside_autocast(
+    case: Case, backward_inside: bool, device: torch.device | str, **head: float | None
+) -> None:
+    """As `check`, where a trainer has the layers before the head in bfloat16."""
+    want, *gradients = case.truth(True, **head)  # type: ignore[arg-type]
+    leaves = case.tensors(device)
+    parameters = {name: value.to(device) for name, value in case.parameters.items()}
+    kind = torch.device(device).type
+    with torch.autocast(kind, dtype=torch.bfloat16):
+        assert (leaves[0] @ leaves[1].t()).dtype == torch.bfloat16
+        got = linear_processed_logprobs(
+            leaves[0], leaves[1], case.labels.to(device), bias=leaves[2], **parameters, **head
+        )
+    upstream = case.upstream.to(device)
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=backward_inside):
+        mine = torch.autograd.grad(got, leaves, upstream)
+    assert (got.cpu().double() - want).abs().max() <= 2e-5
+    for ours, truth in zip(mine, gradients, strict=True):
+        assert (ours.cpu().double() - truth).abs().max() <= 2e-5 * max(1.0, truth.abs().max())
+
+
 @pytest.mark.parametrize("keep_labels", [True, False])
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 17), (23, 100), (31, 1000)])
 def test_values_and_gradients(rows: int, vocab: int, keep_labels: bool) -> None:
@@ -127,6 +151,14 @@ def test_scale_and_soft_cap() -> None:
 def test_bfloat16_leaves() -> None:
     """The product's sums are fp32; gradients err by the rounding of tiles and results to bf16."""
     check(Case(11, 32, 200, torch.bfloat16), True, 1e-2)
+
+
+@pytest.mark.parametrize("backward_inside", [False, True])
+@pytest.mark.parametrize("soft_cap", [None, 8.0])
+def test_inside_autocast(backward_inside: bool, soft_cap: float | None) -> None:
+    """The tensors' own types decide, in both passes, wherever autocast ends."""
+    case = Case(23, 48, 100, torch.float32)
+    check_inside_autocast(case, backward_inside, "cpu", soft_cap=soft_cap)
 
 
 def test_numbers_for_all_rows() -> None:
@@ -175,6 +207,42 @@ def test_no_tile_but_the_chunks_is_held(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(t is None or t.numel() <= 400 * 16 for t in saved)
     got.sum().backward()
     assert seen == [(8, 400), (8, 400), (4, 400)] * 2
+
+
+class LargeTensors(TorchDispatchMode):
+    """What made tensors of at least so many numbers, in memory of their own."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.made_by: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if isinstance(t, Tensor)}
+        for made in tree_leaves(found):
+            large = isinstance(made, Tensor) and made.numel() >= self.elements
+            if large and made.untyped_storage().data_ptr() not in given:
+                self.made_by.append(func.overloadpacket.__name__)
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_of_the_weight_but_its_gradient(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a half-precision weight too, which a CPU multiplies in float32."""
+    monkeypatch.setattr(linear_logprobs, "_TILE_BYTES", {"cpu": 40_000})
+    case = Case(25, 64, 1000, dtype)
+    hidden, weight, bias = case.tensors()
+    with LargeTensors(weight.numel()) as forward:
+        got = linear_processed_logprobs(hidden, weight, case.labels, bias=bias, top_k=5)
+    assert forward.made_by == []
+    with LargeTensors(weight.numel()) as backward:
+        torch.autograd.grad(got, (hidden, weight, bias), case.upstream)
+    rounded = [] if dtype == torch.float32 else ["_to_copy"]
+    assert backward.made_by == ["zeros_like", *rounded]
+    check(case, True, 2e-5 if dtype == torch.float32 else 1e-2, chunk_rows=None)
 
 
 def test_what_does_not_fit_is_refused() -> None:

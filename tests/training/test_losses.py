@@ -62,6 +62,20 @@ def test_on_a_list_and_its_tail(loss: Loss, divergence: Divergence, k: int) -> N
 
 
 @every_loss
+def test_inside_autocast(loss: Loss, divergence: Divergence) -> None:
+    """The same values and gradients: nothing of a loss is rounded to half precision."""
+    teacher_N_V, logits = pair()
+    narrow, teacher = logits.detach().float().requires_grad_(), teacher_of(teacher_N_V, 5)
+    expected = truth(divergence, teacher_N_V, logits, teacher.token_ids.tolist())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = loss(narrow, teacher, reduction="none", chunk_rows=4)
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-5)
+    (got,) = torch.autograd.grad(ours.sum(), narrow)
+    (wanted,) = torch.autograd.grad(expected.sum(), logits)
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-5)
+
+
+@every_loss
 def test_on_the_union_of_two_lists(loss: Loss, divergence: Divergence) -> None:
     """The student's own top-C beside the teacher's top-K, overlaps, repetitions and -1 included."""
     teacher_N_V, logits = pair(seed=1)

@@ -259,6 +259,43 @@ def test_the_two_forms_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("chunk_rows", [None, 8])
+def test_the_head_keeps_its_type_inside_autocast(
+    served: bool, chunk_rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against float64 autograd, the backward pass outside as torch wants it."""
+    torch.manual_seed(2)
+    hidden = torch.randn(20, 16, requires_grad=True)
+    weight = torch.randn(100, 16, requires_grad=True)
+    labels = torch.randint(100, (20,))
+    if not served:
+        monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = linear_processed_logprobs(
+            hidden, weight, labels, temperature=0.7, top_k=9, chunk_rows=chunk_rows
+        )
+    wide = [t.detach().double().requires_grad_() for t in (hidden, weight)]
+    truth = processed_logprobs(wide[0] @ wide[1].T, labels, temperature=0.7, top_k=9)
+    torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-5)
+    got = torch.autograd.grad(ours.sum(), (hidden, weight))
+    for mine, wanted in zip(got, torch.autograd.grad(truth.sum(), wide), strict=True):
+        torch.testing.assert_close(mine.double(), wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 3])
+def test_logits_keep_their_type_inside_autocast(chunk_rows: int | None) -> None:
+    logits, labels = tile()
+    plain = processed_logprobs(logits, labels, **SETTINGS), entropy(logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = (
+            processed_logprobs(logits, labels, **SETTINGS, chunk_rows=chunk_rows),
+            entropy(logits, chunk_rows=chunk_rows),
+        )
+    for ours, expected in zip(mixed, plain, strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_entropy_against_float64() -> None:
     rng = np.random.default_rng(1)
     rows = [cases.random_row(rng, 300) for _ in range(50)]

@@ -9,10 +9,12 @@ Legend: T rows, V vocabulary.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from scoring_service.kernels.gpu.layout import by_row
 from scoring_service.kernels.gpu.race import kept
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS, ordered
 from scoring_service.kernels.linear_logprobs import LinearHead
@@ -82,16 +84,21 @@ def gradient_of_logits(
         found: the support of each row.
         gradient_T: float32, of the log-probs.
         keep_labels: labels belong to the support.
+
+    Raises:
+        ValueError: columns of the tile are not side by side, or there is not one number a row.
     """
+    if finished_T_V.stride(1) != 1:
+        raise ValueError("the tile's columns are not side by side, and it is written to")
     rows, vocab = finished_T_V.shape
     truncated_gradient[(rows, triton.cdiv(vocab, BLOCK_COLUMNS))](
         finished_T_V,
-        temperature_T.contiguous(),
-        labels_T,
-        found.least_x_T,
-        found.least_id_T,
-        found.log_total_T,
-        gradient_T,
+        by_row(temperature_T, rows, torch.float32),
+        by_row(labels_T, rows, torch.int64),
+        by_row(found.least_x_T, rows, torch.float32),
+        by_row(found.least_id_T, rows, torch.int64),
+        by_row(found.log_total_T, rows, torch.float64),
+        by_row(gradient_T, rows, torch.float32),
         finished_T_V.stride(0),
         vocab,
         head.multiplier,

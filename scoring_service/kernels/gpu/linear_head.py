@@ -16,10 +16,12 @@ import torch
 import triton
 from torch import Tensor
 
+from scoring_service.kernels.gpu.layout import by_row, side_by_side
 from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS, linear_at, linear_statistics
 from scoring_service.kernels.gpu.partials import RowPartials
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
 from scoring_service.kernels.gpu.statistics import GROUP_COLUMNS, block_statistics
+from scoring_service.kernels.linear_logprobs import check_columns
 
 BT = 64
 """Rows of a tile of the fused kernel: the same for one row as for thousands, so that a row's bits
@@ -35,11 +37,21 @@ class HeadShard:
     """Rows of a head's weight and what the model does to the logits."""
 
     weight_V_H: Tensor
+    """Columns side by side."""
     bias_V: Tensor | None = None
     multiplier: float = 1.0
     soft_cap: float | None = None
     first_id: int = 0
     """Token id of the weight's first row."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the columns of the weight are not side by side."""
+        check_columns(self.weight_V_H)
+
+    def pointers(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias as kernels take them; the weight again where there is no bias."""
+        bias_V = self.bias_V
+        return self.weight_V_H, self.weight_V_H if bias_V is None else bias_V.contiguous()
 
 
 def logits_at(
@@ -52,15 +64,21 @@ def logits_at(
         hidden_T_H: of the weight's type.
         temperatures_T: float32.
         ids_T_C: int64.
+
+    Raises:
+        ValueError: there is not one temperature and one list of ids a row.
     """
     rows, candidates = ids_T_C.shape
+    temperatures_T = by_row(temperatures_T, rows, torch.float32)
+    hidden_T_H = side_by_side(hidden_T_H)
+    if len(hidden_T_H) != rows:
+        raise ValueError(f"{rows} lists of ids for {len(hidden_T_H)} rows")
     logits_T_C, x_T_C = torch.empty((2, rows, candidates), device=hidden_T_H.device)
     linear_at[(triton.cdiv(rows, BT) * candidates,)](
         hidden_T_H,
-        shard.weight_V_H,
-        shard.weight_V_H if shard.bias_V is None else shard.bias_V,
+        *shard.pointers(),
         temperatures_T,
-        ids_T_C.contiguous(),
+        ids_T_C.long().contiguous(),
         logits_T_C,
         x_T_C,
         rows,
@@ -90,23 +108,26 @@ def fused_partials(
 
     Args:
         shard: the weight.
-        hidden_T_H: of the weight's type, rows of H side by side.
+        hidden_T_H: of the weight's type.
         temperatures_T: float32.
         targets_T: int64, of the whole vocabulary.
         target_x_T: their x, as `logits_at` has it.
         token_id_limit: ids that ranks count.
+
+    Raises:
+        ValueError: there is not one temperature, target and x a row.
     """
     rows, hidden_size = hidden_T_H.shape
+    hidden_T_H = side_by_side(hidden_T_H)
     columns = shard.weight_V_H.shape[0]
     chunks = triton.cdiv(columns, CHUNK_COLUMNS)
     partials = RowPartials.empty(rows, chunks, hidden_T_H.device)
     linear_statistics[(triton.cdiv(rows, BT), chunks)](
         hidden_T_H,
-        shard.weight_V_H,
-        shard.weight_V_H if shard.bias_V is None else shard.bias_V,
-        temperatures_T,
-        targets_T,
-        target_x_T,
+        *shard.pointers(),
+        by_row(temperatures_T, rows, torch.float32),
+        by_row(targets_T, rows, torch.int64),
+        by_row(target_x_T, rows, torch.float32),
         partials.maxima,
         partials.sums,
         partials.weighted,
@@ -141,8 +162,14 @@ def tiled_partials(
 
     Ranks compare with a target's logit from `logits_at`, whose sums may be a rounding away from the
     library's: of tokens that close to the target, any may count as before it.
+
+    Raises:
+        ValueError: there is not one temperature, target and logit a row.
     """
     rows = hidden_T_H.shape[0]
+    temperatures_T = by_row(temperatures_T, rows, torch.float32)
+    targets_T = by_row(targets_T, rows, torch.int64)
+    target_logits_T = by_row(target_logits_T, rows, torch.float32)
     columns = shard.weight_V_H.shape[0]
     blocks = triton.cdiv(columns, BLOCK_COLUMNS)
     partials = RowPartials.empty(rows, blocks, hidden_T_H.device)

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scoring_service.kernels.gpu.layout import by_row, side_by_side
 from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS, x_of_columns
 from scoring_service.kernels.gpu.linear_head import BT, HeadShard, launch_options
 from scoring_service.kernels.gpu.race import NO_ID, exponential
@@ -94,6 +95,7 @@ def linear_race(
     top = tl.full((BT,), -float("inf"), tl.float32)
     least = tl.full((BT,), float("inf"), tl.float32)
     winner = tl.full((BT,), 0x7FFFFFFF, tl.int32)
+    broken = tl.zeros((BT,), tl.int32)
     for start in range(0, CHUNK, BV):
         column = chunk * CHUNK + start + tl.arange(0, BV)
         inside = column < shard
@@ -102,6 +104,8 @@ def linear_race(
             hidden_stride, weight_stride, multiplier, soft_cap, BIASED, SCALED, CAPPED, UPCAST,
             BT, BV, BH,
         )  # fmt: skip
+        # A maximum may pass over NaN, and such a token's key is infinite.
+        broken += tl.sum((x != x).to(tl.int32), axis=1)
         new_top = tl.maximum(top, tl.max(x, axis=1))
         safe = tl.where(new_top == -float("inf"), 0.0, new_top)
         words = words_of_rows(
@@ -118,6 +122,7 @@ def linear_race(
         least = tl.minimum(least, tile_least)
         top = new_top
     place = row * tl.num_programs(1) + chunk
+    top = tl.where(broken > 0, float("nan"), top)
     tl.store(maxima_ptr + place, top, mask=there)
     tl.store(keys_ptr + place, least, mask=there)
     tl.store(ids_ptr + place, winner, mask=there)
@@ -133,33 +138,36 @@ def chunk_winners(
 ) -> tuple[Tensor, Tensor]:
     """Best of each chunk of a shard: float64 log(E) - x and int32 id, both [T, S].
 
+    The key of a chunk that has NaN among its x is NaN: the row is no distribution.
+
     Shards' results, side by side in the order of their ids, are those of the whole.
 
     Args:
         shard: the weight; its first id is a multiple of 4.
-        hidden_T_H: of the weight's type, rows of H side by side.
+        hidden_T_H: of the weight's type.
         temperatures_T: float32.
         seeds_T: int64 of the seeds' 64 bits.
         sample_indices_T: int64.
         positions_T: int64.
 
     Raises:
-        ValueError: the shard begins in the middle of a counter's four ids.
+        ValueError: the shard begins in the middle of a counter's four ids, or there is not one
+            number a row.
     """
     if shard.first_id % 4:
         raise ValueError(f"a shard begins at a multiple of 4, not at id {shard.first_id}")
     rows, columns = len(hidden_T_H), shard.weight_V_H.shape[0]
+    hidden_T_H = side_by_side(hidden_T_H)
     chunks = triton.cdiv(columns, CHUNK_COLUMNS)
     maxima, keys = torch.empty((2, rows, chunks), device=hidden_T_H.device)
     ids = torch.empty((rows, chunks), dtype=torch.int32, device=hidden_T_H.device)
     linear_race[(triton.cdiv(rows, BT), chunks)](
         hidden_T_H,
-        shard.weight_V_H,
-        shard.weight_V_H if shard.bias_V is None else shard.bias_V,
-        temperatures_T,
-        seeds_T,
-        sample_indices_T,
-        positions_T,
+        *shard.pointers(),
+        by_row(temperatures_T, rows, torch.float32),
+        by_row(seeds_T, rows, torch.int64),
+        by_row(sample_indices_T, rows, torch.int64),
+        by_row(positions_T, rows, torch.int64),
         maxima,
         keys,
         ids,
@@ -180,7 +188,9 @@ def chunk_winners(
 
 
 def winners(log_keys_T_S: Tensor, ids_T_S: Tensor) -> Tensor:
-    """int64 [T]: the id of the least key, the lowest among equals; -1 where there is none."""
+    """int64 [T]: the id of the least key, the lowest among equals; -1 where there is none, or where
+    a key is NaN.
+    """
     least_T = log_keys_T_S.amin(dim=1)
     ids_T = ids_T_S.masked_fill(log_keys_T_S != least_T[:, None], NO_ID).amin(dim=1).long()
     return ids_T.masked_fill(~least_T.isfinite(), -1)

@@ -78,7 +78,9 @@ class RowPartials:
 def join_shards(shards: Sequence[RowPartials]) -> RowPartials:
     """Partial results of vocabulary shards, in the order of their ids, as those of the whole.
 
-    Shards that begin at multiples of a block's columns combine to the bits of the unsplit head.
+    Shards that begin at multiples of a block (`linear.CHUNK_COLUMNS` of the fused kernel,
+    `rows.BLOCK_COLUMNS` of tiles) combine to the bits of the unsplit head; of others the sums are
+    grouped otherwise, and as good.
     """
     names = [field.name for field in fields(RowPartials)]
     joined = {name: torch.cat([getattr(s, name) for s in shards], dim=1) for name in names}

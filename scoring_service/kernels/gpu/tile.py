@@ -14,6 +14,7 @@ from torch.nn import functional
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
 from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidates
+from scoring_service.kernels.gpu.layout import by_row, side_by_side
 from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
 from scoring_service.kernels.gpu.race import finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
@@ -78,16 +79,24 @@ class TritonTile:
         """Reads the logits once.
 
         Args:
-            logits_T_V: float32, bfloat16 or float16; rows of one stride, columns side by side.
+            logits_T_V: float32, bfloat16 or float16. Copied where columns are not side by side, and
+                where x is to take the place of rows that share memory.
             temperatures: of all rows, or float32 [T].
             multiplier: of the logits, before everything else.
             soft_cap: x = cap * tanh(logits / cap), before the temperature.
-            targets_T: int64, tokens whose rank comes out of the same read.
+            targets_T: int64, tokens whose rank comes out of the same read; the host's, or on the
+                device.
             token_id_limit: of those ranks.
             overwrite: whether float32 logits may become x where they stand. Else a second tile
                 holds x, unless x is the logits themselves.
+
+        Raises:
+            ValueError: there is not one temperature or target a row.
         """
         rows, vocab = logits_T_V.shape
+        logits_T_V = side_by_side(logits_T_V)
+        if overwrite and rows > 1 and logits_T_V.stride(0) < vocab:
+            logits_T_V = logits_T_V.contiguous()
         device = logits_T_V.device
         neutral = not isinstance(temperatures, Tensor) and temperatures == 1.0
         neutral = neutral and multiplier == 1.0 and soft_cap is None
@@ -99,10 +108,12 @@ class TritonTile:
             self.x_T_V = torch.empty((rows, vocab), device=device)
         if not isinstance(temperatures, Tensor):
             temperatures = torch.full((rows,), float(temperatures), device=device)
+        temperatures = by_row(temperatures, rows, torch.float32)
         self.vocab_size = vocab
         self._targets_T = targets_T
         if targets_T is None:
             targets_T = torch.zeros(rows, dtype=torch.int64, device=device)
+        targets_T = _there(by_row(targets_T, rows, torch.int64), device)
         self._target_limit = token_id_limit
         self._listed: tuple[Tensor, int] | None = None
         blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
@@ -155,23 +166,28 @@ class TritonTile:
         return self._found.best_T.long().clamp(max=self.vocab_size - 1)
 
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
-        """Of given tokens, int32 [T]: free for the targets the tile was made with."""
-        known = self._targets_T is not None and self._target_limit == token_id_limit
-        if not (known and torch.equal(ids_T, self._targets_T)):  # type: ignore[arg-type]
-            return TritonTile(self.x_T_V, targets_T=ids_T, token_id_limit=token_id_limit).rank(
-                ids_T, token_id_limit
-            )
-        return self.rank_of_targets()
+        """Of given tokens, int32 [T]: free for the targets the tile was made with.
+
+        The host's ids are compared on the host. To compare a device's the host waits for it.
+        """
+        targets_T = self._targets_T
+        comparable = targets_T is not None and targets_T.device == ids_T.device
+        if comparable and self._target_limit == token_id_limit and torch.equal(ids_T, targets_T):  # type: ignore[arg-type]
+            return self.rank_of_targets()
+        other = TritonTile(self.x_T_V, targets_T=ids_T, token_id_limit=token_id_limit)
+        return other.rank_of_targets()
 
     def rank_of_targets(self) -> Tensor:
         """Of the targets the tile was made with, int32 [T]; 0 at or past the limit."""
         if self._target_limit is None or self._targets_T is None:
             return self._found.rank_T
-        return self._found.rank_T.masked_fill(self._targets_T >= self._target_limit, 0)
+        targets_T = _there(self._targets_T, self._found.rank_T.device)
+        return self._found.rank_T.masked_fill(targets_T >= self._target_limit, 0)
 
     def possible_tokens(self) -> Tensor:
         """Tokens with any probability, int32 [T]."""
-        return reference.possible_tokens(self.x_T_V)
+        # Counted always: to look for a token at -inf first, as `reference` does, the host waits.
+        return (self.x_T_V > -math.inf).sum(dim=1, dtype=torch.int32)
 
     def logprobs_at(self, ids_T_C: Tensor) -> Tensor:
         """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""
@@ -242,6 +258,9 @@ class TritonTile:
             top_k: of all rows or int32 [T]; 0 = off.
             top_p: of all rows or float64 [T]; 1 = off.
             min_p: of all rows or float64 [T]; 0 = off.
+
+        Raises:
+            ValueError: there is not one of them a row.
         """
         x_T_V = self.x_T_V
         if self.vocab_size == 1:
@@ -250,7 +269,7 @@ class TritonTile:
         rows, vocab = x_T_V.shape
         device = self.max_T.device
         if isinstance(min_p, Tensor):
-            log_min_p_T = min_p.double().log()
+            log_min_p_T = by_row(min_p, rows, torch.float64).log()
         else:
             log_min_p = math.log(min_p) if min_p > 0 else -math.inf
             log_min_p_T = torch.full((rows,), log_min_p, dtype=torch.float64, device=device)
@@ -314,6 +333,9 @@ class TritonTile:
             seeds_T: uint64; those of a tensor are the int64 of the same bits.
             sample_indices_T: of the prompt.
             positions_T: absolute, of the token to draw.
+
+        Raises:
+            ValueError: there is not one of them a row.
         """
         rows, vocab = self.x_T_V.shape
         device = self.max_T.device
@@ -322,6 +344,7 @@ class TritonTile:
             least_ids_T = torch.zeros_like(pivots_T)
         else:
             pivots_T, least_ids_T = found.pivots_T, found.least_ids_T
+        numbers = words_inputs(seeds_T, sample_indices_T, positions_T, device)
         blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
         keys = torch.empty((rows, blocks), device=device)
         ids = torch.empty((rows, blocks), device=device, dtype=torch.int32)
@@ -330,7 +353,7 @@ class TritonTile:
             self.max_T,
             pivots_T,
             least_ids_T,
-            *words_inputs(seeds_T, sample_indices_T, positions_T, device),
+            *(by_row(column, rows, torch.int64) for column in numbers),
             keys,
             ids,
             self.x_T_V.stride(0),
@@ -359,7 +382,12 @@ def words_inputs(
     return seeds, samples, positions
 
 
+def _there(ids_T: Tensor, device: torch.device) -> Tensor:
+    """Ids on a device."""
+    return ids_T if ids_T.device == device else staged(ids_T, device)
+
+
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
-        return value.to(dtype)
+        return by_row(value, rows, dtype)
     return torch.full((rows,), value, dtype=dtype, device=device)

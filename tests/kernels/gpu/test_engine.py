@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoring_service.engine.head import LinearHead
 from scoring_service.engine.packed.draws import DrawRow, draw_rows
 from scoring_service.engine.packed.head_jobs import _finished
 from scoring_service.engine.rows import compute_rows
 from scoring_service.engine.sampling import DrawnToken
-from scoring_service.kernels import dispatch
+from scoring_service.kernels import dispatch, reference
 from scoring_service.types import Processing, RowWants, SamplingTask
 from tests.kernels import cases
 from tests.kernels.gpu.device import DEVICE
@@ -53,6 +55,40 @@ def test_rows_are_answered_alike(processing: Processing, monkeypatch: pytest.Mon
             np.testing.assert_array_equal(triton, eager)
         else:
             np.testing.assert_allclose(triton, eager, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("limit", [None, 900])
+def test_realised_tokens_are_asked_without_waits(
+    limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the host reads of tensors torch tells; of its waits for a GPU too, as errors."""
+    use(monkeypatch, "triton")
+    logits_T_V, realised = random_logits(4), np.array([3, 999, 0, -1], dtype=np.int32)
+    tile = dispatch.make_tile(logits_T_V, 1.0, realised, limit)
+    host_T = torch.from_numpy(realised.astype(np.int64)).clamp(min=0)
+    with Asked() as asked:
+        if DEVICE.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            ranks_T, sizes_T = tile.rank(host_T, limit), tile.possible_tokens()
+        finally:
+            if DEVICE.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    assert "_local_scalar_dense" not in asked.names
+    assert torch.equal(ranks_T, reference.rank(logits_T_V, host_T.to(DEVICE), limit))
+    assert torch.equal(sizes_T, reference.possible_tokens(logits_T_V))
+
+
+class Asked(TorchDispatchMode):
+    """The names of torch's operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:

@@ -7,7 +7,7 @@ import torch
 
 from scoring_service.kernels import dispatch
 from tests.kernels.gpu.device import DEVICE
-from tests.kernels.test_linear_processed_logprobs import Case, check
+from tests.kernels.test_linear_processed_logprobs import Case, check, check_inside_autocast
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +31,13 @@ def test_bfloat16_leaves() -> None:
 
 def test_float16_leaves() -> None:
     check(Case(9, 576, 1000, torch.float16), True, 2e-3, DEVICE)
+
+
+@pytest.mark.parametrize("backward_inside", [False, True])
+def test_inside_autocast(backward_inside: bool) -> None:
+    check_inside_autocast(Case(6, 32, 200, torch.float32), backward_inside, DEVICE)
+
+
+def test_a_vocabulary_of_several_blocks() -> None:
+    """Programs past the first have columns, labels and ends of supports of their own."""
+    check(Case(6, 32, 5000, torch.float32), True, 2e-5, DEVICE)

@@ -11,7 +11,8 @@ from torch import Tensor
 from scoring_service.kernels import reference
 from scoring_service.kernels.gpu import linear_head
 from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS
-from scoring_service.kernels.gpu.partials import join_shards
+from scoring_service.kernels.gpu.partials import RowStatistics, join_shards
+from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
 from scoring_service.kernels.linear_logprobs import LinearHead, LinearLogprobs, linear_logprobs
 from tests.kernels.gpu.device import DEVICE
 from tests.kernels.gpu.test_tile import assert_as_good_as_eager, eager_entropy, random_ids
@@ -125,46 +126,145 @@ def test_ranks_are_exact_among_equal_weights() -> None:
     assert (ranks - ranks[0]).tolist() == [0, 1, 2, 3]
 
 
-def partials_of_shards(edges: list[int]) -> linear_head.RowPartials:
-    hidden_T_H, head = random_head(3, 64, 4000, torch.float32)
-    ids_T = torch.tensor([10, 2048, 3999], device=DEVICE)
-    ones_T = torch.ones(3, device=DEVICE)
+def numbers_of_shards(
+    route: str, edges: list[int], candidates_T_C: Tensor
+) -> tuple[RowStatistics, Tensor]:
+    """What the ranks of a tensor-parallel group make of rows, and x at candidates."""
+    hidden_T_H, head = random_head(3, 64, edges[-1], torch.float32)
+    ids_T, ones_T = candidates_T_C[:, 0], torch.ones(3, device=DEVICE)
     shards = [
         linear_head.HeadShard(head.weight_V_H[first:last], first_id=first)
         for first, last in pairwise(edges)
     ]
-    found = [linear_head.logits_at(s, hidden_T_H, ones_T, ids_T[:, None])[1] for s in shards]
-    # What an all-reduce does: every target is one shard's, and -inf on the others.
-    target_x_T = torch.stack(found).amax(dim=0)[:, 0]
-    parts = [
-        linear_head.fused_partials(s, hidden_T_H, ones_T, ids_T, target_x_T, 4000) for s in shards
-    ]
-    return join_shards(parts)
+    found = [linear_head.logits_at(s, hidden_T_H, ones_T, candidates_T_C) for s in shards]
+    # What an all-reduce does: every id is one shard's, and -inf on the others.
+    logits_T_C, x_T_C = (torch.stack(side).amax(dim=0) for side in zip(*found, strict=True))
+    partials, target_T = {
+        "fused": (linear_head.fused_partials, x_T_C[:, 0]),
+        "tiled": (linear_head.tiled_partials, logits_T_C[:, 0]),
+    }[route]
+    parts = [partials(s, hidden_T_H, ones_T, ids_T, target_T, edges[-1]) for s in shards]
+    return join_shards(parts).combine(), x_T_C
 
 
-def test_shards_of_a_tensor_parallel_head_combine_exactly() -> None:
-    """Shards that begin at whole chunks give the bits of the unsplit head, in every number."""
-    whole = partials_of_shards([0, 4000]).combine()
-    split = partials_of_shards([0, CHUNK_COLUMNS, 3 * CHUNK_COLUMNS, 4000]).combine()
+@pytest.mark.parametrize(("route", "block"), [("fused", CHUNK_COLUMNS), ("tiled", BLOCK_COLUMNS)])
+def test_shards_of_a_tensor_parallel_head_combine_exactly(route: str, block: int) -> None:
+    """Shards that begin at whole blocks give the bits of the unsplit head, in every number."""
+    vocab = 3 * block + 900
+    candidates_T_C = torch.tensor([[10, block], [2 * block, 0], [vocab - 1, 5]], device=DEVICE)
+    whole, whole_T_C = numbers_of_shards(route, [0, vocab], candidates_T_C)
+    split, split_T_C = numbers_of_shards(route, [0, block, 3 * block, vocab], candidates_T_C)
     for name in type(whole).__slots__:
         assert torch.equal(getattr(whole, name), getattr(split, name)), name
+    assert torch.equal(whole_T_C, split_T_C)
 
 
-def test_shards_of_any_size_combine() -> None:
-    """Others give the same ids and ranks, and sums to within fp32's rounding."""
-    whole, split = (partials_of_shards(e).combine() for e in ([0, 4000], [0, 1333, 4000]))
-    assert torch.equal(whole.rank_T, split.rank_T)
-    assert torch.equal(whole.best_T, split.best_T)
-    assert torch.allclose(whole.logsumexp_T, split.logsumexp_T, atol=1e-6)
-    assert torch.allclose(whole.entropy_T, split.entropy_T, atol=1e-5)
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "edges",
+    [
+        [0, 2374, 4748, 7122, 9496],  # as eighths of 151,936 are: multiples of nothing that helps
+        [0, 1, 5003, 9496],
+    ],
+)
+def test_shards_of_any_size_combine(route: str, edges: list[int]) -> None:
+    """Sums as good as eager's own against float64; ids are exact, ranks where x has one product."""
+    vocab = edges[-1]
+    candidates_T_C = torch.tensor(
+        [[10, 2373, 2374], [4800, 0, vocab - 1], [vocab - 1, 7121, 7122]], device=DEVICE
+    )
+    got, x_T_C = numbers_of_shards(route, edges, candidates_T_C)
+    hidden_T_H, head = random_head(3, 64, vocab, torch.float32)
+    ones_T = torch.ones(3, device=DEVICE)
+    eager_T_V = x_of(hidden_T_H, head, ones_T, torch.float32)
+    truth_T_V = x_of(hidden_T_H, head, ones_T, torch.float64)
+    lse_T = torch.logsumexp(truth_T_V, dim=1)
+    assert_as_good_as_eager(got.logsumexp_T, torch.logsumexp(eager_T_V, dim=1), lse_T)
+    truth_T_C = truth_T_V.gather(1, candidates_T_C) - lse_T[:, None]
+    eager_T_C = torch.log_softmax(eager_T_V, dim=1).gather(1, candidates_T_C)
+    got_T_C = x_T_C.double() - got.logsumexp_T[:, None]
+    assert_as_good_as_eager(got_T_C, eager_T_C, truth_T_C)
+    entropy_T = (truth_T_V.softmax(dim=1) * (lse_T[:, None] - truth_T_V)).sum(dim=1)
+    assert_as_good_as_eager(got.entropy_T, eager_entropy(eager_T_V), entropy_T)
+    assert torch.equal(got.best_T.long(), reference.greedy(truth_T_V))
+    whole, whole_T_C = numbers_of_shards(route, [0, vocab], candidates_T_C)
+    assert torch.equal(x_T_C, whole_T_C)
+    assert (got.rank_T - whole.rank_T).abs().max() <= (0 if route == "fused" else 1)
 
 
-def test_a_broken_row_shows() -> None:
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_a_broken_row_shows(route: str) -> None:
     """Also when only the fused kernel has seen its logits."""
     hidden_T_H, head = random_head(3, 64, 1000, torch.float32)
     hidden_T_H[1, 3] = torch.nan
-    found = linear_logprobs(hidden_T_H, head, random_ids(3, 1000), route="fused")
+    found = linear_logprobs(hidden_T_H, head, random_ids(3, 1000), route=route)
     assert torch.isfinite(found.logsumexp_T).tolist() == [True, False, True]
+    assert torch.isfinite(found.logprobs_T).tolist() == [True, False, True]
+    assert ((found.best_ids_T >= 0) & (found.best_ids_T < 1000)).all()
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+@pytest.mark.parametrize("token", [3, 999])
+def test_one_token_that_is_nan(route: str, token: int) -> None:
+    """Every number of sums says so; ids mean nothing, but are ids."""
+    hidden_T_H, head = random_head(3, 64, 1000, torch.float32)
+    head.weight_V_H[token] = torch.nan
+    found = linear_logprobs(hidden_T_H, head, torch.full((3,), 10, device=DEVICE), route=route)
+    for numbers_T in (found.logsumexp_T, found.logprobs_T, found.entropies_T):
+        assert numbers_T.isnan().all()
+    assert ((found.best_ids_T >= 0) & (found.best_ids_T < 1000)).all()
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_negative_targets(route: str) -> None:
+    """As negative candidates: not asked. The others' numbers are as they were."""
+    hidden_T_H, head = random_head(4, 64, 100, torch.float32)
+    ids_T = random_ids(4, 100)
+    want = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    ids_T[0], ids_T[2] = -1, -100
+    found = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    assert found.logprobs_T.isnan().tolist() == [True, False, True, False]
+    assert torch.equal(found.logprobs_T[1::2], want.logprobs_T[1::2])
+    assert found.ranks_T.tolist() == [0, want.ranks_T[1].item(), 0, want.ranks_T[3].item()]
+    assert torch.equal(found.entropies_T, want.entropies_T)
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_no_rows(route: str) -> None:
+    hidden_T_H, head = random_head(1, 64, 17, torch.float32)
+    none_T = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    candidates_1_C = torch.tensor([[1, 2]], device=DEVICE)
+    found = linear_logprobs(
+        hidden_T_H[:0], head, none_T, candidate_ids_T_C=candidates_1_C, route=route
+    )
+    assert found.logprobs_T.shape == found.ranks_T.shape == found.best_ids_T.shape == (0,)
+    assert found.candidate_logprobs_T_C is not None
+    assert found.candidate_logprobs_T_C.shape == (0, 2)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU's kernels are not waited for")
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_ids_outside_the_vocabulary(route: str) -> None:
+    hidden_T_H, head = random_head(2, 64, 17, torch.float32)
+    inside_T, outside_T = torch.tensor([1, 2]), torch.tensor([1, 17])
+    with pytest.raises(ValueError, match="id 17 is outside the vocabulary of 17"):
+        linear_logprobs(hidden_T_H, head, outside_T, route=route)
+    with pytest.raises(ValueError, match="id 17 is outside the vocabulary of 17"):
+        linear_logprobs(
+            hidden_T_H, head, inside_T, candidate_ids_T_C=outside_T[:, None], route=route
+        )
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "eager"])
+def test_inside_autocast(route: str) -> None:
+    """A caller's mixed precision is for the layers before the head."""
+    hidden_T_H, head = random_head(3, 64, 500, torch.float32)
+    ids_T = random_ids(3, 500)
+    plain = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        mixed = linear_logprobs(hidden_T_H, head, ids_T, route=route)
+    assert torch.equal(mixed.logsumexp_T, plain.logsumexp_T)
+    assert torch.equal(mixed.logprobs_T, plain.logprobs_T)
 
 
 def test_a_route_that_is_none() -> None:

@@ -170,6 +170,33 @@ def test_a_row_that_is_no_distribution(route: str) -> None:
     assert after == [*before[:2], -1, before[3]]
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(("token", "top_k"), [(499, 0), (3, 0), (250, 5)])
+def test_one_token_that_is_nan(route: str, token: int, top_k: int) -> None:
+    """A row is no distribution then, whichever tile of its columns the token is in."""
+    hidden_T_H, head = random_head(3, 64, 2100, torch.float32)
+    head.weight_V_H[token] = math.nan
+    inputs = random_inputs(np.random.default_rng(8), 3)
+    assert linear_sample(hidden_T_H, head, *inputs, top_k=top_k, route=route).tolist() == [-1] * 3
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_rows(route: str) -> None:
+    hidden_T_H, head = random_head(1, 64, 17, torch.float32)
+    assert linear_sample(hidden_T_H[:0], head, [], [], [], route=route).shape == (0,)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_inside_autocast(route: str) -> None:
+    """The tokens of the tensors' own types: bfloat16 logits over 0.3 draw others."""
+    hidden_T_H, head = random_head(24, 64, 500, torch.float32)
+    inputs = random_inputs(np.random.default_rng(10), 24)
+    plain_T = linear_sample(hidden_T_H, head, *inputs, top_k=400, temperature=0.3, route=route)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        mixed_T = linear_sample(hidden_T_H, head, *inputs, top_k=400, temperature=0.3, route=route)
+    assert mixed_T.tolist() == plain_T.tolist()
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor of floats that torch made."""
 

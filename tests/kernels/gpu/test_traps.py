@@ -189,6 +189,48 @@ def test_the_stream_depends_on_the_batch(wrong: str) -> None:
     caught(lambda: check(draw_of(wrong)))
 
 
+def test_one_seed_correlates_prompts() -> None:
+    """Prompts of their own seeds, at one position and sample index: as the reference draws each."""
+    rows = 32
+    x_T_V, seeds = row(FLAT, rows), [7919 * (place + 1) for place in range(rows)]
+    keep_T_V = torch.ones_like(x_T_V, dtype=torch.bool)
+    want = reference.draw(x_T_V, keep_T_V, seeds, [0] * rows, [5] * rows).tolist()
+    assert len(set(want)) > rows // 4
+
+    def check(draw: Draw) -> None:
+        assert draw(x_T_V, [Setting()] * rows, (seeds, [0] * rows, [5] * rows)).tolist() == want
+
+    check(our_draw)
+    check(draw_of("right"))
+    caught(lambda: check(draw_of("one seed")))
+
+
+def our_draw_with_log_probs(x_T_V: Tensor, settings: Sequence[Setting], inputs: Inputs) -> Tensor:
+    """Of a tile that was asked for everything else before."""
+    ids_T = torch.zeros(len(x_T_V), dtype=torch.int64, device=DEVICE)
+    tile = TritonTile(x_T_V, targets_T=ids_T)
+    tile.rank(ids_T, None)
+    tile.log_tail_mass(tile.top_k_ids(5, x_T_V.shape[1]))
+    return tile.draw(tile.support(*row_parameters(settings)), *inputs)
+
+
+def test_the_stream_depends_on_what_else_is_asked_and_on_replay() -> None:
+    """The same buffers launched again, as a replayed graph does, with log-probs beside and without:
+    one stream."""
+    settings, x_T_V = [Setting(top_k=20)] * ROWS, row(FLAT, ROWS)
+    want = our_draw(x_T_V, settings, inputs_of(ROWS)).tolist()
+
+    def check(*draws: Draw) -> None:
+        buffers = words_inputs(*inputs_of(ROWS), DEVICE)
+        for draw in draws:
+            assert draw(x_T_V, settings, buffers).tolist() == want  # type: ignore[arg-type]
+
+    assert_draws(our_draw_with_log_probs, x_T_V, settings)
+    check(our_draw, our_draw_with_log_probs, our_draw)
+    check(draw_of("right"), draw_of("right"))
+    caught(lambda: check(draw_of("advancing"), draw_of("advancing")))
+
+
 # --- numbers
 
 
@@ -233,10 +275,56 @@ def test_the_realised_tokens_log_prob_is_rebuilt_from_the_list() -> None:
 def test_the_realised_token_does_not_survive_the_mask() -> None:
     """Trainer and sampler disagree at the top-k boundary: without the guard the loss is inf."""
     x_T_V, ids_T = row([1.0, 2.0, 3.0]), torch.tensor([0], device=DEVICE)
+    # All three tokens, since the label joins the two that top-k keeps.
+    want = pytest.approx(float(oracle.logprobs(x_T_V[0].cpu().numpy())[0]), abs=1e-5)
     for guard in (True, False):
         guarded_T = torch.tensor([guard], device=DEVICE)
         found = TritonTile(x_T_V).truncate(2, 1.0, 0.0, ids_T, guarded_T)
-        assert bool(torch.isfinite(found.processed_T).all()) is guard
+        assert found.processed_T.tolist() == [want if guard else -math.inf]
+    assert number_of("guarded", x_T_V, ids_T, k=2) == [want]
+    assert number_of("unguarded", x_T_V, ids_T, k=2) != [want]
+
+
+def test_a_head_padded_beyond_the_tokenizer() -> None:
+    """Rows of the head past the tokenizer's last id are neither listed nor counted before others,
+    however large they come out."""
+    x_V, tokenizer = np.append(FLAT, [9.0, 8.0, 7.0, 6.0]).astype(np.float32), len(FLAT)
+    x_T_V, ids_T = row(x_V, times=4), torch.tensor([0, 17, 30, 59], device=DEVICE)
+    want = [oracle.rank(FLAT, token) for token in ids_T.tolist()]
+    tile = TritonTile(x_T_V, targets_T=ids_T, token_id_limit=tokenizer)
+    assert tile.rank(ids_T, tokenizer).tolist() == want
+    assert torch.equal(tile.top_k_ids(5, tokenizer), reference.top_k_ids(row(FLAT, 4), 5))
+    assert number_of("rank below k", x_T_V, ids_T, k=tokenizer) == want
+    assert number_of("rank", x_T_V, ids_T) != want
+
+
+Candidates = Callable[[Tensor, LinearHead, Tensor], Tensor]
+
+
+def our_candidates(route: str) -> Candidates:
+    def candidates(hidden_T_H: Tensor, head: LinearHead, ids_T_C: Tensor) -> Tensor:
+        targets_T = torch.zeros(len(hidden_T_H), dtype=torch.int64, device=DEVICE)
+        found = linear_logprobs(
+            hidden_T_H, head, targets_T, candidate_ids_T_C=ids_T_C, route=route
+        ).candidate_logprobs_T_C
+        assert found is not None
+        return found
+
+    return candidates
+
+
+def candidates_of(mode: str) -> Candidates:
+    def candidates(hidden_T_H: Tensor, head: LinearHead, ids_T_C: Tensor) -> Tensor:
+        x_T_V = hidden_T_H @ head.weight_V_H.t()
+        rows, vocab = x_T_V.shape
+        ids_T_C = ids_T_C.expand(rows, -1).contiguous()
+        found_T_C = torch.empty(ids_T_C.shape, device=DEVICE)
+        wrong_kernels.logprobs_at[(ids_T_C.numel(),)](
+            x_T_V, ids_T_C, found_T_C, vocab, *ids_T_C.shape, MODE=mode, BLOCK=block(vocab)
+        )
+        return found_T_C.masked_fill(ids_T_C < 0, math.nan)
+
+    return candidates
 
 
 def test_candidates_are_counted_as_rows() -> None:
@@ -244,16 +332,15 @@ def test_candidates_are_counted_as_rows() -> None:
     hidden_T_H = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     head = LinearHead(torch.eye(8, device=DEVICE).repeat(4, 1).contiguous())
     ids_1_C = torch.tensor([[1, -1, 31, 9]], device=DEVICE)
-    targets_T = torch.tensor([1, 2, 3], device=DEVICE)
-    shared, whole = (
-        linear_logprobs(hidden_T_H, head, targets_T, candidate_ids_T_C=ids, route="fused")
-        for ids in (ids_1_C, ids_1_C.repeat(3, 1))
-    )
-    for found in (shared, whole):
-        assert found.candidate_logprobs_T_C is not None
-        assert found.candidate_logprobs_T_C.shape == (3, 4)
-    torch.testing.assert_close(
-        shared.candidate_logprobs_T_C, whole.candidate_logprobs_T_C, rtol=0, atol=0, equal_nan=True
-    )
-    assert whole.candidate_logprobs_T_C is not None
-    assert whole.candidate_logprobs_T_C[0, 0] == whole.logprobs_T[0]
+    logprobs_T_V = torch.log_softmax(hidden_T_H.double() @ head.weight_V_H.double().t(), dim=1)
+    want_T_C = logprobs_T_V[:, ids_1_C[0].clamp(min=0)].masked_fill(ids_1_C < 0, math.nan)
+
+    def check(candidates: Candidates) -> None:
+        for ids in (ids_1_C, ids_1_C.repeat(3, 1)):
+            found_T_C = candidates(hidden_T_H, head, ids).double()
+            torch.testing.assert_close(found_T_C, want_T_C, rtol=0, atol=1e-5, equal_nan=True)
+
+    for route in ("fused", "tiled", "eager"):
+        check(our_candidates(route))
+    check(candidates_of("right"))
+    caught(lambda: check(candidates_of("flattened")))

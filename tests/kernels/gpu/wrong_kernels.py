@@ -28,8 +28,9 @@ def draw(
 
     "value": the winner is found again by its logit. "fallback": from the full vocabulary, greedy
     after 8 tries. "rejection": from the full vocabulary, whatever comes after 2 tries. "row" and
-    "batch": the stream depends on the row's number, or on how many rows there are. "all": rows are
-    truncated only if every row of the batch is.
+    "batch": the stream depends on the row's number, or on how many rows there are. "one seed": the
+    first row's serves all. "advancing": every launch leaves the counter one further on. "all": rows
+    are truncated only if every row of the batch is.
     """
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -40,6 +41,10 @@ def draw(
     sample = tl.load(sample_ptr + row).to(tl.uint32)
     position = tl.load(position_ptr + row).to(tl.uint32)
     max_x = tl.max(x, axis=0)
+    if MODE == "one seed":
+        seed = tl.load(seed_ptr)
+    if MODE == "advancing":
+        tl.store(sample_ptr + row, tl.load(sample_ptr + row) + 1)
     if MODE == "row":
         sample += row.to(tl.uint32)
     if MODE == "batch":
@@ -137,7 +142,9 @@ def number(
     """A number of each row: rank or log-prob of its target, or log tail mass of its top k.
 
     "rank": right. "rank of the worst tie": counts >=. "log-prob": right. "floored log-prob":
-    rebuilt from the top k, -20 outside. "tail by difference": log(1 - sum) in fp32.
+    rebuilt from the top k, -20 outside. "tail by difference": log(1 - sum) in fp32. "rank below k":
+    only ids below k are ranked. "guarded" and "unguarded": log-prob after top-k, which the target
+    joins, or not.
     """
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -153,6 +160,16 @@ def number(
         result = rank.to(tl.float32)
     elif MODE == "rank of the worst tie":
         result = tl.sum((there & (x >= own)).to(tl.float32), axis=0)
+    elif MODE == "rank below k":
+        result = 1 + tl.sum((before & (columns < k)).to(tl.float32), axis=0)
+    elif (MODE == "guarded") | (MODE == "unguarded"):
+        larger = (x[None, :] > x[:, None]) & there[None, :]
+        keep = there & (tl.sum(larger.to(tl.int32), axis=1) < k)
+        if MODE == "guarded":
+            keep = keep | (columns == target)
+        log_kept = max_x + tl.log(tl.sum(tl.where(keep, tl.exp(x - max_x), 0.0), axis=0))
+        inside = tl.sum(tl.where(columns == target, keep.to(tl.int32), 0), axis=0)
+        result = tl.where(inside != 0, own - log_kept, -float("inf"))
     elif MODE == "log-prob":
         result = own - log_total
     elif MODE == "floored log-prob":
@@ -161,3 +178,23 @@ def number(
         listed = (x > own) | ((x == own) & (columns <= target))
         result = tl.log(1.0 - tl.sum(tl.where(listed, tl.exp(x - log_total), 0.0), axis=0))
     tl.store(result_ptr + row, result)
+
+
+@triton.jit
+def logprobs_at(
+    x_ptr, ids_ptr, result_ptr, vocab, rows, candidates, MODE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Program (row * candidates): the log-prob at one of a row's ids.
+
+    "flattened": candidates are counted as rows, which begin again after the last one.
+    """
+    place = tl.program_id(0)
+    row = place // candidates
+    if MODE == "flattened":
+        row = place % rows
+    columns = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * vocab + columns, mask=columns < vocab, other=-float("inf"))
+    max_x = tl.max(x, axis=0)
+    log_total = max_x + tl.log(tl.sum(tl.exp(x - max_x), axis=0))
+    own = tl.sum(tl.where(columns == tl.load(ids_ptr + place), x, 0.0), axis=0)
+    tl.store(result_ptr + place, own - log_total)
