@@ -173,7 +173,7 @@ class AdmittedCalls:
         """The reader took results: the worker may compute as many more."""
         for worker in self.workers:
             if part.part_id in worker.parts:
-                worker.weigh(part)
+                worker.work.weigh(part)
                 worker.send(Credit(part.part_id, size))
 
     def stream_read(self, stream: CallStream, size: int) -> None:
@@ -231,10 +231,12 @@ class AdmittedCalls:
         self.dispatcher.add(stream)
 
     def free(self, part: Part) -> None:
-        """A part that is over needs no weights."""
+        """A part that is over needs no weights, and its call has its turn with what else runs."""
         if part.weights is not None:
             self.weights.generations.release(part.weights)
             part.weights = None
+        if part.stream.waiting and not part.stream.ended:
+            self.dispatcher.add(part.stream)
         if self.weights.update is not None:
             self.weights.update.parts_changed()
 

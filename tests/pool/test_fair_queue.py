@@ -14,6 +14,7 @@ class Waiting:
     client: str
     arrival: int
     priority: int = 0
+    may_be_passed: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
@@ -109,7 +110,7 @@ def test_what_left_is_forgotten_however_long_something_more_urgent_waits() -> No
         left.append(weakref.ref(waiting))
         del waiting
     assert not any(item() for item in left)
-    assert len(queue._clients["client"].heap) < 100
+    assert len(queue._clients["client"].steady.heap) < 100
     first = queue.first()
     assert first is not None
     assert first.arrival == 0
