@@ -25,6 +25,7 @@ from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
+from scoring_service.pool.self_audit import PRIORITY
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stream import CallStream, Part
 from scoring_service.pool.weights import PoolWeights
@@ -288,6 +289,13 @@ class AdmittedCalls:
         """Ends a call whose deadline has passed."""
         message = "the deadline passed before the call was finished"
         self.fail(stream, Fault(Reason.DEADLINE_EXCEEDED, message))
+
+    def end_audits(self, info: EngineInfo) -> None:
+        """Ends audits of other weights than these: while others go first they would keep theirs."""
+        for stream in list(self.streams.values()):
+            if stream.call.priority == PRIORITY and stream.insists_against(info):
+                message = "the weights that the audit is about were replaced"
+                self.fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
 
     def end(self, stream: CallStream) -> None:
         """Frees everything that a call holds but the events that its reader has yet to take."""

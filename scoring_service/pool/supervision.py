@@ -149,6 +149,7 @@ class Supervision:
         self._weights.commit(generation)
         for worker in self._workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
+        self._calls.end_audits(generation.info)
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
             self._readiness.update()
         self._readiness.tell()

@@ -25,12 +25,14 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool import phase_limits
 from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.weight_receiver import TensorChunk
 from scoring_service.pool.weight_status import Phase, RunningSamples, Staging, UpdateOptions
 from scoring_service.pool.weight_update import WeightUpdate
 from scoring_service.types import EngineInfo, ScoreCall, TensorSpec
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, sample_call, score_call, settled
 from tests.pool.test_running_samples import drain
+from tests.pool.test_self_audit import Audits
 
 MODEL = replace(INFO, tensors=(TensorSpec("w", "float32", (2,)),))
 WHOLE = TensorChunk("w", "float32", (2,), 0, bytes(8))
@@ -442,4 +444,30 @@ async def test_in_place_waits_for_no_samples_that_no_worker_has(policy: RunningS
         else:
             assert not [e for e in events if isinstance(e, ItemFailed)]
             assert {p.weights for p in samples.running.values()} == {update.number}
+    await pool.drain(0)
+
+
+async def test_audits_that_wait_keep_no_weights_beyond_an_update() -> None:
+    """Others always go first: they would wait for as long as there is work, each with a copy."""
+    audits = Audits()
+    scripted = Staged(1, audits, audit=AuditSettings(rate=1.0))
+    await scripted.start()
+    pool, worker = scripted.pool, scripted.workers[0]
+    async with (
+        pool.run(score_call(pool.new_call_id(), [1], 5), "audited"),
+        pool.run(score_call(pool.new_call_id(), [1] * 3, 120), "load"),
+        pool.run(score_call(pool.new_call_id(), [1] * 3, 120), "load"),
+    ):
+        (audited,) = worker.calls
+        worker.score(audited)
+        await settled()
+        assert len(pool._calls.streams) == 3, "the audit waits behind the others"
+        await begun(scripted).commit()
+        await settled()
+        assert audits.seen == [("refused", None)]
+        (old,) = worker.calls
+        worker.score(old)
+        await settled()
+        assert worker.calls, "there is more to do"
+        assert pool.weights.generations.older == []
     await pool.drain(0)
