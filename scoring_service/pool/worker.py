@@ -114,6 +114,8 @@ class Worker:
     _ready_since: float | None = None
     _killed: bool = False
     """By this process."""
+    said_nothing: bool = False
+    """Whether it was killed because it never said a first word."""
     _last_heard: float | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -127,7 +129,7 @@ class Worker:
         self._executor = executor
         self._started = time.monotonic()
         self._ready_since = self._last_heard = None
-        self._killed = False
+        self._killed = self.said_nothing = False
         self.starts += 1
 
         def on_event(event: Event | WorkerExited) -> None:
@@ -258,6 +260,7 @@ class Worker:
             silent = time.monotonic() - heard
             if silent > patience:
                 log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
+                self.said_nothing = self._last_heard is None
                 self.kill()
                 return
 
