@@ -114,3 +114,23 @@ def test_what_left_is_forgotten_however_long_something_more_urgent_waits() -> No
     first = queue.first()
     assert first is not None
     assert first.arrival == 0
+
+
+def test_who_is_passed_over_keeps_its_place() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    first, second = Waiting("a", 1, may_be_passed=True), Waiting("b", 2)
+    for item in (first, second, Waiting("a", 3, priority=-1)):
+        queue.add(item)
+    assert queue.first() is first
+    assert queue.first(passing=True) is second
+    queue.charge(second, 10)
+    assert queue.first() is first
+    queue.remove(second)
+    found = queue.first(passing=True)
+    assert found is not None
+    assert found.arrival == 3
+    # Noted as one that is not passed over any more, it is first as before.
+    queue.add(Waiting("a", 1))
+    assert queue.first(passing=True) == Waiting("a", 1)
+    queue.remove(first)
+    assert queue.first() is found
