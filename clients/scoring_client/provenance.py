@@ -71,7 +71,8 @@ class Progress:
     items_total: int
     """Completions or samples of the call."""
     tokens_ahead: int
-    """Tokens that the server computes before this call's own; 0 once it runs."""
+    """Tokens that the server computes before this call's own; 0 once it runs, and while it waits
+    for a weight version."""
 
 
 def provenance(message: context_pb2.Provenance) -> Provenance:

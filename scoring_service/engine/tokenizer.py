@@ -26,6 +26,7 @@ class TextCodec:
         self._tokenizer.no_truncation()
         self._ends = np.zeros(256, dtype=bool)
         self._ends[list(token_ends(serialised))] = True
+        self._knows_ends = bool(self._ends.any())
         self.digest = hashlib.sha256(serialised.encode()).hexdigest()
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         anchor = self._tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
@@ -39,8 +40,8 @@ class TextCodec:
 
     def least_tokens(self, text: str) -> int:
         """So many tokens a text has at least, at a hundredth of what it takes to count them."""
-        if not text:
-            return 0
+        if not text or not self._knows_ends:
+            return min(1, len(text))
         read = np.frombuffer(text.encode(), dtype=np.uint8)
         return 1 + int(np.count_nonzero(self._ends[read[:-1]] & (read[1:] == ord(" "))))
 

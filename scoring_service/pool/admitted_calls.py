@@ -25,6 +25,7 @@ from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
+from scoring_service.pool.self_audit import PRIORITY
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stream import CallStream, Part
 from scoring_service.pool.weights import PoolWeights
@@ -173,7 +174,7 @@ class AdmittedCalls:
         """The reader took results: the worker may compute as many more."""
         for worker in self.workers:
             if part.part_id in worker.parts:
-                worker.weigh(part)
+                worker.work.weigh(part)
                 worker.send(Credit(part.part_id, size))
 
     def stream_read(self, stream: CallStream, size: int) -> None:
@@ -231,10 +232,12 @@ class AdmittedCalls:
         self.dispatcher.add(stream)
 
     def free(self, part: Part) -> None:
-        """A part that is over needs no weights."""
+        """A part that is over needs no weights, and its call has its turn with what else runs."""
         if part.weights is not None:
             self.weights.generations.release(part.weights)
             part.weights = None
+        if part.stream.waiting and not part.stream.ended:
+            self.dispatcher.add(part.stream)
         if self.weights.update is not None:
             self.weights.update.parts_changed()
 
@@ -286,6 +289,13 @@ class AdmittedCalls:
         """Ends a call whose deadline has passed."""
         message = "the deadline passed before the call was finished"
         self.fail(stream, Fault(Reason.DEADLINE_EXCEEDED, message))
+
+    def end_audits(self, info: EngineInfo) -> None:
+        """Ends audits of other weights than these: while others go first they would keep theirs."""
+        for stream in list(self.streams.values()):
+            if stream.call.priority == PRIORITY and stream.insists_against(info):
+                message = "the weights that the audit is about were replaced"
+                self.fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
 
     def end(self, stream: CallStream) -> None:
         """Frees everything that a call holds but the events that its reader has yet to take."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from scoring_service.engine.events import CallFailed, CallFinished, ScoreSlice
-from scoring_service.errors import ServiceError
+from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.self_audit import (
     CLIENT,
@@ -93,13 +93,14 @@ class Auditor:
             async with self._pool.run(
                 again, CLIENT, watch.worker, same_weights, alone=True
             ) as stream:
-                await _read(stream, second)
+                fault = await _read(stream, second)
         except ServiceError:
             self._pool.observer.audited("refused")
             return
         found = second.logprobs
         if found is None:
-            self._pool.observer.audited("failed")
+            replaced = fault is not None and fault.reason is Reason.WEIGHT_VERSION_MISMATCH
+            self._pool.observer.audited("refused" if replaced else "failed")
             return
         difference = largest_difference(expected, found)
         self._pool.observer.audited("different" if difference else "same", difference)
@@ -116,10 +117,14 @@ class Auditor:
             )
 
 
-async def _read(stream: CallStream, watch: Watch) -> None:
+async def _read(stream: CallStream, watch: Watch) -> Fault | None:
+    """Notes what comes; why the audit failed, if it did."""
     while (event := await stream.next(_PATIENCE)) is not None:
-        if isinstance(event, CallFinished | CallFailed):
-            return
+        if isinstance(event, CallFailed):
+            return event.fault
+        if isinstance(event, CallFinished):
+            return None
         watch.note(event, -1, None)
         if isinstance(event, ScoreSlice):
             stream.taken(event.size)
+    return None

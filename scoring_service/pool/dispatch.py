@@ -12,7 +12,7 @@ from scoring_service.pool.reply_memory import ReplyMemory
 from scoring_service.pool.stream import CallStream, Part
 from scoring_service.pool.throughput import Throughput
 from scoring_service.pool.weights import PoolWeights
-from scoring_service.pool.window import cost, fits
+from scoring_service.pool.window import cost, has_room, has_slots
 from scoring_service.pool.worker import Worker
 from scoring_service.types import EngineInfo
 
@@ -125,7 +125,8 @@ class Dispatcher:
 
     def _send_out(self) -> bool:
         """Sends out what it can; whether the rest waits because all workers have enough to do."""
-        while (stream := self._queue.first()) is not None:
+        pressed = passing = False
+        while (stream := self._queue.first(passing)) is not None:
             if stream.call.deadline <= time.monotonic():
                 self._expire(stream)
                 continue
@@ -147,13 +148,17 @@ class Dispatcher:
             if ready and not able:
                 self._fail(stream, _without_weights(part))
                 continue
-            batch, chunk = self.batch_tokens, self.chunk_size
-            urgency = stream.call.priority
-            open_workers = [worker for worker in able if fits(part, worker, urgency, batch)]
+            roomy = [worker for worker in able if has_room(part, worker, self.batch_tokens)]
+            open_workers = [worker for worker in roomy if has_slots(part, worker)]
             if not open_workers:
-                return bool(ready) and len(able) == len(ready)
+                pressed = pressed or (bool(ready) and len(able) == len(ready))
+                if not roomy or passing:
+                    return pressed  # smaller ones would keep what is large waiting for ever
+                passing = True  # whoever draws nothing yet, or scores, waits for no samples
+                continue
+            chunk = self.chunk_size
             self._send(stream, min(open_workers, key=lambda w: cost(part, w, chunk)), weights)
-        return False
+        return pressed
 
     def _send(self, stream: CallStream, worker: Worker, weights: int | None) -> None:
         """Hands the first part that waits to a worker."""

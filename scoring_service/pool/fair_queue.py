@@ -20,6 +20,11 @@ class Queued(Protocol):
         """(minus priority, order of arrival)."""
         ...
 
+    @property
+    def may_be_passed(self) -> bool:
+        """Whether what it waits for may be something that others do not need."""
+        ...
+
 
 Item = TypeVar("Item", bound=Queued)
 
@@ -33,16 +38,16 @@ _STALE_TURNS = 16
 
 
 @dataclass(slots=True)
-class _Client(Generic[Item]):
-    served: float
-    """Tokens begun for the client, likewise."""
+class _Line(Generic[Item]):
+    """Calls of a client."""
+
     heap: list[Turn] = field(default_factory=list)
-    """Those of the calls that wait, and stale ones among them."""
+    """Turns of those that wait, and stale ones among them."""
     waiting: dict[int, tuple[Turn, Item]] = field(default_factory=dict)
     """By order of arrival. What left is not held, however long its turn stays in the heap."""
 
     def first(self) -> tuple[Turn, Item]:
-        """The client's next call; there is one."""
+        """The next call; there is one."""
         while True:
             turn = self.heap[0]
             found = self.waiting.get(turn[-1])
@@ -60,47 +65,98 @@ class _Client(Generic[Item]):
             heapq.heapify(self.heap)
 
 
+@dataclass(slots=True)
+class _Client(Generic[Item]):
+    served: float
+    """Tokens begun for the client, likewise."""
+    steady: _Line[Item] = field(default_factory=_Line)
+    """Calls that are never passed over."""
+    passable: _Line[Item] = field(default_factory=_Line)
+    """All others."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has a call."""
+        return bool(self.steady.waiting or self.passable.waiting)
+
+    def first(self, passing: bool) -> tuple[Turn, Item] | None:
+        """The client's next call; with `passing`, of those alone that are not passed over."""
+        lines = (self.steady,) if passing else (self.steady, self.passable)
+        return min((line.first() for line in lines if line.waiting), key=_turn, default=None)
+
+    def find(self, arrival: int) -> tuple[Turn, Item] | None:
+        """A call and its turn, if it waits."""
+        return self.steady.waiting.get(arrival) or self.passable.waiting.get(arrival)
+
+    def put(self, turn: Turn, item: Item) -> None:
+        """Gives a call its turn, in place of the one that it had."""
+        line, other = self.steady, self.passable
+        if item.may_be_passed:
+            line, other = other, line
+        other.waiting.pop(turn[-1], None)
+        line.put(turn, item)
+
+    def remove(self, arrival: int) -> None:
+        """Takes a call out, if it is there."""
+        self.steady.waiting.pop(arrival, None)
+        self.passable.waiting.pop(arrival, None)
+
+
+def _turn(found: tuple[Turn, object]) -> Turn:
+    return found[0]
+
+
 class FairQueue(Generic[Item]):
-    """Calls that wait, by client."""
+    """Calls that wait, by client.
+
+    A call that may be passed over keeps its place: nothing that went before it is forgotten.
+    """
 
     def __init__(self) -> None:
         self._clients: dict[str, _Client[Item]] = {}
 
     def add(self, item: Item) -> None:
-        """Adds a call, unless it is there already."""
+        """Adds a call, or notes whether it may be passed over now."""
         client = self._clients.get(item.client)
         if client is None:
             # A newcomer has not been waiting while others were served: it starts level with them.
             least = min((c.served for c in self._clients.values()), default=0.0)
             client = self._clients[item.client] = _Client(least)
         priority, arrival = item.place
-        if arrival not in client.waiting:
-            served = client.first()[0][1] if client.waiting else 0.0
+        found, first = client.find(arrival), client.first(passing=False)
+        if found is not None:
+            client.put(found[0], item)
+        else:
+            served = 0.0 if first is None else first[0][1]
             client.put((priority, served, arrival), item)
 
     def remove(self, item: Item) -> None:
         """Takes a call out, if it is there."""
         client = self._clients.get(item.client)
         if client is not None:
-            client.waiting.pop(item.place[1], None)
-            if not client.waiting:
+            client.remove(item.place[1])
+            if not client.is_waiting:
                 del self._clients[item.client]
 
-    def first(self) -> Item | None:
-        """The call whose turn it is."""
-        if not self._clients:
-            return None
+    def first(self, passing: bool = False) -> Item | None:
+        """The call whose turn it is.
 
-        def turn(client: _Client[Item]) -> Turn:
-            (priority, _, arrival), _ = client.first()
-            return priority, client.served, arrival
-
-        return min(self._clients.values(), key=turn).first()[1]
+        Args:
+            passing: over all calls that may be passed over.
+        """
+        next_turn, next_item = None, None
+        for client in self._clients.values():
+            if (found := client.first(passing)) is not None:
+                (priority, _, arrival), item = found
+                turn = priority, client.served, arrival
+                if next_turn is None or turn < next_turn:
+                    next_turn, next_item = turn, item
+        return next_item
 
     def charge(self, item: Item, tokens: int) -> None:
         """So many tokens were begun for a call, whose turn it was."""
         client = self._clients.get(item.client)
-        found = None if client is None else client.waiting.get(item.place[1])
+        found = None if client is None else client.find(item.place[1])
         if client is not None and found is not None:
             client.served += tokens
             priority, served, arrival = found[0]

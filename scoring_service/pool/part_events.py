@@ -72,8 +72,8 @@ def _started(calls: AdmittedCalls, part: Part, event: CallStarted) -> None:
 def _finished(calls: AdmittedCalls, worker: Worker, part: Part, usage: Usage) -> None:
     stream = part.stream
     worker.drop(part)
-    calls.free(part)
     stream.running.pop(part.part_id, None)
+    calls.free(part)
     stream.usage += usage
     calls.admission.finished(stream.call.call_id, part.tokens, part.sent)
     calls.finish_if_done(stream)
@@ -90,5 +90,5 @@ def _answered(calls: AdmittedCalls, worker: Worker, part: Part, event: CallEvent
     stream.push(event, part)
     calls.dispatcher.answered(stream.client, stream.unread - before)
     if part.is_held_back:
-        worker.weigh(part)
+        worker.work.weigh(part)
         calls.dispatcher.dispatch()

@@ -31,19 +31,16 @@ def change_samples(
     """
     if policy is RunningSamples.FINISH:
         return
-    count = 0
     # All of them first: what ends makes room, and what begins there has the new weights.
     running = [(worker, part) for worker in calls.workers for part in worker.parts.values()]
+    count = _change_waiting(calls, policy, info)
     for worker, part in running:
-        stream = part.stream
-        if not isinstance(part.call, SampleCall) or stream.ended:
-            continue
-        if stream.insists_against(info):
+        if not _is_changed(part, info):
             continue
         count += 1
         worker.drop(part)
         worker.send(Cancel(part.part_id))
-        stream.running.pop(part.part_id, None)
+        part.stream.running.pop(part.part_id, None)
         if policy is RunningSamples.CONTINUE:
             calls.retry(part, anew=True)
         else:
@@ -53,6 +50,29 @@ def change_samples(
         calls.admission.throughput.dropped()
     log.info("samples_changed", policy=str(policy), when=reason, parts=count)
     calls.dispatcher.dispatch()
+
+
+def _change_waiting(calls: AdmittedCalls, policy: RunningSamples, info: EngineInfo) -> int:
+    """Parts whose worker died were begun too, though none goes on with them yet; how many."""
+    waiting = [part for stream in calls.streams.values() for part in stream.waiting]
+    begun = [part for part in waiting if part.weights is not None and _is_changed(part, info)]
+    if policy is RunningSamples.ABORT:
+        # All of them first, likewise.
+        for part in begun:
+            part.stream.waiting.remove(part)
+        for part in begun:
+            if not part.stream.ended:
+                _abort(calls, part)
+    for part in begun:
+        calls.free(part)  # one that goes on is begun again with whatever weights are running
+    return len(begun)
+
+
+def _is_changed(part: Part, info: EngineInfo) -> bool:
+    """Whether it draws samples of a call that takes the new weights."""
+    stream = part.stream
+    draws = isinstance(part.call, SampleCall)
+    return draws and not stream.ended and not stream.insists_against(info)
 
 
 def _abort(calls: AdmittedCalls, part: Part) -> None:

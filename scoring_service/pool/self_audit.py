@@ -21,8 +21,8 @@ from scoring_service.types import (
 CLIENT = "self-audit"
 """Whose share of the queue audits take."""
 
-_LOWEST_PRIORITY = -1000
-"""Below every priority that a caller can give."""
+PRIORITY = -1000
+"""Of audits, and of nothing else: below every priority that a caller can give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Watch:
             groups=(group,),
             wants=RowWants(),
             next_token=self.call.next_token,
-            priority=_LOWEST_PRIORITY,
+            priority=PRIORITY,
             request_id=self.call.request_id,
             uncached=True,
         )

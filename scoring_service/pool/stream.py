@@ -14,7 +14,7 @@ from scoring_service.pool.delivered import Delivered
 from scoring_service.pool.parts import Size
 from scoring_service.pool.self_audit import Watch
 from scoring_service.pool.throughput import Mark
-from scoring_service.types import Call, EngineInfo, ScoreCall, Usage
+from scoring_service.types import Call, EngineInfo, SampleCall, ScoreCall, Usage
 
 PART_CREDIT = 4 << 20
 """Bytes of results that a part may have on their way before its reader must take some."""
@@ -116,6 +116,11 @@ class CallStream:
     def place(self) -> tuple[int, int]:
         """(minus priority, order of arrival)."""
         return -self.call.priority, self.call.call_id
+
+    @property
+    def may_be_passed(self) -> bool:
+        """Whether it may wait for no more than samples of others: some of its own are drawn."""
+        return isinstance(self.call, SampleCall) and bool(self.running)
 
     @property
     def has_begun(self) -> bool:

@@ -27,7 +27,9 @@ class Supervision:
 
     A worker that dies is started again, and what it had not answered goes to another one, once;
     with no other one that answers, its calls end with UNAVAILABLE. A worker that dies before any
-    ever answered is not tried again: what killed it would most likely kill the next.
+    ever answered is not tried again: what killed it would most likely kill the next. But one that
+    is killed because it said nothing is, while another goes on with its first start: where many
+    read their program from a slow disk at once, one may be late.
 
     Args:
         workers: of the pool.
@@ -73,7 +75,7 @@ class Supervision:
             self._calls.admission.throughput.dropped()
         for part in parts:
             worker.drop(part)
-        if self._readiness.info is None:
+        if self._readiness.info is None and not self._may_be_late(worker):
             worker.state = WorkerState.GONE
             self._readiness.give_up(exited.in_words(" while it loaded the model"))
             return
@@ -86,6 +88,13 @@ class Supervision:
         move_parts(self._calls, parts, fault, can_move=can_move)
         self._readiness.update()
         self._calls.dispatcher.dispatch()
+
+    def _may_be_late(self, worker: Worker) -> bool:
+        """Whether a worker was only slow to read its program, as others may be that go on."""
+        others = (other for other in self._workers if other is not worker)
+        return worker.said_nothing and any(
+            other.state is WorkerState.LOADING and other.starts == 1 for other in others
+        )
 
     def worker_refused(self, worker: Worker, message: str) -> None:
         """Trying again would not help: it is given up, and the pool with the last of them."""
@@ -149,6 +158,7 @@ class Supervision:
         self._weights.commit(generation)
         for worker in self._workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
+        self._calls.end_audits(generation.info)
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
             self._readiness.update()
         self._readiness.tell()

@@ -33,6 +33,7 @@ from scoring_service.pool.restarts import RestartPolicy
 from scoring_service.pool.routing import PrefixIndex
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stream import Part
+from scoring_service.pool.workload import Workload
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
@@ -99,10 +100,8 @@ class Worker:
     """From a start to ready, as last measured."""
     parts: dict[int, Part] = field(default_factory=dict)
     """Under way here."""
-    load: int = 0
-    samples: int = 0
-    reply_bytes: int = 0
-    """What those parts take; see `parts.Size`."""
+    work: Workload = field(default_factory=Workload)
+    """What those parts take."""
     weights: set[int] = field(default_factory=set)
     """Numbers of the weights that it can compute with."""
     staging: set[int] = field(default_factory=set)
@@ -110,13 +109,13 @@ class Worker:
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
     stats: WorkerStats = field(default_factory=WorkerStats)
     policy: RestartPolicy = field(init=False)
-    _weighed: set[int] = field(default_factory=set)
-    """Parts that `load` and the like count."""
     _executor: Executor | None = None
     _started: float = 0.0
     _ready_since: float | None = None
     _killed: bool = False
     """By this process."""
+    said_nothing: bool = False
+    """Whether it was killed because it never said a first word."""
     _last_heard: float | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -130,7 +129,7 @@ class Worker:
         self._executor = executor
         self._started = time.monotonic()
         self._ready_since = self._last_heard = None
-        self._killed = False
+        self._killed = self.said_nothing = False
         self.starts += 1
 
         def on_event(event: Event | WorkerExited) -> None:
@@ -199,28 +198,12 @@ class Worker:
     def take(self, part: Part) -> None:
         """Counts a part in."""
         self.parts[part.part_id] = part
-        self.weigh(part)
+        self.work.weigh(part)
 
     def drop(self, part: Part) -> None:
         """Counts a part out."""
         if self.parts.pop(part.part_id, None) is not None:
-            self._unweigh(part)
-
-    def weigh(self, part: Part) -> None:
-        """Counts what a part takes; nothing while its reader holds it back."""
-        self._unweigh(part)
-        if not part.is_held_back:
-            self._weighed.add(part.part_id)
-            self.load += part.size.load
-            self.samples += part.size.samples
-            self.reply_bytes += part.credit
-
-    def _unweigh(self, part: Part) -> None:
-        if part.part_id in self._weighed:
-            self._weighed.remove(part.part_id)
-            self.load -= part.size.load
-            self.samples -= part.size.samples
-            self.reply_bytes -= part.credit
+            self.work.forget(part)
 
     def _set(self, state: WorkerState, stage: str) -> None:
         self.state, self.stage = state, stage
@@ -277,6 +260,7 @@ class Worker:
             silent = time.monotonic() - heard
             if silent > patience:
                 log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
+                self.said_nothing = self._last_heard is None
                 self.kill()
                 return
 

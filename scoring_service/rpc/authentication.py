@@ -19,7 +19,7 @@ _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 """Services that anybody may call at any time: probes carry no token."""
 
-_ADMIN = ("/scoring.v1.AdminService/",)
+ADMIN_SERVICES = ("/scoring.v1.AdminService/",)
 """Services that need the scope `admin`; all others need `score`."""
 
 _SCHEME = "bearer "
@@ -73,7 +73,7 @@ def _fault(method: str, token: str | None, principal: Principal | None) -> Fault
         return Fault(Reason.UNAUTHENTICATED, message)
     if principal is None:
         return Fault(Reason.UNAUTHENTICATED, "the token is not known to this server")
-    scope = "admin" if method.startswith(_ADMIN) else "score"
+    scope = "admin" if method.startswith(ADMIN_SERVICES) else "score"
     if scope not in principal.scopes:
         message = f"{principal.name}'s token does not have the scope {scope!r}"
         return Fault(Reason.PERMISSION_DENIED, message)

@@ -136,18 +136,19 @@ class Guard:
                 async with asyncio.timeout(min(self._progress_seconds, until - now)):
                     await served.pool.wait_changed()
             except TimeoutError:
-                yield make(progress=context_pb2.Progress(tokens_ahead=0))
+                yield make(progress=context_pb2.Progress())
 
 
 def _check_room(served: ServedModel, request: Any, client: str) -> None:
-    """Refuses a call that there is no room for, before it is read: that takes far longer.
+    """Refuses a call that is not taken, or has no room, before it is read: that takes far longer.
 
     Raises:
-        ServiceError: QUEUE_FULL.
+        ServiceError: QUEUE_FULL, or why the model does not answer: that room is going to be free is
+            no news to who has to go elsewhere.
     """
-    room, view = served.pool.room(client), served.last_view
+    view, room = served.view, served.pool.room(client)
     least = 1
-    if room < math.inf and view is not None:
+    if room < math.inf:
         least = max(1, least_tokens(request, view, enough=int(room) + 1))
     served.pool.check_room(client, least)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from scoring_client.proto import sample_pb2
@@ -14,7 +15,28 @@ _MOST_SEQUENCES = 4096
 """Sequences of a request that are looked at: five milliseconds."""
 
 _MOST_CHARACTERS = 1 << 20
-"""Of a text that are looked at: half as long."""
+"""Of all texts of a request that are looked at: as long again."""
+
+_TEXT = 2048
+"""Characters that take as long as to look at a text at all."""
+
+
+@dataclass(slots=True)
+class _Lengths:
+    """Tokens of sequences, at least; of texts beyond what is looked at, none."""
+
+    view: ModelView
+    left: int = _MOST_CHARACTERS
+    """Characters still to be looked at."""
+
+    def of(self, sequence: Any) -> int:
+        """Tokens of a sequence, at least."""
+        ids = len(sequence.token_ids)
+        if ids or self.view.text is None or self.left <= 0:
+            return ids
+        text = sequence.text[: self.left]
+        self.left -= len(text) + _TEXT
+        return self.view.text.least_tokens(text)
 
 
 def least_tokens(request: Any, view: ModelView, enough: int) -> int:
@@ -27,39 +49,31 @@ def least_tokens(request: Any, view: ModelView, enough: int) -> int:
     """
     costs = _of_samples if isinstance(request, sample_pb2.SampleRequest) else _of_scores
     total = 0
-    for cost in itertools.islice(costs(request, view), _MOST_SEQUENCES):
+    for cost in itertools.islice(costs(request, _Lengths(view)), _MOST_SEQUENCES):
         total += cost
         if total >= enough:
             break
     return total
 
 
-def _of_scores(request: Any, view: ModelView) -> Iterator[int]:
+def _of_scores(request: Any, lengths: _Lengths) -> Iterator[int]:
     """Of each completion, with its prompt; those too long to be computed cost nothing."""
-    most = view.limits.max_sequence_tokens
+    most = lengths.view.limits.max_sequence_tokens
     for group in request.groups:
-        prompt = _length(group.prompt, view)
+        prompt = lengths.of(group.prompt)
         for completion in group.completions:
-            length = prompt + _length(completion, view)
+            length = prompt + lengths.of(completion)
             yield length if length <= most else 0
 
 
-def _of_samples(request: sample_pb2.SampleRequest, view: ModelView) -> Iterator[int]:
+def _of_samples(request: sample_pb2.SampleRequest, lengths: _Lengths) -> Iterator[int]:
     """Of each prompt, with its samples; those that cannot be drawn cost nothing."""
     n = request.n if request.HasField("n") else 1
     longest = request.sampling.max_tokens
     for prompt in request.prompts:
         samples = prompt.n if prompt.HasField("n") else n
         own = prompt.sampling
-        length = _length(prompt, view)
+        length = lengths.of(prompt)
         tokens = own.max_tokens if own.HasField("max_tokens") else longest
-        fits = tokens >= 1 and length + tokens <= view.limits.max_sequence_tokens
+        fits = tokens >= 1 and length + tokens <= lengths.view.limits.max_sequence_tokens
         yield length + samples * tokens if fits and 1 <= samples <= MAX_ITEMS else 0
-
-
-def _length(sequence: Any, view: ModelView) -> int:
-    """Tokens of a sequence, at least."""
-    ids = len(sequence.token_ids)
-    if ids or view.text is None:
-        return ids
-    return view.text.least_tokens(sequence.text[:_MOST_CHARACTERS])

@@ -43,11 +43,6 @@ class ServedModel:
             self._view = _view(self.pool.name, info, self.request_limits, self._view)
         return self._view
 
-    @property
-    def last_view(self) -> ModelView | None:
-        """What `view` gave last; None before the model answered."""
-        return self._view
-
 
 class Models:
     """The models served, by name."""

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.rpc.authentication import OPEN_SERVICES
+from scoring_service.rpc.authentication import ADMIN_SERVICES, OPEN_SERVICES, identity_of
+from scoring_service.rpc.caller import peer_host
 from scoring_service.rpc.handlers import behaviour_of, refusing, replacing
 from scoring_service.rpc.status import abort
+from scoring_service.rpc.turned_away import TurnedAway
 
 _SHORTEST_RETRY = 0.1
 _LONGEST_RETRY = 300.0
+
+_UNCOUNTED = OPEN_SERVICES + ADMIN_SERVICES
+"""Probes, and whoever has the server drained or an update given up because it has too much to do:
+those have a scope of their own, and are few."""
 
 _MEMORY = 0.1
 """Weight of the latest call in the mean of their times."""
@@ -29,20 +35,28 @@ if TYPE_CHECKING:
 
 
 class MostCallsInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls beyond a number, before they are deserialised; those of probes never.
+    """Refuses calls beyond a number, before they are deserialised; of probes and admins none.
 
     gRPC's own bound gives a status that no client knows what to do with, and counts probes too.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        most: int,
+        refused: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Begins with none.
 
         Args:
             most: calls at once.
+            refused: is told the reason of each refusal.
             clock: in seconds.
         """
         self.running = 0
         self._most = most
+        self._refused = refused
+        self._turned_away = TurnedAway()
         self._clock = clock
         self._mean_seconds = 1.0
 
@@ -52,20 +66,26 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """See grpc.aio.ServerInterceptor."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(OPEN_SERVICES):
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        if handler is None or method.startswith(_UNCOUNTED):
             return handler
         if self.running >= self._most:
-            return refusing(handler, self._fault())
-        return replacing(handler, self._counted(behaviour_of(handler)))
+            fault = self._fault()
+            return refusing(handler, fault, lambda context: self._tell(context, method, fault))
+        return replacing(handler, self._counted(behaviour_of(handler), method))
 
-    def _counted(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+        async def check(context: Context) -> None:
+            # Others may have begun while this one's request was on its way.
+            if self.running >= self._most:
+                fault = self._fault()
+                self._tell(context, method, fault)
+                await abort(context, fault)
+
         if inspect.isasyncgenfunction(behaviour):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                # Others may have begun while this one's request was on its way.
-                if self.running >= self._most:
-                    await abort(context, self._fault())
+                await check(context)
                 with self._running():
                     async for response in behaviour(request, context):
                         yield response
@@ -73,12 +93,15 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
             return stream
 
         async def call(request: Any, context: Context) -> Any:
-            if self.running >= self._most:
-                await abort(context, self._fault())
+            await check(context)
             with self._running():
                 return await behaviour(request, context)
 
         return call
+
+    def _tell(self, context: Context, method: str, fault: Fault) -> None:
+        self._refused(fault.reason)
+        self._turned_away.note(peer_host(context.peer()), identity_of(context), method, fault)
 
     @contextmanager
     def _running(self) -> Iterator[None]:

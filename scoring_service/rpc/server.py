@@ -64,7 +64,7 @@ class ServerConfig:
     max_concurrent_streams: int = 256
     """Calls at once on one connection."""
     max_concurrent_calls: int = 4096
-    """Calls at once on all; beyond, QUEUE_FULL."""
+    """Calls at once on all but those of probes and admins; beyond, QUEUE_FULL."""
     max_connection_age: float | None = None
     """Seconds after which a connection is asked to go, its calls finished; None = never."""
     keepalive_seconds: float = 30.0
@@ -94,7 +94,8 @@ class Server:
         if config.tokens is not None:
             interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
         # Behind the tokens: whoever has none takes no place.
-        interceptors.append(MostCallsInterceptor(config.max_concurrent_calls))
+        most, refused = config.max_concurrent_calls, telemetry.metrics.refused
+        interceptors.append(MostCallsInterceptor(most, refused))
         # Kept, because gRPC asks it for certificates as long as it listens.
         self._credentials = None if config.tls is None else server_credentials(config.tls)
         self._server = grpc.aio.server(

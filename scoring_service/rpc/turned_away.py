@@ -1,4 +1,4 @@
-"""Callers that are refused for their token, in the log: named, and never more than a few lines."""
+"""Callers that are refused unread, in the log: named, and never more than a few lines."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TurnedAway:
 
         Args:
             peer: host at the other end.
-            identity: whose token it is; empty = nobody's.
+            identity: whose call it is; empty = unknown.
             rpc: full name of its method.
             fault: that it was told.
         """

@@ -217,9 +217,17 @@ def test_no_text_has_fewer_tokens_than_counted_at_a_glance(codec: TextCodec, tex
         assert known.least_tokens(text) <= max(1, len(known.encode(text, add_special_tokens=False)))
 
 
+class Unread(str):
+    """A text that nobody may look into."""
+
+    def encode(self, *_args: str) -> bytes:
+        raise AssertionError("it is read for nothing")
+
+
 def test_of_words_most_tokens_are_seen_at_a_glance(codec: TextCodec) -> None:
     text = "the words of a text, and where each of them ends " * 50
     assert codec.least_tokens(text) >= 11 * 50
-    assert TextCodec(metaspace().to_str()).least_tokens(text) == 1, "bytes may be lost there"
+    lossy = TextCodec(metaspace().to_str())
+    assert lossy.least_tokens(Unread(text)) == 1, "bytes may be lost there"
     assert TextCodec(MERGED.to_str()).least_tokens("ab ab a bc") == 3, "a is not sure to end there"
     assert token_ends(MERGED.to_str()) == {ord("b"), ord(" ")}

@@ -14,6 +14,7 @@ class Waiting:
     client: str
     arrival: int
     priority: int = 0
+    may_be_passed: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
@@ -109,7 +110,27 @@ def test_what_left_is_forgotten_however_long_something_more_urgent_waits() -> No
         left.append(weakref.ref(waiting))
         del waiting
     assert not any(item() for item in left)
-    assert len(queue._clients["client"].heap) < 100
+    assert len(queue._clients["client"].steady.heap) < 100
     first = queue.first()
     assert first is not None
     assert first.arrival == 0
+
+
+def test_who_is_passed_over_keeps_its_place() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    first, second = Waiting("a", 1, may_be_passed=True), Waiting("b", 2)
+    for item in (first, second, Waiting("a", 3, priority=-1)):
+        queue.add(item)
+    assert queue.first() is first
+    assert queue.first(passing=True) is second
+    queue.charge(second, 10)
+    assert queue.first() is first
+    queue.remove(second)
+    found = queue.first(passing=True)
+    assert found is not None
+    assert found.arrival == 3
+    # Noted as one that is not passed over any more, it is first as before.
+    queue.add(Waiting("a", 1))
+    assert queue.first(passing=True) == Waiting("a", 1)
+    queue.remove(first)
+    assert queue.first() is found

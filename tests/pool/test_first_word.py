@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from scoring_service.engine.events import Heartbeat, WorkerStats
+from scoring_service.engine.events import Heartbeat, LoadProgress, WorkerStats
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.executor import Executor, OnEvent
 from scoring_service.pool.pool import WorkerPool
@@ -15,7 +15,7 @@ from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.types import EngineConfig
 from tests.e2e.processes import alive
-from tests.pool.scripted import ScriptedExecutor
+from tests.pool.scripted import Scripted, ScriptedExecutor
 
 CONFIG = EngineConfig(model=str(tiny_model_path()))
 
@@ -61,3 +61,50 @@ async def test_a_worker_that_was_stopped_before_its_first_word_is_replaced() -> 
     assert time.monotonic() - began > 2.0
     assert [index for index, _ in starts] == [0, 1, 1]
     assert not alive(stopped)
+
+
+SLOW = {"heartbeat_timeout": 0.5, "start_timeout": 0.5, "first_backoff": 0.01}
+
+
+async def test_one_that_is_late_is_started_again_while_another_loads() -> None:
+    made = Scripted(2, **SLOW)
+
+    def prepare(executor: ScriptedExecutor) -> None:
+        executor.begins = LoadProgress("reading weights")
+
+    def first_of_all(executor: ScriptedExecutor) -> None:
+        loads = not made.starts[0]
+        executor.ready_at_once = False
+        executor.begins = LoadProgress("reading weights") if loads else None
+        if not loads:
+            made.prepare = prepare
+
+    made.prepare = first_of_all
+    await made.start()
+    try:
+        async with asyncio.timeout(30):
+            while not made.pool.takes_calls:
+                assert made.pool.failure is None
+                made.workers[0].on_event(Heartbeat(0.0, WorkerStats()))
+                await asyncio.sleep(0.1)
+        assert [len(starts) for starts in made.starts] == [1, 2]
+        assert made.pool.workers[1].is_ready
+    finally:
+        await made.pool.drain(0)
+
+
+async def test_where_none_says_a_word_the_pool_is_given_up() -> None:
+    made = Scripted(2, **SLOW)
+
+    def silent(executor: ScriptedExecutor) -> None:
+        executor.ready_at_once = False
+
+    made.prepare = silent
+    await made.start()
+    try:
+        async with asyncio.timeout(30):
+            while made.pool.failure is None:
+                await made.pool.wait_changed()
+        assert sum(len(starts) for starts in made.starts) <= 3
+    finally:
+        await made.pool.drain(0)

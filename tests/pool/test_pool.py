@@ -23,6 +23,7 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.stream import PART_CREDIT, UNREAD_LIMIT, CallStream
+from scoring_service.pool.workload import Taken
 from scoring_service.types import RowWants
 from tests.pool.scripted import (
     INFO,
@@ -101,7 +102,7 @@ async def test_a_bug_in_company_costs_only_the_call_that_meets_it_alone() -> Non
         assert isinstance(events[-1], CallFinished)
         assert fault(drain(guilty)) is Reason.INTERNAL_ERROR
     assert made.pool.queued_tokens == 0
-    assert all(w.load == w.samples == w.reply_bytes == 0 for w in made.pool.workers)
+    assert all(w.work.all == Taken() for w in made.pool.workers)
 
 
 async def test_the_second_death_ends_the_call() -> None:
@@ -384,7 +385,7 @@ async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
         assert made.pool.queued_tokens > 0
     assert {part for worker in made.workers for part in worker.cancelled} == parts
     assert made.pool.queued_tokens == 0
-    assert all(w.load == w.samples == w.reply_bytes == 0 for w in made.pool.workers)
+    assert all(w.work.all == Taken() for w in made.pool.workers)
 
 
 async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
@@ -430,8 +431,8 @@ async def test_a_part_whose_reader_holds_it_back_leaves_its_place_to_others() ->
         assert made.pool.unread_bytes == 2 * PART_CREDIT + 240
         stalled.taken(2 * PART_CREDIT)
         assert made.pool.unread_bytes == 240
-        assert made.pool.workers[0].load == 121
-    assert made.pool.workers[0].load == 0
+        assert made.pool.workers[0].work.all.load == 121
+    assert made.pool.workers[0].work.all.load == 0
 
 
 async def test_urgent_calls_do_not_wait_for_the_window() -> None:

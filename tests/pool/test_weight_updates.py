@@ -15,6 +15,7 @@ from scoring_service.engine.events import (
     Command,
     DropWeights,
     FillWeights,
+    ItemFailed,
     StageWeights,
     WeightsDropped,
     WeightsFailed,
@@ -24,12 +25,14 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool import phase_limits
 from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.weight_receiver import TensorChunk
-from scoring_service.pool.weight_status import Phase, Staging, UpdateOptions
+from scoring_service.pool.weight_status import Phase, RunningSamples, Staging, UpdateOptions
 from scoring_service.pool.weight_update import WeightUpdate
-from scoring_service.types import EngineInfo, TensorSpec
-from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, score_call, settled
+from scoring_service.types import EngineInfo, ScoreCall, TensorSpec
+from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, sample_call, score_call, settled
 from tests.pool.test_running_samples import drain
+from tests.pool.test_self_audit import Audits
 
 MODEL = replace(INFO, tensors=(TensorSpec("w", "float32", (2,)),))
 WHOLE = TensorChunk("w", "float32", (2,), 0, bytes(8))
@@ -396,4 +399,75 @@ async def test_memory_is_used_again() -> None:
         scripted.workers[0].score(part)
         await settled()
         assert not pool.weights.generations.older
+    await pool.drain(0)
+
+
+@pytest.mark.parametrize("policy", [RunningSamples.CONTINUE, RunningSamples.ABORT])
+async def test_in_place_waits_for_no_samples_that_no_worker_has(policy: RunningSamples) -> None:
+    """Their worker died, and the other one is full: they are of those that are being drawn."""
+    scripted = await pool_of(2)
+    pool = scripted.pool
+    async with (
+        pool.run(sample_call(1, 64, 3)) as samples,
+        pool.run(sample_call(2, 32, 3), "b"),
+        pool.run(score_call(3, [1] * 3, 90), "c") as score,
+    ):
+        await settled()
+        (of_score,) = (
+            w.index for w in pool.workers if any(p.stream is score for p in w.parts.values())
+        )
+        dead = 1 - of_score
+        assert [p.stream for p in pool.workers[dead].parts.values()].count(samples) == 1
+
+        def stays_dead(executor: Any) -> None:
+            executor.ready_at_once = False
+
+        scripted.prepare = stays_dead
+        scripted.workers[dead].die("SIGKILL", from_outside=True)
+        await settled()
+        (waits,) = samples.waiting
+        assert waits.weights is not None
+        update = begun(scripted, staging=Staging.IN_PLACE, running_samples=policy)
+        commit = asyncio.create_task(update.commit())
+        await settled()
+        assert update.status.phase is Phase.DRAINING
+        worker = scripted.workers[of_score]
+        (part,) = (call_id for call_id, call in worker.calls.items() if isinstance(call, ScoreCall))
+        worker.score(part)
+        await asyncio.wait_for(commit, 10)
+        assert update.status.phase is Phase.COMMITTED
+        events = drain(samples)
+        if policy is RunningSamples.ABORT:
+            failed = {e.part for e in events if isinstance(e, ItemFailed)}
+            assert failed == set(range(64))
+            assert isinstance(events[-1], CallFinished)
+        else:
+            assert not [e for e in events if isinstance(e, ItemFailed)]
+            assert {p.weights for p in samples.running.values()} == {update.number}
+    await pool.drain(0)
+
+
+async def test_audits_that_wait_keep_no_weights_beyond_an_update() -> None:
+    """Others always go first: they would wait for as long as there is work, each with a copy."""
+    audits = Audits()
+    scripted = Staged(1, audits, audit=AuditSettings(rate=1.0))
+    await scripted.start()
+    pool, worker = scripted.pool, scripted.workers[0]
+    async with (
+        pool.run(score_call(pool.new_call_id(), [1], 5), "audited"),
+        pool.run(score_call(pool.new_call_id(), [1] * 3, 120), "load"),
+        pool.run(score_call(pool.new_call_id(), [1] * 3, 120), "load"),
+    ):
+        (audited,) = worker.calls
+        worker.score(audited)
+        await settled()
+        assert len(pool._calls.streams) == 3, "the audit waits behind the others"
+        await begun(scripted).commit()
+        await settled()
+        assert audits.seen == [("refused", None)]
+        (old,) = worker.calls
+        worker.score(old)
+        await settled()
+        assert worker.calls, "there is more to do"
+        assert pool.weights.generations.older == []
     await pool.drain(0)

@@ -9,8 +9,22 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
-from scoring_client.proto import context_pb2, model_info_pb2, score_pb2, service_pb2_grpc
+from scoring_client.proto import (
+    admin_pb2,
+    admin_pb2_grpc,
+    context_pb2,
+    model_info_pb2,
+    score_pb2,
+    service_pb2_grpc,
+)
+from scoring_service.models import tiny_model_path
+from scoring_service.pool.readiness import PoolState
+from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.telemetry.metrics import Metrics
+from scoring_service.telemetry.telemetry import Telemetry
+from scoring_service.types import EngineConfig
 from tests.pool.scripted import ScriptedExecutor
 from tests.rpc.calls import failure, group, reason
 from tests.rpc.conftest import RunningServer, run_server
@@ -93,3 +107,34 @@ async def test_calls_beyond_the_most_are_told_when_to_come_back() -> None:
         assert len(calls) == 3
         for call in calls:
             call.cancel()
+
+
+async def test_an_admin_is_let_in_beside_the_most_calls_and_the_refused_are_counted() -> None:
+    metrics = Metrics()
+    options = {
+        "max_concurrent_calls": 1,
+        "progress_seconds": 0.05,
+        "admin": AdminConfig(engine=EngineConfig(model=str(tiny_model_path()))),
+    }
+    async with run_server(
+        lambda _index: ScriptedExecutor(), telemetry=Telemetry(metrics), **options
+    ) as server:
+        call = await held(server.stub)
+        with capture_logs() as logs:
+            for _ in range(3):
+                _, status = await failure(server.stub.Score(WAITS))
+                assert reason(status) == "QUEUE_FULL"
+        (line,) = [line for line in logs if line["event"] == "turned_away"]
+        assert line["reason"] == "QUEUE_FULL"
+        assert line["rpc"] == "/scoring.v1.ScoringService/Score"
+        assert line["peer"] == "ipv4:127.0.0.1"
+        refused = "scoring_requests_refused_total"
+        assert metrics.registry.get_sample_value(refused, {"reason": "QUEUE_FULL"}) == 3
+        async with channel(server) as own:
+            admin = admin_pb2_grpc.AdminServiceStub(own)
+            answer = await admin.GetWeights(admin_pb2.GetWeightsRequest(), timeout=30)
+            assert answer.version == 1
+            async for _ in admin.Drain(admin_pb2.DrainRequest()):
+                break
+        assert server.pool.state is PoolState.PAUSED
+        call.cancel()

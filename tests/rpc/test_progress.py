@@ -85,6 +85,7 @@ async def test_a_version_to_come_is_waited_for_with_signs_of_life(
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(seen) >= 2
     assert all(message.HasField("progress") for message in seen)
+    assert not any(message.progress.HasField("tokens_ahead") for message in seen), "not queued yet"
 
 
 async def test_many_faults_do_not_outgrow_a_message(server: RunningServer) -> None:

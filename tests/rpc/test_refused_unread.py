@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, sequence_pb2
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.rpc.least_tokens import least_tokens
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, ScriptedExecutor
 from tests.rpc.calls import failure, group, reason
@@ -107,3 +109,37 @@ async def test_a_fault_of_an_item_costs_nothing() -> None:
         call = server.stub.Score(empty)
         messages = [message async for message in call]
     assert messages[-1].summary.items_failed == 1
+
+
+async def test_who_has_to_go_elsewhere_is_not_told_to_wait_for_room() -> None:
+    async with nearly_full() as server:
+        server.pool.pause()
+        _, status = await failure(server.stub.Score(LARGE["ids"][1]))
+        assert reason(status) == "DRAINING"
+        server.pool.resume()
+        _, status = await failure(server.stub.Score(LARGE["ids"][1]))
+        assert reason(status) == "QUEUE_FULL"
+
+
+class Reader:
+    """A tokenizer that counts what it is given."""
+
+    def __init__(self) -> None:
+        self.texts = self.characters = 0
+
+    def least_tokens(self, text: str) -> int:
+        self.texts += 1
+        self.characters += len(text)
+        return 1
+
+
+@pytest.mark.parametrize(("texts", "characters"), [(60, 1 << 20), (4000, 15 << 10), (4000, 9)])
+def test_little_is_read_of_a_request_however_its_texts_are_cut(texts: int, characters: int) -> None:
+    request = scores(*["x" * characters] * texts, prompt=[1] * 3)
+    reader = Reader()
+    limits = SimpleNamespace(max_sequence_tokens=1 << 40)
+    view: Any = SimpleNamespace(limits=limits, text=reader)
+    # A prompt for each of them, and a token for each text that was read.
+    assert least_tokens(request, view, enough=1 << 40) == 3 * texts + reader.texts
+    assert 0 < reader.characters <= 1 << 20
+    assert reader.texts <= 512

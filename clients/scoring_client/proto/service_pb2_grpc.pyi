@@ -35,11 +35,11 @@ class ScoringServiceStub:
                            TOKENIZER_DIGEST_MISMATCH, NOT_DETERMINISTIC, TOKENIZER_UNAVAILABLE,
                            UNSUPPORTED_GENERATION_CONFIG, NON_FINITE_LOGITS
       RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo; also when the call could not start before its
-                           deadline); OUT_OF_MEMORY: a step ran out of device memory, or no step
-                           could hold the results that one segment of the call has (never worth a
-                           retry); results were left unread for too long: READER_STALLED. A message
-                           beyond max_request_bytes, and a call beyond the server's concurrent calls,
-                           are refused by gRPC itself, without details
+                           deadline, and when it is beyond the server's concurrent calls);
+                           OUT_OF_MEMORY: a step ran out of device memory, or no step could hold the
+                           results that one segment of the call has (never worth a retry); results
+                           were left unread for too long: READER_STALLED. A message beyond
+                           max_request_bytes is refused by gRPC itself, without details
       UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
                            once an update of the weights was committed), DRAINING, WORKER_DIED (and
                            no other worker took over), CRASH_LOOP (retry)
@@ -112,11 +112,11 @@ class ScoringServiceAsyncStub:
                            TOKENIZER_DIGEST_MISMATCH, NOT_DETERMINISTIC, TOKENIZER_UNAVAILABLE,
                            UNSUPPORTED_GENERATION_CONFIG, NON_FINITE_LOGITS
       RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo; also when the call could not start before its
-                           deadline); OUT_OF_MEMORY: a step ran out of device memory, or no step
-                           could hold the results that one segment of the call has (never worth a
-                           retry); results were left unread for too long: READER_STALLED. A message
-                           beyond max_request_bytes, and a call beyond the server's concurrent calls,
-                           are refused by gRPC itself, without details
+                           deadline, and when it is beyond the server's concurrent calls);
+                           OUT_OF_MEMORY: a step ran out of device memory, or no step could hold the
+                           results that one segment of the call has (never worth a retry); results
+                           were left unread for too long: READER_STALLED. A message beyond
+                           max_request_bytes is refused by gRPC itself, without details
       UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
                            once an update of the weights was committed), DRAINING, WORKER_DIED (and
                            no other worker took over), CRASH_LOOP (retry)
@@ -188,11 +188,11 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
                            TOKENIZER_DIGEST_MISMATCH, NOT_DETERMINISTIC, TOKENIZER_UNAVAILABLE,
                            UNSUPPORTED_GENERATION_CONFIG, NON_FINITE_LOGITS
       RESOURCE_EXHAUSTED   QUEUE_FULL (with RetryInfo; also when the call could not start before its
-                           deadline); OUT_OF_MEMORY: a step ran out of device memory, or no step
-                           could hold the results that one segment of the call has (never worth a
-                           retry); results were left unread for too long: READER_STALLED. A message
-                           beyond max_request_bytes, and a call beyond the server's concurrent calls,
-                           are refused by gRPC itself, without details
+                           deadline, and when it is beyond the server's concurrent calls);
+                           OUT_OF_MEMORY: a step ran out of device memory, or no step could hold the
+                           results that one segment of the call has (never worth a retry); results
+                           were left unread for too long: READER_STALLED. A message beyond
+                           max_request_bytes is refused by gRPC itself, without details
       UNAVAILABLE          LOADING, AWAITING_WEIGHTS (the model is loaded, but calls are taken only
                            once an update of the weights was committed), DRAINING, WORKER_DIED (and
                            no other worker took over), CRASH_LOOP (retry)
