@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from scoring_service.config import ServeConfig
 from scoring_service.serve import _announce
 
 
@@ -35,6 +36,6 @@ async def test_a_model_without_tokenizer_is_warned_of(reason: str) -> None:
     server: Any = Answering()
     pool: Any = SimpleNamespace(name="m", stage="", info=SimpleNamespace(**facts))
     with capture_logs() as logs:
-        await _announce(server, pool, "127.0.0.1")
+        await _announce(server, pool, ServeConfig())
     warned = [line for line in logs if line["log_level"] == "warning"]
     assert [line["reason"] for line in warned] == ([reason] if reason else [])
