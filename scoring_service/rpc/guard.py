@@ -96,13 +96,15 @@ class Guard:
             labels: of the call's lines in the log; its tags are added.
         """
         served = self._models.find(request.model)
-        _check_room(served, request, caller.client)
+        waits = request.expect.HasField("min_weight_version")
+        if not waits or _answering_version(served) is not None:
+            _check_room(served, request, caller.client)
         await asyncio.to_thread(refuse_unknown_fields, request)
         check_context(request.context)
         if request.context.tags:
             labels["tags"] = dict(request.context.tags)
             structlog.contextvars.bind_contextvars(tags=labels["tags"])
-        if request.expect.HasField("min_weight_version"):
+        if waits:
             version = request.expect.min_weight_version
             async for response in self._wait_for_version(served, version, request, caller):
                 yield response
