@@ -43,7 +43,7 @@ test: $(INSTALLED) ## run the tests
 ifdef ARGS
 	$(BIN)/python -m pytest -q $(ARGS)
 else
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) tests
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10 $(ALONE:%=--ignore %) tests
 	$(BIN)/python -m pytest -q $(ALONE)
 endif
 
