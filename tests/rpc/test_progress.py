@@ -51,7 +51,10 @@ async def test_a_call_that_waits_says_how_many_tokens_are_ahead(impatient: Runni
     first.cancel()
     signs = [message.progress for message in messages if message.HasField("progress")]
     assert signs, "the call waited behind one of higher priority without a sign of life"
-    assert {sign.tokens_ahead for sign in signs} == {303}
+    # The last may come as it begins to run.
+    *waited, last = [sign.tokens_ahead for sign in signs]
+    assert set(waited) <= {303}
+    assert last == 303 or (waited and last == 0)
     assert messages[-1].summary.usage.queue_seconds > PROGRESS_SECONDS
 
 
