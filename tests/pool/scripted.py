@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ClassVar
 
 import numpy as np
+import pytest_asyncio
 
 from scoring_service.engine.events import (
     CallFinished,
@@ -161,6 +162,9 @@ class ScriptedExecutor:
 class Scripted:
     """A pool of scripted workers; `workers[i]` is the one that runs now in slot i."""
 
+    running: ClassVar[list[Scripted]] = []
+    """To be ended with their test: all tests share one event loop, where they would live on."""
+
     def __init__(self, count: int, observer: PoolObserver | None = None, **settings: Any) -> None:
         self.starts: list[list[ScriptedExecutor]] = [[] for _ in range(count)]
         self.prepare: Callable[[ScriptedExecutor], None] = lambda _executor: None
@@ -184,9 +188,18 @@ class Scripted:
         return [index for index, worker in enumerate(self.workers) if worker.calls]
 
     async def start(self) -> Scripted:
+        self.running.append(self)
         self.pool.start()
         await settled()
         return self
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def scripted_pools_end() -> AsyncIterator[None]:
+    """Ends every pool of scripted workers that a test has started."""
+    yield
+    while Scripted.running:
+        await Scripted.running.pop().pool.drain(0.0)
 
 
 async def settled() -> None:

@@ -234,6 +234,7 @@ async def test_a_bug_of_the_engine_is_a_line_of_the_servers_log() -> None:
     with logged("json") as lines:
         made.workers[0].on_event(BugMet("r-engine", "Traceback: here it broke"))
         await settled()
+    await made.pool.drain(0.0)
     (line,) = of_call(lines, "r-engine")
     assert (line["event"], line["worker"]) == ("bug", 0)
     assert line["exception"] == "Traceback: here it broke"
