@@ -88,6 +88,18 @@ class RowWants:
         numbers = {field.name: True for field in fields(cls) if field.default is False}
         return cls(top_k=top_k, token_id_limit=token_id_limit, **numbers)
 
+    def row_bytes(self, candidates: int) -> int:
+        """Bytes of one row's numbers, four each: what is asked for, and the realised log-prob.
+
+        A list brings an id and a log-prob a token, and the row's tail mass.
+
+        Args:
+            candidates: tokens whose log-probs are asked for beside.
+        """
+        scalars = 1 + sum(getattr(self, field.name) is True for field in fields(self))
+        listed = 1 + 2 * self.top_k if self.top_k else 0
+        return 4 * (scalars + listed + candidates)
+
 
 @dataclass(frozen=True, slots=True)
 class CompletionTask:
@@ -200,6 +212,11 @@ class SampleCall:
     def tokens(self) -> int:
         """Positions that have to be computed at most: what the call costs."""
         return sum(len(task.prompt_ids) + task.n * task.max_tokens for task in self.prompts)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a drawn token's numbers: its id, two log-probs and the list beside it."""
+        return 12 + 8 * self.top_logprobs
 
 
 Call = ScoreCall | SampleCall

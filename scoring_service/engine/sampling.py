@@ -152,7 +152,7 @@ def is_due(pending: PendingTokens, call: SampleCall) -> bool:
     """Whether the pending tokens should be sent now."""
     if time.monotonic() - pending.since >= _FLUSH_SECONDS:
         return True
-    return len(pending.tokens) * (12 + 8 * call.top_logprobs) >= call.slice_bytes
+    return len(pending.tokens) * call.token_bytes >= call.slice_bytes
 
 
 def sample_slice(
@@ -186,5 +186,5 @@ def sample_slice(
         finish_reason=None if stop is None else stop.finish_reason,
         matched_stop=None if stop is None else stop.matched,
         weight_version=weight_version,
-        size=len(tokens) * (12 + 8 * call.top_logprobs) + len(pending.text),
+        size=len(tokens) * call.token_bytes + len(pending.text),
     )

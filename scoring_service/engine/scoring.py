@@ -17,9 +17,6 @@ from scoring_service.types import CompletionTask, GroupTask, Int32Array, RowBloc
 Run = tuple[int, RowBlock]
 """First row, and consecutive rows from there."""
 
-_SCALARS = 9
-"""Numbers of a row beside its top-K and candidates, at most."""
-
 
 def score_completion(
     model: CausalModel, call: ScoreCall, group: GroupTask, completion: CompletionTask
@@ -136,14 +133,9 @@ def contiguous_runs(rows: Int32Array, block: RowBlock) -> Iterator[Run]:
         yield int(rows[start]), cut_rows(block, start, stop)
 
 
-def row_bytes(call: ScoreCall, completion: CompletionTask) -> int:
-    """What a row takes of the reply, at most."""
-    return 4 * _SCALARS + 8 * call.wants.top_k + 4 * completion.candidates
-
-
 def rows_per_slice(call: ScoreCall, completion: CompletionTask) -> int:
     """Rows of a slice, so that it holds about the call's `slice_bytes`."""
-    return max(1, call.slice_bytes // row_bytes(call, completion))
+    return max(1, call.slice_bytes // call.wants.row_bytes(completion.candidates))
 
 
 def _candidate_rows(candidates: Int32Array | None, first: int, count: int) -> Int32Array | None:

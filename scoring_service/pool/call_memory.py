@@ -5,7 +5,6 @@ from __future__ import annotations
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.peak_memory import StepLimits, StepWork, step_bytes
-from scoring_service.pool.parts import TOKEN_BYTES, row_bytes
 from scoring_service.types import Call, SampleCall, ScoreCall
 
 _MIB = 1 << 20
@@ -47,7 +46,7 @@ def _score_work(call: ScoreCall, limits: StepLimits) -> StepWork:
         for completion in group.completions:
             longest = max(longest, len(group.prompt_ids) + len(completion.token_ids))
             wanted = sum(length for _, length in completion.spans) + call.next_token
-            size = row_bytes(call.wants, completion)
+            size = call.wants.row_bytes(completion.candidates)
             rows += wanted
             answer += wanted * size
             largest_unit = max(largest_unit, min(wanted, limits.chunk_tokens + 1) * size)
@@ -72,7 +71,7 @@ def _sample_work(call: SampleCall, limits: StepLimits) -> StepWork:
     samples = min(sum(task.n for task in call.prompts), limits.max_samples)
     longest = max((len(t.prompt_ids) + t.max_tokens for t in call.prompts), default=0)
     prompts = sum(len(task.prompt_ids) for task in call.prompts)
-    size = TOKEN_BYTES + 8 * call.top_logprobs
+    size = call.token_bytes
     most = max((task.max_tokens for task in call.prompts), default=0)
     # A sample's tokens are sent together, before they exceed a slice by more than one of them.
     pending = min(most * size, call.slice_bytes + size)

@@ -9,7 +9,6 @@ from scoring_service.types import (
     Call,
     CompletionTask,
     GroupTask,
-    RowWants,
     SampleCall,
     SamplingTask,
     ScoreCall,
@@ -17,9 +16,6 @@ from scoring_service.types import (
 
 MOST_SAMPLES = 32
 """Samples of a part."""
-
-TOKEN_BYTES = 12
-"""Of a sampled token: its id and two log-probs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +55,13 @@ def size_of(call: Call) -> Size:
             load += _group_tokens(group)
             for completion in group.completions:
                 rows = sum(length for _, length in completion.spans) + call.next_token
-                reply += rows * row_bytes(call.wants, completion)
+                reply += rows * call.wants.row_bytes(completion.candidates)
         return Size(load, 0, reply, call.tokens)
     samples = sum(task.n for task in call.prompts)
     tokens = sum(task.n * task.max_tokens for task in call.prompts)
     load = sum(len(task.prompt_ids) + task.n for task in call.prompts)
-    reply = tokens * (TOKEN_BYTES + 8 * call.top_logprobs)
+    reply = tokens * call.token_bytes
     return Size(load, samples, reply, call.tokens)
-
-
-def row_bytes(wants: RowWants, completion: CompletionTask) -> int:
-    """What a row takes of the reply."""
-    scalars = 2 + sum(
-        (
-            wants.processed_logprobs,
-            wants.entropy,
-            wants.rank,
-            wants.logsumexp,
-            wants.log_kept_mass,
-            wants.support_size,
-        )
-    )
-    return 4 * (scalars + completion.candidates + 2 * wants.top_k)
 
 
 def _group_tokens(group: GroupTask) -> int:

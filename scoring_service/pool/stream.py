@@ -52,14 +52,14 @@ class Part:
         return self.size.tokens
 
     @property
-    def credit(self) -> int:
-        """Bytes of results that it may have on their way."""
-        return min(self.size.reply_bytes, PART_CREDIT) + 1
+    def reply_bytes(self) -> int:
+        """Bytes of results that it may have on their way, at most."""
+        return min(self.size.reply_bytes, PART_CREDIT)
 
     @property
     def is_held_back(self) -> bool:
         """Whether nothing of it is computed until its reader takes something."""
-        return self.unread >= self.credit
+        return self.unread >= PART_CREDIT
 
 
 class Flow(Protocol):

@@ -31,7 +31,7 @@ def has_room(part: Part, worker: Worker, batch_tokens: int) -> bool:
     taken = worker.work.from_priority(part.call.priority)
     return taken == Taken() or (
         taken.load + part.size.load <= STEPS * batch_tokens
-        and taken.reply_bytes + part.credit <= MOST_REPLY_BYTES
+        and taken.reply_bytes + part.reply_bytes <= MOST_REPLY_BYTES
     )
 
 

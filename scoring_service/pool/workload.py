@@ -47,7 +47,7 @@ class Workload:
         """Counts what a part takes; nothing while its reader holds it back."""
         self.forget(part)
         if not part.is_held_back:
-            taken = Taken(part.size.load, part.size.samples, part.credit)
+            taken = Taken(part.size.load, part.size.samples, part.reply_bytes)
             self._weighed[part.part_id] = taken
             self._set(part, self._of(part) + taken)
             self.all += taken

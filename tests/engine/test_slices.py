@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.scoring import contiguous_runs, slice_runs
 from scoring_service.types import RowBlock, RowWants
-from tests.engine.scoring import EVERYTHING, Scored, assert_same_bits, completion, group, score
+from tests.engine.scoring import (
+    EVERYTHING,
+    NUMBERS,
+    Scored,
+    assert_same_bits,
+    completion,
+    group,
+    score,
+)
 
 RNG = np.random.default_rng(9)
 PROMPT = RNG.integers(0, 2048, size=5).tolist()
@@ -100,6 +108,30 @@ def test_slices_join_to_the_whole(
     assert all(s.size <= slice_bytes or s.block.rows == 1 for s in found.slices)
     if slice_bytes == 1:
         assert len(found.slices) == len(found.row_indices)
+
+
+WANTS = [
+    RowWants(),
+    RowWants(rank=True),
+    RowWants(top_k=3),
+    RowWants(processed_logprobs=True, log_kept_mass=True, support_size=True),
+    EVERYTHING,
+]
+
+
+@pytest.mark.parametrize("wants", WANTS)
+@pytest.mark.parametrize("model", ["tiny_packed", "tiny_plain"])
+@pytest.mark.parametrize("candidates", [0, 7])
+def test_rows_are_as_large_as_they_were_counted(
+    model: str, wants: RowWants, candidates: int, request: pytest.FixtureRequest
+) -> None:
+    """What admission, credit and slices count is what is sent, to the byte."""
+    asked = np.arange(candidates, dtype=np.int32)[None] if candidates else None
+    tasks = [group(PROMPT, [completion(IDS[:20], candidates=asked)])]
+    scored = score(request.getfixturevalue(model), tasks, wants)[0, 0]
+    arrays = [getattr(scored, name) for name in NUMBERS if scored.has(name)]
+    assert sum(array.nbytes for array in arrays) == 20 * wants.row_bytes(candidates)
+    assert sum(piece.size for piece in scored.slices) == 20 * wants.row_bytes(candidates)
 
 
 def test_slices_do_not_cross_gaps(tiny: LoadedModel) -> None:

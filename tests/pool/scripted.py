@@ -67,6 +67,7 @@ class ScriptedExecutor:
     def __init__(self, info: EngineInfo = INFO) -> None:
         self.info = info
         self.calls: dict[int, Call] = {}
+        self.credits: dict[int, int | None] = {}
         self.cancelled: list[int] = []
         self.alone: set[int] = set()
         self.killed = False
@@ -90,6 +91,7 @@ class ScriptedExecutor:
     def send(self, command: Command) -> None:
         if isinstance(command, Submit):
             self.calls[command.call.call_id] = command.call
+            self.credits[command.call.call_id] = command.credit
             if command.alone:
                 self.alone.add(command.call.call_id)
         elif isinstance(command, Cancel):

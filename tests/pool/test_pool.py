@@ -410,10 +410,21 @@ async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
         assert slow.unread == 0
 
 
+async def test_a_part_has_its_credit_however_little_it_answers() -> None:
+    """The engine counts rows before it has them, one a completion too many: it must not run out."""
+    made = await Scripted(1).start()
+    async with made.pool.run(score_call(1, [1], 3)) as stream:
+        (part,) = made.workers[0].calls
+        assert made.workers[0].credits[part] == PART_CREDIT
+        made.workers[0].score(part)
+        await settled()
+        assert isinstance(drain(stream)[-1], CallFinished)
+
+
 async def test_a_part_whose_reader_holds_it_back_leaves_its_place_to_others() -> None:
     made = await Scripted(1).start()
     worker = made.workers[0]
-    worker.row_bytes = PART_CREDIT
+    size = worker.row_bytes = PART_CREDIT - 1
     large = replace(score_call(1, [1], 120), wants=RowWants(top_k=10_000))
     async with made.pool.run(large) as stalled, made.pool.run(score_call(2, [1], 60)) as other:
         (first,) = worker.calls
@@ -428,8 +439,8 @@ async def test_a_part_whose_reader_holds_it_back_leaves_its_place_to_others() ->
         worker.score(second)
         await settled()
         assert isinstance(drain(other)[-1], CallFinished)
-        assert made.pool.unread_bytes == 2 * PART_CREDIT + 240
-        stalled.taken(2 * PART_CREDIT)
+        assert made.pool.unread_bytes == 2 * size + 240
+        stalled.taken(2 * size)
         assert made.pool.unread_bytes == 240
         assert made.pool.workers[0].work.all.load == 121
     assert made.pool.workers[0].work.all.load == 0

@@ -14,7 +14,6 @@ from scoring_service.engine.rows import block_bytes
 from scoring_service.engine.scoring import (
     RowSlices,
     realised_ids,
-    row_bytes,
     rows_per_slice,
     wanted_rows,
 )
@@ -72,8 +71,8 @@ class CompletionRun:
 
     @property
     def row_bytes(self) -> int:
-        """What a row takes of the reply, at most."""
-        return row_bytes(self.call, self.task)
+        """What a row takes of the reply."""
+        return self.call.wants.row_bytes(self.task.candidates)
 
     def rows_of(self, piece: Piece | None) -> Int32Array:
         """Wanted rows that come from a piece's states; None = from the prompt's end.
