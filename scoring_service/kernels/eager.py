@@ -71,10 +71,15 @@ def rank(x_T_V: Tensor, ids_T: Tensor, token_id_limit: int | None = None) -> Ten
     return rank_T if token_id_limit is None else rank_T.masked_fill(ids_T >= token_id_limit, 0)
 
 
+def _sums(values_T_V: Tensor) -> Tensor:
+    """Of each row; torch would divide a single one among its threads, and give it other bits."""
+    return values_T_V.repeat(2, 1).sum(dim=1)[:1] if len(values_T_V) == 1 else values_T_V.sum(dim=1)
+
+
 def log_tail_mass(x_T_V: Tensor, masses: RowMasses, top_ids_T_K: Tensor) -> Tensor:
     """Log of the probability outside the listed ids, float32 [T]; -inf when none is outside."""
     rest_T_V = masses.probabilities_T_V.scatter(1, top_ids_T_K, 0.0)
-    tail_T = rest_T_V.sum(dim=1)
+    tail_T = _sums(rest_T_V)
     small_T = tail_T < _SMALL_TAIL
     log_tail_T = tail_T.log()
     if bool(small_T.any()):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoring_service.kernels import reference
+from scoring_service.kernels import eager, reference
 from tests.kernels import cases, oracle
 from tests.kernels.checks import assert_tail_masses
 
@@ -31,6 +31,28 @@ def test_every_kind_of_row(k: int) -> None:
         kind(rng, 1000) for kind in cases.KINDS
     ]
     assert_tail_masses(reference.log_tail_mass, np.stack(rows), k)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_bits_of_a_row_alone_and_in_company(threads: int) -> None:
+    """Whatever number of threads torch has; rows of real vocabularies, where it divides sums."""
+    x_T_V = torch.from_numpy(np.random.default_rng(1).normal(size=(12, 50_257)).astype(np.float32))
+    ids = reference.top_k_ids(x_T_V, 20)
+
+    def tails(first: int, stop: int) -> bytes:
+        rows = x_T_V[first:stop]
+        tails_T = eager.log_tail_mass(rows, eager.row_masses(rows), ids[first:stop])
+        return tails_T.numpy().tobytes()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = tails(0, 12)
+        for count in (1, 2, 5):
+            alone = [tails(first, min(12, first + count)) for first in range(0, 12, count)]
+            assert b"".join(alone) == together
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_equal_values() -> None:
