@@ -21,12 +21,20 @@ _MOST_CALLERS = 32
 _OTHERS = "others"
 
 
+_Key = tuple[str, str, str]
+"""Peer, identity and reason; of all that are not named the first two are `_OTHERS`."""
+
+
 @dataclass(slots=True)
 class _Seen:
     told: float
     """When it was last in the log."""
+    last: float
+    """When it came last."""
+    rpc: str
+    """The method of its last call."""
     calls: int = 0
-    """Since then."""
+    """Since it was told."""
 
 
 class TurnedAway:
@@ -38,7 +46,7 @@ class TurnedAway:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[tuple[str, str, str], _Seen] = {}
+        self._seen: dict[_Key, _Seen] = {}
 
     def note(self, peer: str, identity: str, rpc: str, fault: Fault) -> None:
         """A call was turned away.
@@ -54,22 +62,29 @@ class TurnedAway:
         if key not in self._seen:
             self._forget(now)
             if len(self._seen) >= _MOST_CALLERS:
-                key = _OTHERS, "", ""
-                peer = identity = _OTHERS
-        seen = self._seen.setdefault(key, _Seen(now - _SECONDS))
+                key = _OTHERS, _OTHERS, str(fault.reason)
+        seen = self._seen.setdefault(key, _Seen(now - _SECONDS, now, rpc))
         seen.calls += 1
-        if now - seen.told < _SECONDS:
-            return
+        seen.last, seen.rpc = now, rpc
+        if now - seen.told >= _SECONDS:
+            self._tell(key, seen, now)
+
+    def _tell(self, key: _Key, seen: _Seen, now: float) -> None:
+        peer, identity, reason = key
         log.warning(
             "turned_away",
             peer=peer,
             identity=identity,
-            reason=fault.reason,
-            rpc=rpc,
+            reason=reason,
+            rpc=seen.rpc,
             calls=seen.calls,
         )
         seen.told, seen.calls = now, 0
 
     def _forget(self, now: float) -> None:
-        """Callers that were not seen of late."""
-        self._seen = {k: s for k, s in self._seen.items() if now - s.told < _SECONDS}
+        """Callers that were not seen of late, once the log has all of their calls."""
+        for key, seen in list(self._seen.items()):
+            if now - seen.last >= _SECONDS:
+                if seen.calls:
+                    self._tell(key, seen, now)
+                del self._seen[key]

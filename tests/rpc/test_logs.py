@@ -177,6 +177,23 @@ def test_strangers_do_not_fill_the_log() -> None:
     assert first == [1, 60], "the second line counts what came in between"
 
 
+def test_the_last_calls_of_a_stranger_are_told_when_another_comes() -> None:
+    now = [0.0]
+    away = TurnedAway(lambda: now[0])
+    fault = Fault(Reason.UNAUTHENTICATED, "no")
+    with capture_logs() as lines:
+        for second in range(10):
+            now[0] = second
+            away.note("peer 1", "", "/x", fault)
+        now[0] = 200.0
+        away.note("peer 2", "", "/x", fault)
+    assert [(line["peer"], line["calls"]) for line in lines] == [
+        ("peer 1", 1),
+        ("peer 1", 9),
+        ("peer 2", 1),
+    ]
+
+
 @pytest.mark.parametrize("log_format", ["console", "json"])
 async def test_a_bug_is_logged_without_the_token_or_what_was_asked(
     guarded: RunningServer, log_format: str, monkeypatch: pytest.MonkeyPatch
