@@ -40,7 +40,7 @@ def room_beside_a_sample(available: int, held: int, longest: int) -> Room:
     store: Any = Pages(available + held)
     sample: Any = Sample()
     room = Room(store)
-    room.add_sample(sample, longest)
+    room.expect(sample, longest)
     room.grow(sample, held)
     return room
 

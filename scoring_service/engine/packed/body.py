@@ -144,10 +144,10 @@ def _places(
     tree: Sequence[Piece], nodes: Sequence[Node]
 ) -> Iterator[tuple[int, int, int, SlotArray]]:
     """Pieces of a tree with the slots before them: siblings share an array."""
-    before: dict[int, SlotArray] = {}
+    before: dict[tuple[int, int], SlotArray] = {}
     for piece, node in zip(tree, nodes, strict=True):
         segment = piece.segment
-        shared = id(segment if segment.done else segment.parent)
+        shared = id(segment if segment.done else segment.parent), segment.done
         if shared not in before:
             before[shared] = segment.slots_before()
         yield node.start, node.tokens, node.first, before[shared]

@@ -60,6 +60,13 @@ def tokens_of(call: Call) -> int:
     return sum(len(task.prompt_ids) + task.n for task in call.prompts)
 
 
+def items_of(call: Call) -> int:
+    """Completions or samples of a call."""
+    if isinstance(call, ScoreCall):
+        return sum(len(group.completions) for group in call.groups)
+    return sum(task.n for task in call.prompts)
+
+
 @dataclass(eq=False, slots=True)
 class CallRun:
     """What is under way and what is to come of a call."""
@@ -71,6 +78,8 @@ class CallRun:
     """See `scheduler.Offer`."""
     left: int
     """See there."""
+    items_to_come: int
+    """Completions or samples that did not begin."""
     weights: ModelWeights | None = None
     """What it is computed with; None = whatever the model has."""
     alone: bool = False
@@ -97,9 +106,12 @@ class CallRun:
         return sum(unit.tokens for unit in self.units)
 
     def fill(self, tokens: int) -> None:
-        """Makes units wait that hold at least so many tokens, if there is room for them."""
+        """Makes units wait that hold at least so many tokens, if there is room for them.
+
+        Behind the last item nothing comes but the end, which gives back what its prompt held.
+        """
         waiting = self.open_units
-        while not self.exhausted and waiting < tokens:
+        while not self.exhausted and (waiting < tokens or not self.items_to_come):
             more = next(self.to_come, ())
             if more is None:
                 return
@@ -115,8 +127,10 @@ class CallRun:
         for unit in more:
             if unit.sample is not None:
                 self.samples.append(unit.sample)
+                self.items_to_come -= 1
             if unit.completion is not None and unit.completion not in self.completions:
                 self.completions.add(unit.completion)
+                self.items_to_come -= 1
                 count = self.usage.completion_tokens + len(unit.completion.task.token_ids)
                 self.usage = replace(self.usage, completion_tokens=count)
 

@@ -15,7 +15,7 @@ from scoring_service.engine.memory import is_lost, is_out_of_memory
 from scoring_service.engine.packed.accounting import PromptCounter, account
 from scoring_service.engine.packed.answers import answer_draws, answer_scores
 from scoring_service.engine.packed.body import PackedBody, Step
-from scoring_service.engine.packed.call_run import CallRun, tokens_of
+from scoring_service.engine.packed.call_run import CallRun, items_of, tokens_of
 from scoring_service.engine.packed.expansion import Expansion
 from scoring_service.engine.packed.pages import PagePool
 from scoring_service.engine.packed.planner import Planner
@@ -106,7 +106,7 @@ class PackedEngine:
         else:
             to_come = self._expansion.sample(call, count, root_key)
         served = self._calls.newcomers_share(call.priority)
-        run = CallRun(call, to_come, served, tokens_of(call), weights, alone)
+        run = CallRun(call, to_come, served, tokens_of(call), items_of(call), weights, alone)
         count.run = run
         self._calls.by_id[call.call_id] = run
         self._stalled = False
@@ -175,9 +175,10 @@ class PackedEngine:
         table = StateTable(len(states), found.starts, plan.pieces)
         for piece in plan.pieces:
             segment = piece.segment
-            segment.done = piece.stop
-            if segment.kept and segment.computed:
+            if segment.kept and piece.stop == len(segment.token_ids):
+                # Before it counts as computed: whoever finds it in the cache may want this.
                 segment.end_state = states[table.end_of(segment)].clone()
+            segment.done = piece.stop
         return states, table, found.feed_rows.start
 
     def _end_unplannable(self, run: CallRun, error: Exception) -> list[CallEvent]:

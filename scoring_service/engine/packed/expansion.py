@@ -109,6 +109,8 @@ class Expansion:
         while not self._room.admits(self._store.prompt_pages(task.prompt_ids, root), own):
             yield None
         chain = self._store.prompt(task.prompt_ids, root)
+        to_come = object()
+        self._room.expect(to_come, own)
         codec = self._codec if call.return_text or task.stop else None
         try:
             on_prompt(chain)
@@ -121,9 +123,10 @@ class Expansion:
                 run = SampleRun.begin(call, task, index, chain[-1], watch, order)
                 self._slots.begin(call)
                 self._store.hold(chain[-1])
-                self._room.add_sample(run, own)
+                self._room.expect(run, own)
                 yield [Unit(None, sample=run)]
         finally:
+            self._room.expect_no_more(to_come)
             self._store.release(chain[-1])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -10,7 +9,7 @@ from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
 from scoring_service.engine.packed.decoding import FeedLimits, take_feeds
 from scoring_service.engine.packed.pages import pages_for
-from scoring_service.engine.packed.reservation import Room
+from scoring_service.engine.packed.reservation import Need, Room
 from scoring_service.engine.packed.running_calls import RunningCalls
 from scoring_service.engine.packed.scheduler import (
     Offer,
@@ -34,7 +33,8 @@ _OFFERED = 4
 
 _REFUSED = 64
 """So many calls are told in one step that there is no room for them to begin. Those that come later
-are larger or less urgent, and asking thousands took longer than the step."""
+are less urgent, and are asked only if less was refused to them before: asking thousands took longer
+than the step."""
 
 OnBug = Callable[[CallRun, Exception], list[CallEvent]]
 """Ends a call that cannot be planned."""
@@ -66,45 +66,26 @@ class Planner:
         """
         # Where nothing goes on, nothing becomes free that could be waited for.
         for self._heeds_claims in (True, False):
-            for weights in self._weights_by_turns():
-                plan = self._plan_on(weights, events)
+            # Who is first and has no room waits for what the others hold.
+            for company in _companies(self._calls.by_id.values()):
+                plan = self._plan_of(company, events)
                 if not plan.is_empty:
+                    self._note_turn(company)
                     return plan
             if self._line().first() is None:
                 break
         return StepPlan()
 
-    def _weights_by_turns(self) -> list[ModelWeights | None]:
-        """Those that calls run on, most urgent calls first, then those that waited longest."""
-        found: dict[ModelWeights | None, tuple[float, float]] = {}
+    def _note_turn(self, company: list[CallRun]) -> None:
+        """Who shared the step waits from now on, and so does who could not for want of credit."""
+        now, served = time.monotonic(), set(map(id, company))
         for run in self._calls.by_id.values():
-            if run.credit > 0:
-                urgency, since = found.get(run.weights, (math.inf, math.inf))
-                urgency = min(urgency, -run.call.priority)
-                found[run.weights] = urgency, min(since, run.waiting_since)
-        return sorted(found, key=lambda weights: found[weights])
+            if id(run) in served or (run.weights is company[0].weights and run.credit <= 0):
+                run.waiting_since = now
 
-    def _plan_on(self, weights: ModelWeights | None, events: list[CallEvent]) -> StepPlan:
+    def _plan_of(self, company: list[CallRun], events: list[CallEvent]) -> StepPlan:
         # In the order of `scheduler.share`, because who is first asked gets the pages.
-        running = self._calls.by_id.values()
-        ready = sorted(
-            (run for run in running if run.credit > 0 and run.weights is weights),
-            key=self._place,
-        )
-        # One that is alone and has no room waits for what the others hold.
-        for company in _companies(ready):
-            plan = self._plan_of(company, weights, events)
-            if not plan.is_empty:
-                now, served = time.monotonic(), set(map(id, company))
-                for run in running:
-                    if id(run) in served or (run.weights is weights and run.credit <= 0):
-                        run.waiting_since = now
-                return plan
-        return StepPlan()
-
-    def _plan_of(
-        self, ready: list[CallRun], weights: ModelWeights | None, events: list[CallEvent]
-    ) -> StepPlan:
+        ready = sorted(company, key=self._place)
         max_tokens = max(LEAST_STEP, self._settings.max_batch_tokens)
         running = self._calls.by_id.values()
         line = self._line()
@@ -123,11 +104,11 @@ class Planner:
         beside = self._settings.beside_samples or self._settings.chunk_size
         budget = prefill_budget(max_tokens, len(feeds), beside)
         offers: list[Offer] = []
-        offered = refused = 0
+        offered, refused = 0, _Refusals()
         for run in ready:
             if offered >= _OFFERED * budget:
                 break
-            if run.is_waiting and refused >= _REFUSED and self._heeds_claims:
+            if run.is_waiting and self._heeds_claims and refused.cover(run.waits_for):
                 continue
             self._room.asks_first = (
                 first is None or run is first or self._place(run) < self._place(first)
@@ -141,7 +122,7 @@ class Planner:
                 self._claim_for(first, kept)
                 continue
             line.add(run)
-            refused += run.waits_for is not None
+            refused.note(run.waits_for)
             if run is first or (run.waits_for is not None and self._room.asks_first):
                 first = line.first()
                 self._claim_for(first, kept)
@@ -154,7 +135,7 @@ class Planner:
                 offered += sum(sizes)
         cuts = bool(feeds) and self._settings.cuts
         shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
-        return StepPlan(weights, *self._take_units(shares), feeds)
+        return StepPlan(company[0].weights, *self._take_units(shares), feeds)
 
     def _fill(self, run: CallRun, budget: int) -> None:
         """Lets a call begin what there is room for, and notes what it waits for."""
@@ -221,20 +202,52 @@ class Planner:
         return True
 
 
-def _companies(ready: list[CallRun]) -> list[list[CallRun]]:
-    """Who shares a step: those that are alone by themselves, all others together.
+class _Refusals:
+    """What could not be had in one step."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._least: Need | None = None
+
+    def note(self, need: Need | None) -> None:
+        """Somebody asked, and has to wait for this; None = has not."""
+        if need is not None:
+            self._count += 1
+            if self._least is None or need < self._least:
+                self._least = need
+
+    def cover(self, need: Need | None) -> bool:
+        """Whether many were refused, and somebody no more than this, who had a better claim.
+
+        Args:
+            need: what there was no room for when it was asked last; None = it never was.
+        """
+        if need is None or self._least is None or self._count < _REFUSED:
+            return False
+        return need.pages >= self._least.pages and need.sample_pages >= self._least.sample_pages
+
+
+def _companies(running: Iterable[CallRun]) -> list[list[CallRun]]:
+    """Who may share a step: all that run on the same weights, but who is alone by itself.
 
     By priority; among equals who has waited longest: whoever is alone may last, and a crowd, with a
     sample in it, may last as well.
-
-    Args:
-        ready: by their places.
     """
-    crowd = [run for run in ready if not run.alone]
-    companies = [*([run] for run in ready if run.alone), *([crowd] if crowd else [])]
+    crowds: dict[ModelWeights | None, list[CallRun]] = {}
+    companies = []
+    for run in running:
+        if run.credit <= 0:
+            continue
+        if run.alone:
+            companies.append([run])
+        else:
+            crowds.setdefault(run.weights, []).append(run)
     return sorted(
-        companies,
-        key=lambda company: (-company[0].call.priority, min(run.waiting_since for run in company)),
+        [*companies, *crowds.values()],
+        key=lambda company: (
+            -max(run.call.priority for run in company),
+            min(run.waiting_since for run in company),
+        ),
     )
 
 

@@ -19,7 +19,7 @@ class Reservation:
     """Whether the group has no further completion to begin."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Need:
     """What could not be had."""
 
@@ -45,8 +45,8 @@ class Room:
         self._promised = 0
         self._shared = 0
         """Pages of completions that others of their groups began beside."""
-        self._samples: dict[SampleRun, int] = {}
-        """Samples under way -> the pages they may come to need."""
+        self._samples: dict[object, int] = {}
+        """Samples under way, and prompts that are to have some -> pages that one may need."""
         self._longest = 0
         """The most that any of them may."""
         self._held_by_samples = 0
@@ -150,10 +150,21 @@ class Room:
         reservation.closed = True
         self._promised -= reservation.pages - (reservation.used or 0)
 
-    def add_sample(self, sample: SampleRun, pages: int) -> None:
-        """A sample is under way that may come to need so many pages, and has none yet."""
+    def expect(self, sample: object, pages: int) -> None:
+        """A sample that may come to need so many pages is under way, and has none yet.
+
+        Args:
+            sample: or the prompt that is to have such samples. From when it is admitted nobody may
+                take what they need, though the first may begin many steps later.
+            pages: of one of them.
+        """
         self._samples[sample] = pages
         self._longest = max(self._longest, pages)
+
+    def expect_no_more(self, sample: object) -> None:
+        """A sample ended, or a prompt has no further ones to begin."""
+        if self._samples.pop(sample, 0) == self._longest:
+            self._longest = max(self._samples.values(), default=0)
 
     def grow(self, sample: SampleRun, pages: int) -> None:
         """A sample takes so many pages.
@@ -174,5 +185,4 @@ class Room:
     def remove_sample(self, sample: SampleRun) -> None:
         """A sample ended, and gives back what it has."""
         self.take_back(sample)
-        if self._samples.pop(sample, 0) == self._longest:
-            self._longest = max(self._samples.values(), default=0)
+        self.expect_no_more(sample)

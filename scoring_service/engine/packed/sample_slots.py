@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from scoring_service.engine.packed.call_run import CallRun
@@ -26,31 +27,34 @@ class SampleSlots:
             most: samples that a step draws.
         """
         self._most = most
-        self._taken: dict[int, tuple[int, int]] = {}
-        """Call id -> its priority, and how many it has under way."""
+        self._by_call: dict[int, Counter[int]] = {}
+        """Priority -> how many samples each of its calls has under way, by their ids."""
+        self._together: Counter[int] = Counter()
+        """Priority -> how many all of its calls have."""
 
     def may_begin(self, call: SampleCall) -> bool:
         """Whether another sample of a call may begin; less urgent ones make way for it."""
-        rivals = [taken for taken in self._taken.values() if taken[0] >= call.priority]
-        if sum(count for _, count in rivals) < self._most:
+        rivals = [priority for priority in self._by_call if priority >= call.priority]
+        if sum(self._together[priority] for priority in rivals) < self._most:
             return True
-        own = self._count(call)
-        sharing = len(rivals) + (own == 0)
+        own = self._by_call.get(call.priority, Counter())[call.call_id]
+        sharing = sum(len(self._by_call[priority]) for priority in rivals) + (own == 0)
         return own < max(1, self._most // sharing)
 
     def begin(self, call: SampleCall) -> None:
         """One more of a call."""
-        self._taken[call.call_id] = call.priority, self._count(call) + 1
+        self._by_call.setdefault(call.priority, Counter())[call.call_id] += 1
+        self._together[call.priority] += 1
 
     def end(self, call: SampleCall) -> None:
         """One less."""
-        if (count := self._count(call) - 1) > 0:
-            self._taken[call.call_id] = call.priority, count
-        else:
-            self._taken.pop(call.call_id, None)
-
-    def _count(self, call: SampleCall) -> int:
-        return self._taken.get(call.call_id, (0, 0))[1]
+        of_priority = self._by_call[call.priority]
+        of_priority[call.call_id] -= 1
+        self._together[call.priority] -= 1
+        if not of_priority[call.call_id]:
+            del of_priority[call.call_id]
+        if not of_priority:
+            del self._by_call[call.priority]
 
 
 def sample_places(running: Iterable[CallRun]) -> Mapping[SampleRun, SamplePlace]:

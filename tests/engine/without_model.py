@@ -1,0 +1,112 @@
+"""A packed engine whose steps compute nothing: who gets room and turns, without a model."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.events import CallEvent, CallFinished
+from scoring_service.engine.packed.engine import PackedEngine
+from scoring_service.engine.packed.pages import PagePool
+from scoring_service.engine.packed.settings import PackedSettings
+from scoring_service.engine.packed.step_plan import StepPlan
+from scoring_service.engine.sampling import DrawnToken
+from scoring_service.types import (
+    CompletionTask,
+    GroupTask,
+    Processing,
+    RowWants,
+    SampleCall,
+    SamplingTask,
+    ScoreCall,
+)
+
+_RNG = np.random.default_rng(3)
+
+
+class _Nothing:
+    device = torch.device("cpu")
+
+
+class EngineWithoutModel(PackedEngine):
+    """Answers every row and draws token 1, at once."""
+
+    def __init__(self, pages: int, **settings: Any) -> None:
+        fields = {"chunk_size": 64, "max_batch_tokens": 256, **settings}
+        super().__init__(
+            cast(CausalModel, _Nothing()),
+            PagePool([], pages, torch.float32, torch.device("cpu")),
+            PackedSettings(**fields),
+            eos_ids=(),
+            codec=None,
+            root_key=b"test",
+            log_bug=_raise,
+        )
+        self.steps = 0
+
+    def _compute(self, plan: StepPlan) -> list[CallEvent]:
+        self.steps += 1
+        for piece in plan.pieces:
+            piece.segment.done = piece.stop
+        for run, unit in plan.units:
+            of_last = unit.segment is None or (
+                unit.completion is not None
+                and unit.segment is unit.completion.end
+                and unit.segment.computed
+            )
+            if unit.completion is not None and of_last:
+                self._calls.end_completion(run, unit.completion)
+        begun = [(run, unit.sample) for run, unit in plan.units if unit.sample is not None]
+        went_on = {id(sample): (run, sample) for run, sample, _ in plan.feeds}
+        for run, sample in [*begun, *went_on.values()]:
+            if sample.can_draw:
+                piece = sample.push(DrawnToken(1, 0.0, 0.0, (), ()), 0)
+                if piece is not None and piece.last:
+                    self._calls.end_sample(run, sample)
+        return []
+
+    def run(self, steps: int) -> list[int]:
+        """Calls that end within so many steps."""
+        ended = []
+        for _ in range(steps):
+            if not self.can_step:
+                break
+            ended += [e.call_id for e in self.step() if isinstance(e, CallFinished)]
+        return ended
+
+
+def score(
+    call_id: int, prompt: int, *completions: int, groups: int = 1, priority: int = 0
+) -> ScoreCall:
+    """Groups of prompts that nobody shares, by lengths."""
+    made = tuple(
+        GroupTask(
+            index,
+            _ids(prompt),
+            tuple(
+                CompletionTask(place, _ids(length), ((0, length),))
+                for place, length in enumerate(completions)
+            ),
+            Processing(),
+            0,
+        )
+        for index in range(groups)
+    )
+    return ScoreCall(call_id, made, RowWants(), priority=priority)
+
+
+def sample(call_id: int, prompt: int, max_tokens: int, n: int = 1, priority: int = 0) -> SampleCall:
+    """One prompt that nobody shares, by its length, whose samples have all their tokens."""
+    task = SamplingTask(0, _ids(prompt), n, 1, 0, Processing(), 0, max_tokens, ignore_eos=True)
+    return SampleCall(call_id, (task,), priority=priority)
+
+
+def _ids(length: int) -> np.ndarray:
+    return _RNG.integers(0, 2000, length, dtype=np.int32)
+
+
+def _raise(_call: object, error: BaseException) -> None:
+    raise error
