@@ -37,14 +37,20 @@ else
 	@exec $(BIN)/scoring-service serve $(MODEL) $(ARGS)
 endif
 
-# Two files at a time; what is about time or about memory over time by itself.
+# Three files at a time, for while servers start a core is idle; faults, which are about time as well, two
+# at a time; what is about nothing else, or about memory over time, by itself.
+PYTEST := $(BIN)/python -m pytest -q
+MANY := --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 ALONE := tests/chaos/test_overload.py tests/chaos/test_soak.py
 test: $(INSTALLED) ## run the tests
 ifdef ARGS
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 else
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10 $(ALONE:%=--ignore %) tests
-	$(BIN)/python -m pytest -q $(ALONE)
+	@failed=0; \
+	$(PYTEST) --numprocesses 3 $(MANY) --ignore tests/chaos tests || failed=1; \
+	$(PYTEST) --numprocesses 2 $(MANY) $(ALONE:%=--ignore %) tests/chaos || failed=1; \
+	$(PYTEST) $(ALONE) || failed=1; \
+	exit $$failed
 endif
 
 test-helm: $(INSTALLED) ## the tests of chart and image alone, with the real helm (`make test` runs them too)

@@ -7,6 +7,7 @@ tells it so is taken back at once: processes that tests start must not inherit i
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
 from pathlib import Path
 
@@ -34,10 +35,23 @@ if importlib.util.find_spec("hypothesis") is not None:
     settings.register_profile("project", deadline=None, derandomize=not SOAK, print_blob=True)
     settings.load_profile("project")
 
-_LONG = ("tests/weights/", "tests/chaos/", "tests/e2e/", "tests/plan/", "tests/helm/")
-"""Where files have few tests that take long."""
+_WAITING = ("tests/weights/", "tests/chaos/", "tests/e2e/", "tests/plan/", "tests/helm/")
+"""Where tests wait for servers more than they compute; they are long, too."""
+
+_COMPUTING = "tests/kernels/"
+"""Where they compute longest."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: at the end no process is left alone with one."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+    """Files that wait by turns with files that compute, so that few cores always have work.
+
+    Long ones come first: at the end no process is left alone with one.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    names = sorted(files, key=lambda name: not name.startswith(_COMPUTING))
+    waiting = [name for name in names if name.startswith(_WAITING)]
+    computing = [name for name in names if not name.startswith(_WAITING)]
+    turns = itertools.zip_longest(waiting, computing)
+    items[:] = [item for turn in turns for name in turn if name is not None for item in files[name]]
