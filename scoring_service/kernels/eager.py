@@ -37,20 +37,37 @@ class RowMasses:
     """float64."""
 
 
+_SUMMED = 2048
+"""Numbers that are added in their own type, before float64 adds the sums."""
+
+
+def _sums(values_T_V: Tensor) -> Tensor:
+    """Of each row, float64 [T].
+
+    In two levels: in float32 alone a large vocabulary's small terms are lost beside a large one.
+    It also keeps a row's bits the same in any company: torch divides a single long sum among its
+    threads.
+    """
+    whole = values_T_V.shape[1] // _SUMMED * _SUMMED
+    blocks_T_B_S = values_T_V[:, :whole].unflatten(1, (-1, _SUMMED))
+    rest_T = values_T_V[:, whole:].sum(dim=1)
+    return blocks_T_B_S.sum(dim=2).double().sum(dim=1) + rest_T.double()
+
+
 def row_masses(x_T_V: Tensor) -> RowMasses:
     """Softmax and logsumexp of float32 [T, V]; logsumexp is not finite for broken rows."""
     max_T = x_T_V.amax(dim=1)
-    probabilities_T_V = torch.softmax(x_T_V, dim=1)
-    # The most likely token's probability is 1 / sum(exp(x - max)).
-    logsumexp_T = max_T.double() - probabilities_T_V.amax(dim=1).double().log()
-    return RowMasses(max_T, probabilities_T_V, logsumexp_T)
+    probabilities_T_V = (x_T_V - max_T[:, None]).exp_()
+    total_T = _sums(probabilities_T_V)
+    probabilities_T_V.div_(total_T[:, None].float())
+    return RowMasses(max_T, probabilities_T_V, max_T.double() + total_T.log())
 
 
 def entropy(x_T_V: Tensor, masses: RowMasses) -> Tensor:
     """Entropy (nats), float32 [T]: logsumexp - sum of p * x, both relative to the maximum."""
     below_T_V = (x_T_V - masses.max_T[:, None]).clamp_(min=-1e30)
-    mean_T: Tensor = torch.linalg.vecdot(masses.probabilities_T_V, below_T_V)
-    return (masses.logsumexp_T - masses.max_T.double() - mean_T.double()).float()
+    mean_T = _sums(below_T_V.mul_(masses.probabilities_T_V))
+    return (masses.logsumexp_T - masses.max_T.double() - mean_T).float()
 
 
 def rank(x_T_V: Tensor, ids_T: Tensor, token_id_limit: int | None = None) -> Tensor:
@@ -71,17 +88,12 @@ def rank(x_T_V: Tensor, ids_T: Tensor, token_id_limit: int | None = None) -> Ten
     return rank_T if token_id_limit is None else rank_T.masked_fill(ids_T >= token_id_limit, 0)
 
 
-def _sums(values_T_V: Tensor) -> Tensor:
-    """Of each row; torch would divide a single one among its threads, and give it other bits."""
-    return values_T_V.repeat(2, 1).sum(dim=1)[:1] if len(values_T_V) == 1 else values_T_V.sum(dim=1)
-
-
 def log_tail_mass(x_T_V: Tensor, masses: RowMasses, top_ids_T_K: Tensor) -> Tensor:
     """Log of the probability outside the listed ids, float32 [T]; -inf when none is outside."""
     rest_T_V = masses.probabilities_T_V.scatter(1, top_ids_T_K, 0.0)
     tail_T = _sums(rest_T_V)
     small_T = tail_T < _SMALL_TAIL
-    log_tail_T = tail_T.log()
+    log_tail_T = tail_T.log().float().clamp_(max=0.0)
     if bool(small_T.any()):
         log_tail_T[small_T] = reference.log_tail_mass(
             x_T_V[small_T], masses.logsumexp_T[small_T], top_ids_T_K[small_T]
@@ -153,7 +165,7 @@ def support(x_T_V: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Supp
 def log_kept_mass(found: Support, max_T: Tensor, logsumexp_T: Tensor) -> Tensor:
     """Log of the support's probability before truncation, float64 [T], at most 0."""
     kept_T_M = torch.exp(found.below_max_T_M).masked_fill(~found.keep_T_M, 0.0)
-    log_kept_T = max_T.double() + kept_T_M.sum(dim=1).log()
+    log_kept_T = max_T.double() + _sums(kept_T_M).log()
     return (log_kept_T - logsumexp_T).clamp(max=0.0)
 
 

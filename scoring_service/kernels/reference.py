@@ -98,7 +98,7 @@ def log_tail_mass(x_T_V: Tensor, logsumexp_T: Tensor, top_ids_T_K: Tensor) -> Te
     max_T = rest_T_V.amax(dim=1)
     safe_T = max_T.masked_fill(max_T == -math.inf, 0.0)
     total_T = torch.exp(rest_T_V - safe_T[:, None]).sum(dim=1, dtype=torch.float64)
-    return (safe_T.double() + total_T.log() - logsumexp_T).float()
+    return (safe_T.double() + total_T.log() - logsumexp_T).float().clamp_(max=0.0)
 
 
 def support(x_T_V: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:

@@ -33,24 +33,33 @@ def test_every_kind_of_row(k: int) -> None:
     assert_tail_masses(reference.log_tail_mass, np.stack(rows), k)
 
 
+def bits_of_each(numbers_T: torch.Tensor) -> list[bytes]:
+    return [number.tobytes() for number in numbers_T.numpy()]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_bits_of_a_row_alone_and_in_company(threads: int) -> None:
-    """Whatever number of threads torch has; rows of real vocabularies, where it divides sums."""
+    """Whatever number of threads torch has; rows of real vocabularies, where it divides sums.
+
+    Of all sums over a row: logsumexp, entropy, tail.
+    """
     x_T_V = torch.from_numpy(np.random.default_rng(1).normal(size=(12, 50_257)).astype(np.float32))
     ids = reference.top_k_ids(x_T_V, 20)
 
-    def tails(first: int, stop: int) -> bytes:
+    def sums(first: int, stop: int) -> list[bytes]:
         rows = x_T_V[first:stop]
-        tails_T = eager.log_tail_mass(rows, eager.row_masses(rows), ids[first:stop])
-        return tails_T.numpy().tobytes()
+        masses = eager.row_masses(rows)
+        tails_T = eager.log_tail_mass(rows, masses, ids[first:stop])
+        found = (masses.logsumexp_T, eager.entropy(rows, masses), tails_T)
+        return [b"".join(of_row) for of_row in zip(*map(bits_of_each, found), strict=True)]
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        together = tails(0, 12)
+        together = sums(0, 12)
         for count in (1, 2, 5):
-            alone = [tails(first, min(12, first + count)) for first in range(0, 12, count)]
-            assert b"".join(alone) == together
+            alone = [sums(first, min(12, first + count)) for first in range(0, 12, count)]
+            assert [row for rows in alone for row in rows] == together
     finally:
         torch.set_num_threads(before)
 

@@ -249,7 +249,8 @@ class TritonTile:
             BLOCK=BLOCK_COLUMNS,
             num_warps=8,
         )
-        return (logsumexp_of_blocks(*partial) - self.logsumexp_T).float()
+        tails_T = logsumexp_of_blocks(*partial) - self.logsumexp_T
+        return tails_T.float().clamp_(max=0.0)
 
     def support(self, top_k: int | Tensor, top_p: float | Tensor, min_p: float | Tensor) -> Support:
         """What truncation keeps.
