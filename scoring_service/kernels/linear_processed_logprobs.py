@@ -204,7 +204,10 @@ def _gradient_of_logits(
     label_T_1 = labels_T.clamp(min=0)[:, None]
     if plan.keep_labels:
         keep_T_V.scatter_(1, label_T_1, True)
-    p_T_V = x_T_V.sub_(found.log_total_T[:, None].float()).exp_().mul_(keep_T_V)
+    # In two parts: one float32 loses digits of the total where logits are far from 0.
+    total_T = found.log_total_T.float()
+    rest_T = (found.log_total_T - total_T.double()).float()
+    p_T_V = x_T_V.sub_(total_T[:, None]).sub_(rest_T[:, None]).exp_().mul_(keep_T_V)
     tile_T_V = p_T_V.neg_()
     # A label outside the support has -inf, whose own x takes no part.
     tile_T_V.scatter_add_(1, label_T_1, keep_T_V.gather(1, label_T_1).float())

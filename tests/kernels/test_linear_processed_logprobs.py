@@ -257,3 +257,30 @@ def test_no_rows() -> None:
     got = linear_processed_logprobs(torch.empty(0, 4), torch.ones(9, 4), torch.empty(0).long())
     assert got.shape == (0,)
     assert dispatch.backend(torch.device("cpu")) == "eager"
+
+
+def check_far_from_zero(level: float, temperature: float, device: torch.device | str) -> None:
+    """All logits share `level`, which after division by T is many times what tells them apart."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(1000, generator=generator) * 3 * temperature
+    bias = (spread + level).to(device).requires_grad_()
+    label = bias.detach().topk(5).indices[2:3]
+    zeros = torch.zeros(1001, 4, device=device)
+    found = linear_processed_logprobs(
+        zeros[:1], zeros[1:], label, bias=bias, temperature=temperature, top_p=0.9
+    )
+    (gradient_V,) = torch.autograd.grad(found.sum(), bias)
+    x_1_V = reference.scale(bias.detach()[None].cpu(), promoted(temperature))
+    keep_1_V = reference.support(x_1_V, 0, promoted(0.9), 0.0)
+    logprobs_V = x_1_V.double().masked_fill(~keep_1_V, -math.inf).log_softmax(dim=1)[0]
+    assert found.item() == pytest.approx(logprobs_V[label.item()].item(), abs=1e-6)
+    p_V = logprobs_V.exp()
+    expected_V = -p_V
+    expected_V[label.item()] += 1.0
+    error_V = (gradient_V.cpu().double() * promoted(temperature) - expected_V).abs()
+    assert (error_V[keep_1_V[0]] / p_V[keep_1_V[0]]).max().item() < 2e-5
+
+
+@pytest.mark.parametrize(("level", "temperature"), [(-100.0, 0.01), (20.0, 0.01), (-100.0, 1.0)])
+def test_logits_far_from_zero(level: float, temperature: float) -> None:
+    check_far_from_zero(level, temperature, "cpu")

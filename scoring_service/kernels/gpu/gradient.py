@@ -54,8 +54,11 @@ def truncated_gradient(
     is_label = columns == label
     if KEEP_LABELS:
         keep = keep | is_label
-    log_total = tl.load(log_total_ptr + row).to(tl.float32)
-    p = tl.where(keep, tl.exp(tl.minimum(x - log_total, 0.0)), 0.0)
+    # In two parts: one float32 loses digits of the total where logits are far from 0.
+    log_total = tl.load(log_total_ptr + row)
+    total = log_total.to(tl.float32)
+    rest = (log_total - total.to(tl.float64)).to(tl.float32)
+    p = tl.where(keep, tl.exp(tl.minimum(x - total - rest, 0.0)), 0.0)
     # A label outside the support has -inf, whose own x takes no part.
     value = tl.where(is_label & keep, 1.0 - p, -p)
     value = value * (tl.load(gradient_ptr + row) / temperature) * multiplier

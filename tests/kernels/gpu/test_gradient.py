@@ -7,7 +7,12 @@ import torch
 
 from scoring_service.kernels import dispatch
 from tests.kernels.gpu.device import DEVICE
-from tests.kernels.test_linear_processed_logprobs import Case, check, check_inside_autocast
+from tests.kernels.test_linear_processed_logprobs import (
+    Case,
+    check,
+    check_far_from_zero,
+    check_inside_autocast,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +46,7 @@ def test_inside_autocast(backward_inside: bool) -> None:
 def test_a_vocabulary_of_several_blocks() -> None:
     """Programs past the first have columns, labels and ends of supports of their own."""
     check(Case(6, 32, 5000, torch.float32), True, 2e-5, DEVICE)
+
+
+def test_logits_far_from_zero() -> None:
+    check_far_from_zero(-100.0, 0.01, DEVICE)
