@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import dispatch, reference
-from scoring_service.kernels.prefix import row_values
+from scoring_service.kernels.prefix import check_range, row_values
 from scoring_service.kernels.tile import EagerTile
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -81,10 +81,12 @@ def linear_logprobs(
     Raises:
         ValueError: there is no such route, tensors do not fit each other, the columns of the
             weight are not side by side on a route of Triton, or, where that can be seen without
-            waiting for a GPU's kernels, an id is outside the vocabulary.
+            waiting for a GPU's kernels, an id is outside the vocabulary or a temperature not
+            above 0.
     """
     check_linear(hidden_T_H, head, targets_T)
     rows, device = len(targets_T), hidden_T_H.device
+    check_range("temperature", temperatures, above=0.0)
     if isinstance(temperatures, Tensor):
         temperatures_T = row_values(temperatures, rows, torch.float32, device)
     else:

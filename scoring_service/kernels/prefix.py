@@ -52,8 +52,11 @@ class RowTruncation:
         are for top-k.
 
         Raises:
-            ValueError: a tensor with neither one value nor one for each row.
+            ValueError: a tensor with neither one value nor one for each row; a share outside of
+                [0, 1], where it can be looked at without waiting for a device.
         """
+        check_range("top_p", top_p, least=0.0, most=1.0)
+        check_range("min_p", min_p, least=0.0, most=1.0)
         top_k_T = row_values(0 if top_k is None else top_k, rows, torch.int64, device)
         return cls(
             top_k_T.masked_fill((top_k_T < 0) | (top_k_T >= vocab), 0),
@@ -68,6 +71,29 @@ class RowTruncation:
     def filters(self) -> Tensor:
         """Which rows anything truncates, bool [T]."""
         return (self.top_k_T > 0) | (self.top_p_T < 1.0) | (self.min_p_T > 0.0)
+
+
+def check_range(
+    name: str,
+    value: float | Tensor | None,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> None:
+    """Looks at a parameter, unless it lies on a device: that would wait for all that it does.
+
+    Raises:
+        ValueError: `above` < value, `least` <= value <= `most` does not hold for each; so is NaN.
+    """
+    if value is None or (isinstance(value, Tensor) and value.device.type != "cpu"):
+        return
+    values_T = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+    wrong_T = ~((values_T > above) & (values_T >= least) & (values_T <= most))
+    if bool(wrong_T.any()):
+        lower = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
+        upper = f" and at most {most:g}" if most < math.inf else ""
+        raise ValueError(f"{name} must be {lower}{upper}, got {float(values_T[wrong_T][0]):g}")
 
 
 def row_values(

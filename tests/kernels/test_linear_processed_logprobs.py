@@ -284,3 +284,28 @@ def check_far_from_zero(level: float, temperature: float, device: torch.device |
 @pytest.mark.parametrize(("level", "temperature"), [(-100.0, 0.01), (20.0, 0.01), (-100.0, 1.0)])
 def test_logits_far_from_zero(level: float, temperature: float) -> None:
     check_far_from_zero(level, temperature, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"min_p": 1.5}, "min_p must be at least 0 and at most 1, got 1.5"),
+        ({"min_p": torch.tensor([0.1, -0.1, 0.0])}, "min_p .* got -0.1"),
+        ({"top_p": math.nan}, "top_p .* got nan"),
+        ({"top_p": 1.01}, "top_p .* got 1.01"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+    ],
+)
+def test_parameters_that_are_none(options: dict[str, Any], named: str) -> None:
+    hidden, weight, labels = torch.randn(3, 8), torch.randn(20, 8), torch.tensor([1, 2, 3])
+    with pytest.raises(ValueError, match=named):
+        linear_processed_logprobs(hidden, weight, labels, **options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, torch.tensor([1.0, -1.0, 1.0])])
+def test_temperatures_that_are_none(temperature: float | Tensor) -> None:
+    head = linear_logprobs.LinearHead(torch.randn(20, 8))
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        linear_logprobs.linear_logprobs(
+            torch.randn(3, 8), head, torch.tensor([1, 2, 3]), temperatures=temperature
+        )
