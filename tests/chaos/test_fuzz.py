@@ -74,8 +74,8 @@ async def send_all(target: str) -> tuple[Counter[Any], list[Any]]:
     bad: list[Any] = []
     gate = asyncio.Semaphore(AT_ONCE)
     # What waits for weights that never come is ended by its deadline alone; everything else ends by
-    # itself, however busy the machine is.
-    timeout = 60.0
+    # itself, however busy the machine is: 4,096 tokens beside all the others have taken a minute.
+    timeout = 240.0
     async with grpc.aio.insecure_channel(target) as channel:
         scoring = service_pb2_grpc.ScoringServiceStub(channel)
         admin = admin_pb2_grpc.AdminServiceStub(channel)
