@@ -132,7 +132,7 @@ def tiles(element: str) -> Iterator[Build]:
         f"*{element} *i64 *fp32 *fp32 i32 i32 i32",
         {"BLOCK": rows.BLOCK_COLUMNS},
     )
-    searching = {"LEAST": search.LEAST_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
+    searching = {"MIN_KEY": search.MIN_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
     yield Build(
         f"top_candidates {element}",
         candidates.top_candidates,

@@ -6,7 +6,7 @@ import traceback
 
 from scoring_service.engine.events import BugMet
 
-_MOST_TRACEBACK = 1 << 14
+_MAX_TRACEBACK = 1 << 14
 """Characters of a traceback, from its end."""
 
 
@@ -18,7 +18,7 @@ def bug_met(error: BaseException, request_id: str = "") -> BugMet:
         request_id: of the call that it ended; empty where it was none.
     """
     text = "".join(traceback.format_exception(error)).rstrip()
-    return BugMet(request_id, text[-_MOST_TRACEBACK:])
+    return BugMet(request_id, text[-_MAX_TRACEBACK:])
 
 
 def bug_message(error: BaseException) -> str:

@@ -20,8 +20,8 @@ _CERTAINTY = 1.5
 """Waits that are so many times as long as its deadline allows have a call refused: what waits is
 another mixture than what was measured, and a call that is let in in vain costs nothing."""
 
-_SHORTEST_RETRY = 0.1
-_LONGEST_RETRY = 300.0
+_MIN_RETRY = 0.1
+_MAX_RETRY = 300.0
 
 
 @dataclass(slots=True)
@@ -240,5 +240,5 @@ class Admission:
 
 
 def _full(message: str, seconds: float) -> ServiceError:
-    retry_after = min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY)
+    retry_after = min(max(seconds, _MIN_RETRY), _MAX_RETRY)
     return ServiceError(Fault(Reason.QUEUE_FULL, message, retry_after=retry_after))

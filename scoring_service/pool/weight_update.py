@@ -31,7 +31,7 @@ from scoring_service.pool.weight_status import (
 from scoring_service.pool.worker import Worker
 from scoring_service.types import EngineConfig, EngineInfo
 
-_MOST_DEATHS = 3
+_MAX_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
 
 
@@ -153,8 +153,8 @@ class WeightUpdate:
         self._staging.worker_lost(worker)
         if self.status.phase in (Phase.STAGING, Phase.APPLYING):
             self._deaths += 1
-            if self._deaths == _MOST_DEATHS:
-                message = f"{_MOST_DEATHS} workers died over the new weights"
+            if self._deaths == _MAX_DEATHS:
+                message = f"{_MAX_DEATHS} workers died over the new weights"
                 self._fault = self._fault or Fault(Reason.WORKER_DIED, message)
         self._news.set()
 

@@ -11,10 +11,10 @@ from scoring_client.proto import sample_pb2
 from scoring_service.rpc.items import MAX_ITEMS
 from scoring_service.rpc.model_view import ModelView
 
-_MOST_SEQUENCES = 4096
+_MAX_SEQUENCES = 4096
 """Sequences of a request that are looked at: five milliseconds."""
 
-_MOST_CHARACTERS = 1 << 20
+_MAX_CHARACTERS = 1 << 20
 """Of all texts of a request that are looked at: as long again."""
 
 _TEXT = 2048
@@ -26,7 +26,7 @@ class _Lengths:
     """Tokens of sequences, at least; of texts beyond what is looked at, none."""
 
     view: ModelView
-    left: int = _MOST_CHARACTERS
+    left: int = _MAX_CHARACTERS
     """Characters still to be looked at."""
 
     def of(self, sequence: Any) -> int:
@@ -49,7 +49,7 @@ def least_tokens(request: Any, view: ModelView, enough: int) -> int:
     """
     costs = _of_samples if isinstance(request, sample_pb2.SampleRequest) else _of_scores
     total = 0
-    for cost in itertools.islice(costs(request, _Lengths(view)), _MOST_SEQUENCES):
+    for cost in itertools.islice(costs(request, _Lengths(view)), _MAX_SEQUENCES):
         total += cost
         if total >= enough:
             break

@@ -17,8 +17,8 @@ from scoring_service.rpc.handlers import behaviour_of, refusing, replacing
 from scoring_service.rpc.status import abort
 from scoring_service.rpc.turned_away import TurnedAway
 
-_SHORTEST_RETRY = 0.1
-_LONGEST_RETRY = 300.0
+_MIN_RETRY = 0.1
+_MAX_RETRY = 300.0
 
 _UNCOUNTED = OPEN_SERVICES + ADMIN_SERVICES
 """Probes, and whoever has the server drained or an update given up because it has too much to do:
@@ -118,5 +118,5 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
         # By Little's law one of them ends in so many seconds.
         next_end = self._mean_seconds / self._most
         message = f"{self.running} calls are under way; at most {self._most} may be"
-        retry_after = min(max(next_end, _SHORTEST_RETRY), _LONGEST_RETRY)
+        retry_after = min(max(next_end, _MIN_RETRY), _MAX_RETRY)
         return Fault(Reason.QUEUE_FULL, message, retry_after=retry_after)

@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 _SECONDS = 60.0
 """Between two lines about the same caller."""
 
-_MOST_CALLERS = 32
+_MAX_CALLERS = 32
 """That are named within that time; all others share one line."""
 
 _OTHERS = "others"
@@ -53,7 +53,7 @@ class TurnedAway:
         key = peer, identity, str(fault.reason)
         if key not in self._seen:
             self._forget(now)
-            if len(self._seen) >= _MOST_CALLERS:
+            if len(self._seen) >= _MAX_CALLERS:
                 key = _OTHERS, "", ""
                 peer = identity = _OTHERS
         seen = self._seen.setdefault(key, _Seen(now - _SECONDS))

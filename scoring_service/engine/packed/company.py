@@ -20,7 +20,7 @@ from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.packed.store import SegmentStore
 
 _FIRST_LAYERS_NAME = "scoring_first_layers"
-_LEAST_LAYERS = 2
+_MIN_LAYERS = 2
 _CHUNK = 16
 _SMALL_STEP = (1, 9, 16, 21)
 """Tokens of sequences that go through the whole model."""
@@ -93,7 +93,7 @@ def _ids(length: int, vocab_size: int) -> np.ndarray:
 
 def _layers_of_each_kind(config: Any) -> int:
     kinds: list[str] = getattr(config, "layer_types", None) or []
-    return max([_LEAST_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))])
+    return max([_MIN_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))])
 
 
 class _ReachedError(Exception):

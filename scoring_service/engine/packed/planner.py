@@ -25,7 +25,7 @@ from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.packed.step_plan import StepPlan
 from scoring_service.engine.packed.store import SegmentStore
 from scoring_service.engine.packed.waiting_line import WaitingLine
-from scoring_service.engine.page_budget import LEAST_STEP
+from scoring_service.engine.page_budget import MIN_STEP
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.peak_memory import answer_limit
 
@@ -105,7 +105,7 @@ class Planner:
     def _plan_of(
         self, ready: list[CallRun], weights: ModelWeights | None, events: list[CallEvent]
     ) -> StepPlan:
-        max_tokens = max(LEAST_STEP, self._settings.max_batch_tokens)
+        max_tokens = max(MIN_STEP, self._settings.max_batch_tokens)
         running = self._calls.by_id.values()
         line = self._line()
         first = line.first()

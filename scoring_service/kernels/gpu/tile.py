@@ -18,7 +18,7 @@ from scoring_service.kernels.gpu.layout import by_row, side_by_side
 from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
 from scoring_service.kernels.gpu.race import finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
-from scoring_service.kernels.gpu.search import LEAST_KEY, PIVOTS, search_block
+from scoring_service.kernels.gpu.search import MIN_KEY, PIVOTS, search_block
 from scoring_service.kernels.gpu.statistics import (
     GROUP_COLUMNS,
     block_statistics,
@@ -221,7 +221,7 @@ class TritonTile:
             triton.cdiv(limit, GROUP_COLUMNS),
             k,
             room,
-            LEAST=LEAST_KEY,
+            MIN_KEY=MIN_KEY,
             KEYS=LIST_KEYS,
             BLOCK=search_block(vocab),
             GROUP=GROUP_COLUMNS,
@@ -293,7 +293,7 @@ class TritonTile:
             found.sizes_T,
             x_T_V.stride(0),
             vocab,
-            LEAST=LEAST_KEY,
+            MIN_KEY=MIN_KEY,
             LIST=LIST_KEYS,
             BLOCK=search_block(vocab),
             PIVOTS=PIVOTS,
@@ -340,7 +340,7 @@ class TritonTile:
         rows, vocab = self.x_T_V.shape
         device = self.max_T.device
         if found is None:
-            pivots_T = torch.full((rows,), LEAST_KEY + 1, dtype=torch.int32, device=device)
+            pivots_T = torch.full((rows,), MIN_KEY + 1, dtype=torch.int32, device=device)
             least_ids_T = torch.zeros_like(pivots_T)
         else:
             pivots_T, least_ids_T = found.pivots_T, found.least_ids_T
