@@ -255,7 +255,7 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
-class BugMet:
+class BugReport:
     """A call or an update failed by a bug of the engine, or of the model's own code, and will be
     told so.
 
@@ -321,5 +321,12 @@ CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished |
 StreamEvent = CallEvent | WeightsChanged
 """What the reader of a call gets."""
 Event = (
-    LoadProgress | Ready | LoadFailed | Heartbeat | BugMet | WeightEvent | CacheFlushed | CallEvent
+    LoadProgress
+    | Ready
+    | LoadFailed
+    | Heartbeat
+    | BugReport
+    | WeightEvent
+    | CacheFlushed
+    | CallEvent
 )

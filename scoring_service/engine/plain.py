@@ -14,7 +14,7 @@ from scoring_service.engine.memory import is_refused_memory
 from scoring_service.engine.runner import Progress
 from scoring_service.engine.sampling import draw_sample
 from scoring_service.engine.scoring import score_completion
-from scoring_service.engine.stops import StopWatch
+from scoring_service.engine.stops import StopChecker
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.types import Call, GroupTask, SampleCall, SamplingTask, ScoreCall, Usage
@@ -82,11 +82,11 @@ class PlainEngine:
                 yield ItemFailed(call.call_id, task.index, index, _fault(error))
             return
         for index in task.sample_indices:
-            watch = StopWatch(task, eos_ids, codec)
+            stop_checker = StopChecker(task, eos_ids, codec)
             try:
                 # The cache has no other name, so that it goes before the next one is made.
                 for piece in draw_sample(
-                    model, call, task, index, state, copy.deepcopy(cache), watch
+                    model, call, task, index, state, copy.deepcopy(cache), stop_checker
                 ):
                     if isinstance(piece, SampleSlice):
                         sampled += len(piece.token_ids)

@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from scoring_service.engine.bugs import bug_message, bug_met
+from scoring_service.engine.bugs import bug_message, bug_report
 from scoring_service.engine.digest import tensor_line
 from scoring_service.engine.events import (
     LOADED,
     ApplyWeights,
-    BugMet,
+    BugReport,
     FillWeights,
     StageWeights,
     WeightEvent,
@@ -61,7 +61,9 @@ class WeightStore:
         send: takes events, from any thread.
     """
 
-    def __init__(self, loaded: LoadedModel, send: Callable[[WeightEvent | BugMet], None]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, send: Callable[[WeightEvent | BugReport], None]
+    ) -> None:
         self._model = loaded.model
         self._info = loaded.info
         self._identify = loaded.numerics_id
@@ -174,7 +176,7 @@ class WeightStore:
         if isinstance(error, OSError | RuntimeError | MemoryError):
             message = f"{type(error).__name__}: {error}"
         else:
-            self._send(bug_met(error))
+            self._send(bug_report(error))
             message = bug_message(error)
         self._send(WeightsFailed(weights, message))
 

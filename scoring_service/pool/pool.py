@@ -14,7 +14,7 @@ from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.executor import Executor
 from scoring_service.pool.generations import Generation
-from scoring_service.pool.housekeeping import keep_house
+from scoring_service.pool.housekeeping import expire_calls_periodically
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.running_samples import change_samples
@@ -80,7 +80,7 @@ class WorkerPool:
         for worker in self.workers:
             worker.start()
         self._housekeeping = asyncio.create_task(
-            keep_house(self._calls, self._settings.reader_timeout)
+            expire_calls_periodically(self._calls, self._settings.reader_timeout)
         )
 
     @property

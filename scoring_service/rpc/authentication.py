@@ -11,8 +11,8 @@ import grpc
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.caller import peer_host
 from scoring_service.rpc.handlers import refusing
+from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.tokens import Principal, TokenFile
-from scoring_service.rpc.turned_away import TurnedAway
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 
@@ -39,7 +39,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
-        self._turned_away = TurnedAway()
+        self._refusal_log = RefusalLog()
 
     async def intercept_service(
         self,
@@ -61,7 +61,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         name = "" if principal is None else principal.name
 
         def tell(context: Context) -> None:
-            self._turned_away.note(peer_host(context.peer()), name, method, fault)
+            self._refusal_log.note(peer_host(context.peer()), name, method, fault)
 
         return refusing(handler, fault, tell)
 

@@ -201,4 +201,4 @@ def _draw(
 
 def sample_kind(sample: SampleRun) -> tuple[Processing, int, bool]:
     """Samples of one kind are drawn together, whichever calls they belong to."""
-    return sample.task.processing, sample.call.top_logprobs, sample.watch.bans_stops
+    return sample.task.processing, sample.call.top_logprobs, sample.stop_checker.bans_stops

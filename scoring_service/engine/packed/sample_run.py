@@ -12,7 +12,7 @@ from scoring_service.engine.packed.draws import DrawRow
 from scoring_service.engine.packed.pages import slots_of
 from scoring_service.engine.packed.segments import Segment, SlotArray
 from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
-from scoring_service.engine.stops import StopWatch
+from scoring_service.engine.stops import StopChecker
 from scoring_service.types import PAGE_TOKENS, SampleCall, SamplingTask
 
 
@@ -24,7 +24,7 @@ class SampleRun:
     task: SamplingTask
     index: int
     prompt_end: Segment
-    watch: StopWatch
+    stop_checker: StopChecker
     order: int
     """The lower started earlier."""
     slots: SlotArray | None = None
@@ -45,14 +45,14 @@ class SampleRun:
         task: SamplingTask,
         index: int,
         prompt_end: Segment,
-        watch: StopWatch,
+        stop_checker: StopChecker,
         order: int,
     ) -> SampleRun:
         """A sample before its first token, or after those that another worker drew."""
-        run = cls(call, task, index, prompt_end, watch, order)
+        run = cls(call, task, index, prompt_end, stop_checker, order)
         for token_id in task.drawn_before(index):
             run.token_ids.append(token_id)
-            watch.push(token_id)  # the text up to here was sent
+            stop_checker.push(token_id)  # the text up to here was sent
         run.pending = PendingTokens(start=len(run.token_ids))
         return run
 
@@ -103,7 +103,7 @@ class SampleRun:
 
     def draw_row(self) -> DrawRow:
         """What to draw next."""
-        banned = tuple(sorted(self.watch.stop_ids)) if self.watch.bans_stops else ()
+        banned = tuple(sorted(self.stop_checker.stop_ids)) if self.stop_checker.bans_stops else ()
         position = self.prompt_end.stop + len(self.token_ids)
         return DrawRow(self.task, self.index, position, banned)
 
@@ -111,7 +111,7 @@ class SampleRun:
         """Takes a drawn token; gives a slice when one is due. The last one ends the sample."""
         self.token_ids.append(token.token_id)
         self.pending.tokens.append(token)
-        text, stop = self.watch.push(token.token_id)
+        text, stop = self.stop_checker.push(token.token_id)
         self.pending.text += text
         if stop is None and not is_due(self.pending, self.call):
             return None

@@ -14,8 +14,8 @@ from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.authentication import ADMIN_SERVICES, OPEN_SERVICES, identity_of
 from scoring_service.rpc.caller import peer_host
 from scoring_service.rpc.handlers import behaviour_of, refusing, replacing
+from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.status import abort
-from scoring_service.rpc.turned_away import TurnedAway
 
 _MIN_RETRY = 0.1
 _MAX_RETRY = 300.0
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any] | None
 
 
-class MostCallsInterceptor(grpc.aio.ServerInterceptor):
+class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls beyond a number, before they are deserialised; of probes and admins none.
 
     gRPC's own bound gives a status that no client knows what to do with, and counts probes too.
@@ -56,7 +56,7 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
         self.running = 0
         self._most = most
         self._refused = refused
-        self._turned_away = TurnedAway()
+        self._refusal_log = RefusalLog()
         self._clock = clock
         self._mean_seconds = 1.0
 
@@ -101,7 +101,7 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
 
     def _tell(self, context: Context, method: str, fault: Fault) -> None:
         self._refused(fault.reason)
-        self._turned_away.note(peer_host(context.peer()), identity_of(context), method, fault)
+        self._refusal_log.note(peer_host(context.peer()), identity_of(context), method, fault)
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -29,8 +29,8 @@ class _Seen:
     """Since then."""
 
 
-class TurnedAway:
-    """Says in the log who is turned away: at once, then once a minute with how many calls it was.
+class RefusalLog:
+    """Says in the log who is refused: at once, then once a minute with how many calls it was.
 
     Args:
         clock: in seconds.
@@ -41,7 +41,7 @@ class TurnedAway:
         self._seen: dict[tuple[str, str, str], _Seen] = {}
 
     def note(self, peer: str, identity: str, rpc: str, fault: Fault) -> None:
-        """A call was turned away.
+        """A call was refused.
 
         Args:
             peer: host at the other end.

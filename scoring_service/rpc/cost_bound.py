@@ -1,4 +1,4 @@
-"""What a request costs at least, counted without reading it."""
+"""A lower bound of what a request costs, counted without reading it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class _Lengths:
             return ids
         text = sequence.text[: self.left]
         self.left -= len(text) + _TEXT
-        return self.view.text.least_tokens(text)
+        return self.view.text.token_lower_bound(text)
 
 
-def least_tokens(request: Any, view: ModelView, enough: int) -> int:
+def token_lower_bound(request: Any, view: ModelView, enough: int) -> int:
     """Tokens, as the queue counts them, that a call has at least if its items have no fault.
 
     Args:

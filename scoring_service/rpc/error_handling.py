@@ -1,4 +1,4 @@
-"""How an RPC ends that does not end well: a line of the log, and a status for its caller."""
+"""What an RPC that fails gives: a line of the log, and a status for its caller."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @asynccontextmanager
-async def faults_told(
+async def abort_on_fault(
     context: Context,
     rpc: str,
     request_id: str,
