@@ -172,7 +172,7 @@ class Dispatcher:
             self._queue.remove(stream)
         if part.weights is None and weights is not None:
             part.weights = weights
-            self._weights.generations.hold(weights)
+            self._weights.weight_sets.hold(weights)
         worker.send(Submit(part.call, PART_CREDIT, part.weights or LOADED, part.alone))
 
     def _weights_for(self, stream: CallStream) -> int | None:

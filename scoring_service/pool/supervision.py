@@ -11,10 +11,10 @@ from scoring_service.errors import Fault, Reason
 from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.executor import WorkerExited
-from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.part_events import move_parts, part_event
 from scoring_service.pool.readiness import PoolState, Readiness
+from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.worker import Worker, WorkerState
 from scoring_service.types import EngineInfo
@@ -152,13 +152,13 @@ class Supervision:
                 message = "the weights that the call insists on were replaced"
                 self._calls.fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
 
-    def commit(self, generation: Generation) -> None:
+    def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""
-        self._readiness.info = generation.info
-        self._weights.commit(generation)
+        self._readiness.info = weight_set.info
+        self._weights.commit(weight_set)
         for worker in self._workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
-        self._calls.end_audits(generation.info)
+        self._calls.end_audits(weight_set.info)
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
             self._readiness.update()
         self._readiness.tell()

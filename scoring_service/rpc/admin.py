@@ -139,7 +139,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             response.update.CopyFrom(status_message(weights.update.look()))
         if weights.last is not None:
             response.last_update.CopyFrom(status_message(weights.last))
-        for held in weights.generations.older:
+        for held in weights.weight_sets.older:
             parts = sum(p.weights == held.number for w in pool.workers for p in w.parts.values())
             response.held.add(
                 version=held.info.weight_version,
