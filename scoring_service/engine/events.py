@@ -215,8 +215,8 @@ class CallFailed:
 
     call_id: int
     fault: Fault
-    in_company: bool = False
-    """Whether others had a part in the step that failed, for a bug or for want of memory: then it
+    shared_step: bool = False
+    """Whether other calls were in the step that failed, for a bug or for want of memory: then it
     need not be this call's fault."""
 
 

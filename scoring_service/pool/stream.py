@@ -38,7 +38,7 @@ class Part:
     retried: bool = False
     """Whether a worker died over it already."""
     alone: bool = False
-    """Whether it is computed without company: an audit, or after a step with company failed."""
+    """Whether its steps are its own: an audit, or after a step that was shared failed."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
     weights: int | None = None

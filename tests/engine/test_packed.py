@@ -332,7 +332,7 @@ def test_want_of_memory_in_a_step_is_put_down_to_no_call_until_calls_are_alone(
             engine.submit(score_call([([5, 6], [[7]])], call_id=call_id))
         failed = [e for e in finish(engine) if isinstance(e, CallFailed)]
         assert [e.fault.reason for e in failed] == [Reason.OUT_OF_MEMORY] * calls
-        assert {e.in_company for e in failed} == {calls > 1}
+        assert {e.shared_step for e in failed} == {calls > 1}
     assert not engine.is_sound
 
 
@@ -392,14 +392,14 @@ def test_a_bug_in_a_step_leaves_open_whose_it_is_until_calls_are_alone(
     guilty = score_call([([13, 14], [[15]])], call_id=2)
     engine.submit(score_call(pairs))
     engine.submit(guilty)
-    failed = {e.call_id: e.in_company for e in finish(engine) if isinstance(e, CallFailed)}
+    failed = {e.call_id: e.shared_step for e in finish(engine) if isinstance(e, CallFailed)}
     assert failed == {1: True, 2: True}
     steps.clear()
     engine.submit(score_call(pairs), alone=True)
     engine.submit(guilty, alone=True)
     engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=5))
     events = list(finish(engine))
-    failed = {e.call_id: e.in_company for e in events if isinstance(e, CallFailed)}
+    failed = {e.call_id: e.shared_step for e in events if isinstance(e, CallFailed)}
     assert failed == {2: False}
     assert_equal(collect(e for e in events if not isinstance(e, CallFailed)), expected)
     assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}

@@ -201,7 +201,7 @@ class PackedEngine:
             fault = _bug(error)
             self.is_sound = not is_lost(self._model.device)
         # Whose fault it is shows when each is computed alone.
-        return self._calls.fail(calls, fault, in_company=len(calls) > 1)
+        return self._calls.fail(calls, fault, shared_step=len(calls) > 1)
 
 
 def _bug(error: Exception) -> Fault:

@@ -92,10 +92,10 @@ class Planner:
             key=self._place,
         )
         # One that is alone and has no room waits for what the others hold.
-        for company in _companies(ready):
-            plan = self._plan_of(company, weights, events)
+        for group in _step_groups(ready):
+            plan = self._plan_of(group, weights, events)
             if not plan.is_empty:
-                now, served = time.monotonic(), set(map(id, company))
+                now, served = time.monotonic(), set(map(id, group))
                 for run in running:
                     if id(run) in served or (run.weights is weights and run.credit <= 0):
                         run.waiting_since = now
@@ -221,20 +221,20 @@ class Planner:
         return True
 
 
-def _companies(ready: list[CallRun]) -> list[list[CallRun]]:
+def _step_groups(ready: list[CallRun]) -> list[list[CallRun]]:
     """Who shares a step: those that are alone by themselves, all others together.
 
-    By priority; among equals who has waited longest: whoever is alone may last, and a crowd, with a
-    sample in it, may last as well.
+    By priority; among equals who has waited longest: whoever is alone may last, and the others,
+    with a sample among them, may last as well.
 
     Args:
         ready: by their places.
     """
-    crowd = [run for run in ready if not run.alone]
-    companies = [*([run] for run in ready if run.alone), *([crowd] if crowd else [])]
+    together = [run for run in ready if not run.alone]
+    groups = [*([run] for run in ready if run.alone), *([together] if together else [])]
     return sorted(
-        companies,
-        key=lambda company: (-company[0].call.priority, min(run.waiting_since for run in company)),
+        groups,
+        key=lambda group: (-group[0].call.priority, min(run.waiting_since for run in group)),
     )
 
 

@@ -100,7 +100,7 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
     return shapes
 
 
-def bits_do_not_depend_on_pieces(model: CausalModel, shapes: list[LayerShape], limit: int) -> bool:
+def is_chunk_split_invariant(model: CausalModel, shapes: list[LayerShape], limit: int) -> bool:
     """Whether a segment's states have the same bits when it is computed in several steps."""
     tokens = _CUTS[-1]
     if model.device.type != "cpu" or limit < tokens:

@@ -69,12 +69,12 @@ class RunningCalls:
         return True
 
     def fail(
-        self, runs: Sequence[CallRun], fault: Fault, in_company: bool = False
+        self, runs: Sequence[CallRun], fault: Fault, shared_step: bool = False
     ) -> list[CallEvent]:
         """Ends whole calls."""
         for run in runs:
             self.cancel(run.call.call_id)
-        return [CallFailed(run.call.call_id, fault, in_company) for run in runs]
+        return [CallFailed(run.call.call_id, fault, shared_step) for run in runs]
 
     def expire(self, now: float) -> list[CallEvent]:
         """Drops calls whose callers no longer wait, before they cost anything more."""
