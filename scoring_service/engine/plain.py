@@ -74,7 +74,7 @@ class PlainEngine:
     def _sample_prompt(self, call: SampleCall, task: SamplingTask) -> Iterator[Progress]:
         model, eos_ids = self._loaded.model, self._loaded.info.eos_token_ids
         codec = self._loaded.codec if call.return_text or task.stop else None
-        sampled = fed = 0
+        sampled = computed = 0
         try:
             state, cache = model.last_state(task.prompt_ids.tolist())
         except (RuntimeError, MemoryError) as error:
@@ -90,13 +90,13 @@ class PlainEngine:
                 ):
                     if isinstance(piece, SampleSlice):
                         sampled += len(piece.token_ids)
-                        fed += len(piece.token_ids) - piece.last
+                        computed += len(piece.token_ids) - piece.last
                     yield piece
             except (ServiceError, RuntimeError, MemoryError) as error:
                 yield ItemFailed(call.call_id, task.index, index, _fault(error))
         yield Usage(
             sampled_tokens=sampled,
-            computed_tokens=len(task.prompt_ids) + fed,
+            computed_tokens=len(task.prompt_ids) + computed,
             head_rows=sampled,
         )
 

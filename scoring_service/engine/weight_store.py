@@ -77,7 +77,7 @@ class WeightStore:
         self._spare: MappedMemory | None = None
         """Of weights that were dropped: the next ones may come in the same memory."""
         self._fills: dict[int, threading.Thread] = {}
-        self._helper = ThreadPoolExecutor(1, initializer=give_way)
+        self._helper = ThreadPoolExecutor(1, initializer=lower_priority)
 
     def find(self, weights: int) -> ModelWeights:
         """The weights of that number.
@@ -157,7 +157,7 @@ class WeightStore:
         self._send(WeightsDropped(weights))
 
     def _run(self, staging: _Staging) -> None:
-        give_way()
+        lower_priority()
         command = staging.command
         try:
             beside = command.beside and self._has_room()
@@ -257,8 +257,8 @@ class WeightStore:
         )
 
 
-def give_way() -> None:
-    """Lets steps go before this thread where cores are few: calls should notice no update."""
+def lower_priority() -> None:
+    """Lowers this thread's priority: where cores are few steps go first, so calls go on."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 

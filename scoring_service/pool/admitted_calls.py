@@ -20,7 +20,7 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
-from scoring_service.pool.cutting import Cut, CutSettings, Piece, cut, piece_of
+from scoring_service.pool.cutting import CallPiece, Cut, CutSettings, cut, piece_of
 from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
@@ -257,7 +257,7 @@ class AdmittedCalls:
             part.stream.push(WeightsChanged(weight_set.info))
 
     def _part(
-        self, piece: Piece, stream: CallStream, retried: bool = False, alone: bool = False
+        self, piece: CallPiece, stream: CallStream, retried: bool = False, alone: bool = False
     ) -> Part:
         part_id = next(self._part_ids)
         own = replace(piece.call, call_id=part_id)

@@ -17,7 +17,7 @@ a call may have take a third of a second."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CallPiece:
     """What one worker computes of a call at a time."""
 
     call: Call
@@ -32,7 +32,7 @@ class Cut:
 
     size: Size
     """Of all of it."""
-    pieces: list[Piece]
+    pieces: list[CallPiece]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ def cut_at_once(call: Call, settings: CutSettings) -> Cut:
     return Cut(size_of(call), pieces)
 
 
-def piece_of(call: Call, chunk_size: int) -> Piece:
+def piece_of(call: Call, chunk_size: int) -> CallPiece:
     """All of a call, or of what is left of one, as one piece."""
-    return Piece(call, size_of(call), prompt_keys(call, chunk_size))
+    return CallPiece(call, size_of(call), prompt_keys(call, chunk_size))
 
 
 def _entries(call: Call) -> int:

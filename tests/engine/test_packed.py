@@ -17,7 +17,7 @@ from scoring_service.engine.events import (
 )
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import attention
-from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.packed.sample_run import SampleRun
@@ -302,14 +302,14 @@ def test_a_bug_in_going_on_with_a_sample_ends_one_call(
     engine = engine_of(tiny_packed)
     logged: list[int] = []
     engine._log_bug = lambda call, _: logged.append(call.call_id)
-    feeds = SampleRun.feeds
+    decode_tokens = SampleRun.decode_tokens
 
-    def broken(run: SampleRun, limit: int) -> list[Feed]:
+    def broken(run: SampleRun, limit: int) -> list[DecodeToken]:
         if run.call.call_id == 2 and run.index == 1 and len(run.token_ids) == 3:
             raise ZeroDivisionError
-        return feeds(run, limit)
+        return decode_tokens(run, limit)
 
-    monkeypatch.setattr(SampleRun, "feeds", broken)
+    monkeypatch.setattr(SampleRun, "decode_tokens", broken)
     engine.submit(sample_call([[3, 4]], n=3, max_tokens=6))
     engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=6))
     events = list(finish(engine))

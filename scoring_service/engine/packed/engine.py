@@ -153,9 +153,9 @@ class PackedEngine:
 
     def _compute(self, plan: StepPlan) -> list[CallEvent]:
         self._model.use(plan.weights)
-        states, table, first_feed = self._run_body(plan)
+        states, table, first_decode_row = self._run_body(plan)
         scored = rows_to_score(plan, table, self._calls)
-        drawn = samples_to_draw(plan, table, first_feed)
+        drawn = samples_to_draw(plan, table, first_decode_row)
         events: list[CallEvent] = []
         if scored or drawn:
             all_states = table.join(states)
@@ -167,10 +167,10 @@ class PackedEngine:
 
     def _run_body(self, plan: StepPlan) -> tuple[Tensor | None, StateTable, int]:
         """States of the step's rows, where they are, and the row of its first decoded token."""
-        feeds = tuple(feed for _, _, feed in plan.feeds)
-        if not plan.pieces and not feeds:
+        decode_tokens = tuple(token for _, _, token in plan.decode_tokens)
+        if not plan.pieces and not decode_tokens:
             return None, StateTable(0, {}, ()), 0
-        found = self._body.run(Step(tuple(plan.pieces), feeds))
+        found = self._body.run(Step(tuple(plan.pieces), decode_tokens))
         states = found.states_T_H
         table = StateTable(len(states), found.starts, plan.pieces)
         for piece in plan.pieces:
@@ -178,7 +178,7 @@ class PackedEngine:
             segment.done = piece.stop
             if segment.kept and segment.computed:
                 segment.end_state = states[table.end_of(segment)].clone()
-        return states, table, found.feed_rows.start
+        return states, table, found.decode_rows.start
 
     def _end_unplannable(self, run: CallRun, error: Exception) -> list[CallEvent]:
         """Ends a call that a plan cannot be made of."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
-from scoring_service.engine.packed.decoding import FeedLimits, take_feeds
+from scoring_service.engine.packed.decoding import DecodeLimits, take_decode_tokens
 from scoring_service.engine.packed.pages import pages_for
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.running_calls import RunningCalls
@@ -20,7 +20,7 @@ from scoring_service.engine.packed.scheduler import (
     prefill_budget,
     share,
 )
-from scoring_service.engine.packed.segments import Piece, Segment
+from scoring_service.engine.packed.segments import Segment, SegmentRange
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.packed.step_plan import StepPlan
 from scoring_service.engine.packed.store import SegmentStore
@@ -112,16 +112,16 @@ class Planner:
         kept = _pages_kept(running)
         self._claim_for(first, kept)
         # A token is left to scoring and prompts: with as many samples as tokens they would starve.
-        feeds = take_feeds(
+        decode_tokens = take_decode_tokens(
             ready,
             running,
             self._room,
-            FeedLimits(max_tokens - 1, self._settings.max_samples),
+            DecodeLimits(max_tokens - 1, self._settings.max_samples),
             on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
         )
         ready = [run for run in ready if run.call.call_id in self._calls.by_id]
         beside = self._settings.beside_samples or self._settings.chunk_size
-        budget = prefill_budget(max_tokens, len(feeds), beside)
+        budget = prefill_budget(max_tokens, len(decode_tokens), beside)
         offers: list[Offer] = []
         offered = refused = 0
         for run in ready:
@@ -136,7 +136,7 @@ class Planner:
                 self._fill(run, budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
-                feeds = [feed for feed in feeds if feed[0] is not run]
+                decode_tokens = [entry for entry in decode_tokens if entry[0] is not run]
                 first = line.first()
                 self._claim_for(first, kept)
                 continue
@@ -152,9 +152,9 @@ class Planner:
                     Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
                 )
                 offered += sum(sizes)
-        cuts = bool(feeds) and self._settings.cuts
+        cuts = bool(decode_tokens) and self._settings.cuts
         shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
-        return StepPlan(weights, *self._take_units(shares), feeds)
+        return StepPlan(weights, *self._take_units(shares), decode_tokens)
 
     def _fill(self, run: CallRun, budget: int) -> None:
         """Lets a call begin what there is room for, and notes what it waits for."""
@@ -180,10 +180,10 @@ class Planner:
 
     def _take_units(
         self, shares: dict[int, Share]
-    ) -> tuple[list[tuple[CallRun, Unit]], list[Piece]]:
+    ) -> tuple[list[tuple[CallRun, Unit]], list[SegmentRange]]:
         """The leading units of each call, as long as the step has room for their results."""
         units: list[tuple[CallRun, Unit]] = []
-        pieces: dict[int, Piece] = {}
+        pieces: dict[int, SegmentRange] = {}
         room = answer_limit(self._settings.max_batch_tokens)
         sharing = self._calls.sharing()
         for call_id, part in shares.items():
@@ -245,11 +245,11 @@ def _pages_kept(running: Iterable[CallRun]) -> int:
     return sum(len(segment.pages) for segment in held.values())
 
 
-def _add_piece(pieces: dict[int, Piece], segment: Segment, tokens: int) -> None:
+def _add_piece(pieces: dict[int, SegmentRange], segment: Segment, tokens: int) -> None:
     """So many tokens more of a segment; of what several calls want of it the most."""
     stop = segment.done + tokens
     if (found := pieces.get(id(segment))) is None or found.stop < stop:
-        pieces[id(segment)] = Piece(segment, segment.done, stop)
+        pieces[id(segment)] = SegmentRange(segment, segment.done, stop)
 
 
 def _leading_sizes(run: CallRun, budget: int) -> list[int]:

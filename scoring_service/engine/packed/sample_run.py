@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scoring_service.engine.events import SampleSlice
-from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.draws import DrawRow
 from scoring_service.engine.packed.pages import slots_of
 from scoring_service.engine.packed.segments import Segment, SlotArray
@@ -32,8 +32,8 @@ class SampleRun:
     while it does not go on: there may be many that wait."""
     pages: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    fed: int = 0
-    """Drawn tokens whose keys are in pages."""
+    cached: int = 0
+    """Drawn tokens whose keys and values are in pages."""
     pending: PendingTokens = field(default_factory=PendingTokens)
     begun: bool = False
     """Whether its unit joined a step, so that its prompt is computed."""
@@ -58,7 +58,7 @@ class SampleRun:
 
     @property
     def pages_missing(self) -> int:
-        """Pages to take before every drawn token can be fed."""
+        """Pages to take before every drawn token can be run through the model."""
         return max(0, -(-len(self.token_ids) // PAGE_TOKENS) - len(self.pages))
 
     def add_pages(self, pages: list[int]) -> None:
@@ -72,34 +72,34 @@ class SampleRun:
         room = slots[first : first + len(pages) * PAGE_TOKENS]
         room[:] = slots_of(pages, len(room))
 
-    def give_way(self) -> list[int]:
-        """Forgets keys; what was drawn is fed again, token by token, when there is room."""
-        pages, self.pages, self.fed = self.pages, [], 0
+    def preempt(self) -> list[int]:
+        """Gives up its pages; what was drawn is computed again when there is room."""
+        pages, self.pages, self.cached = self.pages, [], 0
         return pages
 
     def wait(self) -> None:
         """It does not go on in the next step."""
         self.slots = None
 
-    def feeds(self, limit: int) -> list[Feed]:
-        """The next tokens to run through the model, at most `limit`; they count as fed."""
-        stop = min(len(self.token_ids), self.fed + limit)
+    def decode_tokens(self, limit: int) -> list[DecodeToken]:
+        """The next tokens to run through the model, at most `limit`; they count as cached."""
+        stop = min(len(self.token_ids), self.cached + limit)
         first = self.prompt_end.stop
         if self.slots is None:
             self.slots = np.empty(first + self.task.max_tokens, dtype=np.int64)
             self.slots[:first] = self.prompt_end.chain_slots()
             self._place_pages(self.slots, 0, self.pages)
-        feeds = [
-            Feed(self.token_ids[place], self.slots[: first + place + 1])
-            for place in range(self.fed, stop)
+        decode_tokens = [
+            DecodeToken(self.token_ids[place], self.slots[: first + place + 1])
+            for place in range(self.cached, stop)
         ]
-        self.fed = stop
-        return feeds
+        self.cached = stop
+        return decode_tokens
 
     @property
     def can_draw(self) -> bool:
-        """Whether everything drawn so far was fed."""
-        return self.fed == len(self.token_ids)
+        """Whether everything drawn so far was run through the model."""
+        return self.cached == len(self.token_ids)
 
     def draw_row(self) -> DrawRow:
         """What to draw next."""

@@ -71,7 +71,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SegmentRange:
     """What a step computes of a segment: all that is left of it, or some of that."""
 
     segment: Segment

@@ -14,7 +14,7 @@ from torch.nn import functional
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
 from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidates
-from scoring_service.kernels.gpu.layout import by_row, side_by_side
+from scoring_service.kernels.gpu.layout import by_row, rows_contiguous
 from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
 from scoring_service.kernels.gpu.race import finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
@@ -25,7 +25,7 @@ from scoring_service.kernels.gpu.statistics import (
     block_tail,
 )
 from scoring_service.kernels.gpu.truncation import LIST_KEYS, truncate
-from scoring_service.kernels.staging import staged
+from scoring_service.kernels.transfer import to_device_async
 from scoring_service.kernels.truncation import Truncation
 
 MAX_K = 1024
@@ -94,7 +94,7 @@ class TritonTile:
             ValueError: there is not one temperature or target a row.
         """
         rows, vocab = logits_T_V.shape
-        logits_T_V = side_by_side(logits_T_V)
+        logits_T_V = rows_contiguous(logits_T_V)
         if overwrite and rows > 1 and logits_T_V.stride(0) < vocab:
             logits_T_V = logits_T_V.contiguous()
         device = logits_T_V.device
@@ -378,13 +378,15 @@ def words_inputs(
         return columns  # type: ignore[return-value]
     signed = [[int(n) - (1 << 64) if int(n) >> 63 else int(n) for n in c] for c in columns]
     # One copy to the device instead of three.
-    seeds, samples, positions = staged(torch.tensor(signed, dtype=torch.int64), device).unbind()
+    seeds, samples, positions = to_device_async(
+        torch.tensor(signed, dtype=torch.int64), device
+    ).unbind()
     return seeds, samples, positions
 
 
 def _there(ids_T: Tensor, device: torch.device) -> Tensor:
     """Ids on a device."""
-    return ids_T if ids_T.device == device else staged(ids_T, device)
+    return ids_T if ids_T.device == device else to_device_async(ids_T, device)
 
 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
