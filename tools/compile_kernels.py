@@ -99,13 +99,6 @@ def builds(architecture: int) -> Iterator[Build]:
     yield Build(
         "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1
     )
-    yield Build(
-        "write_words",
-        race.write_words,
-        "*i64 *i64 *i64 *i64 i32",
-        {"BLOCK": rows.BLOCK_COLUMNS},
-        hot=False,
-    )
 
 
 def tiles(element: str) -> Iterator[Build]:

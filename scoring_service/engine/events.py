@@ -231,8 +231,6 @@ class WorkerStats:
     """Steps by the number of rows that they answered, in `ROWS_BUCKETS` and beyond them."""
     rows: int = 0
     """Rows answered, those of sampled tokens among them."""
-    running: int = 0
-    """Calls that the engine holds."""
     pages: int = 0
     free_pages: int = 0
     looked_up_tokens: int = 0

@@ -184,11 +184,6 @@ class Worker:
         return self.state is WorkerState.READY
 
     @property
-    def pid(self) -> int | None:
-        """Process id, where it has one."""
-        return getattr(self._executor, "pid", None)
-
-    @property
     def seconds_to_ready(self) -> float:
         """Until it should answer again, if it does not now."""
         if self.state is WorkerState.READY:

@@ -80,7 +80,6 @@ class PackedEngine:
     def gauges(self) -> dict[str, int]:
         """What a heartbeat tells of this engine."""
         return {
-            "running": len(self._calls.by_id),
             "pages": self._store.pages,
             "free_pages": self._store.available,
             "looked_up_tokens": self.cache.looked_up_tokens,

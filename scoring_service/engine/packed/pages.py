@@ -87,8 +87,3 @@ def slots_of(pages: list[int], tokens: int) -> SlotArray:
     """The slots of a segment's tokens, int64 [tokens]."""
     first = np.asarray(pages, dtype=np.int64)[:, None] * PAGE_TOKENS
     return (first + np.arange(PAGE_TOKENS)).ravel()[:tokens]
-
-
-def token_bytes(layers: list[LayerShape], dtype: torch.dtype) -> int:
-    """Bytes that one token takes in all layers."""
-    return sum(shape.width for shape in layers) * dtype.itemsize
