@@ -17,7 +17,7 @@ from scoring_service.engine.events import (
     Credit,
     WeightsChanged,
 )
-from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.errors import Fault, Reason, ServiceError, deadline_passed
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cutting import CallPiece, Cut, CutSettings, cut, piece_of
@@ -287,8 +287,7 @@ class AdmittedCalls:
 
     def expire(self, stream: CallStream) -> None:
         """Ends a call whose deadline has passed."""
-        message = "the deadline passed before the call was finished"
-        self.fail(stream, Fault(Reason.DEADLINE_EXCEEDED, message))
+        self.fail(stream, deadline_passed())
 
     def end_audits(self, info: EngineInfo) -> None:
         """Ends audits of other weights than these: while others go first they would keep theirs."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from scoring_service.engine.events import CallEvent, WeightEvent
-from scoring_service.errors import Fault, Reason
+from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.executor import WorkerExited
@@ -149,8 +149,7 @@ class Supervision:
                 message = "the workers died that had the weights which this call began with"
                 self._calls.fail(stream, Fault(Reason.WORKER_DIED, message, retry_after=0.1))
             elif stream.insists_against(info):
-                message = "the weights that the call insists on were replaced"
-                self._calls.fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
+                self._calls.fail(stream, required_weights_replaced())
 
     def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from scoring_service.errors import Fault, Reason
+from scoring_service.errors import Fault, queue_full
 from scoring_service.rpc.authentication import ADMIN_SERVICES, OPEN_SERVICES, identity_of
 from scoring_service.rpc.caller import peer_host
 from scoring_service.rpc.handlers import behaviour_of, refusing, replacing
 from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.status import abort
-
-_MIN_RETRY = 0.1
-_MAX_RETRY = 300.0
 
 _UNCOUNTED = OPEN_SERVICES + ADMIN_SERVICES
 """Probes, and whoever has the server drained or an update given up because it has too much to do:
@@ -118,5 +115,4 @@ class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
         # By Little's law one of them ends in so many seconds.
         next_end = self._mean_seconds / self._most
         message = f"{self.running} calls are under way; at most {self._most} may be"
-        retry_after = min(max(next_end, _MIN_RETRY), _MAX_RETRY)
-        return Fault(Reason.QUEUE_FULL, message, retry_after=retry_after)
+        return queue_full(message, next_end)
