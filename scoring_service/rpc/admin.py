@@ -24,6 +24,7 @@ from scoring_service.rpc.admin_config import AdminConfig, weight_source
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.context import new_request_id
 from scoring_service.rpc.error_handling import abort_on_fault
+from scoring_service.rpc.handlers import Context
 from scoring_service.rpc.malformed import MalformedRequest
 from scoring_service.rpc.models import Models
 from scoring_service.rpc.pushed_weights import PushedWeights
@@ -38,7 +39,6 @@ log = structlog.get_logger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 SERVICE_NAME = SERVICE.full_name
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.caller import peer_host
-from scoring_service.rpc.handlers import refusing
+from scoring_service.rpc.handlers import Context, Handler, refusing
 from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.tokens import Principal, TokenFile
 
@@ -23,12 +23,6 @@ ADMIN_SERVICES = ("/scoring.v1.AdminService/",)
 """Services that need the scope `admin`; all others need `score`."""
 
 _SCHEME = "bearer "
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):

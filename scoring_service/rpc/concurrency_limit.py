@@ -6,14 +6,14 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from scoring_service.errors import Fault, queue_full
 from scoring_service.rpc.authentication import ADMIN_SERVICES, OPEN_SERVICES, identity_of
 from scoring_service.rpc.caller import peer_host
-from scoring_service.rpc.handlers import behaviour_of, refusing, replacing
+from scoring_service.rpc.handlers import Context, Handler, behaviour_of, refusing, replacing
 from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.status import abort
 
@@ -23,12 +23,6 @@ those have a scope of their own, and are few."""
 
 _MEMORY = 0.1
 """Weight of the latest call in the mean of their times."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
 
 
 class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):

@@ -8,15 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.rpc.handlers import Context
 from scoring_service.rpc.status import abort, bounded, code_of
 
 log = structlog.get_logger(__name__)
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-import grpc
 import structlog
 from google.protobuf.message import Message
 
@@ -20,6 +19,7 @@ from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import check_context, check_expectations, new_request_id
 from scoring_service.rpc.cost_bound import token_lower_bound
 from scoring_service.rpc.error_handling import abort_on_fault
+from scoring_service.rpc.handlers import Context
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.models import Models, ServedModel
 from scoring_service.rpc.status import bounded
@@ -29,7 +29,6 @@ from scoring_service.telemetry.traces import Traces
 _LAST_WORD_SECONDS = 0.25
 """Before its deadline a call that waits is told what it waited for."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 Handler = Callable[[Any, ServedModel, ModelView, Caller], AsyncIterator[Response]]
 """Answers a request that has no fault as a whole."""

@@ -5,21 +5,16 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from scoring_service.rpc.handlers import behaviour_of, replacing
+from scoring_service.rpc.handlers import Context, Handler, behaviour_of, replacing
 from scoring_service.rpc.malformed import MalformedRequest, catch_decode_errors
 from scoring_service.rpc.reply_bytes import counted
 from scoring_service.rpc.status import abort, code_of
 from scoring_service.telemetry.metrics import Metrics
-
-Context = grpc.aio.ServicerContext[Any, Any]
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
 
 _KINDS = {
     (False, False): "unary",
