@@ -61,7 +61,7 @@ class StageWeights:
 
     weights: int
     path: str
-    """Of the memory; see `weight_memory`."""
+    """File of the memory; see `weight_memory`."""
     layout: Layout
     version: int
     beside: bool
@@ -236,7 +236,7 @@ class WorkerStats:
     looked_up_tokens: int = 0
     """Prompt tokens looked for in the prefix cache."""
     hit_tokens: int = 0
-    """Those of them that were found."""
+    """Prompt tokens that were found there."""
 
 
 ROWS_BUCKETS = (1, 4, 16, 64, 256, 1024, 4096)
@@ -304,7 +304,7 @@ class CacheFlushed:
     """The prefix cache holds only what calls use."""
 
     pages: int
-    """That were freed."""
+    """Pages that were freed."""
 
 
 @dataclass(frozen=True, slots=True)

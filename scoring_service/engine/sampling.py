@@ -61,7 +61,7 @@ def draw_sample(
     Args:
         model: runs plainly.
         call: whose sample it is.
-        task: likewise.
+        task: the prompt that it continues, and how.
         sample_index: of the prompt.
         state: of the prompt's last position, [1, H].
         cache: what the model keeps of the prompt; it is the sample's own from now on.

@@ -29,7 +29,7 @@ class Ticket:
     client: str
     priority: int
     tokens: int
-    """Not answered yet."""
+    """Tokens that are not answered yet."""
     reply_bytes: int
     room: int = 0
     """Tokens of the queue that it takes until it is over."""
@@ -68,9 +68,9 @@ class Admission:
         self.turn_tokens = 4096
         """Tokens that a call takes in one turn, at most."""
         self.tokens = 0
-        """Not answered yet."""
+        """Tokens of admitted calls that are not answered yet."""
         self.taken = 0
-        """Of the queue's room."""
+        """Tokens of the queue's room that admitted calls take."""
         self.reply_bytes = 0
         self._max_tokens = max_tokens
         self._max_reply_bytes = max_reply_bytes

@@ -64,7 +64,7 @@ class AdmittedCalls:
         self.readers: set[CallStream] = set()
         """Calls that their readers have not left yet."""
         self.streams: dict[int, CallStream] = {}
-        """Those that are not over."""
+        """Calls that are not over."""
         self.admission = Admission(
             settings.max_queue_tokens, settings.max_queue_reply_bytes, self._running_tokens
         )

@@ -23,7 +23,7 @@ class CallPiece:
     call: Call
     size: Size
     keys: list[bytes]
-    """Of its prompts; see `routing`."""
+    """Keys of its prompts; see `routing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Cut:
     """A call in pieces."""
 
     size: Size
-    """Of all of it."""
+    """Size of the whole call."""
     pieces: list[CallPiece]
 
 
@@ -40,11 +40,11 @@ class CutSettings:
     """How calls are cut."""
 
     most_tokens: int
-    """Of a piece, about."""
+    """Tokens of a piece, about."""
     chunk_size: int
     """Tokens between the seams at which workers share prompts; 0 = they share none."""
     limits: StepLimits | None
-    """Of a step; None = unknown."""
+    """Limits of a step; None = unknown."""
 
 
 async def cut(call: Call, settings: CutSettings) -> Cut:

@@ -26,7 +26,7 @@ class Size:
     """Tokens that steps have to make room for at once: prompts, completions, one of each sample."""
     samples: int
     reply_bytes: int
-    """Of its results, at most."""
+    """Bytes of its results, at most."""
     tokens: int
     """As the queue counts them: prompts once for each completion, samples at their longest."""
 

@@ -43,9 +43,9 @@ class Watch:
     group: GroupTask
     completion: CompletionTask
     worker: int | None = None
-    """Which computed it."""
+    """Index of the worker that computed it."""
     weights_digest: str | None = None
-    """Of the weights that it was computed with."""
+    """Digest of the weights that it was computed with."""
     _pieces: list[Float32Array] = field(default_factory=list)
     _ended: bool = False
 

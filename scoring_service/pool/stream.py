@@ -33,7 +33,7 @@ class Part:
     stream: CallStream
     size: Size
     keys: list[bytes]
-    """Of its prompts; see `routing`."""
+    """Keys of its prompts; see `routing`."""
     delivered: Delivered = field(default_factory=Delivered)
     retried: bool = False
     """Whether a worker died over it already."""
@@ -90,7 +90,7 @@ class CallStream:
     waiting: deque[Part] = field(default_factory=deque)
     running: dict[int, Part] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
-    """Of the parts that ended."""
+    """Usage of the parts that ended."""
     began: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None
     """Until its first computation."""

@@ -68,9 +68,9 @@ class CallRun:
     to_come: Generator[list[Unit] | None, None, None]
     """Units, item by item; None while there is no room for the next item."""
     served: float
-    """See `scheduler.Offer`."""
+    """As of `scheduler.Offer`."""
     left: int
-    """See there."""
+    """As of `scheduler.Offer`."""
     weights: ModelWeights | None = None
     """What it is computed with; None = whatever the model has."""
     alone: bool = False

@@ -79,14 +79,14 @@ class Packing:
     """One step. Layers take turns: each attention call belongs to the next layer."""
 
     rows: int
-    """Of the step, padding included."""
+    """Rows of the step, padding included."""
     trees: tuple[SegmentTree, ...]
     decoding: tuple[tuple[int, SlotArray], ...]
     """(row, slots of every position up to its own) of each sampled token."""
     kept_rows: Tensor
-    """int64: rows whose keys and values are kept …"""
+    """int64: rows whose keys and values are kept."""
     kept_slots: Tensor
-    """… and where."""
+    """int64: slots that they are kept in, of `kept_rows` in order."""
     pool: PagePool | None
     """None while the probe finds out the shapes of layers."""
     device: torch.device

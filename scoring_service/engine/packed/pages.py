@@ -34,9 +34,9 @@ def pages_for(tokens: int) -> int:
 class PagePool:
     """A fixed number of pages on one device, for all layers at once.
 
-    `keys[layer]` is [kv heads, slots, key dim], `values[layer]` likewise: head first, as products
-    want it. A slot is one token's place; page p has slots p * PAGE_TOKENS and up. Memory that no
-    token ever reached is reserved, not touched.
+    `keys[layer]` is [kv heads, slots, key dim] and `values[layer]` [kv heads, slots, value dim]:
+    head first, as products want it. A slot is one token's place; page p has slots
+    p * PAGE_TOKENS and up. Memory that no token ever reached is reserved, not touched.
     """
 
     def __init__(

@@ -39,10 +39,10 @@ def place(priority: int, served: float, left: int, deadline: float, turn: int) -
     calls side by side would all end late. Then the earlier deadline.
 
     Args:
-        priority: see `Offer`, as of the others.
-        served: likewise.
-        left: likewise.
-        deadline: likewise.
+        priority: see `Offer`.
+        served: see `Offer`.
+        left: see `Offer`.
+        deadline: see `Offer`.
         turn: tokens that a call gets before it is the turn of others.
     """
     return -priority, int(served // turn), left, deadline
