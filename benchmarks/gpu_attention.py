@@ -95,7 +95,7 @@ def make_step(
     places: list[Place], dtype: torch.dtype, device: str, upcast: bool = False, seed: int = 0
 ) -> _Step:
     """A step whose earlier tokens lie in pages here and there."""
-    from scoring_service.engine.packed.packing import Node, Packing, Walk
+    from scoring_service.engine.packed.packing import Packing, SegmentTree, TreeNode
     from scoring_service.engine.packed.pages import PAGE_TOKENS, LayerShape, PagePool, slots_of
 
     kind = torch.float32 if upcast else dtype
@@ -112,7 +112,7 @@ def make_step(
     for tensor in (*pool.keys, *pool.values):
         tensor.copy_(normal(*tensor.shape))
     order = np.random.default_rng(0).permutation(sum(pages)).tolist()
-    walks, decoding, listed = [], [], []
+    trees, decoding, listed = [], [], []
     row = 0
     for (tokens, before), count in zip(places, pages, strict=True):
         own = [order.pop() for _ in range(count)]
@@ -122,21 +122,21 @@ def make_step(
             decoding.append((row, slots))
         else:
             prefix = torch.from_numpy(slots[:before].copy()).to(where)
-            walks.append(Walk(prefix, (Node(row, row + tokens, before),)))
+            trees.append(SegmentTree(prefix, (TreeNode(row, row + tokens, before),)))
         row += tokens
     # A sampled token's own key is kept, and read there by torch's way.
     kept = [(row, slots[-1]) for row, slots in decoding]
     kept_2_N = torch.tensor(kept, dtype=torch.int64, device=where).reshape(-1, 2).t()
     by_torch = Packing(
         rows=rows,
-        walks=tuple(walks),
+        trees=tuple(trees),
         decoding=tuple(decoding),
         kept_rows=kept_2_N[0].contiguous(),
         kept_slots=kept_2_N[1].contiguous(),
         pool=pool,
         device=where,
     )
-    by_triton = replace(by_torch, by_triton=True, places=tuple(listed), walks=(), work={})
+    by_triton = replace(by_torch, by_triton=True, places=tuple(listed), trees=(), work={})
     return _Step(
         normal(1, rows, HEADS, WIDTH).transpose(1, 2),
         normal(1, rows, KV_HEADS, WIDTH).transpose(1, 2),

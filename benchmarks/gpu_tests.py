@@ -36,7 +36,7 @@ FILES = (
     "test_gradient.py",
     "test_traps.py",
     "test_row_parameters.py",
-    "test_staging.py",
+    "test_transfer.py",
     "test_figures.py",
 )
 FOLDER = "tests/kernels/gpu"

@@ -23,7 +23,7 @@ Work = Callable[[int], Any]
 _CACHE_BYTES = 256 << 20
 """More than the second-level cache of any GPU: buffers rotate over so many bytes."""
 
-_MOST_BUFFERS = 512
+_MAX_BUFFERS = 512
 """A row of logits of 150,000 tokens needs 440; a graph of more calls takes long to be captured."""
 
 _REPLAYS = 10
@@ -36,7 +36,7 @@ def buffers_for(size: int) -> int:
     """Buffers of this size that calls go through in turn, so that none finds its own in a cache."""
     if not torch.cuda.is_available():
         return 1
-    return max(1, min(_MOST_BUFFERS, -(-_CACHE_BYTES // max(size, 1))))
+    return max(1, min(_MAX_BUFFERS, -(-_CACHE_BYTES // max(size, 1))))
 
 
 @dataclass(frozen=True)

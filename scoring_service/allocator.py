@@ -8,8 +8,8 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-_LARGEST_KEPT = 32 << 20
-_MOST_KEPT = 64 << 20
+_MAX_KEPT_BLOCK = 32 << 20
+_MAX_KEPT = 64 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -29,5 +29,5 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+        mallopt(_M_MMAP_THRESHOLD, _MAX_KEPT_BLOCK) and mallopt(_M_TRIM_THRESHOLD, _MAX_KEPT)
     )

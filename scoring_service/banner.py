@@ -15,7 +15,7 @@ _SERVICE = "scoring.v1.ScoringService"
 
 
 @dataclass(frozen=True)
-class Door:
+class ListenAddress:
     """Where a server listens, and what it asks of those who call."""
 
     address: str
@@ -34,15 +34,15 @@ class Door:
         return re.sub(rf"^{everywhere}:", "localhost:", self.address)
 
 
-def banner(door: Door, has_tokenizer: bool) -> str:
-    """A `scoring-client` line, then a grpcurl line, for the server behind `door`."""
+def banner(listen: ListenAddress, has_tokenizer: bool) -> str:
+    """A `scoring-client` line, then a grpcurl line, for the server behind `listen`."""
     request = _TEXT if has_tokenizer else _IDS
     question = " Which word follows “import numpy as”?" if has_tokenizer else ""
     lines = [
-        f"Ready on {door.address}.{question}",
-        *_missing(door),
-        f"  {client_line(door)}",
-        f"  {grpcurl_line(door, request)}",
+        f"Ready on {listen.address}.{question}",
+        *_missing(listen),
+        f"  {client_line(listen)}",
+        f"  {grpcurl_line(listen, request)}",
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -60,44 +60,44 @@ _TEXT = {
 _IDS = {"groups": [{"prompt": {"token_ids": [1]}, "completions": [{"token_ids": [2, 3]}]}]}
 
 
-def client_line(door: Door) -> str:
+def client_line(listen: ListenAddress) -> str:
     """Contrasts two completions with the project's own client."""
     flags = []
-    if door.tls:
+    if listen.tls:
         flags.append('--root-certificates "$CA"')
-    if door.client_certificates:
+    if listen.client_certificates:
         flags.append('--client-certificate "$CERT" --client-key "$KEY"')
-    if door.tokens:
+    if listen.tokens:
         flags.append('--token "$TOKEN"')
     text = "--prompt 'import numpy as' --completion ' np' --completion ' banana'"
-    return " ".join([_command("scoring-client"), "score --target", door.target, *flags, text])
+    return " ".join([_command("scoring-client"), "score --target", listen.target, *flags, text])
 
 
-def grpcurl_line(door: Door, request: Mapping[str, object]) -> str:
+def grpcurl_line(listen: ListenAddress, request: Mapping[str, object]) -> str:
     """The same with grpcurl, through reflection."""
-    flags = ['-cacert "$CA"' if door.tls else "-plaintext"]
-    if door.client_certificates:
+    flags = ['-cacert "$CA"' if listen.tls else "-plaintext"]
+    if listen.client_certificates:
         flags.append('-cert "$CERT" -key "$KEY"')
-    if door.tokens:
+    if listen.tokens:
         flags.append('-H "authorization: Bearer $TOKEN"')
     body = shlex.quote(json.dumps(request, separators=(",", ":")))
-    return " ".join([_command("grpcurl"), *flags, "-d", body, door.target, f"{_SERVICE}/Score"])
+    return " ".join([_command("grpcurl"), *flags, "-d", body, listen.target, f"{_SERVICE}/Score"])
 
 
-def _missing(door: Door) -> list[str]:
+def _missing(listen: ListenAddress) -> list[str]:
     """What the lines take that only the caller has."""
     wanted = []
-    if door.tls:
+    if listen.tls:
         wanted.append("CA (the file of the authority that signed the server's certificate)")
-    if door.client_certificates:
+    if listen.client_certificates:
         wanted.append("CERT and KEY (files of a client's certificate)")
-    if door.tokens:
+    if listen.tokens:
         wanted.append("TOKEN (one with the scope score)")
     if not wanted:
         return []
     said = f"Set {', '.join(wanted)}"
-    if door.tls:
-        host = door.target.rpartition(":")[0]
+    if listen.tls:
+        host = listen.target.rpartition(":")[0]
         said += f"; if the certificate is not for {host}, call the name that it has"
     return [f"{said}:"]
 

@@ -12,6 +12,9 @@ from scoring_service.types import PAGE_TOKENS
 ENV_PREFIX = "SCORING_"
 """`--max-model-len` is `SCORING_MAX_MODEL_LEN` in the environment, `max_model_len` in a file."""
 
+PREFERRED_TOKENS_PER_CALL = 65_536
+"""What clients are advised unless configured, and at most by `scoring-service plan`."""
+
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -139,7 +142,7 @@ class ServeConfig:
     reader_timeout: float = 300.0
     """Seconds for which a caller may leave results unread before its call is ended."""
 
-    preferred_tokens_per_call: int = 65_536
+    preferred_tokens_per_call: int = PREFERRED_TOKENS_PER_CALL
     """What GetModelInfo advises clients to put into one call."""
 
     max_k: int | None = None

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+_MIN_RETRY, _MAX_RETRY = 0.1, 300.0
+"""Seconds, within which callers are told to come back."""
+
 
 class Code(StrEnum):
     """Names of the gRPC status codes in use."""
@@ -144,3 +147,26 @@ def invalid(field: str, description: str) -> ServiceError:
     """An INVALID_ARGUMENT that names one field."""
     violation = Violation(field, description)
     return ServiceError(Fault(Reason.INVALID_FIELD, f"{field}: {description}", (violation,)))
+
+
+def queue_full(message: str, seconds: float) -> Fault:
+    """A refusal for want of room.
+
+    Args:
+        message: what there is too much of.
+        seconds: until there should be room; the caller is told them within bounds.
+    """
+    retry_after = min(max(seconds, _MIN_RETRY), _MAX_RETRY)
+    return Fault(Reason.QUEUE_FULL, message, retry_after=retry_after)
+
+
+def deadline_passed() -> Fault:
+    """The end of a call that was begun in vain."""
+    message = "the deadline passed before the call was finished"
+    return Fault(Reason.DEADLINE_EXCEEDED, message)
+
+
+def required_weights_replaced() -> Fault:
+    """The end of a call that takes answers of none but weights that are gone."""
+    message = "the weights that the call insists on were replaced"
+    return Fault(Reason.WEIGHT_VERSION_MISMATCH, message)

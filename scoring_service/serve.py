@@ -12,11 +12,11 @@ import structlog
 
 from scoring_service import __version__
 from scoring_service.allocator import keep_freed_memory
-from scoring_service.banner import Door, banner
+from scoring_service.banner import ListenAddress, banner
 from scoring_service.config import ServeConfig
 from scoring_service.engine.model_source import source_of
 from scoring_service.errors import ConfigurationError
-from scoring_service.garbage import leave_start_alone
+from scoring_service.garbage import freeze_startup_objects
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
@@ -108,7 +108,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         source=source,
         version=__version__,
     )
-    leave_start_alone()
+    freeze_startup_objects()
     announce = asyncio.create_task(_announce(server, pool, config))
     failed = asyncio.create_task(server.wait_failed())
     stopped = asyncio.create_task(stop.wait())
@@ -286,13 +286,13 @@ async def _announce(server: Server, pool: WorkerPool, config: ServeConfig) -> No
         if info.tokenizer_reason:
             log.warning("no_tokenizer", model=pool.name, reason=info.tokenizer_reason)
         if config.log_format != "json":
-            door = Door(
+            listen = ListenAddress(
                 f"{config.host}:{server.port}",
                 tls=config.tls_certificate is not None,
                 client_certificates=config.tls_client_ca is not None,
                 tokens=config.auth_tokens is not None,
             )
-            _print(banner(door, has_tokenizer=info.tokenizer_json is not None))
+            _print(banner(listen, has_tokenizer=info.tokenizer_json is not None))
 
 
 def _print(text: str) -> None:

@@ -99,13 +99,6 @@ def builds(architecture: int) -> Iterator[Build]:
     yield Build(
         "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1
     )
-    yield Build(
-        "write_words",
-        race.write_words,
-        "*i64 *i64 *i64 *i64 i32",
-        {"BLOCK": rows.BLOCK_COLUMNS},
-        hot=False,
-    )
 
 
 def tiles(element: str) -> Iterator[Build]:
@@ -132,7 +125,7 @@ def tiles(element: str) -> Iterator[Build]:
         f"*{element} *i64 *fp32 *fp32 i32 i32 i32",
         {"BLOCK": rows.BLOCK_COLUMNS},
     )
-    searching = {"LEAST": search.LEAST_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
+    searching = {"MIN_KEY": search.MIN_KEY, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS}
     yield Build(
         f"top_candidates {element}",
         candidates.top_candidates,

@@ -27,7 +27,7 @@ from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, Unava
 from scoring_client.forks import running_call
 from scoring_client.lifecycle import BlockingClient, given
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
-from scoring_client.retry import LONGEST_LOOK, countdown, growing_pauses, not_come
+from scoring_client.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions
@@ -226,7 +226,7 @@ class AdminClient(BlockingClient):
         for left, pause in countdown(timeout, growing_pauses()):
             call = get_weights_call(self._settings, model, list_tensors=False)
             try:
-                info = self._unary(call.within(min(left, LONGEST_LOOK)))
+                info = self._unary(call.within(min(left, MAX_POLL_SECONDS)))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:

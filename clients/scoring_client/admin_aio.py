@@ -29,7 +29,7 @@ from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.lifecycle import AsyncClient, given
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
-from scoring_client.retry import LONGEST_LOOK, countdown, growing_pauses, not_come
+from scoring_client.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions
@@ -219,7 +219,7 @@ class AsyncAdminClient(AsyncClient):
         for left, pause in countdown(timeout, growing_pauses()):
             call = get_weights_call(self._settings, model, list_tensors=False)
             try:
-                info = await self._unary(call.within(min(left, LONGEST_LOOK)))
+                info = await self._unary(call.within(min(left, MAX_POLL_SECONDS)))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:

@@ -15,7 +15,7 @@ Logprobs = Sequence[npt.NDArray[np.float64]]
 
 MEAN_FACTOR, MAX_FACTOR = 2.0, 3.0
 """Rounding in another order goes as far again, and its largest error is one of thousands."""
-LEAST_MEAN, LEAST_MAX = 1e-4, 2e-4
+MEAN_FLOOR, MAX_FLOOR = 1e-4, 2e-4
 """Nats that are never too far: what the tests hold the server to in float32."""
 
 
@@ -36,8 +36,8 @@ class Distance:
         """Whether this is no more than rounding, given how far rounding alone goes."""
         return (
             self.tokens > 0
-            and self.mean <= max(MEAN_FACTOR * yardstick.mean, LEAST_MEAN)
-            and self.max <= max(MAX_FACTOR * yardstick.max, LEAST_MAX)
+            and self.mean <= max(MEAN_FACTOR * yardstick.mean, MEAN_FLOOR)
+            and self.max <= max(MAX_FACTOR * yardstick.max, MAX_FLOOR)
         )
 
     def scaled(self, factor: float) -> Distance:

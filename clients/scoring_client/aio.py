@@ -32,7 +32,7 @@ from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
 from scoring_client.retry import (
-    LONGEST_LOOK,
+    MAX_POLL_SECONDS,
     Attempts,
     ClientTimeout,
     RetryPolicy,
@@ -129,7 +129,7 @@ class AsyncScoringClient(AsyncClient):
         last: ScoringError | None = None
         for left, pause in countdown(timeout, repeat(READY_POLL_SECONDS)):
             try:
-                return await self.model_info(model, timeout=min(left, LONGEST_LOOK))
+                return await self.model_info(model, timeout=min(left, MAX_POLL_SECONDS))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
@@ -210,7 +210,7 @@ class AsyncScoringClient(AsyncClient):
         last: ScoringError | None = None
         for left, pause in countdown(timeout, growing_pauses()):
             try:
-                info = await self.model_info(model, timeout=min(left, LONGEST_LOOK))
+                info = await self.model_info(model, timeout=min(left, MAX_POLL_SECONDS))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:

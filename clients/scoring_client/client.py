@@ -21,7 +21,7 @@ from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
 from scoring_client.retry import (
-    LONGEST_LOOK,
+    MAX_POLL_SECONDS,
     Attempts,
     ClientTimeout,
     RetryPolicy,
@@ -143,7 +143,7 @@ class ScoringClient(BlockingClient):
         last: ScoringError | None = None
         for left, pause in countdown(timeout, repeat(READY_POLL_SECONDS)):
             try:
-                return self.model_info(model, timeout=min(left, LONGEST_LOOK))
+                return self.model_info(model, timeout=min(left, MAX_POLL_SECONDS))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
@@ -232,7 +232,7 @@ class ScoringClient(BlockingClient):
         last: ScoringError | None = None
         for left, pause in countdown(timeout, growing_pauses()):
             try:
-                info = self.model_info(model, timeout=min(left, LONGEST_LOOK))
+                info = self.model_info(model, timeout=min(left, MAX_POLL_SECONDS))
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:

@@ -12,7 +12,7 @@ from scoring_client.agreement import Distance, Logprobs, distance
 
 ByTemperature = Callable[[float], npt.NDArray[np.float64]]
 
-FEWEST_TOKENS = 8
+MIN_TOKENS = 8
 """With fewer, something fits by chance."""
 TEMPERATURES = np.geomspace(0.1, 10.0, 25)
 FITTED_ROWS = 64
@@ -43,7 +43,7 @@ def explain(
         yardstick: How far rounding alone takes them.
         bos_token_id: The tokenizer's beginning-of-sequence token, where it has one.
     """
-    if sum(len(values) for values in found) < FEWEST_TOKENS:
+    if sum(len(values) for values in found) < MIN_TOKENS:
         return None
     candidates = [
         *_shifts(found, texts, model),
@@ -52,7 +52,7 @@ def explain(
     fitting = [
         (apart.mean, what)
         for what, apart in candidates
-        if apart.tokens >= FEWEST_TOKENS and apart.is_within(yardstick)
+        if apart.tokens >= MIN_TOKENS and apart.is_within(yardstick)
     ]
     if fitting:
         return min(fitting)[1]

@@ -21,21 +21,21 @@ MAX_BACKOFF = 10.0
 """Most seconds between attempts, before jitter, unless the server names more."""
 OTHER_WEIGHTS = ("WEIGHT_VERSION_MISMATCH", "WEIGHTS_DIGEST_MISMATCH")
 """Reasons for which another server behind the same name is asked: each has weights of its own."""
-_MOST_REFUSALS = 16
+_MAX_REFUSALS = 16
 """So many are asked at most. Round robin goes on with every call and part of a call, so that of two
 servers one of many parts may meet the same one time after time."""
 _REFUSALS_OF_ONE = 4
 """After so many by one and the same server, where nobody knows how many there are, it is alone."""
 _OTHER_SERVER_PAUSE = 0.05
-_LONGEST_OTHER_SERVER_PAUSE = 0.4
+_MAX_OTHER_SERVER_PAUSE = 0.4
 SHORT_CALL_SECONDS = 30.0
 """Most seconds of a short call that sets none itself."""
-_LONGEST_TIMEOUT = 1e9
+_MAX_TIMEOUT = 1e9
 """Seconds, 32 years. gRPC counts nanoseconds in 64 bits: a deadline beyond them is past at once."""
 _FIRST_PAUSE = 0.01
-_LONGEST_PAUSE = 0.25
-_SHORTEST_LOOK = 0.01
-LONGEST_LOOK = 5.0
+_MAX_PAUSE = 0.25
+_MIN_POLL_SECONDS = 0.01
+MAX_POLL_SECONDS = 5.0
 """Seconds of one question of a wait: whoever does not answer may answer the next."""
 
 
@@ -131,7 +131,7 @@ class Attempts:
             pause = _OTHER_SERVER_PAUSE * len(self._refused_by)
             # Not for secrets: parts that move from server to server in step would never part.
             spread = random.uniform(0.5, 1.0)
-            return self._in_time(spread * min(pause, _LONGEST_OTHER_SERVER_PAUSE), error)
+            return self._in_time(spread * min(pause, _MAX_OTHER_SERVER_PAUSE), error)
         # A server that drains says so until its running calls have ended, and round robin may meet
         # it again and again while others have room. It ends by itself, so it does not count.
         counts = error.reason != "DRAINING" or self._policy.max_attempts == 1
@@ -145,7 +145,7 @@ class Attempts:
         self._refused_by.append(error.metadata.get("server", ""))
         servers, refusals = set(self._refused_by), len(self._refused_by)
         known = self._servers.look()
-        if self._policy.max_attempts == 1 or refusals >= _MOST_REFUSALS or known == 1:
+        if self._policy.max_attempts == 1 or refusals >= _MAX_REFUSALS or known == 1:
             return False
         if known is None:
             return len(servers) > 1 or refusals < _REFUSALS_OF_ONE
@@ -174,7 +174,7 @@ def time_limit(timeout: float | None) -> float | None:
     if not isinstance(given, Real) or math.isnan(given):
         raise invalid("timeout", f"expected seconds or None, got {timeout!r}")
     seconds = float(given)
-    return None if seconds > _LONGEST_TIMEOUT else seconds
+    return None if seconds > _MAX_TIMEOUT else seconds
 
 
 class ClientTimeout(Enum):
@@ -214,7 +214,7 @@ def countdown(timeout: float | None, pauses: Iterable[float]) -> Iterator[tuple[
         left = deadline - time.monotonic()
         if left <= 0 and number > 0:
             return
-        yield max(left, _SHORTEST_LOOK), min(pause, max(left, 0.0))
+        yield max(left, _MIN_POLL_SECONDS), min(pause, max(left, 0.0))
 
 
 def not_ready(timeout: float | None, last: ScoringError | None) -> UnavailableError:
@@ -240,4 +240,4 @@ def growing_pauses() -> Iterator[float]:
     pause = _FIRST_PAUSE
     while True:
         yield pause
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        pause = min(pause * 1.5, _MAX_PAUSE)

@@ -22,7 +22,7 @@ from scoring_client.resend import Key, PromptIndices, unfinished_prompts
 from scoring_client.row_plan import ConsecutiveRows
 from scoring_client.samples import Sample, SampleResults
 
-MOST_SAMPLES = 65_536
+MAX_SAMPLES_PER_PROMPT = 65_536
 """Of one prompt in a call, as the contract has it."""
 
 
@@ -190,9 +190,9 @@ def _sample_indices(
     path, n = "n", template.n if template.HasField("n") else 1
     if prompt.HasField("n"):
         path, n = f"prompts[{index}].n", prompt.n
-    if not 1 <= n <= MOST_SAMPLES:
+    if not 1 <= n <= MAX_SAMPLES_PER_PROMPT:
         # Without a sample there would be nothing to send, and each takes memory before it is sent.
-        raise invalid(path, f"{n} is not in [1, {MOST_SAMPLES}]")
+        raise invalid(path, f"{n} is not in [1, {MAX_SAMPLES_PER_PROMPT}]")
     return range(prompt.first_sample_index, prompt.first_sample_index + n)
 
 

@@ -17,7 +17,7 @@ Rows = Sequence[Span] | Sequence[bool] | npt.NDArray[Any] | SupportsArray
 """Spans of rows, or a mask with an entry for each token of the completion."""
 
 
-_MOST_ROWS = np.iinfo(np.int32).max
+_MAX_ROWS = np.iinfo(np.int32).max
 """What a message can number."""
 
 
@@ -54,7 +54,7 @@ def as_spans(rows: Rows, token_count: int | None, path: str) -> list[Span]:
         if start + length > next_start:
             raise invalid(path, f"rows {start}+{length} and {next_start} overlap or are unordered")
     for start, length in spans:
-        if start < 0 or length < 1 or start + length > _MOST_ROWS:
+        if start < 0 or length < 1 or start + length > _MAX_ROWS:
             raise invalid(path, f"({start}, {length}) is no span: start >= 0 and length >= 1")
     return spans
 

@@ -20,12 +20,16 @@ class TextIds:
         self._client = client
         self._known: dict[tuple[str, bool], list[int]] = {("", True): [], ("", False): []}
 
-    def __call__(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text, with the tokenizer's special tokens or without."""
-        return self.many([text], special_tokens=special_tokens)[0]
-
     def many(self, texts: Iterable[str], *, special_tokens: bool = True) -> list[list[int]]:
-        """Return the ids of many texts, in order; those that are new in few calls."""
+        """Return the ids of many texts, in order; those that are new in few calls.
+
+        Args:
+            texts: Texts.
+            special_tokens: Whether the tokenizer's special tokens are added.
+
+        Raises:
+            ScoringError: see ``scoring_client.errors``.
+        """
         asked = [(text, special_tokens) for text in texts]
         self.learn(asked)
         return [list(self._known[text]) for text in asked]

@@ -1,16 +1,16 @@
-"""A bug that was met, as the server is told of it."""
+"""Bug reports: what the server is told of an error that nobody foresaw."""
 
 from __future__ import annotations
 
 import traceback
 
-from scoring_service.engine.events import BugMet
+from scoring_service.engine.events import BugReport
 
-_MOST_TRACEBACK = 1 << 14
+_MAX_TRACEBACK = 1 << 14
 """Characters of a traceback, from its end."""
 
 
-def bug_met(error: BaseException, request_id: str = "") -> BugMet:
+def bug_report(error: BaseException, request_id: str = "") -> BugReport:
     """What the log is to have of an error, without its variables.
 
     Args:
@@ -18,7 +18,7 @@ def bug_met(error: BaseException, request_id: str = "") -> BugMet:
         request_id: of the call that it ended; empty where it was none.
     """
     text = "".join(traceback.format_exception(error)).rstrip()
-    return BugMet(request_id, text[-_MOST_TRACEBACK:])
+    return BugReport(request_id, text[-_MAX_TRACEBACK:])
 
 
 def bug_message(error: BaseException) -> str:

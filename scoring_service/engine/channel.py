@@ -19,7 +19,7 @@ _BUFFER_BYTES = 4 << 20
 
 _COUNT = struct.Struct("<I")
 
-_MOST_PIECES = 512
+_MAX_PIECES = 512
 """Pieces of one system call, below the kernel's IOV_MAX."""
 
 
@@ -64,7 +64,7 @@ class Channel:
     def _send_all(self, pieces: Sequence[memoryview]) -> None:
         left = [piece for piece in pieces if piece.nbytes]
         while left:
-            sent = self._socket.sendmsg(left[:_MOST_PIECES])
+            sent = self._socket.sendmsg(left[:_MAX_PIECES])
             while left and sent >= left[0].nbytes:
                 sent -= left.pop(0).nbytes
             if sent:

@@ -26,7 +26,7 @@ from scoring_service.engine.weight_memory import (
     map_writable,
     publish_ready,
 )
-from scoring_service.engine.weight_store import give_way, tensor_in
+from scoring_service.engine.weight_store import lower_priority, tensor_in
 from scoring_service.errors import ConfigurationError, Fault, Reason
 from scoring_service.types import EngineConfig, TensorSpec
 
@@ -85,7 +85,7 @@ def main() -> None:
     # Whatever libraries print goes to standard error: standard output is for the answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    give_way()
+    lower_priority()
     with contextlib.suppress(OSError):
         # If memory runs out all the same, this process is the one to do without.
         Path("/proc/self/oom_score_adj").write_text("1000")

@@ -61,7 +61,7 @@ class StageWeights:
 
     weights: int
     path: str
-    """Of the memory; see `weight_memory`."""
+    """File of the memory; see `weight_memory`."""
     layout: Layout
     version: int
     beside: bool
@@ -215,8 +215,8 @@ class CallFailed:
 
     call_id: int
     fault: Fault
-    in_company: bool = False
-    """Whether others had a part in the step that failed, for a bug or for want of memory: then it
+    shared_step: bool = False
+    """Whether other calls were in the step that failed, for a bug or for want of memory: then it
     need not be this call's fault."""
 
 
@@ -231,14 +231,12 @@ class WorkerStats:
     """Steps by the number of rows that they answered, in `ROWS_BUCKETS` and beyond them."""
     rows: int = 0
     """Rows answered, those of sampled tokens among them."""
-    running: int = 0
-    """Calls that the engine holds."""
     pages: int = 0
     free_pages: int = 0
     looked_up_tokens: int = 0
     """Prompt tokens looked for in the prefix cache."""
     hit_tokens: int = 0
-    """Those of them that were found."""
+    """Prompt tokens that were found there."""
 
 
 ROWS_BUCKETS = (1, 4, 16, 64, 256, 1024, 4096)
@@ -255,7 +253,7 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
-class BugMet:
+class BugReport:
     """A call or an update failed by a bug of the engine, or of the model's own code, and will be
     told so.
 
@@ -306,7 +304,7 @@ class CacheFlushed:
     """The prefix cache holds only what calls use."""
 
     pages: int
-    """That were freed."""
+    """Pages that were freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,5 +319,12 @@ CallEvent = CallStarted | ScoreSlice | SampleSlice | ItemFailed | CallFinished |
 StreamEvent = CallEvent | WeightsChanged
 """What the reader of a call gets."""
 Event = (
-    LoadProgress | Ready | LoadFailed | Heartbeat | BugMet | WeightEvent | CacheFlushed | CallEvent
+    LoadProgress
+    | Ready
+    | LoadFailed
+    | Heartbeat
+    | BugReport
+    | WeightEvent
+    | CacheFlushed
+    | CallEvent
 )

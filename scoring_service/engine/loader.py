@@ -105,7 +105,7 @@ def cache_key(digest: str, dtype: str) -> bytes:
 
 
 def _probe(model: CausalModel, config: EngineConfig, limit: int) -> bool:
-    """Whether bits of the head's rows do not depend on company; pads them no more than they need.
+    """Whether the head is batch invariant; pads its rows no more than that needs.
 
     Raises:
         ConfigurationError: the model is an encoder.

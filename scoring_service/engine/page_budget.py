@@ -45,10 +45,10 @@ def pages_beside(room: float, working: int, page: int) -> int:
     return max(0, int(room) - working) // page
 
 
-LEAST_STEP = 2
+MIN_STEP = 2
 """Tokens: one of a sample, and one that brings a segment in beside it."""
 
 
 def step_tokens(max_batch_tokens: int, chunk_size: int) -> int:
     """Tokens of the largest step: what joins samples, if only for a token, is never cut."""
-    return max(LEAST_STEP, max_batch_tokens) + chunk_size - 1
+    return max(MIN_STEP, max_batch_tokens) + chunk_size - 1

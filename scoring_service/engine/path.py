@@ -12,12 +12,12 @@ from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.memory import is_lost
 from scoring_service.engine.numerics import body_row_multiple
-from scoring_service.engine.packed.company import bits_do_not_depend_on_company
+from scoring_service.engine.packed.batch_invariance import is_batch_invariant
 from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.probe import (
     PLAIN,
     CannotPackError,
-    bits_do_not_depend_on_pieces,
+    is_chunk_split_invariant,
     layer_shapes,
 )
 from scoring_service.engine.packed.setup import PackedSetup, packed_settings, set_up
@@ -39,7 +39,7 @@ class ChosenPath:
     """None: one after another."""
     reason: str
     deterministic: bool = True
-    """Whether bits of what it computes do not depend on company."""
+    """Whether bits of what it computes do not depend on what else is in its steps."""
 
 
 def choose_path(
@@ -72,7 +72,7 @@ def choose_path(
     cuts = (
         deterministic
         and _attends_compiled(model, shapes)
-        and bits_do_not_depend_on_pieces(model, shapes, limit)
+        and is_chunk_split_invariant(model, shapes, limit)
     )
     shape = _step_shape(network, model, shapes)
     setup = set_up(config, shapes, shape, limit, model.dtype, model.device, cuts)
@@ -83,17 +83,17 @@ def choose_path(
 def _choose_padding(
     network: Any, model: CausalModel, shapes: list[LayerShape], config: EngineConfig
 ) -> bool:
-    """Pads steps no more than bits need; whether these do not depend on company then."""
+    """Pads steps no more than batch invariance needs; whether there is any then."""
     settings = packed_settings(config, model.device)
     rows = step_tokens(settings.max_batch_tokens, settings.chunk_size)
     model.row_multiple = body_row_multiple(network, rows)
-    if bits_do_not_depend_on_company(network, model, shapes, rows):
+    if is_batch_invariant(network, model, shapes, rows):
         return True
     if model.row_multiple == ROW_MULTIPLE:
         return False
     # What is no product may need it: threads share out the elements of what torch does pointwise.
     model.row_multiple = ROW_MULTIPLE
-    return bits_do_not_depend_on_company(network, model, shapes, rows)
+    return is_batch_invariant(network, model, shapes, rows)
 
 
 def _layer_shapes(network: Any, model: CausalModel, limit: int) -> tuple[list[LayerShape], str]:

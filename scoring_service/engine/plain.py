@@ -14,7 +14,7 @@ from scoring_service.engine.memory import is_refused_memory
 from scoring_service.engine.runner import Progress
 from scoring_service.engine.sampling import draw_sample
 from scoring_service.engine.scoring import score_completion
-from scoring_service.engine.stops import StopWatch
+from scoring_service.engine.stops import StopChecker
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.types import Call, GroupTask, SampleCall, SamplingTask, ScoreCall, Usage
@@ -74,7 +74,7 @@ class PlainEngine:
     def _sample_prompt(self, call: SampleCall, task: SamplingTask) -> Iterator[Progress]:
         model, eos_ids = self._loaded.model, self._loaded.info.eos_token_ids
         codec = self._loaded.codec if call.return_text or task.stop else None
-        sampled = fed = 0
+        sampled = computed = 0
         try:
             state, cache = model.last_state(task.prompt_ids.tolist())
         except (RuntimeError, MemoryError) as error:
@@ -82,21 +82,21 @@ class PlainEngine:
                 yield ItemFailed(call.call_id, task.index, index, _fault(error))
             return
         for index in task.sample_indices:
-            watch = StopWatch(task, eos_ids, codec)
+            stop_checker = StopChecker(task, eos_ids, codec)
             try:
                 # The cache has no other name, so that it goes before the next one is made.
                 for piece in draw_sample(
-                    model, call, task, index, state, copy.deepcopy(cache), watch
+                    model, call, task, index, state, copy.deepcopy(cache), stop_checker
                 ):
                     if isinstance(piece, SampleSlice):
                         sampled += len(piece.token_ids)
-                        fed += len(piece.token_ids) - piece.last
+                        computed += len(piece.token_ids) - piece.last
                     yield piece
             except (ServiceError, RuntimeError, MemoryError) as error:
                 yield ItemFailed(call.call_id, task.index, index, _fault(error))
         yield Usage(
             sampled_tokens=sampled,
-            computed_tokens=len(task.prompt_ids) + fed,
+            computed_tokens=len(task.prompt_ids) + computed,
             head_rows=sampled,
         )
 

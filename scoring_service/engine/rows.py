@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.kernels.staging import staged
 from scoring_service.kernels.tile import Tile
+from scoring_service.kernels.transfer import to_device_async
 from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
 
 _LOGSUMEXP = "float64 logsumexp"
@@ -41,7 +41,7 @@ def compute_rows(
     lse_T = tile.logsumexp_T
     device, rows = lse_T.device, len(lse_T)
     realised_T = torch.from_numpy(realised_ids_T.astype(np.int64))
-    given_T = staged(realised_T, device)
+    given_T = to_device_async(realised_T, device)
     ids_T = given_T.clamp(min=0)
     if device.type == "cpu":
         _refuse_non_finite(lse_T)
@@ -66,7 +66,9 @@ def compute_rows(
 
     candidates = None
     if candidate_ids_T_C is not None:
-        candidate_ids = staged(torch.from_numpy(candidate_ids_T_C.astype(np.int64)), device)
+        candidate_ids = to_device_async(
+            torch.from_numpy(candidate_ids_T_C.astype(np.int64)), device
+        )
         candidates = tile.logprobs_at(candidate_ids)
 
     top_ids = top_logprobs = tail_T = None

@@ -18,7 +18,7 @@ from scoring_service.engine.events import (
     SampleSlice,
     ScoreSlice,
 )
-from scoring_service.errors import Fault, Reason
+from scoring_service.errors import Fault, Reason, deadline_passed
 from scoring_service.types import Call, Usage
 
 INITIAL_CREDIT = 8 << 20
@@ -95,8 +95,8 @@ class Runner:
         return any(running.credit > 0 for running in self._calls.values())
 
     def gauges(self) -> dict[str, int]:
-        """What a heartbeat tells of this engine."""
-        return {"running": len(self._calls)}
+        """What a heartbeat tells of this engine: nothing beside what is counted of any."""
+        return {}
 
     def step(self) -> list[CallEvent]:
         """Advances one call by one unit of work; returns what there is to send."""
@@ -150,8 +150,7 @@ class Runner:
         late = [call_id for call_id, r in self._calls.items() if r.call.deadline < now]
         for call_id in late:
             self.cancel(call_id)
-        message = "the deadline passed before the call was finished"
-        return [CallFailed(i, Fault(Reason.DEADLINE_EXCEEDED, message)) for i in late]
+        return [CallFailed(call_id, deadline_passed()) for call_id in late]
 
     def _finish(self, running: _Running) -> CallFinished:
         del self._calls[running.call.call_id]

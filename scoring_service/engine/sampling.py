@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import SampleSlice
-from scoring_service.engine.stops import Stop, StopWatch
+from scoring_service.engine.stops import Stop, StopChecker
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.kernels import reference
 from scoring_service.types import SampleCall, SamplingTask
@@ -54,18 +54,18 @@ def draw_sample(
     sample_index: int,
     state: Tensor,
     cache: Any,
-    watch: StopWatch,
+    stop_checker: StopChecker,
 ) -> Iterator[SampleSlice | None]:
     """Slices of one sample; None after a step that ends no slice.
 
     Args:
         model: runs plainly.
         call: whose sample it is.
-        task: likewise.
+        task: the prompt that it continues, and how.
         sample_index: of the prompt.
         state: of the prompt's last position, [1, H].
         cache: what the model keeps of the prompt; it is the sample's own from now on.
-        watch: says when it ends.
+        stop_checker: says when it ends.
 
     Raises:
         ServiceError: nothing can be drawn from a row.
@@ -74,16 +74,18 @@ def draw_sample(
     # Of a sample that another worker began: one by one, as they were computed there.
     for token_id in task.drawn_before(sample_index):
         ids.append(token_id)
-        watch.push(token_id)  # the text up to here was sent
+        stop_checker.push(token_id)  # the text up to here was sent
         state, cache = model.continued(ids, cache)
         yield None
     pending = PendingTokens(start=len(ids) - len(task.prompt_ids))
     while True:
         logits_1_V = model.head.logits(state)
-        token = draw_token(logits_1_V, task, call.top_logprobs, sample_index, len(ids), watch)
+        token = draw_token(
+            logits_1_V, task, call.top_logprobs, sample_index, len(ids), stop_checker
+        )
         ids.append(token.token_id)
         pending.tokens.append(token)
-        text, stop = watch.push(token.token_id)
+        text, stop = stop_checker.push(token.token_id)
         pending.text += text
         if stop is not None:
             yield sample_slice(call, task, sample_index, pending, stop, model.weight_version)
@@ -102,7 +104,7 @@ def draw_token(
     top_logprobs: int,
     sample_index: int,
     position: int,
-    watch: StopWatch,
+    stop_checker: StopChecker,
 ) -> DrawnToken:
     """Draws one token and says how likely it was.
 
@@ -118,9 +120,9 @@ def draw_token(
             Fault(Reason.NON_FINITE_LOGITS, f"the logits at position {position} are not finite")
         )
     allowed_1_V, allowed_lse_1 = x_1_V, lse_1
-    if watch.bans_stops and watch.stop_ids:
+    if stop_checker.bans_stops and stop_checker.stop_ids:
         allowed_1_V = x_1_V.clone()
-        allowed_1_V[:, sorted(watch.stop_ids)] = -torch.inf
+        allowed_1_V[:, sorted(stop_checker.stop_ids)] = -torch.inf
         allowed_lse_1 = reference.logsumexp(allowed_1_V)
         if not bool(torch.isfinite(allowed_lse_1).all()):
             raise ServiceError(

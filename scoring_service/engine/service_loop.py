@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from scoring_service.engine.bugs import bug_message, bug_met
+from scoring_service.engine.bugs import bug_message, bug_report
 from scoring_service.engine.events import (
     ApplyWeights,
     CacheFlushed,
@@ -184,4 +184,4 @@ def _submit(
 
 
 def _tell_bug(send: Send, call: Call, error: BaseException) -> None:
-    send(bug_met(error, call.request_id))
+    send(bug_report(error, call.request_id))

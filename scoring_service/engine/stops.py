@@ -17,7 +17,7 @@ class Stop:
     matched: str | int | None = None
 
 
-class StopWatch:
+class StopChecker:
     """Follows one sample: gives the text that is safe to send, and says when to stop.
 
     Text that may yet turn out to be the beginning of a stop text is held back. Stop texts are

@@ -38,7 +38,7 @@ class TextCodec:
         """Ids of a text."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def least_tokens(self, text: str) -> int:
+    def token_lower_bound(self, text: str) -> int:
         """So many tokens a text has at least, at a hundredth of what it takes to count them."""
         if not text or not self._knows_ends:
             return min(1, len(text))

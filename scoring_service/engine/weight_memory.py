@@ -80,11 +80,11 @@ class Layout:
 
     regions: dict[str, Region]
     size: int
-    """Of the whole memory."""
+    """Bytes of the whole memory."""
 
     @property
     def tensor_bytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(region.size for region in self.regions.values())
 
 

@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from scoring_service.engine.bugs import bug_message, bug_met
+from scoring_service.engine.bugs import bug_message, bug_report
 from scoring_service.engine.digest import tensor_line
 from scoring_service.engine.events import (
     LOADED,
     ApplyWeights,
-    BugMet,
+    BugReport,
     FillWeights,
     StageWeights,
     WeightEvent,
@@ -61,7 +61,9 @@ class WeightStore:
         send: takes events, from any thread.
     """
 
-    def __init__(self, loaded: LoadedModel, send: Callable[[WeightEvent | BugMet], None]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, send: Callable[[WeightEvent | BugReport], None]
+    ) -> None:
         self._model = loaded.model
         self._info = loaded.info
         self._identify = loaded.numerics_id
@@ -75,7 +77,7 @@ class WeightStore:
         self._spare: MappedMemory | None = None
         """Of weights that were dropped: the next ones may come in the same memory."""
         self._fills: dict[int, threading.Thread] = {}
-        self._helper = ThreadPoolExecutor(1, initializer=give_way)
+        self._helper = ThreadPoolExecutor(1, initializer=lower_priority)
 
     def find(self, weights: int) -> ModelWeights:
         """The weights of that number.
@@ -155,7 +157,7 @@ class WeightStore:
         self._send(WeightsDropped(weights))
 
     def _run(self, staging: _Staging) -> None:
-        give_way()
+        lower_priority()
         command = staging.command
         try:
             beside = command.beside and self._has_room()
@@ -174,7 +176,7 @@ class WeightStore:
         if isinstance(error, OSError | RuntimeError | MemoryError):
             message = f"{type(error).__name__}: {error}"
         else:
-            self._send(bug_met(error))
+            self._send(bug_report(error))
             message = bug_message(error)
         self._send(WeightsFailed(weights, message))
 
@@ -255,8 +257,8 @@ class WeightStore:
         )
 
 
-def give_way() -> None:
-    """Lets steps go before this thread where cores are few: calls should notice no update."""
+def lower_priority() -> None:
+    """Lowers this thread's priority: where cores are few steps go first, so calls go on."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 

@@ -21,7 +21,7 @@ from scoring_service.errors import ConfigurationError
 CHOICES = ("auto", "float32")
 
 _TOKENS = 24
-_LARGEST_ERROR = 0.1
+_MAX_ERROR = 0.1
 """Of a row's logits, relative, as the median of rows: both ways are half precision."""
 
 
@@ -67,7 +67,7 @@ def choose_residuals(network: Any, asked: str, limit: int) -> torch.dtype:
     else:
         errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
         # The median, because rounding may send a token of a mixture to another expert.
-        if bool(errors.median() < _LARGEST_ERROR):
+        if bool(errors.median() < _MAX_ERROR):
             return torch.float32
         reason = "it answers something else with it"
     raise ConfigurationError(

@@ -20,7 +20,7 @@ from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Event, Ready, Shutdown
 from scoring_service.engine.monitor import HEARTBEAT_SECONDS, Monitor
 from scoring_service.engine.service_loop import run_worker
-from scoring_service.garbage import leave_start_alone
+from scoring_service.garbage import freeze_startup_objects
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         channel.send(event)
         if isinstance(event, Ready):
             # The model is loaded; a later collection would stop steps for a third of a second.
-            leave_start_alone()
+            freeze_startup_objects()
 
     run_worker(config, commands, send, monitor)
 

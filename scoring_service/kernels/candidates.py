@@ -15,7 +15,7 @@ from torch import Tensor
 MARGIN = 16
 """Groups read beyond k, so that ties at the bound seldom need a second look."""
 
-_LEAST_GROUP = 4
+_MIN_GROUP = 4
 """With smaller groups, sorting all columns is as fast."""
 
 
@@ -61,7 +61,7 @@ def _with_lowest_ties(x_T_V: Tensor, ids_T_K: Tensor) -> Tensor:
 def _group_size(vocab: int, k: int) -> int:
     """Columns a group: the power of two that leaves as few maxima as candidates."""
     balanced = math.isqrt(vocab // (k + MARGIN))
-    return 1 << (balanced.bit_length() - 1) if balanced >= _LEAST_GROUP else 0
+    return 1 << (balanced.bit_length() - 1) if balanced >= _MIN_GROUP else 0
 
 
 def _ordered(x_T_C: Tensor, ids_T_C: Tensor, k: int) -> Tensor:

@@ -21,7 +21,7 @@ from scoring_service.kernels.cpu.tile import CompiledTile
 from scoring_service.kernels.tile import EagerTile, Tile
 from scoring_service.types import Int32Array
 
-_LEAST_CAPABILITY = (8, 0)
+_MIN_CAPABILITY = (8, 0)
 """Ampere: what the kernels are compiled and checked for begins here."""
 
 _FUSED_ROWS = 64
@@ -85,7 +85,7 @@ def _index(device: torch.device) -> int | None:
 
 @functools.cache
 def _has_triton(index: int | None) -> bool:
-    capable = torch.cuda.get_device_capability(index) >= _LEAST_CAPABILITY
+    capable = torch.cuda.get_device_capability(index) >= _MIN_CAPABILITY
     return capable and importlib.util.find_spec("triton") is not None
 
 

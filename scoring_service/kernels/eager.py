@@ -51,7 +51,8 @@ def _sums(values_T_V: Tensor) -> Tensor:
     whole = values_T_V.shape[1] // _SUMMED * _SUMMED
     blocks_T_B_S = values_T_V[:, :whole].unflatten(1, (-1, _SUMMED))
     rest_T = values_T_V[:, whole:].sum(dim=1)
-    return blocks_T_B_S.sum(dim=2).double().sum(dim=1) + rest_T.double()
+    of_blocks_T: Tensor = blocks_T_B_S.sum(dim=2).double().sum(dim=1)
+    return of_blocks_T + rest_T.double()
 
 
 def row_masses(x_T_V: Tensor) -> RowMasses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scoring_service.config import PREFERRED_TOKENS_PER_CALL
 from scoring_service.engine.page_budget import (
     BATCH_TOKENS,
     CHUNK_TOKENS,
@@ -32,7 +33,7 @@ _QUEUE_SECONDS = 60.0
 """Work that may wait before calls are refused."""
 _LARGEST = "h200"
 """The hardware that is known to have the most memory."""
-_LARGEST_QUEUE = 64 << 20
+_MAX_QUEUE = 64 << 20
 """Tokens: beyond, the queue itself takes memory that matters."""
 
 
@@ -204,8 +205,8 @@ def _seconds(
 def _flags(
     hardware: Hardware, traffic: Traffic, rate: float, share: float, dtype_bytes: int
 ) -> dict[str, str]:
-    part = min(max(int(rate * _PART_SECONDS), traffic.called_tokens), 65_536)
-    queue = min(max(int(rate * _QUEUE_SECONDS), 4 * traffic.called_tokens), _LARGEST_QUEUE)
+    part = min(max(int(rate * _PART_SECONDS), traffic.called_tokens), PREFERRED_TOKENS_PER_CALL)
+    queue = min(max(int(rate * _QUEUE_SECONDS), 4 * traffic.called_tokens), _MAX_QUEUE)
     return {
         "--max-model-len": str(traffic.sequence_tokens),
         "--memory-utilization": f"{share:g}",

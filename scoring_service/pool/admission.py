@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.errors import ServiceError, queue_full
 from scoring_service.pool.throughput import Mark, Throughput
 
 SHARE = 16
@@ -20,9 +20,6 @@ _CERTAINTY = 1.5
 """Waits that are so many times as long as its deadline allows have a call refused: what waits is
 another mixture than what was measured, and a call that is let in in vain costs nothing."""
 
-_SHORTEST_RETRY = 0.1
-_LONGEST_RETRY = 300.0
-
 
 @dataclass(slots=True)
 class Ticket:
@@ -32,7 +29,7 @@ class Ticket:
     client: str
     priority: int
     tokens: int
-    """Not answered yet."""
+    """Tokens that are not answered yet."""
     reply_bytes: int
     room: int = 0
     """Tokens of the queue that it takes until it is over."""
@@ -71,9 +68,9 @@ class Admission:
         self.turn_tokens = 4096
         """Tokens that a call takes in one turn, at most."""
         self.tokens = 0
-        """Not answered yet."""
+        """Tokens of admitted calls that are not answered yet."""
         self.taken = 0
-        """Of the queue's room."""
+        """Tokens of the queue's room that admitted calls take."""
         self.reply_bytes = 0
         self._max_tokens = max_tokens
         self._max_reply_bytes = max_reply_bytes
@@ -176,7 +173,7 @@ class Admission:
             f"{self.taken} tokens of the queue are taken{whose}, and this call has {room} or more; "
             f"at most {self._max_tokens} may be"
         )
-        raise _full(message, self._seconds_until_free(max(over_all, over_share)))
+        raise ServiceError(queue_full(message, self._seconds_until_free(max(over_all, over_share))))
 
     def _check_reply(self, reply_bytes: int) -> None:
         over = self.reply_bytes + reply_bytes - self._max_reply_bytes
@@ -186,7 +183,7 @@ class Admission:
                 f"{reply_bytes}; at most {self._max_reply_bytes} may be"
             )
             part = min(1.0, over / self.reply_bytes)
-            raise _full(message, self._seconds_until_free(part * self.taken))
+            raise ServiceError(queue_full(message, self._seconds_until_free(part * self.taken)))
 
     def _check_deadline(self, ticket: Ticket, deadline: float) -> None:
         """Refuses what could not even start in time, before it costs anything.
@@ -203,7 +200,7 @@ class Admission:
             message = (
                 f"the call would start in about {wait:.1f} s, after its deadline in {left:.1f} s"
             )
-            raise _full(message, wait - left)
+            raise ServiceError(queue_full(message, wait - left))
 
     def _seconds_until_free(self, room: float) -> float:
         return self._tokens_until_free(room) / self.throughput.rate
@@ -237,8 +234,3 @@ class Admission:
                 turns[other.client] = turns.get(other.client, 0) + turn
         own = turns.pop(ticket.client, 0)
         return own + sum(min(own, theirs) for theirs in turns.values())
-
-
-def _full(message: str, seconds: float) -> ServiceError:
-    retry_after = min(max(seconds, _SHORTEST_RETRY), _LONGEST_RETRY)
-    return ServiceError(Fault(Reason.QUEUE_FULL, message, retry_after=retry_after))

@@ -17,17 +17,17 @@ from scoring_service.engine.events import (
     Credit,
     WeightsChanged,
 )
-from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.errors import Fault, Reason, ServiceError, deadline_passed
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
-from scoring_service.pool.cutting import Cut, CutSettings, Piece, cut, piece_of
+from scoring_service.pool.cutting import CallPiece, Cut, CutSettings, cut, piece_of
 from scoring_service.pool.dispatch import Dispatcher
-from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.self_audit import PRIORITY
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stream import CallStream, Part
+from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.worker import Worker
 from scoring_service.types import Call, EngineInfo
@@ -64,7 +64,7 @@ class AdmittedCalls:
         self.readers: set[CallStream] = set()
         """Calls that their readers have not left yet."""
         self.streams: dict[int, CallStream] = {}
-        """Those that are not over."""
+        """Calls that are not over."""
         self.admission = Admission(
             settings.max_queue_tokens, settings.max_queue_reply_bytes, self._running_tokens
         )
@@ -142,7 +142,7 @@ class AdmittedCalls:
         stream.told = current.number
         if accepts is not None:
             stream.accepts, stream.pinned = accepts, current.number
-            self.weights.generations.hold(current.number)
+            self.weights.weight_sets.hold(current.number)
 
     def leave(self, stream: CallStream) -> None:
         """Its reader takes nothing more of it."""
@@ -227,14 +227,14 @@ class AdmittedCalls:
             self._observer.retried()
             again.weights = part.weights
             if part.weights is not None:
-                self.weights.generations.hold(part.weights)
+                self.weights.weight_sets.hold(part.weights)
         stream.waiting.appendleft(again)
         self.dispatcher.add(stream)
 
     def free(self, part: Part) -> None:
         """A part that is over needs no weights, and its call has its turn with what else runs."""
         if part.weights is not None:
-            self.weights.generations.release(part.weights)
+            self.weights.weight_sets.release(part.weights)
             part.weights = None
         if part.stream.waiting and not part.stream.ended:
             self.dispatcher.add(part.stream)
@@ -243,21 +243,21 @@ class AdmittedCalls:
 
     def digest_of(self, part: Part) -> str | None:
         """Of the weights that compute a part."""
-        generation = self._generation_of(part)
-        return None if generation is None else generation.info.weights_digest
+        weight_set = self._weight_set_of(part)
+        return None if weight_set is None else weight_set.info.weights_digest
 
-    def _generation_of(self, part: Part) -> Generation | None:
-        return None if part.weights is None else self.weights.generations.find(part.weights)
+    def _weight_set_of(self, part: Part) -> WeightSet | None:
+        return None if part.weights is None else self.weights.weight_sets.find(part.weights)
 
     def tell_weights(self, part: Part) -> None:
         """Says so before results come from other weights than those before them."""
-        generation = self._generation_of(part)
-        if generation is not None and part.stream.told != generation.number:
-            part.stream.told = generation.number
-            part.stream.push(WeightsChanged(generation.info))
+        weight_set = self._weight_set_of(part)
+        if weight_set is not None and part.stream.told != weight_set.number:
+            part.stream.told = weight_set.number
+            part.stream.push(WeightsChanged(weight_set.info))
 
     def _part(
-        self, piece: Piece, stream: CallStream, retried: bool = False, alone: bool = False
+        self, piece: CallPiece, stream: CallStream, retried: bool = False, alone: bool = False
     ) -> Part:
         part_id = next(self._part_ids)
         own = replace(piece.call, call_id=part_id)
@@ -287,8 +287,7 @@ class AdmittedCalls:
 
     def expire(self, stream: CallStream) -> None:
         """Ends a call whose deadline has passed."""
-        message = "the deadline passed before the call was finished"
-        self.fail(stream, Fault(Reason.DEADLINE_EXCEEDED, message))
+        self.fail(stream, deadline_passed())
 
     def end_audits(self, info: EngineInfo) -> None:
         """Ends audits of other weights than these: while others go first they would keep theirs."""
@@ -307,7 +306,7 @@ class AdmittedCalls:
             self.free(part)
         stream.waiting.clear()
         if stream.pinned is not None:
-            self.weights.generations.release(stream.pinned)
+            self.weights.weight_sets.release(stream.pinned)
             stream.pinned = None
         if stream.running:
             self.admission.throughput.dropped()

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 _PATIENCE = 600.0
 """Seconds without news after which an audit is given up."""
 
-_MOST_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 """Audits under way."""
 
 
@@ -72,7 +72,7 @@ class Auditor:
 
         Audits take room in the queue and in workers, and where others always go first they wait.
         """
-        if len(self._tasks) >= _MOST_AT_ONCE:
+        if len(self._tasks) >= _MAX_CONCURRENT:
             self._pool.observer.audited("skipped")
             return
         task = asyncio.create_task(self._compare(watch))

@@ -17,13 +17,13 @@ a call may have take a third of a second."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CallPiece:
     """What one worker computes of a call at a time."""
 
     call: Call
     size: Size
     keys: list[bytes]
-    """Of its prompts; see `routing`."""
+    """Keys of its prompts; see `routing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Cut:
     """A call in pieces."""
 
     size: Size
-    """Of all of it."""
-    pieces: list[Piece]
+    """Size of the whole call."""
+    pieces: list[CallPiece]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class CutSettings:
     """How calls are cut."""
 
     most_tokens: int
-    """Of a piece, about."""
+    """Tokens of a piece, about."""
     chunk_size: int
     """Tokens between the seams at which workers share prompts; 0 = they share none."""
     limits: StepLimits | None
-    """Of a step; None = unknown."""
+    """Limits of a step; None = unknown."""
 
 
 async def cut(call: Call, settings: CutSettings) -> Cut:
@@ -69,9 +69,9 @@ def cut_at_once(call: Call, settings: CutSettings) -> Cut:
     return Cut(size_of(call), pieces)
 
 
-def piece_of(call: Call, chunk_size: int) -> Piece:
+def piece_of(call: Call, chunk_size: int) -> CallPiece:
     """All of a call, or of what is left of one, as one piece."""
-    return Piece(call, size_of(call), prompt_keys(call, chunk_size))
+    return CallPiece(call, size_of(call), prompt_keys(call, chunk_size))
 
 
 def _entries(call: Call) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from scoring_service.engine.events import LOADED, Submit
-from scoring_service.errors import Fault, Reason
+from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.fair_queue import FairQueue
 from scoring_service.pool.reply_memory import ReplyMemory
 from scoring_service.pool.stream import PART_CREDIT, CallStream, Part
@@ -172,7 +172,7 @@ class Dispatcher:
             self._queue.remove(stream)
         if part.weights is None and weights is not None:
             part.weights = weights
-            self._weights.generations.hold(weights)
+            self._weights.weight_sets.hold(weights)
         worker.send(Submit(part.call, PART_CREDIT, part.weights or LOADED, part.alone))
 
     def _weights_for(self, stream: CallStream) -> int | None:
@@ -186,7 +186,6 @@ class Dispatcher:
 def _without_weights(part: Part) -> Fault:
     """No worker has what a part is to be computed with."""
     if part.weights is None:
-        message = "the weights that the call insists on were replaced"
-        return Fault(Reason.WEIGHT_VERSION_MISMATCH, message)
+        return required_weights_replaced()
     message = "the worker died that had the weights which this call began with"
     return Fault(Reason.WORKER_DIED, message, retry_after=0.1)

@@ -68,7 +68,7 @@ class _Line(Generic[Item]):
 @dataclass(slots=True)
 class _Client(Generic[Item]):
     served: float
-    """Tokens begun for the client, likewise."""
+    """Tokens begun for the client, beyond what newcomers are credited with."""
     steady: _Line[Item] = field(default_factory=_Line)
     """Calls that are never passed over."""
     passable: _Line[Item] = field(default_factory=_Line)

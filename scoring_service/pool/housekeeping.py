@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 _SECONDS = 1.0
 
 
-async def keep_house(calls: AdmittedCalls, reader_timeout: float) -> None:
+async def expire_calls_periodically(calls: AdmittedCalls, reader_timeout: float) -> None:
     """Looks at all calls once a second, until it is cancelled.
 
     Args:

@@ -23,8 +23,8 @@ def part_event(calls: AdmittedCalls, worker: Worker, event: CallEvent) -> None:
             _started(calls, part, event)
         case CallFinished(_, usage):
             _finished(calls, worker, part, usage)
-        case CallFailed(_, fault, in_company):
-            if in_company and not part.alone:
+        case CallFailed(_, fault, shared_step):
+            if shared_step and not part.alone:
                 worker.drop(part)
                 part.stream.running.pop(part.part_id, None)
                 calls.retry(part, alone=True)

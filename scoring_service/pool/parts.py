@@ -14,7 +14,7 @@ from scoring_service.types import (
     ScoreCall,
 )
 
-MOST_SAMPLES = 32
+MAX_SAMPLES_PER_PART = 32
 """Samples of a part."""
 
 
@@ -26,7 +26,7 @@ class Size:
     """Tokens that steps have to make room for at once: prompts, completions, one of each sample."""
     samples: int
     reply_bytes: int
-    """Of its results, at most."""
+    """Bytes of its results, at most."""
     tokens: int
     """As the queue counts them: prompts once for each completion, samples at their longest."""
 
@@ -99,10 +99,13 @@ def _sample_bundles(call: SampleCall, most_tokens: int) -> Iterator[list[Samplin
     bundle: list[SamplingTask] = []
     tokens = samples = 0
     for task in call.prompts:
-        for first in range(0, task.n, MOST_SAMPLES):
-            count = min(MOST_SAMPLES, task.n - first)
+        for first in range(0, task.n, MAX_SAMPLES_PER_PART):
+            count = min(MAX_SAMPLES_PER_PART, task.n - first)
             piece = replace(task, n=count, first_sample_index=task.first_sample_index + first)
-            full = samples + count > MOST_SAMPLES or tokens + len(task.prompt_ids) > most_tokens
+            full = (
+                samples + count > MAX_SAMPLES_PER_PART
+                or tokens + len(task.prompt_ids) > most_tokens
+            )
             if bundle and full:
                 yield bundle
                 bundle, tokens, samples = [], 0, 0

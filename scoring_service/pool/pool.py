@@ -13,14 +13,14 @@ from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.executor import Executor
-from scoring_service.pool.generations import Generation
-from scoring_service.pool.housekeeping import keep_house
+from scoring_service.pool.housekeeping import expire_calls_periodically
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.running_samples import change_samples
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.stream import CallStream
 from scoring_service.pool.supervision import Supervision
+from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weight_status import RunningSamples
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.worker import Worker
@@ -80,7 +80,7 @@ class WorkerPool:
         for worker in self.workers:
             worker.start()
         self._housekeeping = asyncio.create_task(
-            keep_house(self._calls, self._settings.reader_timeout)
+            expire_calls_periodically(self._calls, self._settings.reader_timeout)
         )
 
     @property
@@ -253,9 +253,9 @@ class WorkerPool:
         """No worker was left, and the first that came back has loaded another model."""
         self._supervision.model_replaced(info)
 
-    def commit(self, generation: Generation) -> None:
+    def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""
-        self._supervision.commit(generation)
+        self._supervision.commit(weight_set)
 
     def hold_back(self, info: EngineInfo | None) -> None:
         """Begins nothing but what must end before weights that make the model this; None = all."""

@@ -82,7 +82,7 @@ class Readiness:
         return self.info
 
     def ready_workers(self) -> list[Worker]:
-        """Those that answer."""
+        """Workers that answer."""
         return [worker for worker in self._workers if worker.state is WorkerState.READY]
 
     def pause(self, *, on: bool) -> None:

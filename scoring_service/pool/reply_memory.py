@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scoring_service.pool.admission import SHARE
 
-MOST_BYTES = 512 << 20
+MAX_BYTES = 512 << 20
 """Results of all calls that wait for their readers, beyond which nothing more is begun."""
 
 
@@ -14,7 +14,7 @@ class ReplyMemory:
     Clients that read are not held back by one that does not.
     """
 
-    def __init__(self, most: int = MOST_BYTES) -> None:
+    def __init__(self, most: int = MAX_BYTES) -> None:
         self.unread = 0
         self._most = most
         self._by_client: dict[str, int] = {}

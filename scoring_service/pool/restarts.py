@@ -18,7 +18,7 @@ class RestartPolicy:
 
     settings: PoolSettings
     crashes: int = field(default=0, init=False)
-    """In a row."""
+    """Crashes in a row."""
 
     def died(
         self, *, from_outside: bool, answered_seconds: float | None, maybe_memory: bool = False

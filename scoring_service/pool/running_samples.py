@@ -57,7 +57,7 @@ def _change_waiting(calls: AdmittedCalls, policy: RunningSamples, info: EngineIn
     waiting = [part for stream in calls.streams.values() for part in stream.waiting]
     begun = [part for part in waiting if part.weights is not None and _is_changed(part, info)]
     if policy is RunningSamples.ABORT:
-        # All of them first, likewise.
+        # All of them leave the queue before any is ended.
         for part in begun:
             part.stream.waiting.remove(part)
         for part in begun:

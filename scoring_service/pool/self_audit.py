@@ -1,4 +1,4 @@
-"""Scored calls computed a second time, alone, and compared: does the crowd change a number?"""
+"""Scored calls computed a second time, alone, and compared: does the batch change a number?"""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Watch:
     group: GroupTask
     completion: CompletionTask
     worker: int | None = None
-    """Which computed it."""
+    """Index of the worker that computed it."""
     weights_digest: str | None = None
-    """Of the weights that it was computed with."""
+    """Digest of the weights that it was computed with."""
     _pieces: list[Float32Array] = field(default_factory=list)
     _ended: bool = False
 
@@ -67,7 +67,7 @@ class Watch:
         return np.concatenate(self._pieces) if self._ended else None
 
     def again(self, call_id: int) -> ScoreCall:
-        """The completion alone: with no company in its call, and without the prefix cache."""
+        """The completion alone: with no other in its call, and without the prefix cache."""
         group = replace(self.group, completions=(replace(self.completion, candidate_ids=None),))
         return ScoreCall(
             call_id=call_id,

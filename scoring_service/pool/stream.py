@@ -33,12 +33,12 @@ class Part:
     stream: CallStream
     size: Size
     keys: list[bytes]
-    """Of its prompts; see `routing`."""
+    """Keys of its prompts; see `routing`."""
     delivered: Delivered = field(default_factory=Delivered)
     retried: bool = False
     """Whether a worker died over it already."""
     alone: bool = False
-    """Whether it is computed without company: an audit, or after a step with company failed."""
+    """Whether its steps are its own: an audit, or after a step that was shared failed."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
     weights: int | None = None
@@ -90,7 +90,7 @@ class CallStream:
     waiting: deque[Part] = field(default_factory=deque)
     running: dict[int, Part] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
-    """Of the parts that ended."""
+    """Usage of the parts that ended."""
     began: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None
     """Until its first computation."""

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import structlog
 
 from scoring_service.engine.events import CallEvent, WeightEvent
-from scoring_service.errors import Fault, Reason
+from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.executor import WorkerExited
-from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.part_events import move_parts, part_event
 from scoring_service.pool.readiness import PoolState, Readiness
+from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.worker import Worker, WorkerState
 from scoring_service.types import EngineInfo
@@ -149,16 +149,15 @@ class Supervision:
                 message = "the workers died that had the weights which this call began with"
                 self._calls.fail(stream, Fault(Reason.WORKER_DIED, message, retry_after=0.1))
             elif stream.insists_against(info):
-                message = "the weights that the call insists on were replaced"
-                self._calls.fail(stream, Fault(Reason.WEIGHT_VERSION_MISMATCH, message))
+                self._calls.fail(stream, required_weights_replaced())
 
-    def commit(self, generation: Generation) -> None:
+    def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""
-        self._readiness.info = generation.info
-        self._weights.commit(generation)
+        self._readiness.info = weight_set.info
+        self._weights.commit(weight_set)
         for worker in self._workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
-        self._calls.end_audits(generation.info)
+        self._calls.end_audits(weight_set.info)
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
             self._readiness.update()
         self._readiness.tell()

@@ -13,7 +13,7 @@ _FIRST_GUESS = 1000.0
 _MEMORY_SECONDS = 10.0
 """Measured time after which a measurement counts for 1/e."""
 
-_LEAST_SECONDS = 0.2
+_MIN_SECONDS = 0.2
 """Measured time before a rate is believed."""
 
 Mark = tuple[float, float]
@@ -50,7 +50,7 @@ class _Recent:
 
     def rate(self, running: int) -> float:
         """Tokens per second; 0 until there is enough to tell."""
-        if self.seconds < _LEAST_SECONDS:
+        if self.seconds < _MIN_SECONDS:
             return 0.0
         return min(self.tokens / self.seconds, self.most(running))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
+from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weight_status import RunningSamples
 from scoring_service.pool.worker import Worker
 from scoring_service.types import EngineInfo
@@ -26,7 +26,7 @@ class Calls(Protocol):
         """Parts that workers compute, and those that wait and must end on the running weights."""
         ...
 
-    def commit(self, generation: Generation) -> None:
+    def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""
         ...
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from scoring_service.engine.events import FillWeights
 from scoring_service.engine.weight_memory import HEADER_BYTES, lay_out
 from scoring_service.pool.checkpoint import read_checkpoint
-from scoring_service.pool.generations import Generation, Generations
 from scoring_service.pool.weight_receiver import (
     TensorChunk,
     WeightReceiver,
     incomplete,
     widest_element,
 )
+from scoring_service.pool.weight_sets import WeightSet, WeightSets
 from scoring_service.pool.weight_status import UpdateOptions, UpdateStatus
 from scoring_service.pool.worker import Worker
 from scoring_service.types import EngineConfig
@@ -31,7 +31,7 @@ class WeightFilling:
         options: what was asked for.
         status: told to whoever asks.
         base: the weights that they follow.
-        generations: of the pool, which have memory.
+        weight_sets: of the pool, which have memory.
 
     Raises:
         ServiceError: OUT_OF_MEMORY.
@@ -42,8 +42,8 @@ class WeightFilling:
         number: int,
         options: UpdateOptions,
         status: UpdateStatus,
-        base: Generation,
-        generations: Generations,
+        base: WeightSet,
+        weight_sets: WeightSets,
     ) -> None:
         self._number = number
         self._partial = options.partial
@@ -53,7 +53,7 @@ class WeightFilling:
         layout = lay_out(self._specs, widest_element() if options.convert_dtypes else 0)
         # Places are as wide as the widest type that may come; what is taken is what comes.
         usual = lay_out(self._specs, _USUAL_BYTES if options.convert_dtypes else 0).size
-        self.memory = generations.take_memory(layout.size, usual)
+        self.memory = weight_sets.take_memory(layout.size, usual)
         self.receiver = WeightReceiver(
             self._specs, layout, self.memory, converts=options.convert_dtypes
         )

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from scoring_service.engine.events import ApplyWeights, StageWeights, WeightsStaged
 from scoring_service.engine.weight_memory import WeightMemory
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.generations import Generations
 from scoring_service.pool.weight_receiver import WeightReceiver
+from scoring_service.pool.weight_sets import WeightSets
 from scoring_service.pool.weight_status import Staging, UpdateOptions
 from scoring_service.pool.worker import Worker
 
@@ -21,7 +21,7 @@ class WorkerStaging:
         options: of the update.
         memory: that the weights are in.
         receiver: that fills it.
-        generations: of the pool.
+        weight_sets: of the pool.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class WorkerStaging:
         options: UpdateOptions,
         memory: WeightMemory,
         receiver: WeightReceiver,
-        generations: Generations,
+        weight_sets: WeightSets,
     ) -> None:
         self.has_begun = False
         """Whether workers have been told to stage."""
@@ -38,7 +38,7 @@ class WorkerStaging:
         self._options = options
         self._memory = memory
         self._receiver = receiver
-        self._workers = generations.workers
+        self._workers = weight_sets.workers
         self._reports: dict[int, WeightsStaged] = {}
         """By worker; a worker that dies takes its report with it."""
         self._applying: set[int] = set()

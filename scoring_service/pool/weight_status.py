@@ -79,7 +79,7 @@ class UpdateStatus:
     fault: Fault | None = None
     """Why it failed or was aborted."""
     seconds: dict[Phase, float] = field(default_factory=dict)
-    """In the phases that are over."""
+    """Seconds of each phase that is over."""
     _since: float = field(default_factory=time.monotonic)
 
     def enter(self, phase: Phase) -> None:

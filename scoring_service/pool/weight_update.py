@@ -14,12 +14,12 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool import phase_limits
-from scoring_service.pool.generations import Generation, Generations
 from scoring_service.pool.weight_calls import Calls
 from scoring_service.pool.weight_filling import WeightFilling
 from scoring_service.pool.weight_receiver import (
     TensorChunk,
 )
+from scoring_service.pool.weight_sets import WeightSet, WeightSets
 from scoring_service.pool.weight_staging import WorkerStaging, check_digest
 from scoring_service.pool.weight_status import (
     ENDED,
@@ -31,7 +31,7 @@ from scoring_service.pool.weight_status import (
 from scoring_service.pool.worker import Worker
 from scoring_service.types import EngineConfig, EngineInfo
 
-_MOST_DEATHS = 3
+_MAX_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
 
 
@@ -43,7 +43,7 @@ class WeightUpdate:
         options: what was asked for.
         status: told to whoever asks.
         calls: of the pool.
-        generations: of the pool.
+        weight_sets: of the pool.
         ended: called once, however it ends.
 
     Raises:
@@ -56,21 +56,21 @@ class WeightUpdate:
         options: UpdateOptions,
         status: UpdateStatus,
         calls: Calls,
-        generations: Generations,
-        base: Generation,
+        weight_sets: WeightSets,
+        base: WeightSet,
         ended: Callable[[WeightUpdate], None],
     ) -> None:
         self.number = number
         self.status = status
         self._options = options
         self._calls = calls
-        self._generations = generations
+        self._weight_sets = weight_sets
         self._base = base
         self._ended = ended
-        self._filling = WeightFilling(number, options, status, base, generations)
+        self._filling = WeightFilling(number, options, status, base, weight_sets)
         self._news = asyncio.Event()
         self._staging = WorkerStaging(
-            number, options, self._filling.memory, self._filling.receiver, generations
+            number, options, self._filling.memory, self._filling.receiver, weight_sets
         )
         self._deaths = 0
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -153,8 +153,8 @@ class WeightUpdate:
         self._staging.worker_lost(worker)
         if self.status.phase in (Phase.STAGING, Phase.APPLYING):
             self._deaths += 1
-            if self._deaths == _MOST_DEATHS:
-                message = f"{_MOST_DEATHS} workers died over the new weights"
+            if self._deaths == _MAX_DEATHS:
+                message = f"{_MAX_DEATHS} workers died over the new weights"
                 self._fault = self._fault or Fault(Reason.WORKER_DIED, message)
         self._news.set()
 
@@ -187,7 +187,7 @@ class WeightUpdate:
                 await self._until_staged()
             self.status.digest = self._staging.digest()
             check_digest(self.status.digest, (self._options.digest, digest))
-            self._generations.check_version(self.status.version, self.status.digest)
+            self._weight_sets.check_version(self.status.version, self.status.digest)
             self.status.staging = self._staging.place()
             info = self._new_info()
             if self.status.staging is Staging.IN_PLACE:
@@ -248,12 +248,12 @@ class WeightUpdate:
                 await self._wait()
 
     def _commit(self, info: EngineInfo) -> None:
-        generation = Generation(
+        weight_set = WeightSet(
             self.number, info, self._filling.memory, self._filling.receiver.layout
         )
         self.status.enter(Phase.COMMITTED)
         self._staging.end()
-        self._calls.commit(generation)
+        self._calls.commit(weight_set)
         if self.status.staging is Staging.BESIDE:
             self._calls.change_samples(self._options.running_samples, info, "committed")
         self.over.set_result(None)
@@ -267,7 +267,7 @@ class WeightUpdate:
         self.status.enter(phase)
         if applied:
             self._staging.kill_applying()
-        self._generations.abandon(
+        self._weight_sets.abandon(
             self.number, self._filling.memory, reusable=not self._filling.is_read
         )
         self.over.set_result(None)

@@ -18,9 +18,9 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.generations import Generation, Generations
 from scoring_service.pool.weight_calls import WeightCalls
 from scoring_service.pool.weight_receiver import unsupported
+from scoring_service.pool.weight_sets import WeightSet, WeightSets
 from scoring_service.pool.weight_status import ENDED, Phase, UpdateOptions, UpdateStatus
 from scoring_service.pool.weight_update import WeightUpdate
 from scoring_service.pool.worker import Worker
@@ -39,25 +39,25 @@ class PoolWeights:
     last: UpdateStatus | None = None
     committed: int = 0
     """Updates since the server began."""
-    generations: Generations = field(init=False)
+    weight_sets: WeightSets = field(init=False)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(LOADED + 1))
     _catching_up: dict[int, int] = field(default_factory=dict)
     """Worker that came back -> the weights that it is given."""
 
     def __post_init__(self) -> None:
-        self.generations = Generations(self.workers)
+        self.weight_sets = WeightSets(self.workers)
 
     @property
-    def current(self) -> Generation:
+    def current(self) -> WeightSet:
         """What calls begin with.
 
         Raises:
             ServiceError: LOADING.
         """
-        if self.generations.current is None:
+        if self.weight_sets.current is None:
             fault = Fault(Reason.LOADING, "the model is not loaded yet", retry_after=1.0)
             raise ServiceError(fault)
-        return self.generations.current
+        return self.weight_sets.current
 
     def begin(self, options: UpdateOptions, identity: str) -> WeightUpdate:
         """Begins an update.
@@ -77,14 +77,14 @@ class PoolWeights:
             raise ServiceError(Fault(Reason.UPDATES_UNSUPPORTED, problem))
         _check_version(options, current.info.weight_version)
         if options.digest:
-            self.generations.check_version(options.version, options.digest)
+            self.weight_sets.check_version(options.version, options.digest)
         status = UpdateStatus(uuid.uuid4().hex, options.version, identity)
         self.update = WeightUpdate(
             next(self._numbers),
             options,
             status,
             self.calls,
-            self.generations,
+            self.weight_sets,
             current,
             self._ended,
         )
@@ -115,11 +115,11 @@ class PoolWeights:
         One that is to be brought up to date first is admitted later.
         """
         worker.weights = {LOADED}
-        current = self.generations.current
+        current = self.weight_sets.current
         others = any(w.is_ready for w in self.workers if w is not worker)
         if current is None or (current.number == LOADED and not others):
             if current is None or not _same_model(current.info, info):
-                self.generations.begin(info)
+                self.weight_sets.begin(info)
                 if current is not None:
                     self.calls.model_replaced(info)
         elif current.number == LOADED:
@@ -143,23 +143,23 @@ class PoolWeights:
     def worker_lost(self, worker: Worker) -> None:
         """It died, and all that it had with it."""
         self._catching_up.pop(worker.index, None)
-        self.generations.worker_lost(worker)
+        self.weight_sets.worker_lost(worker)
         if self.update is not None:
             self.update.worker_lost(worker)
 
     def event(self, worker: Worker, event: WeightEvent) -> None:
         """What a worker says about weights."""
         if isinstance(event, WeightsDropped):
-            self.generations.dropped(worker, event.weights)
+            self.weight_sets.dropped(worker, event.weights)
         elif self.update is not None and event.weights == self.update.number:
             self.update.event(worker, event)
         elif self._catching_up.get(worker.index) == event.weights:
             self._caught_up(worker, event)
 
-    def commit(self, generation: Generation) -> None:
+    def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these from now on."""
         self.committed += 1
-        self.generations.promote(generation)
+        self.weight_sets.promote(weight_set)
         for worker in self.workers:
             if worker.index in self._catching_up:
                 self._catch_up(worker)
@@ -168,7 +168,7 @@ class PoolWeights:
         """Workers are gone."""
         if self.update is not None:
             self.update.give_up(Fault(Reason.DRAINING, "the server shut down"))
-        self.generations.close()
+        self.weight_sets.close()
 
     def _ended(self, update: WeightUpdate) -> None:
         status = update.look()

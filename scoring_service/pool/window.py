@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scoring_service.engine.page_budget import MAX_SAMPLES
 from scoring_service.pool.stream import Part
 from scoring_service.pool.worker import Worker
 from scoring_service.pool.workload import Taken
@@ -9,11 +10,7 @@ from scoring_service.pool.workload import Taken
 STEPS = 8
 """Steps' worth of tokens that a worker may have."""
 
-MOST_SAMPLES = 256
-"""Samples that a worker may have, as many as its engine draws at once, beyond the first ones of
-each call."""
-
-MOST_REPLY_BYTES = 64 << 20
+MAX_REPLY_BYTES = 64 << 20
 """Results that a worker may have on their way."""
 
 
@@ -31,12 +28,14 @@ def has_room(part: Part, worker: Worker, batch_tokens: int) -> bool:
     taken = worker.work.from_priority(part.call.priority)
     return taken == Taken() or (
         taken.load + part.size.load <= STEPS * batch_tokens
-        and taken.reply_bytes + part.reply_bytes <= MOST_REPLY_BYTES
+        and taken.reply_bytes + part.reply_bytes <= MAX_REPLY_BYTES
     )
 
 
 def has_slots(part: Part, worker: Worker) -> bool:
     """Whether a worker may be given one more part, as far as its samples are concerned.
+
+    A worker may have as many as its engine draws at once, beyond the first ones of each call.
 
     A call of which nothing runs waits for no samples of others: the engine shares what it draws
     among the calls that it has (see `engine.packed.sample_slots`), and a sample that waits there
@@ -45,7 +44,7 @@ def has_slots(part: Part, worker: Worker) -> bool:
     if not part.size.samples or not part.stream.running:
         return True
     taken = worker.work.from_priority(part.call.priority)
-    return taken.samples + part.size.samples <= MOST_SAMPLES
+    return taken.samples + part.size.samples <= MAX_SAMPLES
 
 
 def cost(part: Part, worker: Worker, chunk_size: int) -> tuple[bool, int, int, int]:

@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from scoring_service.engine.events import (
-    BugMet,
+    BugReport,
     CacheFlushed,
     CallEvent,
     Command,
@@ -184,11 +184,6 @@ class Worker:
         return self.state is WorkerState.READY
 
     @property
-    def pid(self) -> int | None:
-        """Process id, where it has one."""
-        return getattr(self._executor, "pid", None)
-
-    @property
     def seconds_to_ready(self) -> float:
         """Until it should answer again, if it does not now."""
         if self.state is WorkerState.READY:
@@ -230,7 +225,7 @@ class Worker:
                 self._exited(event)
             case WeightsStaged() | WeightsFailed() | WeightsFilled() | WeightsDropped():
                 self.owner.weight_event(self, event)
-            case BugMet(request_id, traceback):
+            case BugReport(request_id, traceback):
                 log.error("bug", worker=self.index, request_id=request_id, exception=traceback)
             case CacheFlushed(pages):
                 self.owner.cache_flushed(self, pages)

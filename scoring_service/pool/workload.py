@@ -14,10 +14,10 @@ class Taken:
     load: int = 0
     samples: int = 0
     reply_bytes: int = 0
-    """On their way, at most."""
+    """Bytes of results on their way, at most."""
 
     def __add__(self, other: Taken) -> Taken:
-        """Of both."""
+        """What both take."""
         return Taken(
             self.load + other.load,
             self.samples + other.samples,
@@ -25,7 +25,7 @@ class Taken:
         )
 
     def __sub__(self, other: Taken) -> Taken:
-        """Of one without the other."""
+        """What one takes without the other."""
         return Taken(
             self.load - other.load,
             self.samples - other.samples,
@@ -38,10 +38,10 @@ class Workload:
 
     def __init__(self) -> None:
         self.all = Taken()
-        """Of all parts."""
+        """What all parts take."""
         self._by_priority: dict[int, Taken] = {}
         self._weighed: dict[int, Taken] = {}
-        """By part."""
+        """What each part takes, by its id."""
 
     def weigh(self, part: Part) -> None:
         """Counts what a part takes; nothing while its reader holds it back."""

@@ -23,12 +23,13 @@ from scoring_service.pool.weight_update import WeightUpdate
 from scoring_service.rpc.admin_config import AdminConfig, weight_source
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.context import new_request_id
-from scoring_service.rpc.ending import faults_told
-from scoring_service.rpc.malformed import Malformed
+from scoring_service.rpc.error_handling import abort_on_fault
+from scoring_service.rpc.handlers import Context
+from scoring_service.rpc.malformed import MalformedRequest
 from scoring_service.rpc.models import Models
 from scoring_service.rpc.pushed_weights import PushedWeights
-from scoring_service.rpc.told_update import LOOK_SECONDS, STATUS_SECONDS, told
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
+from scoring_service.rpc.update_progress import LOOK_SECONDS, STATUS_SECONDS, report_progress
 from scoring_service.rpc.weight_messages import parse_options, status_message, tensor_message
 from scoring_service.rpc.weight_wire import WirePart, read_push
 from scoring_service.types import EngineConfig
@@ -38,7 +39,6 @@ log = structlog.get_logger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 SERVICE_NAME = SERVICE.full_name
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 
 
@@ -51,24 +51,24 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def PushWeights(
         self,
-        request_iterator: AsyncIterator[pb.PushWeightsRequest | WirePart | Malformed],
+        request_iterator: AsyncIterator[pb.PushWeightsRequest | WirePart | MalformedRequest],
         context: Context,
     ) -> AsyncIterator[pb.PushWeightsResponse]:
         """Weights from the caller."""
-        async with _faults_told(context, "PushWeights"):
+        async with _abort_on_fault(context, "PushWeights"):
             self._check_caller(context)
             stream = PushedWeights(request_iterator, self._config.stream_timeout)
             begin = await stream.begin()
             options = parse_options(begin.options, "begin.options")
             update = self._pool(begin.model).weights.begin(options, identity_of(context))
-            async for status in told(update, stream.receive(update)):
+            async for status in report_progress(update, stream.receive(update)):
                 yield pb.PushWeightsResponse(status=status)
 
     async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: Context
     ) -> AsyncIterator[pb.UpdateWeightsResponse]:
         """Weights from files that the server can read."""
-        async with _faults_told(context, "UpdateWeights"):
+        async with _abort_on_fault(context, "UpdateWeights"):
             self._check_caller(context)
             refuse_unknown_fields(request)
             for name in ("partial", "convert_dtypes"):
@@ -80,7 +80,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             pool = self._pool(request.model)
             source = weight_source(self._config, request, pool.weights.current.info)
             update = pool.weights.begin(options, identity_of(context))
-            async for status in told(update, _read(update, source)):
+            async for status in report_progress(update, _read(update, source)):
                 yield pb.UpdateWeightsResponse(status=status)
 
     async def GetWeights(
@@ -109,7 +109,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: pb.DrainRequest, context: Context
     ) -> AsyncIterator[pb.DrainResponse]:
         """Refuses new calls, and tells when those that were admitted have ended."""
-        async with _faults_told(context, "Drain"):
+        async with _abort_on_fault(context, "Drain"):
             self._check_caller(context)
             refuse_unknown_fields(request)
             pool = self._pool(request.model)
@@ -139,7 +139,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             response.update.CopyFrom(status_message(weights.update.look()))
         if weights.last is not None:
             response.last_update.CopyFrom(status_message(weights.last))
-        for held in weights.generations.older:
+        for held in weights.weight_sets.older:
             parts = sum(p.weights == held.number for w in pool.workers for p in w.parts.values())
             response.held.add(
                 version=held.info.weight_version,
@@ -178,15 +178,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def _unary(
         self, request: Any, context: Context, handler: Callable[[Any], Awaitable[Response]]
     ) -> Response:
-        async with _faults_told(context, request.DESCRIPTOR.name.removesuffix("Request")):
+        async with _abort_on_fault(context, request.DESCRIPTOR.name.removesuffix("Request")):
             self._check_caller(context)
             refuse_unknown_fields(request)
             return await handler(request)
 
 
-def _faults_told(context: Context, rpc: str) -> AbstractAsyncContextManager[Any]:
-    """See `ending.faults_told`; these RPCs bring no id of their own."""
-    return faults_told(context, rpc, new_request_id(), identity_of(context))
+def _abort_on_fault(context: Context, rpc: str) -> AbstractAsyncContextManager[Any]:
+    """See `error_handling.abort_on_fault`; these RPCs bring no id of their own."""
+    return abort_on_fault(context, rpc, new_request_id(), identity_of(context))
 
 
 async def _read(update: WeightUpdate, source: EngineConfig) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.caller import peer_host
-from scoring_service.rpc.handlers import refusing
+from scoring_service.rpc.handlers import Context, Handler, refusing
+from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.tokens import Principal, TokenFile
-from scoring_service.rpc.turned_away import TurnedAway
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 
@@ -24,12 +24,6 @@ ADMIN_SERVICES = ("/scoring.v1.AdminService/",)
 
 _SCHEME = "bearer "
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
-
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without a token that allows them.
@@ -39,7 +33,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
-        self._turned_away = TurnedAway()
+        self._refusal_log = RefusalLog()
 
     async def intercept_service(
         self,
@@ -61,7 +55,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         name = "" if principal is None else principal.name
 
         def tell(context: Context) -> None:
-            self._turned_away.note(peer_host(context.peer()), name, method, fault)
+            self._refusal_log.note(peer_host(context.peer()), name, method, fault)
 
         return refusing(handler, fault, tell)
 

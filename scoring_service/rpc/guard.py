@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-import grpc
 import structlog
 from google.protobuf.message import Message
 
@@ -18,8 +17,9 @@ from scoring_service.pool.readiness import PoolState
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import check_context, check_expectations, new_request_id
-from scoring_service.rpc.ending import faults_told
-from scoring_service.rpc.least_tokens import least_tokens
+from scoring_service.rpc.cost_bound import token_lower_bound
+from scoring_service.rpc.error_handling import abort_on_fault
+from scoring_service.rpc.handlers import Context
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.models import Models, ServedModel
 from scoring_service.rpc.status import bounded
@@ -29,7 +29,6 @@ from scoring_service.telemetry.traces import Traces
 _LAST_WORD_SECONDS = 0.25
 """Before its deadline a call that waits is told what it waited for."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 Handler = Callable[[Any, ServedModel, ModelView, Caller], AsyncIterator[Response]]
 """Answers a request that has no fault as a whole."""
@@ -68,7 +67,7 @@ class Guard:
             caller = Caller(
                 request_id, identity, peer_host(context.peer()), deadline_of(context), span
             )
-            async with faults_told(context, rpc, request_id, identity, span.failed) as labels:
+            async with abort_on_fault(context, rpc, request_id, identity, span.failed) as labels:
                 async for response in self._checked(request, caller, handler, labels):
                     yield response
 
@@ -79,7 +78,9 @@ class Guard:
         handler: Callable[[Any], Response | Awaitable[Response]],
     ) -> Response:
         """The answer of an RPC that gives one message."""
-        async with faults_told(context, rpc_name(request), new_request_id(), identity_of(context)):
+        async with abort_on_fault(
+            context, rpc_name(request), new_request_id(), identity_of(context)
+        ):
             refuse_unknown_fields(request)
             answer = handler(request)
             return await answer if isinstance(answer, Awaitable) else answer
@@ -151,7 +152,7 @@ def _check_room(served: ServedModel, request: Any, client: str) -> None:
     view, room = served.view, served.pool.room(client)
     least = 1
     if room < math.inf:
-        least = max(1, least_tokens(request, view, enough=int(room) + 1))
+        least = max(1, token_lower_bound(request, view, enough=int(room) + 1))
     served.pool.check_room(client, least)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -11,10 +11,10 @@ from scoring_service.errors import Fault
 from scoring_service.rpc.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
+"""What gRPC hands an RPC beside its request."""
 
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+"""Of a method; None where there is none. Generic in the published types alone: quoted therefore."""
 
 MAKERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,

@@ -12,7 +12,7 @@ from scoring_service.errors import Fault, Reason
 
 
 @dataclass(frozen=True, slots=True)
-class Malformed:
+class MalformedRequest:
     """Stands for a request that could not be read."""
 
     description: str
@@ -25,8 +25,10 @@ class Malformed:
         )
 
 
-def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserialiser that gives Malformed where the other one raises.
+def catch_decode_errors(
+    deserialize: Callable[[bytes], Any] | None,
+) -> Callable[[bytes], Any] | None:
+    """A deserialiser that gives a MalformedRequest where the other one raises.
 
     Left to itself gRPC answers UNKNOWN, quotes the exception and logs a traceback a call.
     """
@@ -37,6 +39,6 @@ def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
         try:
             return deserialize(data)
         except DecodeError as error:
-            return Malformed(str(error))
+            return MalformedRequest(str(error))
 
     return read

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
@@ -13,8 +11,6 @@ from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.rpc.parse_sample import ParsedSample
 from scoring_service.rpc.parse_score import ParsedScore
 from scoring_service.rpc.tensors import write_float32, write_int32
-
-TokenText = Callable[[int], str]
 
 _FINISH_REASONS = {
     None: sample_pb2.FINISH_REASON_UNSPECIFIED,

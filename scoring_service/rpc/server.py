@@ -19,10 +19,10 @@ from scoring_service.rpc import admin
 from scoring_service.rpc.admin import AdminServicer
 from scoring_service.rpc.admin_config import AdminConfig
 from scoring_service.rpc.authentication import TokenInterceptor
+from scoring_service.rpc.concurrency_limit import ConcurrencyLimitInterceptor
 from scoring_service.rpc.listening import listen
+from scoring_service.rpc.metrics_interceptor import MetricsInterceptor, expect_rpcs
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
-from scoring_service.rpc.most_calls import MostCallsInterceptor
-from scoring_service.rpc.observed import MetricsInterceptor, expect_rpcs
 from scoring_service.rpc.servicer import ScoringServicer
 from scoring_service.rpc.tls import TlsFiles, server_credentials
 from scoring_service.rpc.tokens import TokenFile
@@ -95,7 +95,7 @@ class Server:
             interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
         # Behind the tokens: whoever has none takes no place.
         most, refused = config.max_concurrent_calls, telemetry.metrics.refused
-        interceptors.append(MostCallsInterceptor(most, refused))
+        interceptors.append(ConcurrencyLimitInterceptor(most, refused))
         # Kept, because gRPC asks it for certificates as long as it listens.
         self._credentials = None if config.tls is None else server_credentials(config.tls)
         self._server = grpc.aio.server(

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
 from scoring_client.proto import (
@@ -31,6 +30,7 @@ from scoring_service.rpc.answers import Answer
 from scoring_service.rpc.caller import Caller
 from scoring_service.rpc.context import accepted_weights, provenance, wants_bytes
 from scoring_service.rpc.guard import Guard
+from scoring_service.rpc.handlers import Context
 from scoring_service.rpc.model_info import model_info
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.models import Models, ServedModel
@@ -57,7 +57,6 @@ _TOKENIZING_THREADS = 2
 _READING_THREADS = 4
 """Further requests with texts wait, but not what was computed and is to be written."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response", bound=Message)
 Result = TypeVar("Result")
 

@@ -12,7 +12,7 @@ from scoring_service.types import Float32Array, Int32Array
 
 _LITTLE_INT32 = np.dtype("<i4")
 _LITTLE_FLOAT32 = np.dtype("<f4")
-_MOST_AXES = 32
+_MAX_AXES = 32
 
 
 def read_int32(tensor: tensor_pb2.Tensor, path: str) -> Int32Array:
@@ -25,8 +25,8 @@ def read_int32(tensor: tensor_pb2.Tensor, path: str) -> Int32Array:
     if tensor.dtype != tensor_pb2.DATA_TYPE_INT32:
         raise invalid(f"{path}.dtype", "must be DATA_TYPE_INT32")
     shape = tuple(tensor.shape)
-    if len(shape) > _MOST_AXES:
-        raise invalid(f"{path}.shape", f"has {len(shape)} axes, more than {_MOST_AXES}")
+    if len(shape) > _MAX_AXES:
+        raise invalid(f"{path}.shape", f"has {len(shape)} axes, more than {_MAX_AXES}")
     if any(extent < 0 for extent in shape):
         raise invalid(f"{path}.shape", f"{list(shape)} has a negative extent")
     if len(tensor.floats) or (tensor.data and len(tensor.ints)):

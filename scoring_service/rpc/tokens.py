@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 SCOPES = frozenset({"score", "admin"})
 
-_LEAST_CHARACTERS = 16
+_MIN_CHARACTERS = 16
 _LOOK_SECONDS = 1.0
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
@@ -119,7 +119,7 @@ def _entry(line: str, where: str) -> tuple[bytes, Principal]:
     if unknown:
         raise ConfigurationError(f"{where}: scopes are {', '.join(sorted(SCOPES))}")
     hashed = _HASHED.fullmatch(token)
-    if hashed is None and len(token) < _LEAST_CHARACTERS:
-        raise ConfigurationError(f"{where}: a token has at least {_LEAST_CHARACTERS} characters")
+    if hashed is None and len(token) < _MIN_CHARACTERS:
+        raise ConfigurationError(f"{where}: a token has at least {_MIN_CHARACTERS} characters")
     digest = bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(token.encode()).digest()
     return digest, Principal(name, frozenset(scopes.split(",")))

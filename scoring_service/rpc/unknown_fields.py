@@ -10,7 +10,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from scoring_service.errors import Fault, Reason, ServiceError, Violation, invalid
 
-MOST_MESSAGES = 1 << 21
+MAX_MESSAGES = 1 << 21
 """Messages inside a request: a second of walking. A call of as many items as one may have, each
 with a dozen spans of rows, has half of them."""
 
@@ -24,9 +24,9 @@ def refuse_unknown_fields(message: Message) -> None:
 
     Raises:
         ServiceError: UNKNOWN_FIELD with the field's path and number; INVALID_FIELD where there are
-            more than `MOST_MESSAGES` to look at.
+            more than `MAX_MESSAGES` to look at.
     """
-    found = _find(message, [MOST_MESSAGES])
+    found = _find(message, [MAX_MESSAGES])
     if found is None:
         return
     path, number = found
@@ -45,7 +45,7 @@ def _find(message: Message, left: list[int]) -> tuple[str, int] | None:
     """
     left[0] -= 1
     if left[0] < 0:
-        raise invalid("request", f"more than {MOST_MESSAGES} messages in one: divide the call")
+        raise invalid("request", f"more than {MAX_MESSAGES} messages in one: divide the call")
     unknown = UnknownFieldSet(message)
     if len(unknown):
         return "", unknown[0].field_number

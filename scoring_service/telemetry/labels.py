@@ -4,14 +4,14 @@ from __future__ import annotations
 
 OTHER = "other"
 
-MOST_VALUES = 64
+MAX_VALUES = 64
 """Values of a label; every further one is counted as "other"."""
 
 
 class BoundedLabel:
     """The first values seen keep their names: a caller cannot make metrics without number."""
 
-    def __init__(self, most: int = MOST_VALUES) -> None:
+    def __init__(self, most: int = MAX_VALUES) -> None:
         self._most = most
         self._seen: set[str] = set()
 

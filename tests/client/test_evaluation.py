@@ -171,11 +171,12 @@ def test_token_ids_are_asked_once():
         assert asked == 2, "one call with special tokens, one without"
         for text, special in texts:
             expected = toy_model.encode(text, add_special_tokens=special) if text else []
-            assert ids(text, special_tokens=special) == expected
+            assert ids.many([text], special_tokens=special) == [expected]
         assert len(server.requests) == asked
-        assert ids("new") == toy_model.encode("new", add_special_tokens=True)
+        (new,) = ids.many(["new"])
+        assert new == toy_model.encode("new", add_special_tokens=True)
         assert len(server.requests) == asked + 1
-    assert all(isinstance(token, int) and not isinstance(token, np.integer) for token in ids("new"))
+    assert all(isinstance(token, int) and not isinstance(token, np.integer) for token in new)
 
 
 def test_texts_are_divided_after_they_were_tokenised():

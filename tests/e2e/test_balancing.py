@@ -104,7 +104,7 @@ def kill_at_work(server: Served) -> None:
     until(lambda: not alive(worker))
 
 
-LEAST_SHARE = 1 / 6
+MIN_SHARE = 1 / 6
 """Of the answered tokens, for each of three servers: half of what is fair, as parts differ in
 length and a server whose connection was just asked to go is passed over."""
 
@@ -119,7 +119,7 @@ def check_shares(servers: list[Served], loads: list[Load]) -> None:
         grown = [answered(s) - b for s, b in zip(servers, before, strict=True)]
         return min(grown) / sum(grown)
 
-    until(lambda: least() > LEAST_SHARE, PATIENCE)
+    until(lambda: least() > MIN_SHARE, PATIENCE)
 
 
 @pytest.mark.timeout(600)

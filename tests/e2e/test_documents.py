@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring_service.banner import Door, client_line, grpcurl_line
+from scoring_service.banner import ListenAddress, client_line, grpcurl_line
 from tests.e2e.served import BIN, ROOT, Served, serving
 from tests.rpc.authorities import Authority, write_pair
 
@@ -411,13 +411,13 @@ def test_the_banner_says_what_its_lines_lack(secured: Secured) -> None:
 
 
 def test_the_lines_of_the_banner_have_the_flags_that_the_server_wants() -> None:
-    tokens, tls = Door("127.0.0.1:1", tokens=True), Door("[::]:1", tls=True)
+    tokens, tls = ListenAddress("127.0.0.1:1", tokens=True), ListenAddress("[::]:1", tls=True)
     assert "-plaintext -H" in grpcurl_line(tokens, {})
     assert "127.0.0.1:1 " in client_line(tokens)
     assert "--root-certificates" not in client_line(tokens)
     assert '-cacert "$CA" -d' in grpcurl_line(tls, {})
     assert '--target localhost:1 --root-certificates "$CA" --prompt' in client_line(tls)
-    assert "--target host.example:1 " in client_line(Door("host.example:1", tls=True))
+    assert "--target host.example:1 " in client_line(ListenAddress("host.example:1", tls=True))
 
 
 def test_a_server_whose_logs_are_json_prints_nothing_else() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from scoring_service.engine.events import CallEvent, CallStarted, SampleSlice, ScoreSlice
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.packed.pages import PagePool
+from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.service_loop import CallRunner, make_runner
 from scoring_service.types import Call
 
@@ -39,7 +39,11 @@ def finish(runner: CallRunner) -> Iterator[CallEvent]:
 def engine_of(loaded: LoadedModel, pages: int | None = None, **settings: Any) -> PackedEngine:
     """A packed engine with pages of its own, and settings of the test's choice."""
     assert loaded.packed is not None
-    shapes = loaded.packed.shapes
+    pool = loaded.packed.pool
+    shapes = [
+        LayerShape(keys.shape[0], keys.shape[2], values.shape[2])
+        for keys, values in zip(pool.keys, pool.values, strict=True)
+    ]
     own = PagePool(shapes, pages or 400, loaded.model.dtype, loaded.model.device)
     return PackedEngine(
         loaded.model,

@@ -17,7 +17,7 @@ from scoring_service.engine.events import (
 )
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import attention
-from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.packed.sample_run import SampleRun
@@ -302,14 +302,14 @@ def test_a_bug_in_going_on_with_a_sample_ends_one_call(
     engine = engine_of(tiny_packed)
     logged: list[int] = []
     engine._log_bug = lambda call, _: logged.append(call.call_id)
-    feeds = SampleRun.feeds
+    decode_tokens = SampleRun.decode_tokens
 
-    def broken(run: SampleRun, limit: int) -> list[Feed]:
+    def broken(run: SampleRun, limit: int) -> list[DecodeToken]:
         if run.call.call_id == 2 and run.index == 1 and len(run.token_ids) == 3:
             raise ZeroDivisionError
-        return feeds(run, limit)
+        return decode_tokens(run, limit)
 
-    monkeypatch.setattr(SampleRun, "feeds", broken)
+    monkeypatch.setattr(SampleRun, "decode_tokens", broken)
     engine.submit(sample_call([[3, 4]], n=3, max_tokens=6))
     engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=6))
     events = list(finish(engine))
@@ -332,7 +332,7 @@ def test_want_of_memory_in_a_step_is_put_down_to_no_call_until_calls_are_alone(
             engine.submit(score_call([([5, 6], [[7]])], call_id=call_id))
         failed = [e for e in finish(engine) if isinstance(e, CallFailed)]
         assert [e.fault.reason for e in failed] == [Reason.OUT_OF_MEMORY] * calls
-        assert {e.in_company for e in failed} == {calls > 1}
+        assert {e.shared_step for e in failed} == {calls > 1}
     assert not engine.is_sound
 
 
@@ -392,14 +392,14 @@ def test_a_bug_in_a_step_leaves_open_whose_it_is_until_calls_are_alone(
     guilty = score_call([([13, 14], [[15]])], call_id=2)
     engine.submit(score_call(pairs))
     engine.submit(guilty)
-    failed = {e.call_id: e.in_company for e in finish(engine) if isinstance(e, CallFailed)}
+    failed = {e.call_id: e.shared_step for e in finish(engine) if isinstance(e, CallFailed)}
     assert failed == {1: True, 2: True}
     steps.clear()
     engine.submit(score_call(pairs), alone=True)
     engine.submit(guilty, alone=True)
     engine.submit(sample_call([[3, 4]], call_id=3, max_tokens=5))
     events = list(finish(engine))
-    failed = {e.call_id: e.in_company for e in events if isinstance(e, CallFailed)}
+    failed = {e.call_id: e.shared_step for e in events if isinstance(e, CallFailed)}
     assert failed == {2: False}
     assert_equal(collect(e for e in events if not isinstance(e, CallFailed)), expected)
     assert {e.call_id for e in events if isinstance(e, CallFinished)} == {1, 3}

@@ -181,9 +181,7 @@ def test_a_leaf_is_cut_only_where_pages_are_free(tiny: LoadedModel, steps: list[
 def test_where_bits_would_differ_nothing_is_cut(
     monkeypatch: pytest.MonkeyPatch, steps: list[Step]
 ) -> None:
-    monkeypatch.setattr(
-        "scoring_service.engine.path.bits_do_not_depend_on_pieces", lambda *_: False
-    )
+    monkeypatch.setattr("scoring_service.engine.path.is_chunk_split_invariant", lambda *_: False)
     loaded = load_model(tiny_model_path(), dtype="float32")
     assert loaded.packed is not None
     assert not loaded.packed.settings.cuts

@@ -1,4 +1,4 @@
-"""Room for what must end: pages that never give way leave enough for the longest sample."""
+"""Room for what must end: pages that are never preempted leave enough for the longest sample."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sample:
     def add_pages(self, pages: list[int]) -> None:
         self.pages += pages
 
-    def give_way(self) -> list[int]:
+    def preempt(self) -> list[int]:
         pages, self.pages = self.pages, []
         return pages
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.stops import StopWatch
+from scoring_service.engine.stops import StopChecker
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.types import Processing
 from tests.engine import plain
@@ -155,11 +155,11 @@ def test_stop_texts_need_no_return_text(tiny: LoadedModel, greedy: Sampled) -> N
 
 
 def followed(codec: TextCodec, ids: list[int], **limits: Any) -> tuple[str, int, Any, Any]:
-    """Text, tokens taken, finish reason and match of a stop watch that is fed these tokens."""
-    watch = StopWatch(task([1], max_tokens=len(ids), **limits), (0,), codec)
+    """Text, tokens taken, finish reason and match of a sample that draws these tokens."""
+    stop_checker = StopChecker(task([1], max_tokens=len(ids), **limits), (0,), codec)
     text = ""
     for count, token_id in enumerate(ids, start=1):
-        certain, stop = watch.push(token_id)
+        certain, stop = stop_checker.push(token_id)
         text += certain
         if stop is not None:
             return text, count, stop.finish_reason, stop.matched

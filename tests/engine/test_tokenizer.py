@@ -214,7 +214,9 @@ WORDS_AND_MORE = st.text() | st.text(alphabet="ab \n\t.é\x04<|end>")
 @example(text="a b  c\n d <|endoftext|> e \x04 f")
 def test_no_text_has_fewer_tokens_than_counted_at_a_glance(codec: TextCodec, text: str) -> None:
     for known in (codec, TextCodec(MERGED.to_str()), TextCodec(metaspace().to_str())):
-        assert known.least_tokens(text) <= max(1, len(known.encode(text, add_special_tokens=False)))
+        assert known.token_lower_bound(text) <= max(
+            1, len(known.encode(text, add_special_tokens=False))
+        )
 
 
 class Unread(str):
@@ -226,8 +228,10 @@ class Unread(str):
 
 def test_of_words_most_tokens_are_seen_at_a_glance(codec: TextCodec) -> None:
     text = "the words of a text, and where each of them ends " * 50
-    assert codec.least_tokens(text) >= 11 * 50
+    assert codec.token_lower_bound(text) >= 11 * 50
     lossy = TextCodec(metaspace().to_str())
-    assert lossy.least_tokens(Unread(text)) == 1, "bytes may be lost there"
-    assert TextCodec(MERGED.to_str()).least_tokens("ab ab a bc") == 3, "a is not sure to end there"
+    assert lossy.token_lower_bound(Unread(text)) == 1, "bytes may be lost there"
+    assert TextCodec(MERGED.to_str()).token_lower_bound("ab ab a bc") == 3, (
+        "a is not sure to end there"
+    )
     assert token_ends(MERGED.to_str()) == {ord("b"), ord(" ")}

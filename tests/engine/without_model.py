@@ -60,8 +60,8 @@ class EngineWithoutModel(PackedEngine):
             if unit.completion is not None and of_last:
                 self._calls.end_completion(run, unit.completion)
         begun = [(run, unit.sample) for run, unit in plan.units if unit.sample is not None]
-        went_on = {id(sample): (run, sample) for run, sample, _ in plan.feeds}
-        for run, sample in [*begun, *went_on.values()]:
+        others = {id(sample): (run, sample) for run, sample, _ in plan.decode_tokens}
+        for run, sample in [*begun, *others.values()]:
             if sample.can_draw:
                 piece = sample.push(DrawnToken(1, 0.0, 0.0, (), ()), 0)
                 if piece is not None and piece.last:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring_service.engine.packed import runs
-from scoring_service.engine.packed.packing import Node, Walk
+from scoring_service.engine.packed.packing import SegmentTree, TreeNode
 from scoring_service.engine.packed.runs import tables
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
 
@@ -117,7 +117,7 @@ def random_tensors(shape: Shape, rows: int, dtype: torch.dtype, seed: int) -> di
 def attend(
     kernels: CpuKernels,
     tensors: dict[str, torch.Tensor],
-    walks: list[Walk],
+    trees: list[SegmentTree],
     decoding: list[tuple[int, np.ndarray]],
     asked: dict[str, Any],
     kept: tuple[list[int], list[int]] = ([], []),
@@ -128,7 +128,7 @@ def attend(
         tensors["v"],
         (tensors["pool_k"], tensors["pool_v"]),
         (torch.tensor(kept[0], dtype=torch.int64), torch.tensor(kept[1], dtype=torch.int64)),
-        tables(walks, decoding),
+        tables(trees, decoding),
         scaling=tensors["q"].shape[2] ** -0.5,
         **{**asked, **({"sinks": tensors["sinks"]} if "sinks" in asked else {})},
     )
@@ -151,19 +151,21 @@ def check(
     assert error.max() <= 2 * eager.max()
 
 
-def tree(prefix: list[int], root: int, branches: list[list[int]]) -> tuple[list[Walk], list[Chain]]:
+def tree(
+    prefix: list[int], root: int, branches: list[list[int]]
+) -> tuple[list[SegmentTree], list[Chain]]:
     """A root of so many tokens behind slots of the pool, and branches of nodes behind it."""
-    nodes = [Node(0, root, len(prefix))]
+    nodes = [TreeNode(0, root, len(prefix))]
     chains = [Chain(prefix, [], range(root))]
     row = root
     for branch in branches:
         ancestors = list(range(root))
         for tokens in branch:
-            nodes.append(Node(row, row + tokens, len(prefix) + len(ancestors)))
+            nodes.append(TreeNode(row, row + tokens, len(prefix) + len(ancestors)))
             chains.append(Chain(prefix, list(ancestors), range(row, row + tokens)))
             ancestors += range(row, row + tokens)
             row += tokens
-    return [Walk(torch.tensor(prefix, dtype=torch.int64), tuple(nodes))], chains
+    return [SegmentTree(torch.tensor(prefix, dtype=torch.int64), tuple(nodes))], chains
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -173,10 +175,10 @@ def test_trees_over_several_blocks_of_keys(
     kernels: CpuKernels, shape: Shape, asked: dict[str, Any], dtype: torch.dtype
 ) -> None:
     prefix = [*range(96, 96 + 250), *range(32, 64), *range(700, 707)]
-    walks, chains = tree(prefix, 17, [[5, 1, 30], [1], [70]])
+    trees, chains = tree(prefix, 17, [[5, 1, 30], [1], [70]])
     rows = 17 + 5 + 1 + 30 + 1 + 70
     tensors = random_tensors(shape, rows + 4, dtype, seed=1)
-    found = attend(kernels, tensors, walks, [], asked)
+    found = attend(kernels, tensors, trees, [], asked)
     check(found, tensors, chains, asked)
     assert not found[rows:].any(), "rows of no node are zero"
 
@@ -216,27 +218,27 @@ def test_random_trees(
     asked: dict[str, Any],
     dtype: torch.dtype,
 ) -> None:
-    walks, chains = tree(list(range(40, 40 + prefix)), root, branches)
+    trees, chains = tree(list(range(40, 40 + prefix)), root, branches)
     rows = root + sum(map(sum, branches))
     tensors = random_tensors(Shape(3, 1, 32, 32), rows, dtype, seed=3)
-    check(attend(kernels, tensors, walks, [], asked), tensors, chains, asked)
+    check(attend(kernels, tensors, trees, [], asked), tensors, chains, asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_company_and_threads_change_no_bit(kernels: CpuKernels, dtype: torch.dtype) -> None:
-    walks, _ = tree(list(range(40, 340)), 20, [[64], [33], [64]])
+    trees, _ = tree(list(range(40, 340)), 20, [[64], [33], [64]])
     rows = 20 + 64 + 33 + 64
     tensors = random_tensors(SHAPES[0], rows + 1, dtype, seed=4)
     sampled = [(rows, np.arange(100, 228))]
-    together = attend(kernels, tensors, walks, sampled, {})
-    for node in walks[0].nodes[1:]:
-        alone = [Walk(walks[0].prefix_slots, (walks[0].nodes[0], node))]
+    together = attend(kernels, tensors, trees, sampled, {})
+    for node in trees[0].nodes[1:]:
+        alone = [SegmentTree(trees[0].prefix_slots, (trees[0].nodes[0], node))]
         own = slice(node.start, node.stop)
         assert torch.equal(attend(kernels, tensors, alone, [], {})[own], together[own])
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        again = attend(kernels, tensors, walks, sampled, {})
+        again = attend(kernels, tensors, trees, sampled, {})
     finally:
         torch.set_num_threads(before)
     assert torch.equal(again, together)
@@ -254,15 +256,15 @@ def test_where_a_run_of_rows_is_cut_changes_no_bit(
 ) -> None:
     """So chunks that follow one another in a step may be attended to as one."""
     prefix = list(range(40, 313))
-    walks, chains = tree(prefix, 32, [[32, 32, 64, 2, 39], [31, 33]])
+    trees, chains = tree(prefix, 32, [[32, 32, 64, 2, 39], [31, 33]])
     rows = 32 + 169 + 64
     tensors = random_tensors(shape, rows, dtype, seed=5)
-    nodes, _ = tables(walks, [])
+    nodes, _ = tables(trees, [])
     assert nodes[:, 1].tolist() == [32 + 169, 64]
-    joined = attend(kernels, tensors, walks, [], asked)
+    joined = attend(kernels, tensors, trees, [], asked)
     monkeypatch.setattr(runs, "_goes_on", lambda _ancestors, _node: False)
-    assert len(tables(walks, [])[0]) == len(chains)
-    assert torch.equal(attend(kernels, tensors, walks, [], asked), joined)
+    assert len(tables(trees, [])[0]) == len(chains)
+    assert torch.equal(attend(kernels, tensors, trees, [], asked), joined)
 
 
 def test_other_types_and_odd_widths_are_left_to_torch(kernels: CpuKernels) -> None:

@@ -10,7 +10,7 @@ from scoring_service.engine.events import ItemFailed, SampleSlice, ScoreSlice
 from scoring_service.engine.scoring import wanted_rows
 from scoring_service.errors import Fault, Reason
 from scoring_service.pool.delivered import Delivered
-from scoring_service.pool.parts import MOST_SAMPLES, size_of, split
+from scoring_service.pool.parts import MAX_SAMPLES_PER_PART, size_of, split
 from scoring_service.types import (
     CompletionTask,
     GroupTask,
@@ -161,6 +161,6 @@ def test_many_samples_are_cut_into_parts_that_workers_can_share() -> None:
     prompt = np.arange(10, dtype=np.int32)
     task = SamplingTask(4, prompt, 100, 5, 7, Processing(), 0, max_tokens=20)
     parts = split(SampleCall(1, (task,)), 1000)
-    assert [size_of(part).samples for part in parts] == [MOST_SAMPLES] * 3 + [4]
+    assert [size_of(part).samples for part in parts] == [MAX_SAMPLES_PER_PART] * 3 + [4]
     indices = [i for part in parts for t in part.prompts for i in t.sample_indices]  # type: ignore[union-attr]
     assert indices == list(range(7, 107))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-from scoring_service.garbage import leave_start_alone
+from scoring_service.garbage import freeze_startup_objects
 
 
 class _Loop:
@@ -20,7 +20,7 @@ def test_what_exists_is_not_looked_at_again_and_what_was_garbage_is_gone() -> No
     kept = _Loop()
     before = len(gc.get_objects())
     try:
-        leave_start_alone()
+        freeze_startup_objects()
         assert garbage() is None
         assert gc.get_freeze_count() > before / 2
         assert len(gc.get_objects()) < before / 100

@@ -20,9 +20,9 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Reason
 from scoring_service.pool.executor import OnEvent, WorkerExited
-from scoring_service.pool.generations import Generation
 from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.stream import CallStream
+from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.worker import WorkerState
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, score_call, settled
@@ -73,8 +73,8 @@ async def test_a_worker_that_dies_over_two_parts_of_a_call_leaves_no_weights_in_
         await settled()
         assert isinstance(drain(stream)[-1], CallFailed)
     assert made.pool.weights.current.uses == 0
-    made.pool.commit(Generation(1, INFO))
-    assert made.pool.weights.generations.older == []
+    made.pool.commit(WeightSet(1, INFO))
+    assert made.pool.weights.weight_sets.older == []
     await made.pool.drain(0.0)
 
 
@@ -118,7 +118,7 @@ async def test_however_many_calls_insist_on_replaced_weights_every_reader_is_tol
             for number in range(1, 401)
         ]
         made.pool.workers[0].weights = {1}
-        made.pool.commit(Generation(1, replace(INFO, weight_version=2)))
+        made.pool.commit(WeightSet(1, replace(INFO, weight_version=2)))
         made.pool.hold_back(None)
         await settled()
         last = [drain(stream)[-1] for stream in streams]

@@ -90,7 +90,7 @@ async def test_a_bug_in_company_costs_only_the_call_that_meets_it_alone() -> Non
         worker.score(first, most_rows=3)
         for part in (first, second):
             del worker.calls[part]
-            worker.on_event(CallFailed(part, bug, in_company=True))
+            worker.on_event(CallFailed(part, bug, shared_step=True))
         await settled()
         again, other = worker.calls
         assert worker.alone == {again, other}

@@ -8,7 +8,7 @@ import pytest
 
 from scoring_service.engine.events import CallFailed, CallFinished
 from scoring_service.errors import Reason
-from scoring_service.pool.reply_memory import MOST_BYTES
+from scoring_service.pool.reply_memory import MAX_BYTES
 from tests.pool.scripted import Scripted, score_call, settled
 
 
@@ -16,11 +16,11 @@ async def test_a_call_that_others_results_held_back_goes_on_once_those_are_read(
     """However little its own client reads, since that has little waiting."""
     made = await Scripted(1).start()
     dispatcher = made.pool._calls.dispatcher
-    dispatcher.answered("slow", MOST_BYTES)
+    dispatcher.answered("slow", MAX_BYTES)
     dispatcher.answered("client", 1000)
     async with made.pool.run(score_call(1, [1], 5), client="client"):
         assert not made.workers[0].calls
-        dispatcher.read("slow", MOST_BYTES)
+        dispatcher.read("slow", MAX_BYTES)
         assert len(made.workers[0].calls) == 1
 
 

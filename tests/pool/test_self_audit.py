@@ -10,9 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from scoring_service.engine.events import CallFinished
-from scoring_service.pool.generations import Generation
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.self_audit import AuditSettings, largest_difference, widest
+from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.types import ScoreCall
 from tests.pool.scripted import INFO, Scripted, score_call, settled
 
@@ -87,7 +87,7 @@ async def test_other_weights_of_the_same_version_are_not_compared() -> None:
         await settled()
         worker.score(next(iter(worker.calls)))
         made.pool.workers[0].weights = {0, 1}
-        made.pool.commit(Generation(1, replace(INFO, weights_digest="other")))
+        made.pool.commit(WeightSet(1, replace(INFO, weights_digest="other")))
         worker.offset = 0.25
         await settled()
         assert await answer_everything(made) == []

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from scoring_service.engine.page_budget import MAX_SAMPLES
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.local import LocalExecutor
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.pool.window import MOST_SAMPLES
 from scoring_service.pool.workload import Taken
 from scoring_service.types import Call, EngineConfig, SampleCall
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, sample_call, score_call, settled
 
-LARGE = sample_call(1, n=2 * MOST_SAMPLES, max_tokens=10)
+LARGE = sample_call(1, n=2 * MAX_SAMPLES, max_tokens=10)
 """Twice as many samples as a worker draws at once."""
 
 
@@ -42,7 +42,7 @@ async def test_neither_a_sample_nor_a_score_waits_for_a_call_of_many_samples() -
         made.pool.run(score_call(3, [1] * 5, 10), "c") as score,
         made.pool.run(sample_call(4, n=1, max_tokens=5), "a") as own,
     ):
-        assert sum(call.prompts[0].n for call in calls_of(made, large)) == MOST_SAMPLES
+        assert sum(call.prompts[0].n for call in calls_of(made, large)) == MAX_SAMPLES
         assert large.waiting
         assert all(len(stream.running) == 1 for stream in (sample, score, own))
         assert made.pool._calls.admission.throughput.pressed, "parts wait for room in the worker"
@@ -109,7 +109,7 @@ async def test_what_is_passed_over_goes_first_once_nothing_of_it_runs() -> None:
     made = await pool_of(1)
     worker = made.workers[0]
     async with (
-        made.pool.run(sample_call(1, n=MOST_SAMPLES, max_tokens=10), "a"),
+        made.pool.run(sample_call(1, n=MAX_SAMPLES, max_tokens=10), "a"),
         made.pool.run(sample_call(2, n=64, max_tokens=5), "b") as stream,
     ):
         (first,) = stream.running
@@ -137,7 +137,7 @@ async def test_an_engine_draws_a_single_sample_beside_all_that_it_can_draw() -> 
         while not pool.takes_calls:
             await pool.wait_changed()
         async with (
-            pool.run(sample_call(1, n=2 * MOST_SAMPLES, max_tokens=400), "a") as large,
+            pool.run(sample_call(1, n=2 * MAX_SAMPLES, max_tokens=400), "a") as large,
             pool.run(sample_call(2, n=1, max_tokens=4), "b") as small,
             pool.run(score_call(3, [1, 2], 3), "c") as score,
         ):

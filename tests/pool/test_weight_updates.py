@@ -394,11 +394,11 @@ async def test_memory_is_used_again() -> None:
         await settled()
         await begun(scripted, 4).commit()
         assert pool.weights.current.memory is first
-        assert [held.info.weight_version for held in pool.weights.generations.older] == [3]
+        assert [held.info.weight_version for held in pool.weights.weight_sets.older] == [3]
         (part,) = scripted.workers[0].calls
         scripted.workers[0].score(part)
         await settled()
-        assert not pool.weights.generations.older
+        assert not pool.weights.weight_sets.older
     await pool.drain(0)
 
 
@@ -469,5 +469,5 @@ async def test_audits_that_wait_keep_no_weights_beyond_an_update() -> None:
         worker.score(old)
         await settled()
         assert worker.calls, "there is more to do"
-        assert pool.weights.generations.older == []
+        assert pool.weights.weight_sets.older == []
     await pool.drain(0)

@@ -313,9 +313,9 @@ def test_looking_for_unknown_fields_has_an_end(monkeypatch: pytest.MonkeyPatch) 
     group = sequence_pb2.PromptGroup(completions=[completion])
     request = score_pb2.ScoreRequest(groups=[group])
     messages = 1 + 1 + 1 + 50
-    monkeypatch.setattr(unknown_fields, "MOST_MESSAGES", messages)
+    monkeypatch.setattr(unknown_fields, "MAX_MESSAGES", messages)
     unknown_fields.refuse_unknown_fields(request)
-    monkeypatch.setattr(unknown_fields, "MOST_MESSAGES", messages - 1)
+    monkeypatch.setattr(unknown_fields, "MAX_MESSAGES", messages - 1)
     with pytest.raises(ServiceError, match="more than 52 messages in one"):
         unknown_fields.refuse_unknown_fields(request)
 

@@ -24,12 +24,12 @@ from scoring_client.proto import (
     sample_pb2,
     score_pb2,
 )
-from scoring_service.engine.events import BugMet
+from scoring_service.engine.events import BugReport
 from scoring_service.errors import Fault, Reason
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.local import LocalExecutor
 from scoring_service.rpc.admin_config import AdminConfig
-from scoring_service.rpc.turned_away import TurnedAway
+from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.telemetry.logs import configure_logs
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import Span, Traces
@@ -162,13 +162,13 @@ async def test_who_is_turned_away_is_named_without_a_token(guarded: RunningServe
 
 def test_strangers_do_not_fill_the_log() -> None:
     now = [0.0]
-    away = TurnedAway(lambda: now[0])
+    refusal_log = RefusalLog(lambda: now[0])
     fault = Fault(Reason.UNAUTHENTICATED, "no")
     with capture_logs() as lines:
         for second in range(100):
             now[0] = second
             for caller in range(1000):
-                away.note(f"peer {caller}", "", "/x", fault)
+                refusal_log.note(f"peer {caller}", "", "/x", fault)
     named = {line["peer"] for line in lines}
     assert len(named) == 33
     assert "others" in named
@@ -179,7 +179,7 @@ def test_strangers_do_not_fill_the_log() -> None:
 
 def test_the_last_calls_of_a_stranger_are_told_when_another_comes() -> None:
     now = [0.0]
-    away = TurnedAway(lambda: now[0])
+    away = RefusalLog(lambda: now[0])
     fault = Fault(Reason.UNAUTHENTICATED, "no")
     with capture_logs() as lines:
         for second in range(10):
@@ -249,7 +249,7 @@ async def test_a_bug_of_an_admins_rpc_has_the_request_id_that_the_caller_is_told
 async def test_a_bug_of_the_engine_is_a_line_of_the_servers_log() -> None:
     made = await Scripted(1).start()
     with logged("json") as lines:
-        made.workers[0].on_event(BugMet("r-engine", "Traceback: here it broke"))
+        made.workers[0].on_event(BugReport("r-engine", "Traceback: here it broke"))
         await settled()
     await made.pool.drain(0.0)
     (line,) = of_call(lines, "r-engine")

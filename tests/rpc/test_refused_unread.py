@@ -12,7 +12,7 @@ import pytest
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, sequence_pb2
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.rpc.least_tokens import least_tokens
+from scoring_service.rpc.cost_bound import token_lower_bound
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, ScriptedExecutor
 from tests.rpc.calls import failure, group, reason
@@ -127,7 +127,7 @@ class Reader:
     def __init__(self) -> None:
         self.texts = self.characters = 0
 
-    def least_tokens(self, text: str) -> int:
+    def token_lower_bound(self, text: str) -> int:
         self.texts += 1
         self.characters += len(text)
         return 1
@@ -140,6 +140,6 @@ def test_little_is_read_of_a_request_however_its_texts_are_cut(texts: int, chara
     limits = SimpleNamespace(max_sequence_tokens=1 << 40)
     view: Any = SimpleNamespace(limits=limits, text=reader)
     # A prompt for each of them, and a token for each text that was read.
-    assert least_tokens(request, view, enough=1 << 40) == 3 * texts + reader.texts
+    assert token_lower_bound(request, view, enough=1 << 40) == 3 * texts + reader.texts
     assert 0 < reader.characters <= 1 << 20
     assert reader.texts <= 512

@@ -25,8 +25,8 @@ from scoring_service.engine.weight_memory import (
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.checkpoint import read_checkpoint
-from scoring_service.pool.generations import Generation, Generations
 from scoring_service.pool.weight_filling import WeightFilling
+from scoring_service.pool.weight_sets import WeightSet, WeightSets
 from scoring_service.pool.weight_status import UpdateOptions, UpdateStatus
 from scoring_service.types import TensorSpec
 from tests.pool.scripted import INFO, settled
@@ -98,9 +98,9 @@ async def test_how_far_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         await release.wait()
 
     monkeypatch.setattr("scoring_service.pool.weight_filling.read_checkpoint", read)
-    base = Generation(0, replace(INFO, tensors=SPECS))
+    base = WeightSet(0, replace(INFO, tensors=SPECS))
     status = UpdateStatus("id", 1)
-    filling = WeightFilling(1, UpdateOptions(1), status, base, Generations([]))
+    filling = WeightFilling(1, UpdateOptions(1), status, base, WeightSets([]))
     reading = asyncio.create_task(filling.read_files(ENGINE, asyncio.Event(), lambda: None))
     await settled()
     filling.look()

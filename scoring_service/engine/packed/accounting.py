@@ -35,7 +35,7 @@ def account(plan: StepPlan, seconds: float, calls: RunningCalls) -> None:
         computed = 0 if unit.segment is None else left.pop(id(unit.segment), 0)
         tokens[run.call.call_id] = tokens.get(run.call.call_id, 0) + computed
         weights[run.call.call_id] = weights.get(run.call.call_id, 0) + max(1, computed)
-    for run, _, _ in plan.feeds:
+    for run, _, _ in plan.decode_tokens:
         tokens[run.call.call_id] = tokens.get(run.call.call_id, 0) + 1
         weights[run.call.call_id] = weights.get(run.call.call_id, 0) + 1
     total = sum(weights.values())

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from scoring_service.engine.packed.packing import Bucket, Node, Packing, Walk
+from scoring_service.engine.packed.packing import Bucket, Packing, SegmentTree, TreeNode
 from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.step_shape import SCORE_ELEMENTS
@@ -80,7 +80,7 @@ def packed_attention(
         raise NotImplementedError(f"the model's attention takes {unknown[0]}")
     queries, keys, values = query[0], key[0], value[0]
     kv_heads = keys.shape[0]
-    place = packing.layer
+    layer_index = packing.layer
     packing.layer += 1
     if packing.pool is None:
         packing.shapes.append(LayerShape(kv_heads, keys.shape[2], values.shape[2]))
@@ -92,26 +92,28 @@ def packed_attention(
         sinks=None if sinks is None else sinks.reshape(kv_heads, -1, 1, 1),
     )
     if packing.kernels is not None and packing.kernels.can_attend(queries, values):
-        return _attend_compiled(packing, packing.kernels, place, layer, queries, keys, values), None
+        return _attend_compiled(
+            packing, packing.kernels, layer_index, layer, queries, keys, values
+        ), None
     if packing.pool is not None and len(packing.kept_rows):
         kept = packing.kept_rows
-        packing.pool.write(place, packing.kept_slots, keys[:, kept], values[:, kept])
+        packing.pool.write(layer_index, packing.kept_slots, keys[:, kept], values[:, kept])
     heads = queries.shape[0]
     output = queries.new_zeros(packing.rows, heads, values.shape[2])
     if packing.by_triton:
-        _attend_by_triton(packing, place, layer, queries, keys, values, output)
+        _attend_by_triton(packing, layer_index, layer, queries, keys, values, output)
         return output[None], None
-    for walk in packing.walks:
-        _attend_walk(packing, place, layer, walk, queries, keys, values, output)
+    for tree in packing.trees:
+        _attend_tree(packing, layer_index, layer, tree, queries, keys, values, output)
     for bucket in packing.decode_buckets(layer.window):
-        _attend_bucket(packing, place, layer, bucket, queries, output)
+        _attend_bucket(packing, layer_index, layer, bucket, queries, output)
     return output[None], None
 
 
 def _attend_compiled(
     packing: Packing,
     kernels: CpuKernels,
-    place: int,
+    layer_index: int,
     layer: _Layer,
     queries: Tensor,
     keys: Tensor,
@@ -119,8 +121,8 @@ def _attend_compiled(
 ) -> Tensor:
     """[1, T, heads, Dv]."""
     if packing.tables is None:
-        packing.tables = tables(packing.walks, packing.decoding)
-    pool = (keys[:, :0], values[:, :0]) if packing.pool is None else packing.kept(place)
+        packing.tables = tables(packing.trees, packing.decoding)
+    pool = (keys[:, :0], values[:, :0]) if packing.pool is None else packing.kept(layer_index)
     return kernels.attend(
         queries,
         keys,
@@ -137,7 +139,7 @@ def _attend_compiled(
 
 def _attend_by_triton(
     packing: Packing,
-    place: int,
+    layer_index: int,
     layer: _Layer,
     queries: Tensor,
     keys: Tensor,
@@ -155,7 +157,7 @@ def _attend_by_triton(
         queries,
         keys,
         values,
-        (keys[:, :0], values[:, :0]) if packing.pool is None else packing.kept(place),
+        (keys[:, :0], values[:, :0]) if packing.pool is None else packing.kept(layer_index),
         packing.work[kind],
         triton_attention.Scores(
             layer.scaling,
@@ -167,26 +169,26 @@ def _attend_by_triton(
     )
 
 
-def _attend_walk(
+def _attend_tree(
     packing: Packing,
-    place: int,
+    layer_index: int,
     layer: _Layer,
-    walk: Walk,
+    tree: SegmentTree,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
     output: Tensor,
 ) -> None:
-    prefix = len(walk.prefix_slots)
+    prefix = len(tree.prefix_slots)
     heads, _, width = queries.shape
     kv_heads = keys.shape[0]
-    work_keys = keys.new_empty(kv_heads, walk.length, keys.shape[2])
-    work_values = values.new_empty(kv_heads, walk.length, values.shape[2])
+    work_keys = keys.new_empty(kv_heads, tree.length, keys.shape[2])
+    work_values = values.new_empty(kv_heads, tree.length, values.shape[2])
     if prefix:
-        kept_keys, kept_values = packing.kept(place)
-        work_keys[:, :prefix] = kept_keys.index_select(1, walk.prefix_slots)
-        work_values[:, :prefix] = kept_values.index_select(1, walk.prefix_slots)
-    for node in walk.nodes:
+        kept_keys, kept_values = packing.kept(layer_index)
+        work_keys[:, :prefix] = kept_keys.index_select(1, tree.prefix_slots)
+        work_values[:, :prefix] = kept_values.index_select(1, tree.prefix_slots)
+    for node in tree.nodes:
         work_keys[:, node.first : node.end] = keys[:, node.start : node.stop]
         work_values[:, node.first : node.end] = values[:, node.start : node.stop]
         oldest = 0 if layer.window is None else max(0, node.first - layer.window + 1)
@@ -202,7 +204,7 @@ def _attend_walk(
 
 
 def _attend_node(
-    packing: Packing, layer: _Layer, node: Node, queries: Tensor, keys: Tensor, values: Tensor
+    packing: Packing, layer: _Layer, node: TreeNode, queries: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
     """[kv heads, group * tokens, Dv] of one segment."""
     before = keys.shape[1] - node.tokens
@@ -290,14 +292,14 @@ def _scores(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
 
 def _attend_bucket(
     packing: Packing,
-    place: int,
+    layer_index: int,
     layer: _Layer,
     bucket: Bucket,
     queries: Tensor,
     output: Tensor,
 ) -> None:
     """One query a sample, over its own pages."""
-    pool_keys, pool_values = packing.kept(place)
+    pool_keys, pool_values = packing.kept(layer_index)
     samples, length = bucket.slots.shape
     kv_heads = pool_keys.shape[0]
     flat = bucket.slots.view(-1)

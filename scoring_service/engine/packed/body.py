@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.causal_model import CausalModel
-from scoring_service.engine.packed.packing import Node, Packing, Walk, depth_first
+from scoring_service.engine.packed.packing import Packing, SegmentTree, TreeNode, depth_first
 from scoring_service.engine.packed.pages import PagePool
-from scoring_service.engine.packed.segments import Piece, Segment, SlotArray
-from scoring_service.kernels.staging import staged
+from scoring_service.engine.packed.segments import Segment, SegmentRange, SlotArray
+from scoring_service.kernels.transfer import to_device_async
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
+class DecodeToken:
     """One token of a sample: a segment of its own, whose keys are kept."""
 
     token_id: int
@@ -29,15 +29,17 @@ class Feed:
 class Step:
     """What one forward pass computes."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[SegmentRange, ...]
     """Ancestors before descendants, or computed by earlier steps. Nothing continues a segment that
     is not computed to its end."""
-    feeds: tuple[Feed, ...] = ()
+    decode_tokens: tuple[DecodeToken, ...] = ()
 
     @classmethod
-    def of(cls, segments: Iterable[Segment], feeds: tuple[Feed, ...] = ()) -> Step:
+    def of(cls, segments: Iterable[Segment], decode_tokens: tuple[DecodeToken, ...] = ()) -> Step:
         """All that is left of segments."""
-        return cls(tuple(Piece(s, s.done, len(s.token_ids)) for s in segments), feeds)
+        return cls(
+            tuple(SegmentRange(s, s.done, len(s.token_ids)) for s in segments), decode_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class StepStates:
     states_T_H: Tensor
     starts: dict[int, int]
     """id(segment) -> the first row of its piece."""
-    feed_rows: range
-    """Rows of the step's feeds."""
+    decode_rows: range
+    """Rows of the step's decode tokens."""
 
 
 class PackedBody:
@@ -61,8 +63,8 @@ class PackedBody:
     def run(self, step: Step) -> StepStates:
         """Computes a step; what is kept of it is in the pages afterwards."""
         states, starts, _ = self.run_packed(step)
-        first = len(states) - len(step.feeds)
-        return StepStates(states, starts, range(first, first + len(step.feeds)))
+        first = len(states) - len(step.decode_tokens)
+        return StepStates(states, starts, range(first, first + len(step.decode_tokens)))
 
     def run_packed(self, step: Step) -> tuple[Tensor, dict[int, int], Packing]:
         """As `run`, with the packing as the layers left it."""
@@ -73,12 +75,12 @@ class PackedBody:
         for piece in pieces:
             starts[id(piece.segment)] = rows
             rows += piece.tokens
-        packing = self._packing(trees, starts, step.feeds)
+        packing = self._packing(trees, starts, step.decode_tokens)
         token_ids = [piece.segment.token_ids[piece.first : piece.stop] for piece in pieces]
         positions = [np.arange(piece.start, piece.start + piece.tokens) for piece in pieces]
-        token_ids += [np.array([feed.token_id]) for feed in step.feeds]
-        positions += [np.array([len(feed.slots) - 1]) for feed in step.feeds]
-        rows += len(step.feeds)
+        token_ids += [np.array([token.token_id]) for token in step.decode_tokens]
+        positions += [np.array([len(token.slots) - 1]) for token in step.decode_tokens]
+        rows += len(step.decode_tokens)
         padding = np.zeros(packing.rows - rows, dtype=np.int64)
         device = self._model.device
         states = self._model.packed_states(
@@ -89,18 +91,18 @@ class PackedBody:
     def packing(self, step: Step) -> Packing:
         """The packing of a step whose segments form one chain, in its order."""
         starts = {id(piece.segment): piece.start for piece in step.pieces}
-        return self._packing(depth_first(step.pieces), starts, step.feeds)
+        return self._packing(depth_first(step.pieces), starts, step.decode_tokens)
 
     def _packing(
         self,
-        trees: Sequence[Sequence[Piece]],
+        trees: Sequence[Sequence[SegmentRange]],
         starts: dict[int, int],
-        feeds: Sequence[Feed],
+        decode_tokens: Sequence[DecodeToken],
     ) -> Packing:
         device = self._model.device
         kept_rows: list[np.ndarray] = []
         kept_slots: list[np.ndarray] = []
-        walks = []
+        segment_trees = []
         places: list[tuple[int, int, int, SlotArray]] = []
         by_triton = self._model.attends_by_triton
         row = 0
@@ -110,7 +112,7 @@ class PackedBody:
                 segment = piece.segment
                 first = starts[id(segment)]
                 row = first + piece.tokens
-                nodes.append(Node(first, row, piece.start))
+                nodes.append(TreeNode(first, row, piece.start))
                 if len(segment.slots):
                     kept_rows.append(np.arange(first, row))
                     kept_slots.append(segment.slots[piece.first : piece.stop])
@@ -118,17 +120,18 @@ class PackedBody:
                 places += _places(tree, nodes)
             else:
                 prefix = tree[0].segment.slots_before()
-                walks.append(Walk(staged(torch.from_numpy(prefix), device), tuple(nodes)))
-        decoding = [(place, feed.slots) for place, feed in enumerate(feeds, row)]
+                prefix_slots = to_device_async(torch.from_numpy(prefix), device)
+                segment_trees.append(SegmentTree(prefix_slots, tuple(nodes)))
+        decoding = [(place, token.slots) for place, token in enumerate(decode_tokens, row)]
         for place, slots in decoding:
             kept_rows.append(np.array([place]))
             kept_slots.append(slots[-1:])
             if by_triton:
                 places.append((place, 1, len(slots) - 1, slots[:-1]))
-        row += len(feeds)
+        row += len(decode_tokens)
         return Packing(
             rows=row + -row % self._model.row_multiple,
-            walks=tuple(walks),
+            trees=tuple(segment_trees),
             decoding=tuple(decoding),
             kept_rows=_int64(kept_rows, device),
             kept_slots=_int64(kept_slots, device),
@@ -141,7 +144,7 @@ class PackedBody:
 
 
 def _places(
-    tree: Sequence[Piece], nodes: Sequence[Node]
+    tree: Sequence[SegmentRange], nodes: Sequence[TreeNode]
 ) -> Iterator[tuple[int, int, int, SlotArray]]:
     """Pieces of a tree with the slots before them: siblings share an array."""
     before: dict[tuple[int, int], SlotArray] = {}
@@ -156,4 +159,4 @@ def _places(
 def _int64(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
     if not parts:
         return torch.empty(0, dtype=torch.int64, device=device)
-    return staged(torch.from_numpy(np.concatenate(parts).astype(np.int64)), device)
+    return to_device_async(torch.from_numpy(np.concatenate(parts).astype(np.int64)), device)

@@ -75,9 +75,9 @@ class CallRun:
     to_come: Generator[list[Unit] | None, None, None]
     """Units, item by item; None while there is no room for the next item."""
     served: float
-    """See `scheduler.Offer`."""
+    """As of `scheduler.Offer`."""
     left: int
-    """See there."""
+    """As of `scheduler.Offer`."""
     items_to_come: int
     """Completions or samples that did not begin."""
     weights: ModelWeights | None = None

@@ -1,11 +1,11 @@
-"""The next tokens of samples, and who gives way when pages run out."""
+"""The next tokens of samples, and which of them are preempted when pages run out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.call_run import CallRun
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.sample_run import SampleRun
@@ -13,25 +13,25 @@ from scoring_service.engine.packed.sample_slots import SamplePlace, sample_place
 
 
 @dataclass(frozen=True, slots=True)
-class FeedLimits:
+class DecodeLimits:
     """What a step takes of samples."""
 
     tokens: int
     samples: int
 
 
-def take_feeds(
+def take_decode_tokens(
     ready: Sequence[CallRun],
     running: Iterable[CallRun],
     room: Room,
-    limits: FeedLimits,
+    limits: DecodeLimits,
     on_bug: Callable[[CallRun, Exception], None],
-) -> list[tuple[CallRun, SampleRun, Feed]]:
+) -> list[tuple[CallRun, SampleRun, DecodeToken]]:
     """Tokens that a step runs through the model, in the order of `sample_places`.
 
     Args:
         ready: calls whose samples may go on.
-        running: all calls, whose samples further behind give way where pages run out.
+        running: all calls, whose samples further behind are preempted where pages run out.
         room: the pages.
         limits: of the step.
         on_bug: ends a call whose samples cannot go on.
@@ -45,8 +45,8 @@ def take_feeds(
     ]
     waiting.sort(key=lambda pair: places[pair[1]])
     last_holders = sorted((sample for sample in places if sample.pages), key=places.__getitem__)
-    """Samples that have pages, in the order in which they go on: the last gives way first."""
-    feeds: list[tuple[CallRun, SampleRun, Feed]] = []
+    """Samples that have pages, in the order in which they go on: the last is preempted first."""
+    decode_tokens: list[tuple[CallRun, SampleRun, DecodeToken]] = []
     ended: set[int] = set()
     """Calls that met a bug."""
     left, samples_left = limits.tokens, limits.samples
@@ -60,17 +60,17 @@ def take_feeds(
             if sample.pages_missing and not _make_room(sample, last_holders, places, room):
                 sample.wait()
                 continue
-            new = sample.feeds(left)
+            new = sample.decode_tokens(left)
         except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
             on_bug(run, error)
             ended.add(run.call.call_id)
-            feeds = [feed for feed in feeds if feed[0] is not run]
+            decode_tokens = [entry for entry in decode_tokens if entry[0] is not run]
             continue
         left -= len(new)
         samples_left -= 1
         run.served += len(new)
-        feeds.extend((run, sample, feed) for feed in new)
-    return feeds
+        decode_tokens.extend((run, sample, token) for token in new)
+    return decode_tokens
 
 
 def _make_room(
@@ -80,7 +80,7 @@ def _make_room(
 
     Args:
         sample: misses pages.
-        holders: samples that had pages, in their order; those that give way are removed.
+        holders: samples that had pages, in their order; those that are preempted are removed.
         places: of all samples.
         room: the pages.
     """

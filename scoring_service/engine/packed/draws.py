@@ -13,8 +13,8 @@ from scoring_service.engine.sampling import DrawnToken
 from scoring_service.errors import Fault, Reason
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
-from scoring_service.kernels.staging import staged
 from scoring_service.kernels.tile import Tile
+from scoring_service.kernels.transfer import to_device_async
 from scoring_service.types import Processing, SamplingTask
 
 
@@ -74,7 +74,7 @@ def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
     allowed_T_V = x_T_V.clone()
     banned = [(place, token) for place, row in enumerate(rows) for token in row.banned]
     places_N_2 = torch.tensor(banned, dtype=torch.int64).reshape(-1, 2)
-    places_2_N = staged(places_N_2, x_T_V.device).t()
+    places_2_N = to_device_async(places_N_2, x_T_V.device).t()
     allowed_T_V[places_2_N[0], places_2_N[1]] = -torch.inf
     return allowed_T_V
 

@@ -80,7 +80,6 @@ class PackedEngine:
     def gauges(self) -> dict[str, int]:
         """What a heartbeat tells of this engine."""
         return {
-            "running": len(self._calls.by_id),
             "pages": self._store.pages,
             "free_pages": self._store.available,
             "looked_up_tokens": self.cache.looked_up_tokens,
@@ -153,9 +152,9 @@ class PackedEngine:
 
     def _compute(self, plan: StepPlan) -> list[CallEvent]:
         self._model.use(plan.weights)
-        states, table, first_feed = self._run_body(plan)
+        states, table, first_decode_row = self._run_body(plan)
         scored = rows_to_score(plan, table, self._calls)
-        drawn = samples_to_draw(plan, table, first_feed)
+        drawn = samples_to_draw(plan, table, first_decode_row)
         events: list[CallEvent] = []
         if scored or drawn:
             all_states = table.join(states)
@@ -167,10 +166,10 @@ class PackedEngine:
 
     def _run_body(self, plan: StepPlan) -> tuple[Tensor | None, StateTable, int]:
         """States of the step's rows, where they are, and the row of its first decoded token."""
-        feeds = tuple(feed for _, _, feed in plan.feeds)
-        if not plan.pieces and not feeds:
+        decode_tokens = tuple(token for _, _, token in plan.decode_tokens)
+        if not plan.pieces and not decode_tokens:
             return None, StateTable(0, {}, ()), 0
-        found = self._body.run(Step(tuple(plan.pieces), feeds))
+        found = self._body.run(Step(tuple(plan.pieces), decode_tokens))
         states = found.states_T_H
         table = StateTable(len(states), found.starts, plan.pieces)
         for piece in plan.pieces:
@@ -179,7 +178,7 @@ class PackedEngine:
                 # Before it counts as computed: whoever finds it in the cache may want this.
                 segment.end_state = states[table.end_of(segment)].clone()
             segment.done = piece.stop
-        return states, table, found.feed_rows.start
+        return states, table, found.decode_rows.start
 
     def _end_unplannable(self, run: CallRun, error: Exception) -> list[CallEvent]:
         """Ends a call that a plan cannot be made of."""
@@ -202,7 +201,7 @@ class PackedEngine:
             fault = _bug(error)
             self.is_sound = not is_lost(self._model.device)
         # Whose fault it is shows when each is computed alone.
-        return self._calls.fail(calls, fault, in_company=len(calls) > 1)
+        return self._calls.fail(calls, fault, shared_step=len(calls) > 1)
 
 
 def _bug(error: Exception) -> Fault:

@@ -15,7 +15,7 @@ from scoring_service.engine.packed.score_run import CompletionRun, tokens_to_com
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.packed.store import SegmentStore
 from scoring_service.engine.scoring import wanted_rows
-from scoring_service.engine.stops import StopWatch
+from scoring_service.engine.stops import StopChecker
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.types import GroupTask, SampleCall, SamplingTask, ScoreCall
 
@@ -118,9 +118,9 @@ class Expansion:
             for index in range(task.first_sample_index, task.first_sample_index + task.n):
                 while not self._slots.may_begin(call):
                     yield None
-                watch = StopWatch(task, self._eos_ids, codec)
+                stop_checker = StopChecker(task, self._eos_ids, codec)
                 order = next(self._order)
-                run = SampleRun.begin(call, task, index, chain[-1], watch, order)
+                run = SampleRun.begin(call, task, index, chain[-1], stop_checker, order)
                 self._slots.begin(call)
                 self._store.hold(chain[-1])
                 self._room.expect(run, own)

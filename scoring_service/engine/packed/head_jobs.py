@@ -19,7 +19,7 @@ from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
-from scoring_service.kernels.staging import staged
+from scoring_service.kernels.transfer import to_device_async
 from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
@@ -40,7 +40,7 @@ def score_rows(
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
     spans = _spans(wanted)
-    index = staged(torch.from_numpy(places), states.device)
+    index = to_device_async(torch.from_numpy(places), states.device)
     for first in range(0, len(places), tile):
         last = min(first + tile, len(places))
         product_T_V = head.product(states[index[first:last]])
@@ -166,7 +166,7 @@ def draw_samples(
         kernels: what reads logits on a CPU, if there is anything.
     """
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
-    index = staged(torch.tensor([place for _, place in wanted]), states.device)
+    index = to_device_async(torch.tensor([place for _, place in wanted]), states.device)
     for first in range(0, len(wanted), tile):
         product_T_V = head.product(states[index[first : first + tile]])
         inside = (sample for sample, _ in wanted[first : first + tile])
@@ -201,4 +201,4 @@ def _draw(
 
 def sample_kind(sample: SampleRun) -> tuple[Processing, int, bool]:
     """Samples of one kind are drawn together, whichever calls they belong to."""
-    return sample.task.processing, sample.call.top_logprobs, sample.watch.bans_stops
+    return sample.task.processing, sample.call.top_logprobs, sample.stop_checker.bans_stops

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.packed.pages import LayerShape, PagePool
-from scoring_service.engine.packed.segments import Piece, SlotArray
+from scoring_service.engine.packed.segments import SegmentRange, SlotArray
 from scoring_service.engine.step_shape import gathered_tokens
 from scoring_service.kernels.cpu.ops import CpuKernels
-from scoring_service.kernels.staging import staged
+from scoring_service.kernels.transfer import to_device_async
 
 if TYPE_CHECKING:
     from scoring_service.kernels.gpu.attention import Work
@@ -24,7 +24,7 @@ BUCKET_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class TreeNode:
     """A segment's place in the step."""
 
     start: int
@@ -45,16 +45,16 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class SegmentTree:
     """Segments of one tree, depth first, and what an earlier step computed of their trunk.
 
-    One workspace serves a walk, indexed by absolute position: a node overwrites what its
+    One workspace serves a tree, indexed by absolute position: a node overwrites what its
     predecessors' branches left after its own beginning, and finds its ancestors intact before it.
     """
 
     prefix_slots: Tensor
     """int64 [P]: where keys and values of positions 0 … P - 1 are kept."""
-    nodes: tuple[Node, ...]
+    nodes: tuple[TreeNode, ...]
 
     @property
     def length(self) -> int:
@@ -79,14 +79,14 @@ class Packing:
     """One step. Layers take turns: each attention call belongs to the next layer."""
 
     rows: int
-    """Of the step, padding included."""
-    walks: tuple[Walk, ...]
+    """Rows of the step, padding included."""
+    trees: tuple[SegmentTree, ...]
     decoding: tuple[tuple[int, SlotArray], ...]
     """(row, slots of every position up to its own) of each sampled token."""
     kept_rows: Tensor
-    """int64: rows whose keys and values are kept …"""
+    """int64: rows whose keys and values are kept."""
     kept_slots: Tensor
-    """… and where."""
+    """int64: slots that they are kept in, of `kept_rows` in order."""
     pool: PagePool | None
     """None while the probe finds out the shapes of layers."""
     device: torch.device
@@ -100,7 +100,7 @@ class Packing:
     tables: tuple[Tensor, Tensor] | None = None
     """The step as `runs.tables` puts it, once a kernel asked for it."""
     by_triton: bool = False
-    """Whether the Triton kernel does it, from `places` alone: there are no walks then."""
+    """Whether the Triton kernel does it, from `places` alone: there are no trees then."""
     places: Sequence[tuple[int, int, int, SlotArray]] = ()
     """Of each segment and sampled token: its first row, how many, the position of the first, and
     the slots of every position before it."""
@@ -160,9 +160,9 @@ def _buckets(
             mask[place, 0, len(seen) :] = -np.inf
         buckets.append(
             Bucket(
-                staged(torch.tensor([row for row, _ in members]), device),
-                staged(torch.from_numpy(table), device),
-                staged(torch.from_numpy(mask), device),
+                to_device_async(torch.tensor([row for row, _ in members]), device),
+                to_device_async(torch.from_numpy(table), device),
+                to_device_async(torch.from_numpy(mask), device),
             )
         )
     return buckets
@@ -178,7 +178,7 @@ def _cut(
             yield length, members[first : first + count]
 
 
-def depth_first(pieces: Sequence[Piece]) -> list[list[Piece]]:
+def depth_first(pieces: Sequence[SegmentRange]) -> list[list[SegmentRange]]:
     """Orders what a step computes of segments into trees, each depth first.
 
     Returns:
@@ -186,8 +186,8 @@ def depth_first(pieces: Sequence[Piece]) -> list[list[Piece]]:
         Roots that continue the same segment share a list.
     """
     chosen = {id(piece.segment) for piece in pieces}
-    children: dict[int | None, list[Piece]] = {}
-    roots: dict[int | None, list[Piece]] = {}
+    children: dict[int | None, list[SegmentRange]] = {}
+    roots: dict[int | None, list[SegmentRange]] = {}
     for piece in pieces:
         segment = piece.segment
         parent = None if segment.parent is None else id(segment.parent)
@@ -197,13 +197,13 @@ def depth_first(pieces: Sequence[Piece]) -> list[list[Piece]]:
             # Without a parent, or beginning in itself, it has nothing in common with others.
             alone = segment.parent is None or piece.first > 0
             roots.setdefault(id(segment) if alone else parent, []).append(piece)
-    walks = []
+    trees = []
     for siblings in roots.values():
-        ordered: list[Piece] = []
+        ordered: list[SegmentRange] = []
         stack = siblings[::-1]
         while stack:
             piece = stack.pop()
             ordered.append(piece)
             stack.extend(children.get(id(piece.segment), [])[::-1])
-        walks.append(ordered)
-    return walks
+        trees.append(ordered)
+    return trees

@@ -34,9 +34,9 @@ def pages_for(tokens: int) -> int:
 class PagePool:
     """A fixed number of pages on one device, for all layers at once.
 
-    `keys[layer]` is [kv heads, slots, key dim], `values[layer]` likewise: head first, as products
-    want it. A slot is one token's place; page p has slots p * PAGE_TOKENS and up. Memory that no
-    token ever reached is reserved, not touched.
+    `keys[layer]` is [kv heads, slots, key dim] and `values[layer]` [kv heads, slots, value dim]:
+    head first, as products want it. A slot is one token's place; page p has slots
+    p * PAGE_TOKENS and up. Memory that no token ever reached is reserved, not touched.
     """
 
     def __init__(
@@ -87,8 +87,3 @@ def slots_of(pages: list[int], tokens: int) -> SlotArray:
     """The slots of a segment's tokens, int64 [tokens]."""
     first = np.asarray(pages, dtype=np.int64)[:, None] * PAGE_TOKENS
     return (first + np.arange(PAGE_TOKENS)).ravel()[:tokens]
-
-
-def token_bytes(layers: list[LayerShape], dtype: torch.dtype) -> int:
-    """Bytes that one token takes in all layers."""
-    return sum(shape.width for shape in layers) * dtype.itemsize

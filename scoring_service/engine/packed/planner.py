@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
-from scoring_service.engine.packed.decoding import FeedLimits, take_feeds
+from scoring_service.engine.packed.decoding import DecodeLimits, take_decode_tokens
 from scoring_service.engine.packed.pages import pages_for
 from scoring_service.engine.packed.reservation import Need, Room
 from scoring_service.engine.packed.running_calls import RunningCalls
@@ -19,12 +19,12 @@ from scoring_service.engine.packed.scheduler import (
     prefill_budget,
     share,
 )
-from scoring_service.engine.packed.segments import Piece, Segment
+from scoring_service.engine.packed.segments import Segment, SegmentRange
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.packed.step_plan import StepPlan
 from scoring_service.engine.packed.store import SegmentStore
 from scoring_service.engine.packed.waiting_line import WaitingLine
-from scoring_service.engine.page_budget import LEAST_STEP
+from scoring_service.engine.page_budget import MIN_STEP
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.peak_memory import answer_limit
 
@@ -67,42 +67,42 @@ class Planner:
         # Where nothing goes on, nothing becomes free that could be waited for.
         for self._heeds_claims in (True, False):
             # Who is first and has no room waits for what the others hold.
-            for company in _companies(self._calls.by_id.values()):
-                plan = self._plan_of(company, events)
+            for group in _step_groups(self._calls.by_id.values()):
+                plan = self._plan_of(group, events)
                 if not plan.is_empty:
-                    self._note_turn(company)
+                    self._note_turn(group)
                     return plan
             if self._line().first() is None:
                 break
         return StepPlan()
 
-    def _note_turn(self, company: list[CallRun]) -> None:
+    def _note_turn(self, group: list[CallRun]) -> None:
         """Who shared the step waits from now on, and so does who could not for want of credit."""
-        now, served = time.monotonic(), set(map(id, company))
+        now, served = time.monotonic(), set(map(id, group))
         for run in self._calls.by_id.values():
-            if id(run) in served or (run.weights is company[0].weights and run.credit <= 0):
+            if id(run) in served or (run.weights is group[0].weights and run.credit <= 0):
                 run.waiting_since = now
 
-    def _plan_of(self, company: list[CallRun], events: list[CallEvent]) -> StepPlan:
+    def _plan_of(self, group: list[CallRun], events: list[CallEvent]) -> StepPlan:
         # In the order of `scheduler.share`, because who is first asked gets the pages.
-        ready = sorted(company, key=self._place)
-        max_tokens = max(LEAST_STEP, self._settings.max_batch_tokens)
+        ready = sorted(group, key=self._place)
+        max_tokens = max(MIN_STEP, self._settings.max_batch_tokens)
         running = self._calls.by_id.values()
         line = self._line()
         first = line.first()
         kept = _pages_kept(running)
         self._claim_for(first, kept)
         # A token is left to scoring and prompts: with as many samples as tokens they would starve.
-        feeds = take_feeds(
+        decode_tokens = take_decode_tokens(
             ready,
             running,
             self._room,
-            FeedLimits(max_tokens - 1, self._settings.max_samples),
+            DecodeLimits(max_tokens - 1, self._settings.max_samples),
             on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
         )
         ready = [run for run in ready if run.call.call_id in self._calls.by_id]
         beside = self._settings.beside_samples or self._settings.chunk_size
-        budget = prefill_budget(max_tokens, len(feeds), beside)
+        budget = prefill_budget(max_tokens, len(decode_tokens), beside)
         offers: list[Offer] = []
         offered, refused = 0, _Refusals()
         for run in ready:
@@ -117,7 +117,7 @@ class Planner:
                 self._fill(run, budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
-                feeds = [feed for feed in feeds if feed[0] is not run]
+                decode_tokens = [entry for entry in decode_tokens if entry[0] is not run]
                 first = line.first()
                 self._claim_for(first, kept)
                 continue
@@ -133,9 +133,9 @@ class Planner:
                     Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
                 )
                 offered += sum(sizes)
-        cuts = bool(feeds) and self._settings.cuts
+        cuts = bool(decode_tokens) and self._settings.cuts
         shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
-        return StepPlan(company[0].weights, *self._take_units(shares), feeds)
+        return StepPlan(group[0].weights, *self._take_units(shares), decode_tokens)
 
     def _fill(self, run: CallRun, budget: int) -> None:
         """Lets a call begin what there is room for, and notes what it waits for."""
@@ -161,10 +161,10 @@ class Planner:
 
     def _take_units(
         self, shares: dict[int, Share]
-    ) -> tuple[list[tuple[CallRun, Unit]], list[Piece]]:
+    ) -> tuple[list[tuple[CallRun, Unit]], list[SegmentRange]]:
         """The leading units of each call, as long as the step has room for their results."""
         units: list[tuple[CallRun, Unit]] = []
-        pieces: dict[int, Piece] = {}
+        pieces: dict[int, SegmentRange] = {}
         room = answer_limit(self._settings.max_batch_tokens)
         sharing = self._calls.sharing()
         for call_id, part in shares.items():
@@ -227,26 +227,26 @@ class _Refusals:
         return need.pages >= self._least.pages and need.sample_pages >= self._least.sample_pages
 
 
-def _companies(running: Iterable[CallRun]) -> list[list[CallRun]]:
+def _step_groups(running: Iterable[CallRun]) -> list[list[CallRun]]:
     """Who may share a step: all that run on the same weights, but who is alone by itself.
 
-    By priority; among equals who has waited longest: whoever is alone may last, and a crowd, with a
-    sample in it, may last as well.
+    By priority; among equals who has waited longest: whoever is alone may last, and the others,
+    with a sample among them, may last as well.
     """
-    crowds: dict[ModelWeights | None, list[CallRun]] = {}
-    companies = []
+    together: dict[ModelWeights | None, list[CallRun]] = {}
+    groups = []
     for run in running:
         if run.credit <= 0:
             continue
         if run.alone:
-            companies.append([run])
+            groups.append([run])
         else:
-            crowds.setdefault(run.weights, []).append(run)
+            together.setdefault(run.weights, []).append(run)
     return sorted(
-        [*companies, *crowds.values()],
-        key=lambda company: (
-            -max(run.call.priority for run in company),
-            min(run.waiting_since for run in company),
+        [*groups, *together.values()],
+        key=lambda group: (
+            -max(run.call.priority for run in group),
+            min(run.waiting_since for run in group),
         ),
     )
 
@@ -258,11 +258,11 @@ def _pages_kept(running: Iterable[CallRun]) -> int:
     return sum(len(segment.pages) for segment in held.values())
 
 
-def _add_piece(pieces: dict[int, Piece], segment: Segment, tokens: int) -> None:
+def _add_piece(pieces: dict[int, SegmentRange], segment: Segment, tokens: int) -> None:
     """So many tokens more of a segment; of what several calls want of it the most."""
     stop = segment.done + tokens
     if (found := pieces.get(id(segment))) is None or found.stop < stop:
-        pieces[id(segment)] = Piece(segment, segment.done, stop)
+        pieces[id(segment)] = SegmentRange(segment, segment.done, stop)
 
 
 def _leading_sizes(run: CallRun, budget: int) -> list[int]:

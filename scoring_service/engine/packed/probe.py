@@ -17,10 +17,10 @@ from transformers.masking_utils import eager_mask
 
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.packed.attention import packed_attention
-from scoring_service.engine.packed.body import Feed, PackedBody, Step
+from scoring_service.engine.packed.body import DecodeToken, PackedBody, Step
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.pages import LayerShape, PagePool, pages_for, slots_of
-from scoring_service.engine.packed.segments import Piece, Segment
+from scoring_service.engine.packed.segments import Segment, SegmentRange
 from scoring_service.engine.packed.store import SegmentStore
 from scoring_service.engine.rope import step_dependent_kinds
 
@@ -32,7 +32,7 @@ _TOKENS = 64
 _MANY_TOKENS = 208
 """In segments of 80, with windows of 72: every one is more than a block of the Triton kernel, which
 takes 64 queries and 64 keys at most, and ends in the middle of one."""
-_FED = 3
+_DECODED = 3
 _CUTS = (0, 8, 10, 13, 32, 53, 61)
 """Where a segment is cut while probing: pieces of a few tokens may take other products. None has a
 single token, which is computed in another way, and which no piece that is scheduled has."""
@@ -100,7 +100,7 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
     return shapes
 
 
-def bits_do_not_depend_on_pieces(model: CausalModel, shapes: list[LayerShape], limit: int) -> bool:
+def is_chunk_split_invariant(model: CausalModel, shapes: list[LayerShape], limit: int) -> bool:
     """Whether a segment's states have the same bits when it is computed in several steps."""
     tokens = _CUTS[-1]
     if model.device.type != "cpu" or limit < tokens:
@@ -113,7 +113,7 @@ def bits_do_not_depend_on_pieces(model: CausalModel, shapes: list[LayerShape], l
         body = PackedBody(model, pool)
         states = []
         for first, stop in itertools.pairwise(cuts):
-            states.append(body.run(Step((Piece(segment, first, stop),))).states_T_H)
+            states.append(body.run(Step((SegmentRange(segment, first, stop),))).states_T_H)
             segment.done = stop
         found.append(torch.cat(states))
     return torch.equal(*found)
@@ -163,12 +163,14 @@ def _compare_attention(
     pool = PagePool(shapes, 2 * pages_for(len(ids)) + 8, trial.dtype, model.device)
     store = SegmentStore(pool, trial.chunk)
     body = PackedBody(model, pool)
-    chain = store.prompt(ids[:-_FED], b"")
-    own = slots_of(pool.take(1), _FED)
+    chain = store.prompt(ids[:-_DECODED], b"")
+    own = slots_of(pool.take(1), _DECODED)
     slots = np.concatenate([chain[-1].chain_slots(), own])
-    first = len(ids) - _FED
-    feeds = tuple(Feed(int(ids[first + i]), slots[: first + i + 1]) for i in range(_FED))
-    packing = body.packing(Step.of(chain, feeds))
+    first = len(ids) - _DECODED
+    decode_tokens = tuple(
+        DecodeToken(int(ids[first + i]), slots[: first + i + 1]) for i in range(_DECODED)
+    )
+    packing = body.packing(Step.of(chain, decode_tokens))
     with _narrow_windows(network, trial.window):
         model.packed_states(
             torch.from_numpy(ids.astype(np.int64)).to(model.device),

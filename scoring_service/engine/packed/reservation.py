@@ -33,8 +33,8 @@ class Room:
     """What may be taken of the pages.
 
     A group begins only when its prompt and its longest completion fit beside what is promised to
-    others. Samples grow as they are drawn, and give way to older ones; so the pages that never
-    give way must leave enough for the longest sample, and the oldest always ends.
+    others. Samples grow as they are drawn, and are preempted for older ones; so the pages that are
+    never preempted must leave enough for the longest sample, and the oldest always ends.
 
     Where a call that has nothing under way waits, others leave it what becomes free: each item that
     ends would else be followed by others that take its pages, for as long as there are any.
@@ -177,7 +177,7 @@ class Room:
 
     def take_back(self, sample: SampleRun) -> int:
         """A sample gives its pages back, and forgets the keys in them; how many there were."""
-        pages = sample.give_way()
+        pages = sample.preempt()
         self._store.give_back(pages)
         self._held_by_samples -= len(pages)
         return len(pages)

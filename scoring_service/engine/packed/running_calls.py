@@ -13,7 +13,7 @@ from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.sample_slots import SampleSlots
 from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.packed.store import SegmentStore
-from scoring_service.errors import Fault, Reason
+from scoring_service.errors import Fault, deadline_passed
 
 
 class RunningCalls:
@@ -69,18 +69,17 @@ class RunningCalls:
         return True
 
     def fail(
-        self, runs: Sequence[CallRun], fault: Fault, in_company: bool = False
+        self, runs: Sequence[CallRun], fault: Fault, shared_step: bool = False
     ) -> list[CallEvent]:
         """Ends whole calls."""
         for run in runs:
             self.cancel(run.call.call_id)
-        return [CallFailed(run.call.call_id, fault, in_company) for run in runs]
+        return [CallFailed(run.call.call_id, fault, shared_step) for run in runs]
 
     def expire(self, now: float) -> list[CallEvent]:
         """Drops calls whose callers no longer wait, before they cost anything more."""
         late = [run for run in self.by_id.values() if run.call.deadline < now]
-        message = "the deadline passed before the call was finished"
-        return self.fail(late, Fault(Reason.DEADLINE_EXCEEDED, message))
+        return self.fail(late, deadline_passed())
 
     def finish(self) -> list[CallEvent]:
         """Takes leave of calls of which everything was answered."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoring_service.engine.packed.packing import Node, Walk
+from scoring_service.engine.packed.packing import SegmentTree, TreeNode
 from scoring_service.engine.packed.segments import SlotArray
 
 _Run = tuple[int, int, int, int]
@@ -17,12 +17,12 @@ how many."""
 
 
 def tables(
-    walks: Sequence[Walk], decoding: Sequence[tuple[int, SlotArray]]
+    trees: Sequence[SegmentTree], decoding: Sequence[tuple[int, SlotArray]]
 ) -> tuple[Tensor, Tensor]:
     """Nodes and runs of a step.
 
     Args:
-        walks: its segments.
+        trees: its segments.
         decoding: (row, slots of every position up to its own) of each sampled token.
 
     Returns:
@@ -32,10 +32,10 @@ def tables(
     """
     nodes: list[tuple[int, int, int, int, int]] = []
     runs: list[_Run] = []
-    for walk in walks:
-        prefix = _runs_of(walk.prefix_slots.numpy())
+    for tree in trees:
+        prefix = _runs_of(tree.prefix_slots.numpy())
         ancestors: list[_Run] = []
-        for node in walk.nodes:
+        for node in tree.nodes:
             goes_on = _goes_on(ancestors, node)
             _climb(ancestors, node)
             if goes_on:
@@ -53,7 +53,7 @@ def tables(
     return _table(nodes, 5), _table(runs, 4)
 
 
-def _goes_on(ancestors: Sequence[_Run], node: Node) -> bool:
+def _goes_on(ancestors: Sequence[_Run], node: TreeNode) -> bool:
     """Whether a node and the one before it are as good as one.
 
     They are computed faster so, with the same bits. Single tokens are computed in another way.
@@ -64,7 +64,7 @@ def _goes_on(ancestors: Sequence[_Run], node: Node) -> bool:
     return tokens > 1 and (start + tokens, first + tokens) == (node.start, node.first)
 
 
-def _climb(ancestors: list[_Run], node: Node) -> None:
+def _climb(ancestors: list[_Run], node: TreeNode) -> None:
     """Leaves branches that do not lead to the node, and adds it."""
     while ancestors and ancestors[-1][2] >= node.first:
         ancestors.pop()

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scoring_service.engine.events import SampleSlice
-from scoring_service.engine.packed.body import Feed
+from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.draws import DrawRow
 from scoring_service.engine.packed.pages import slots_of
 from scoring_service.engine.packed.segments import Segment, SlotArray
 from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
-from scoring_service.engine.stops import StopWatch
+from scoring_service.engine.stops import StopChecker
 from scoring_service.types import PAGE_TOKENS, SampleCall, SamplingTask
 
 
@@ -24,7 +24,7 @@ class SampleRun:
     task: SamplingTask
     index: int
     prompt_end: Segment
-    watch: StopWatch
+    stop_checker: StopChecker
     order: int
     """The lower started earlier."""
     slots: SlotArray | None = None
@@ -32,8 +32,8 @@ class SampleRun:
     while it does not go on: there may be many that wait."""
     pages: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    fed: int = 0
-    """Drawn tokens whose keys are in pages."""
+    cached: int = 0
+    """Drawn tokens whose keys and values are in pages."""
     pending: PendingTokens = field(default_factory=PendingTokens)
     begun: bool = False
     """Whether its unit joined a step, so that its prompt is computed."""
@@ -45,20 +45,20 @@ class SampleRun:
         task: SamplingTask,
         index: int,
         prompt_end: Segment,
-        watch: StopWatch,
+        stop_checker: StopChecker,
         order: int,
     ) -> SampleRun:
         """A sample before its first token, or after those that another worker drew."""
-        run = cls(call, task, index, prompt_end, watch, order)
+        run = cls(call, task, index, prompt_end, stop_checker, order)
         for token_id in task.drawn_before(index):
             run.token_ids.append(token_id)
-            watch.push(token_id)  # the text up to here was sent
+            stop_checker.push(token_id)  # the text up to here was sent
         run.pending = PendingTokens(start=len(run.token_ids))
         return run
 
     @property
     def pages_missing(self) -> int:
-        """Pages to take before every drawn token can be fed."""
+        """Pages to take before every drawn token can be run through the model."""
         return max(0, -(-len(self.token_ids) // PAGE_TOKENS) - len(self.pages))
 
     def add_pages(self, pages: list[int]) -> None:
@@ -72,38 +72,38 @@ class SampleRun:
         room = slots[first : first + len(pages) * PAGE_TOKENS]
         room[:] = slots_of(pages, len(room))
 
-    def give_way(self) -> list[int]:
-        """Forgets keys; what was drawn is fed again, token by token, when there is room."""
-        pages, self.pages, self.fed = self.pages, [], 0
+    def preempt(self) -> list[int]:
+        """Gives up its pages; what was drawn is computed again when there is room."""
+        pages, self.pages, self.cached = self.pages, [], 0
         return pages
 
     def wait(self) -> None:
         """It does not go on in the next step."""
         self.slots = None
 
-    def feeds(self, limit: int) -> list[Feed]:
-        """The next tokens to run through the model, at most `limit`; they count as fed."""
-        stop = min(len(self.token_ids), self.fed + limit)
+    def decode_tokens(self, limit: int) -> list[DecodeToken]:
+        """The next tokens to run through the model, at most `limit`; they count as cached."""
+        stop = min(len(self.token_ids), self.cached + limit)
         first = self.prompt_end.stop
         if self.slots is None:
             self.slots = np.empty(first + self.task.max_tokens, dtype=np.int64)
             self.slots[:first] = self.prompt_end.chain_slots()
             self._place_pages(self.slots, 0, self.pages)
-        feeds = [
-            Feed(self.token_ids[place], self.slots[: first + place + 1])
-            for place in range(self.fed, stop)
+        decode_tokens = [
+            DecodeToken(self.token_ids[place], self.slots[: first + place + 1])
+            for place in range(self.cached, stop)
         ]
-        self.fed = stop
-        return feeds
+        self.cached = stop
+        return decode_tokens
 
     @property
     def can_draw(self) -> bool:
-        """Whether everything drawn so far was fed."""
-        return self.fed == len(self.token_ids)
+        """Whether everything drawn so far was run through the model."""
+        return self.cached == len(self.token_ids)
 
     def draw_row(self) -> DrawRow:
         """What to draw next."""
-        banned = tuple(sorted(self.watch.stop_ids)) if self.watch.bans_stops else ()
+        banned = tuple(sorted(self.stop_checker.stop_ids)) if self.stop_checker.bans_stops else ()
         position = self.prompt_end.stop + len(self.token_ids)
         return DrawRow(self.task, self.index, position, banned)
 
@@ -111,7 +111,7 @@ class SampleRun:
         """Takes a drawn token; gives a slice when one is due. The last one ends the sample."""
         self.token_ids.append(token.token_id)
         self.pending.tokens.append(token)
-        text, stop = self.watch.push(token.token_id)
+        text, stop = self.stop_checker.push(token.token_id)
         self.pending.text += text
         if stop is None and not is_due(self.pending, self.call):
             return None

@@ -60,8 +60,8 @@ class SampleSlots:
 def sample_places(running: Iterable[CallRun]) -> Mapping[SampleRun, SamplePlace]:
     """Urgent samples first, then one of each call, then another of each, and the oldest first.
 
-    The last of them waits where a step has no room for all, and gives way where pages run out. The
-    first stays first until it ends, whatever comes, so there is always one that ends.
+    The last of them waits where a step has no room for all, and is preempted where pages run out.
+    The first stays first until it ends, whatever comes, so there is always one that ends.
     """
     return {
         sample: (-run.call.priority, turn, sample.order)

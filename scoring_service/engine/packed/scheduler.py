@@ -24,7 +24,7 @@ class Offer:
     """Tokens of its next segments, in the order in which they must run."""
 
 
-LEAST_PIECE = 8
+MIN_PIECE = 8
 """Tokens that a segment is cut for."""
 
 Place = tuple[int, int, int, float]
@@ -39,10 +39,10 @@ def place(priority: int, served: float, left: int, deadline: float, turn: int) -
     calls side by side would all end late. Then the earlier deadline.
 
     Args:
-        priority: see `Offer`, as of the others.
-        served: likewise.
-        left: likewise.
-        deadline: likewise.
+        priority: see `Offer`.
+        served: see `Offer`.
+        left: see `Offer`.
+        deadline: see `Offer`.
         turn: tokens that a call gets before it is the turn of others.
     """
     return -priority, int(served // turn), left, deadline
@@ -101,7 +101,7 @@ def _piece(size: int, room: int) -> int:
     Never all but one: a single token is computed in another way, with other bits.
     """
     piece = min(room, size - 2)
-    return piece if piece >= LEAST_PIECE else 0
+    return piece if piece >= MIN_PIECE else 0
 
 
 def _place_after(offer: Offer, tokens: int, turn: int) -> Place:

@@ -9,7 +9,7 @@ import numpy as np
 
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.packed.reservation import Reservation
-from scoring_service.engine.packed.segments import Piece, Segment
+from scoring_service.engine.packed.segments import Segment, SegmentRange
 from scoring_service.engine.rows import block_bytes
 from scoring_service.engine.scoring import (
     RowSlices,
@@ -74,7 +74,7 @@ class CompletionRun:
         """What a row takes of the reply."""
         return self.call.wants.row_bytes(self.task.candidates)
 
-    def rows_of(self, piece: Piece | None) -> Int32Array:
+    def rows_of(self, piece: SegmentRange | None) -> Int32Array:
         """Wanted rows that come from a piece's states; None = from the prompt's end.
 
         Row i comes from the state one position earlier.

@@ -71,23 +71,23 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SegmentRange:
     """What a step computes of a segment: all that is left of it, or some of that."""
 
     segment: Segment
     first: int
-    """Of the segment's tokens …"""
+    """Index of the first token in the segment."""
     stop: int
-    """… up to this one, exclusively."""
+    """Index after the last one."""
 
     @property
     def tokens(self) -> int:
-        """How many."""
+        """Number of tokens."""
         return self.stop - self.first
 
     @property
     def start(self) -> int:
-        """Absolute position of the first."""
+        """Absolute position of the first token."""
         return self.segment.start + self.first
 
 

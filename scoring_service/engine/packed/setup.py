@@ -30,8 +30,6 @@ class PackedSetup:
 
     pool: PagePool
     settings: PackedSettings
-    shapes: list[LayerShape]
-    """What the layers keep of a token."""
     limits: StepLimits
     """What bounds the memory of steps."""
 
@@ -96,4 +94,4 @@ def set_up(
             "memory_utilization, lower max_batch_tokens, or serve on a larger device"
         )
     limits = replace(limits, budget_bytes=left - pages * page)
-    return PackedSetup(PagePool(shapes, pages, dtype, device), settings, shapes, limits)
+    return PackedSetup(PagePool(shapes, pages, dtype, device), settings, limits)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoring_service.engine.packed.segments import Piece, Segment
+from scoring_service.engine.packed.segments import Segment, SegmentRange
 
 
 class StateTable:
     """Rows of the step, and behind them ends of segments that earlier steps computed."""
 
-    def __init__(self, width: int, starts: dict[int, int], pieces: Sequence[Piece]) -> None:
+    def __init__(self, width: int, starts: dict[int, int], pieces: Sequence[SegmentRange]) -> None:
         """Begins with what the step computed.
 
         Args:
@@ -26,7 +26,7 @@ class StateTable:
         self._kept: list[Tensor] = []
         self._places: dict[int, int] = {}
 
-    def piece_of(self, segment: Segment) -> tuple[int, Piece]:
+    def piece_of(self, segment: Segment) -> tuple[int, SegmentRange]:
         """What the step computed of a segment, and its first row."""
         return self._pieces[id(segment)]
 

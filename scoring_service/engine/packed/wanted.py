@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scoring_service.engine.packed.alike import side_by_side
+from scoring_service.engine.packed.grouping import grouped_by_kind
 from scoring_service.engine.packed.head_jobs import sample_kind, score_kind
 from scoring_service.engine.packed.running_calls import RunningCalls
 from scoring_service.engine.packed.sample_run import SampleRun
@@ -29,11 +29,11 @@ def rows_to_score(plan: StepPlan, table: StateTable, calls: RunningCalls) -> lis
                 # Row i comes from the state one position earlier.
                 offset = row - 1 - (piece.start - run.prompt_end.stop)
                 wanted.append(ScoreRows(run, rows, [offset + int(r) for r in rows]))
-    return side_by_side(wanted, score_kind)
+    return grouped_by_kind(wanted, score_kind)
 
 
 def samples_to_draw(
-    plan: StepPlan, table: StateTable, first_feed: int
+    plan: StepPlan, table: StateTable, first_decode_row: int
 ) -> list[tuple[SampleRun, int]]:
     """Samples that draw their next token, each with the place of the state that it comes from.
 
@@ -42,13 +42,13 @@ def samples_to_draw(
     Args:
         plan: the step.
         table: its states.
-        first_feed: row of the step's first decoded token.
+        first_decode_row: row of the step's first decoded token.
     """
     places = {}
     for _, unit in plan.units:
         if unit.sample is not None and unit.sample.can_draw:
             places[unit.sample] = table.end_of(unit.sample.prompt_end)
-    for place, (_, sample, _) in enumerate(plan.feeds, first_feed):
+    for place, (_, sample, _) in enumerate(plan.decode_tokens, first_decode_row):
         if sample.can_draw:
             places[sample] = place  # of its last token
-    return side_by_side(places.items(), lambda pair: sample_kind(pair[0]))
+    return grouped_by_kind(places.items(), lambda pair: sample_kind(pair[0]))

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scoring_service.kernels.gpu.rows import tanh
-from scoring_service.kernels.staging import staged
+from scoring_service.kernels.transfer import to_device_async
 
 FEW_QUERIES = 16
 """Queries of a block of sampled tokens: what a matrix unit takes at least."""
@@ -337,8 +337,10 @@ def work_of(
         offset = offsets[id(slots)]
         items[block] += [(start, tokens, first, offset, q) for q in range(0, queries, block)]
     many, few = (
-        staged(torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS), device)
+        to_device_async(
+            torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS), device
+        )
         for block in (MANY_QUERIES, FEW_QUERIES)
     )
-    slots_N = staged(torch.from_numpy(np.concatenate(arrays).astype(np.int32)), device)
+    slots_N = to_device_async(torch.from_numpy(np.concatenate(arrays).astype(np.int32)), device)
     return Work(many, few, slots_N)

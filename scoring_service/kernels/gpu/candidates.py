@@ -124,7 +124,7 @@ def top_candidates(
     groups,
     k,
     room,
-    LEAST: tl.constexpr,
+    MIN_KEY: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -146,7 +146,7 @@ def top_candidates(
     max_x = tl.load(max_ptr + row)
     # The row's best may lie past the limit: a bound it is all the same.
     high = ordered(max_x)
-    low = tl.minimum(LEAST, high)
+    low = tl.minimum(MIN_KEY, high)
     bound = bound_of_groups(groups_ptr, groups, k + 1, max_x, low, high, BLOCK, PIVOTS)
     found = limit
     if groups > k:

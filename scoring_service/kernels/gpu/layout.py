@@ -25,6 +25,6 @@ def by_row(values_T: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     return values_T.to(dtype).contiguous()
 
 
-def side_by_side(values_T_N: Tensor) -> Tensor:
+def rows_contiguous(values_T_N: Tensor) -> Tensor:
     """Rows whose numbers are next to each other: the tensor itself where they are."""
     return values_T_N if values_T_N.stride(1) == 1 else values_T_N.contiguous()

@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from scoring_service.kernels.gpu.layout import by_row, side_by_side
+from scoring_service.kernels.gpu.layout import by_row, rows_contiguous
 from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS, linear_at, linear_statistics
 from scoring_service.kernels.gpu.partials import RowPartials
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
@@ -70,7 +70,7 @@ def logits_at(
     """
     rows, candidates = ids_T_C.shape
     temperatures_T = by_row(temperatures_T, rows, torch.float32)
-    hidden_T_H = side_by_side(hidden_T_H)
+    hidden_T_H = rows_contiguous(hidden_T_H)
     if len(hidden_T_H) != rows:
         raise ValueError(f"{rows} lists of ids for {len(hidden_T_H)} rows")
     logits_T_C, x_T_C = torch.empty((2, rows, candidates), device=hidden_T_H.device)
@@ -118,7 +118,7 @@ def fused_partials(
         ValueError: there is not one temperature, target and x a row.
     """
     rows, hidden_size = hidden_T_H.shape
-    hidden_T_H = side_by_side(hidden_T_H)
+    hidden_T_H = rows_contiguous(hidden_T_H)
     columns = shard.weight_V_H.shape[0]
     chunks = triton.cdiv(columns, CHUNK_COLUMNS)
     partials = RowPartials.empty(rows, chunks, hidden_T_H.device)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scoring_service.kernels.gpu.layout import by_row, side_by_side
+from scoring_service.kernels.gpu.layout import by_row, rows_contiguous
 from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS, x_of_columns
 from scoring_service.kernels.gpu.linear_head import BT, HeadShard, launch_options
 from scoring_service.kernels.gpu.race import NO_ID, exponential
@@ -157,7 +157,7 @@ def chunk_winners(
     if shard.first_id % 4:
         raise ValueError(f"a shard begins at a multiple of 4, not at id {shard.first_id}")
     rows, columns = len(hidden_T_H), shard.weight_V_H.shape[0]
-    hidden_T_H = side_by_side(hidden_T_H)
+    hidden_T_H = rows_contiguous(hidden_T_H)
     chunks = triton.cdiv(columns, CHUNK_COLUMNS)
     maxima, keys = torch.empty((2, rows, chunks), device=hidden_T_H.device)
     ids = torch.empty((rows, chunks), dtype=torch.int32, device=hidden_T_H.device)

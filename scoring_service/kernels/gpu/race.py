@@ -128,21 +128,3 @@ def finish_race(keys_ptr, ids_ptr, winner_ptr, blocks, BLOCKS: tl.constexpr):
     ids = tl.load(ids_ptr + row * blocks + index, mask=there, other=0x7FFFFFFF)
     least = tl.min(keys, axis=0)
     tl.store(winner_ptr + row, tl.min(tl.where(keys == least, ids, 0x7FFFFFFF), axis=0))
-
-
-@triton.jit
-def write_words(
-    words_ptr, seed_ptr, sample_index_ptr, position_ptr, vocab, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Program (row, block): the words themselves, int64, to be compared with the reference's."""
-    row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1)
-    words = token_words(
-        block * BLOCK,
-        tl.load(seed_ptr + row),
-        tl.load(sample_index_ptr + row).to(tl.uint32),
-        tl.load(position_ptr + row).to(tl.uint32),
-        BLOCK,
-    )
-    columns = block * BLOCK + tl.arange(0, BLOCK)
-    tl.store(words_ptr + row * vocab + columns, words.to(tl.int64), mask=columns < vocab)

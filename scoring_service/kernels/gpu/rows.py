@@ -7,7 +7,7 @@ import triton.language as tl
 
 BLOCK_COLUMNS = 4096
 """Columns of a row that one program of a split row takes. A row is split by V alone, never by how
-many rows there are: the same row has the same bits in any company."""
+many rows there are: the same row has the same bits in any batch."""
 
 
 @triton.jit

@@ -19,7 +19,7 @@ BLOCK = 1024
 PIVOTS = 8
 """Keys an interval is split at in one pass."""
 
-LEAST_KEY = -2139095041
+MIN_KEY = -2139095041
 """`ordered(-inf)`: no token has a smaller key."""
 
 

@@ -14,18 +14,18 @@ from torch.nn import functional
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
 from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidates
-from scoring_service.kernels.gpu.layout import by_row, side_by_side
+from scoring_service.kernels.gpu.layout import by_row, rows_contiguous
 from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
 from scoring_service.kernels.gpu.race import finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
-from scoring_service.kernels.gpu.search import LEAST_KEY, PIVOTS, search_block
+from scoring_service.kernels.gpu.search import MIN_KEY, PIVOTS, search_block
 from scoring_service.kernels.gpu.statistics import (
     GROUP_COLUMNS,
     block_statistics,
     block_tail,
 )
 from scoring_service.kernels.gpu.truncation import LIST_KEYS, truncate
-from scoring_service.kernels.staging import staged
+from scoring_service.kernels.transfer import to_device_async
 from scoring_service.kernels.truncation import Truncation
 
 MAX_K = 1024
@@ -94,7 +94,7 @@ class TritonTile:
             ValueError: there is not one temperature or target a row.
         """
         rows, vocab = logits_T_V.shape
-        logits_T_V = side_by_side(logits_T_V)
+        logits_T_V = rows_contiguous(logits_T_V)
         if overwrite and rows > 1 and logits_T_V.stride(0) < vocab:
             logits_T_V = logits_T_V.contiguous()
         device = logits_T_V.device
@@ -221,7 +221,7 @@ class TritonTile:
             triton.cdiv(limit, GROUP_COLUMNS),
             k,
             room,
-            LEAST=LEAST_KEY,
+            MIN_KEY=MIN_KEY,
             KEYS=LIST_KEYS,
             BLOCK=search_block(vocab),
             GROUP=GROUP_COLUMNS,
@@ -294,7 +294,7 @@ class TritonTile:
             found.sizes_T,
             x_T_V.stride(0),
             vocab,
-            LEAST=LEAST_KEY,
+            MIN_KEY=MIN_KEY,
             LIST=LIST_KEYS,
             BLOCK=search_block(vocab),
             PIVOTS=PIVOTS,
@@ -341,7 +341,7 @@ class TritonTile:
         rows, vocab = self.x_T_V.shape
         device = self.max_T.device
         if found is None:
-            pivots_T = torch.full((rows,), LEAST_KEY + 1, dtype=torch.int32, device=device)
+            pivots_T = torch.full((rows,), MIN_KEY + 1, dtype=torch.int32, device=device)
             least_ids_T = torch.zeros_like(pivots_T)
         else:
             pivots_T, least_ids_T = found.pivots_T, found.least_ids_T
@@ -379,13 +379,15 @@ def words_inputs(
         return columns  # type: ignore[return-value]
     signed = [[int(n) - (1 << 64) if int(n) >> 63 else int(n) for n in c] for c in columns]
     # One copy to the device instead of three.
-    seeds, samples, positions = staged(torch.tensor(signed, dtype=torch.int64), device).unbind()
+    seeds, samples, positions = to_device_async(
+        torch.tensor(signed, dtype=torch.int64), device
+    ).unbind()
     return seeds, samples, positions
 
 
 def _there(ids_T: Tensor, device: torch.device) -> Tensor:
     """Ids on a device."""
-    return ids_T if ids_T.device == device else staged(ids_T, device)
+    return ids_T if ids_T.device == device else to_device_async(ids_T, device)
 
 
 def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -86,7 +86,7 @@ def truncate(
     size_ptr,
     row_stride,
     vocab,
-    LEAST: tl.constexpr,
+    MIN_KEY: tl.constexpr,
     LIST: tl.constexpr,
     BLOCK: tl.constexpr,
     PIVOTS: tl.constexpr,
@@ -106,7 +106,7 @@ def truncate(
     no_mass = tl.cast(0, tl.int64)
     none = tl.cast(0, tl.int32)
 
-    pivot = tl.minimum(LEAST + 1, top_key)
+    pivot = tl.minimum(MIN_KEY + 1, top_key)
     kept = no_mass
     size = vocab
     if (k > 0) & (k < vocab):

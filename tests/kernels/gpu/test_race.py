@@ -15,7 +15,7 @@ from scoring_service.kernels.gpu import race
 from scoring_service.kernels.gpu.tile import TritonTile, words_inputs
 from tests.kernels import cases
 from tests.kernels.gpu.device import DEVICE
-from tests.kernels.gpu.small_kernels import exponentials
+from tests.kernels.gpu.small_kernels import exponentials, write_words
 from tests.kernels.gpu.support import row_parameters, support_mask
 
 BLOCK = 1024
@@ -35,7 +35,7 @@ def test_words_are_the_references(vocab: int) -> None:
     inputs = random_inputs(rng, rows)
     inputs[0][0] = 2**64 - 1
     words_T_V = torch.empty((rows, vocab), dtype=torch.int64, device=DEVICE)
-    race.write_words[(rows, triton.cdiv(vocab, BLOCK))](
+    write_words[(rows, triton.cdiv(vocab, BLOCK))](
         words_T_V, *words_inputs(*inputs, DEVICE), vocab, BLOCK=BLOCK
     )
     assert torch.equal(words_T_V, philox.token_words(*inputs, vocab, DEVICE))

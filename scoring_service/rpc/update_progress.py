@@ -1,4 +1,4 @@
-"""What the caller of an update is told while it goes on."""
+"""The progress of an update, as its caller is sent it while it goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ LOOK_SECONDS = 0.1
 """How often it is looked whether there is something to tell."""
 
 
-async def told(update: WeightUpdate, work: Awaitable[None]) -> AsyncIterator[WeightUpdateStatus]:
+async def report_progress(
+    update: WeightUpdate, work: Awaitable[None]
+) -> AsyncIterator[WeightUpdateStatus]:
     """How far an update is, now and then, while the work goes on.
 
     Whatever ends this before the commit ends the update.

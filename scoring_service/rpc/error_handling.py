@@ -1,4 +1,4 @@
-"""How an RPC ends that does not end well: a line of the log, and a status for its caller."""
+"""What an RPC that fails gives: a line of the log, and a status for its caller."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.rpc.handlers import Context
 from scoring_service.rpc.status import abort, bounded, code_of
 
 log = structlog.get_logger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 @asynccontextmanager
-async def faults_told(
+async def abort_on_fault(
     context: Context,
     rpc: str,
     request_id: str,

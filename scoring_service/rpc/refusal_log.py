@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 _SECONDS = 60.0
 """Between two lines about the same caller."""
 
-_MOST_CALLERS = 32
+_MAX_CALLERS = 32
 """That are named within that time; all others share one line."""
 
 _OTHERS = "others"
@@ -37,8 +37,8 @@ class _Seen:
     """Since it was told."""
 
 
-class TurnedAway:
-    """Says in the log who is turned away: at once, then once a minute with how many calls it was.
+class RefusalLog:
+    """Says in the log who is refused: at once, then once a minute with how many calls it was.
 
     Args:
         clock: in seconds.
@@ -49,7 +49,7 @@ class TurnedAway:
         self._seen: dict[_Key, _Seen] = {}
 
     def note(self, peer: str, identity: str, rpc: str, fault: Fault) -> None:
-        """A call was turned away.
+        """A call was refused.
 
         Args:
             peer: host at the other end.
@@ -61,7 +61,7 @@ class TurnedAway:
         key = peer, identity, str(fault.reason)
         if key not in self._seen:
             self._forget(now)
-            if len(self._seen) >= _MOST_CALLERS:
+            if len(self._seen) >= _MAX_CALLERS:
                 key = _OTHERS, _OTHERS, str(fault.reason)
         seen = self._seen.setdefault(key, _Seen(now - _SECONDS, now, rpc))
         seen.calls += 1

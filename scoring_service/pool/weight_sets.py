@@ -1,4 +1,4 @@
-"""Which weights a pool's workers have: the running ones, and older ones that calls still need."""
+"""The sets of weights that a pool's workers have: the running one, and older ones still needed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SPARE = 1.1
 
 
 @dataclass(eq=False, slots=True)
-class Generation:
-    """Weights under one number."""
+class WeightSet:
+    """All weights of the model, under one number."""
 
     number: int
     info: EngineInfo
@@ -30,13 +30,13 @@ class Generation:
 
 
 @dataclass(slots=True)
-class Generations:
+class WeightSets:
     """Keeps older weights while they are used, and memory for the next ones."""
 
     workers: list[Worker]
-    current: Generation | None = None
+    current: WeightSet | None = None
     """What calls begin with; None until a worker has loaded the model."""
-    _alive: dict[int, Generation] = field(default_factory=dict)
+    _alive: dict[int, WeightSet] = field(default_factory=dict)
     _letting_go: dict[int, tuple[WeightMemory | None, set[int]]] = field(default_factory=dict)
     """Number -> memory, and the workers that may still read it."""
     _spare: WeightMemory | None = None
@@ -44,20 +44,20 @@ class Generations:
     def begin(self, info: EngineInfo) -> None:
         """The model was loaded, or another one when all workers started again."""
         uses = self._alive[LOADED].uses if LOADED in self._alive else 0
-        self.current = self._alive[LOADED] = Generation(LOADED, info, uses=uses)
+        self.current = self._alive[LOADED] = WeightSet(LOADED, info, uses=uses)
 
-    def find(self, number: int) -> Generation | None:
+    def find(self, number: int) -> WeightSet | None:
         """The weights of that number, if they are still held."""
         return self._alive.get(number)
 
     @property
-    def older(self) -> list[Generation]:
+    def older(self) -> list[WeightSet]:
         """Weights that are held beside the running ones, oldest first."""
-        return [g for g in self._alive.values() if g is not self.current]
+        return [held for held in self._alive.values() if held is not self.current]
 
-    def promote(self, generation: Generation) -> None:
+    def promote(self, weight_set: WeightSet) -> None:
         """Calls begin with these from now on."""
-        self.current = self._alive[generation.number] = generation
+        self.current = self._alive[weight_set.number] = weight_set
         self.release_unused()
 
     def check_version(self, version: int, digest: str) -> None:
@@ -81,18 +81,18 @@ class Generations:
 
     def release(self, number: int) -> None:
         """It needs them no more."""
-        generation = self._alive.get(number)
-        if generation is not None:
-            generation.uses -= 1
-            if not generation.uses and generation is not self.current:
+        weight_set = self._alive.get(number)
+        if weight_set is not None:
+            weight_set.uses -= 1
+            if not weight_set.uses and weight_set is not self.current:
                 self.release_unused()
 
     def release_unused(self) -> None:
         """Lets go of older weights that nothing needs."""
-        for generation in self.older:
-            if not generation.uses:
-                del self._alive[generation.number]
-                self.drop(generation.number, generation.memory)
+        for weight_set in self.older:
+            if not weight_set.uses:
+                del self._alive[weight_set.number]
+                self.drop(weight_set.number, weight_set.memory)
 
     def drop(self, number: int, memory: WeightMemory | None) -> None:
         """Has workers forget weights; their memory is free once all have."""
@@ -143,7 +143,7 @@ class Generations:
 
     def close(self) -> None:
         """Gives all memory up; workers are gone."""
-        memories = [g.memory for g in self._alive.values()]
+        memories = [held.memory for held in self._alive.values()]
         memories += [memory for memory, _ in self._letting_go.values()]
         for memory in [*memories, self._spare]:
             if memory is not None:

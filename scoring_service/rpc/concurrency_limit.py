@@ -6,19 +6,16 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
-from scoring_service.errors import Fault, Reason
+from scoring_service.errors import Fault, queue_full
 from scoring_service.rpc.authentication import ADMIN_SERVICES, OPEN_SERVICES, identity_of
 from scoring_service.rpc.caller import peer_host
-from scoring_service.rpc.handlers import behaviour_of, refusing, replacing
+from scoring_service.rpc.handlers import Context, Handler, behaviour_of, refusing, replacing
+from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.status import abort
-from scoring_service.rpc.turned_away import TurnedAway
-
-_SHORTEST_RETRY = 0.1
-_LONGEST_RETRY = 300.0
 
 _UNCOUNTED = OPEN_SERVICES + ADMIN_SERVICES
 """Probes, and whoever has the server drained or an update given up because it has too much to do:
@@ -27,14 +24,8 @@ those have a scope of their own, and are few."""
 _MEMORY = 0.1
 """Weight of the latest call in the mean of their times."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
-
-
-class MostCallsInterceptor(grpc.aio.ServerInterceptor):
+class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls beyond a number, before they are deserialised; of probes and admins none.
 
     gRPC's own bound gives a status that no client knows what to do with, and counts probes too.
@@ -56,7 +47,7 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
         self.running = 0
         self._most = most
         self._refused = refused
-        self._turned_away = TurnedAway()
+        self._refusal_log = RefusalLog()
         self._clock = clock
         self._mean_seconds = 1.0
 
@@ -101,7 +92,7 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
 
     def _tell(self, context: Context, method: str, fault: Fault) -> None:
         self._refused(fault.reason)
-        self._turned_away.note(peer_host(context.peer()), identity_of(context), method, fault)
+        self._refusal_log.note(peer_host(context.peer()), identity_of(context), method, fault)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -118,5 +109,4 @@ class MostCallsInterceptor(grpc.aio.ServerInterceptor):
         # By Little's law one of them ends in so many seconds.
         next_end = self._mean_seconds / self._most
         message = f"{self.running} calls are under way; at most {self._most} may be"
-        retry_after = min(max(next_end, _SHORTEST_RETRY), _LONGEST_RETRY)
-        return Fault(Reason.QUEUE_FULL, message, retry_after=retry_after)
+        return queue_full(message, next_end)

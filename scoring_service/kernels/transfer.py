@@ -1,4 +1,4 @@
-"""What a step tells its device: tables of the host, on their way while the host goes on."""
+"""Copies of a step's tables to its device, which the host does not wait for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def staged(host: Tensor, device: torch.device) -> Tensor:
+def to_device_async(host: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device.
 
     A copy from ordinary memory to a GPU waits until everything asked of it before is done, which

@@ -1,4 +1,4 @@
-"""Tables of a step on their way to the device."""
+"""Copies of a step's tables to its device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 
 from scoring_service.kernels.gpu.attention import work_of
 from scoring_service.kernels.gpu.tile import words_inputs
-from scoring_service.kernels.staging import staged
+from scoring_service.kernels.transfer import to_device_async
 from tests.kernels.gpu.device import DEVICE
 
 
 def test_a_cpu_gets_the_tensor_itself() -> None:
     table = torch.arange(5)
-    assert staged(table, torch.device("cpu")) is table
+    assert to_device_async(table, torch.device("cpu")) is table
 
 
 def test_what_arrives() -> None:
@@ -21,8 +21,8 @@ def test_what_arrives() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        found = staged(torch.arange(1000), DEVICE)
-        none = staged(torch.empty((0, 5), dtype=torch.int64), DEVICE)
+        found = to_device_async(torch.arange(1000), DEVICE)
+        none = to_device_async(torch.empty((0, 5), dtype=torch.int64), DEVICE)
         work = work_of(
             [(0, 70, 2, np.array([3, 1])), (70, 1, 0, np.array([]))], 1, torch.bfloat16, DEVICE
         )

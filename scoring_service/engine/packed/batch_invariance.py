@@ -1,4 +1,4 @@
-"""Whether the bits of a sequence depend on who shares its steps: tried at load."""
+"""Batch invariance: whether a sequence's bits depend on what shares its steps. Tried at load."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.packed.store import SegmentStore
 
 _FIRST_LAYERS_NAME = "scoring_first_layers"
-_LEAST_LAYERS = 2
+_MIN_LAYERS = 2
 _CHUNK = 16
 _SMALL_STEP = (1, 9, 16, 21)
 """Tokens of sequences that go through the whole model."""
-_CROWD = 32
+_FILLER_TOKENS = 32
 """Tokens of each sequence that fills a tall step."""
 
 
-def bits_do_not_depend_on_company(
+def is_batch_invariant(
     network: Any, model: CausalModel, shapes: list[LayerShape], step_rows: int
 ) -> bool:
     """Whether a sequence's states have the same bits alone and in steps of other sizes.
@@ -83,8 +83,8 @@ def _states(body: PackedBody, chains: Sequence[list[Segment]]) -> list[Tensor]:
 def _tall_step(rows: int) -> list[int]:
     """Lengths that have so many tokens together, those that are watched first."""
     left = rows - sum(_SMALL_STEP)
-    crowd = [_CROWD] * (left // _CROWD)
-    return [*_SMALL_STEP, *crowd, *([left % _CROWD] if left % _CROWD else [])]
+    filler = [_FILLER_TOKENS] * (left // _FILLER_TOKENS)
+    return [*_SMALL_STEP, *filler, *([left % _FILLER_TOKENS] if left % _FILLER_TOKENS else [])]
 
 
 def _ids(length: int, vocab_size: int) -> np.ndarray:
@@ -93,7 +93,7 @@ def _ids(length: int, vocab_size: int) -> np.ndarray:
 
 def _layers_of_each_kind(config: Any) -> int:
     kinds: list[str] = getattr(config, "layer_types", None) or []
-    return max([_LEAST_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))])
+    return max([_MIN_LAYERS, *(kinds.index(kind) + 1 for kind in set(kinds))])
 
 
 class _ReachedError(Exception):

@@ -1,4 +1,4 @@
-"""What is computed alike goes side by side, whichever calls it belongs to."""
+"""Grouping of what is computed alike, whichever calls it belongs to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def side_by_side(items: Iterable[T], kind: Callable[[T], Hashable]) -> list[T]:
+def grouped_by_kind(items: Iterable[T], kind: Callable[[T], Hashable]) -> list[T]:
     """Items of one kind after one another, in their order; kinds as they first come."""
     by_kind: dict[Hashable, list[T]] = {}
     for item in items:

@@ -1,25 +1,20 @@
-"""Counts every RPC and its bytes, and reads these with care: an interceptor around all others."""
+"""The interceptor around all others: counts every RPC and its bytes, and reads these with care."""
 
 from __future__ import annotations
 
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from scoring_service.rpc.handlers import behaviour_of, replacing
-from scoring_service.rpc.malformed import Malformed, tolerant
+from scoring_service.rpc.handlers import Context, Handler, behaviour_of, replacing
+from scoring_service.rpc.malformed import MalformedRequest, catch_decode_errors
 from scoring_service.rpc.reply_bytes import counted
 from scoring_service.rpc.status import abort, code_of
 from scoring_service.telemetry.metrics import Metrics
-
-Context = grpc.aio.ServicerContext[Any, Any]
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
 
 _KINDS = {
     (False, False): "unary",
@@ -63,7 +58,7 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         return replacing(
             handler,
             _around(behaviour_of(handler), begin),
-            request_deserializer=tolerant(handler.request_deserializer),
+            request_deserializer=catch_decode_errors(handler.request_deserializer),
             response_serializer=counted(handler.response_serializer),
         )
 
@@ -78,7 +73,7 @@ def _around(behaviour: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             end = begin()
             try:
-                if isinstance(request, Malformed):
+                if isinstance(request, MalformedRequest):
                     await abort(context, request.fault)
                 async for response in behaviour(request, context):
                     yield response
@@ -92,7 +87,7 @@ def _around(behaviour: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
         end = begin()
         try:
-            if isinstance(request, Malformed):
+            if isinstance(request, MalformedRequest):
                 await abort(context, request.fault)
             response = await behaviour(request, context)
         except BaseException:

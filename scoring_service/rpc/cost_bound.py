@@ -1,4 +1,4 @@
-"""What a request costs at least, counted without reading it."""
+"""A lower bound of what a request costs, counted without reading it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scoring_client.proto import sample_pb2
 from scoring_service.rpc.items import MAX_ITEMS
 from scoring_service.rpc.model_view import ModelView
 
-_MOST_SEQUENCES = 4096
+_MAX_SEQUENCES = 4096
 """Sequences of a request that are looked at: five milliseconds."""
 
-_MOST_CHARACTERS = 1 << 20
+_MAX_CHARACTERS = 1 << 20
 """Of all texts of a request that are looked at: as long again."""
 
 _TEXT = 2048
@@ -26,7 +26,7 @@ class _Lengths:
     """Tokens of sequences, at least; of texts beyond what is looked at, none."""
 
     view: ModelView
-    left: int = _MOST_CHARACTERS
+    left: int = _MAX_CHARACTERS
     """Characters still to be looked at."""
 
     def of(self, sequence: Any) -> int:
@@ -36,10 +36,10 @@ class _Lengths:
             return ids
         text = sequence.text[: self.left]
         self.left -= len(text) + _TEXT
-        return self.view.text.least_tokens(text)
+        return self.view.text.token_lower_bound(text)
 
 
-def least_tokens(request: Any, view: ModelView, enough: int) -> int:
+def token_lower_bound(request: Any, view: ModelView, enough: int) -> int:
     """Tokens, as the queue counts them, that a call has at least if its items have no fault.
 
     Args:
@@ -49,7 +49,7 @@ def least_tokens(request: Any, view: ModelView, enough: int) -> int:
     """
     costs = _of_samples if isinstance(request, sample_pb2.SampleRequest) else _of_scores
     total = 0
-    for cost in itertools.islice(costs(request, _Lengths(view)), _MOST_SEQUENCES):
+    for cost in itertools.islice(costs(request, _Lengths(view)), _MAX_SEQUENCES):
         total += cost
         if total >= enough:
             break
