@@ -23,7 +23,7 @@ from benchmarks.gpu import make_model
 from benchmarks.machine import describe, origin
 from benchmarks.side_process import ROOT
 from benchmarks.sides import SideConfig
-from benchmarks.sides.engine import Engine, sample_call, score_call, step
+from benchmarks.sides.engine import Engine, sample_call, score_call, step, submit
 from benchmarks.workloads import Sampling, Scoring, build
 
 _STEPS = 6
@@ -78,7 +78,7 @@ def watched(engine: Engine, work: Any, call_id: int) -> dict[str, Any]:
     if not isinstance(work, Scoring | Sampling):
         raise TypeError("one call at a time")
     call = score_call(work) if isinstance(work, Scoring) else sample_call(work)
-    engine.runner.submit(replace(call, call_id=call_id))
+    submit(engine, replace(call, call_id=call_id))
     try:
         return steps_of(engine.runner)
     except Exception:

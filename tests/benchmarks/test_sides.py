@@ -20,6 +20,7 @@ from benchmarks.sides import SideConfig
 from benchmarks.sides.service import Service
 from benchmarks.workloads import Mixed, Sampling, Scoring
 from scoring_service.engine.events import CallFailed
+from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Fault, Reason
 from scoring_service.models import tiny_model_path
 from tests.e2e.served import ROOT
@@ -111,9 +112,14 @@ class Runner:
     def __init__(self) -> None:
         self.submitted: list[int] = []
         self.cancelled: list[int] = []
+        self.credit: dict[int, int] = {}
 
     def submit(self, call: Any) -> None:
         self.submitted.append(call.call_id)
+        self.credit[call.call_id] = INITIAL_CREDIT
+
+    def add_credit(self, call_id: int, size: int) -> None:
+        self.credit[call_id] += size
 
     def step(self) -> list[Any]:
         return [CallFailed(self.submitted[-1], Fault(Reason.INTERNAL_ERROR, "a kernel failed"))]
@@ -124,10 +130,12 @@ class Runner:
 
 def test_a_call_that_fails_is_no_profile_and_leaves_nothing() -> None:
     runner = Runner()
+    engine = SimpleNamespace(runner=runner, info=SimpleNamespace(max_batch_tokens=8192))
     for call_id in (1, 2):
         with pytest.raises(RuntimeError, match="a kernel failed"):
-            gpu_profile.watched(SimpleNamespace(runner=runner), MIXED.scoring, call_id)
+            gpu_profile.watched(engine, MIXED.scoring, call_id)
     assert runner.submitted == runner.cancelled == [1, 2]
+    assert set(runner.credit.values()) == {32 << 20}, "as a server's calls have it"
 
 
 def test_a_report_says_what_answered_and_where_it_is_from(tmp_path: Path) -> None:
