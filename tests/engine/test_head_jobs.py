@@ -1,4 +1,4 @@
-"""In what order a device is asked for tiles of logits and their numbers."""
+"""Tiles of logits: how large, and in what order a device is asked for them and their numbers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from scoring_service.engine.packed import head_jobs
 from scoring_service.engine.packed.score_run import ScoreRows
+from scoring_service.engine.scoring import score_completion
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.types import (
+    CompletionTask,
+    GroupTask,
     Int32Array,
     Processing,
     RowBlock,
     RowWants,
+    ScoreCall,
 )
 
 FAULT = Fault(Reason.NON_FINITE_LOGITS, "not finite")
@@ -111,3 +115,24 @@ def test_a_tile_is_made_again_for_rows_beside_one_at_fault(
     """In order, with one tile of logits at a time, and whatever was begun meanwhile."""
     found = Device(name, bad=(1, 8)).score(monkeypatch)
     assert found == [("a", FAULT), ("b", [3]), ("b", [4, 5, 6, 7]), ("b", FAULT)]
+
+
+@pytest.mark.parametrize(("name", "height"), [("cpu", 32), ("meta", 208)])
+def test_the_plain_path_has_tiles_as_its_device_takes_them(name: str, height: int) -> None:
+    """Of 24 and of 128 MiB: rows of a few would leave a GPU waiting for its host."""
+    heights: list[int] = []
+
+    def logits(states_T_H: Tensor) -> Tensor:
+        heights.append(len(states_T_H))
+        raise ServiceError(FAULT)
+
+    model: Any = SimpleNamespace(
+        head=SimpleNamespace(vocab_size=151_936, logits=logits),
+        states=lambda ids: torch.empty(len(ids), 8, device=name),
+        weight_version=1,
+    )
+    completion = CompletionTask(0, np.zeros(600, np.int32), ((0, 600),))
+    group = GroupTask(0, np.zeros(3, np.int32), (completion,), Processing(), 0)
+    with pytest.raises(ServiceError):
+        next(score_completion(model, ScoreCall(1, (group,), RowWants()), group, completion))
+    assert heights == [height]
