@@ -26,6 +26,9 @@ from benchmarks.sides import SideConfig
 from benchmarks.sides.engine import Engine, sample_call, score_call, step, submit
 from benchmarks.workloads import Sampling, Scoring, build
 
+_TIME_LIMIT = 120
+"""Seconds after which no further workload begins."""
+
 _STEPS = 6
 """Steps that are watched: those in the middle of a workload."""
 
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--workloads", default="grpo,sample-64,topk-128,sample-1,wide")
     parser.add_argument("--out", type=Path, default=ROOT / "build")
-    parser.add_argument("--time-limit", type=float, default=240, help="seconds")
+    parser.add_argument("--time-limit", type=float, default=_TIME_LIMIT, help="seconds")
     arguments = parser.parse_args()
     began = time.monotonic()
     folder = ROOT / "build" / "models" / f"random-{arguments.layers}"
