@@ -36,6 +36,7 @@ FILES = (
     "test_gradient.py",
     "test_traps.py",
     "test_row_parameters.py",
+    "test_keeping.py",
     "test_staging.py",
     "test_figures.py",
 )

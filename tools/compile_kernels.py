@@ -28,6 +28,7 @@ from scoring_service.kernels.gpu import (
     attention,
     candidates,
     gradient,
+    keeping,
     linear,
     linear_head,
     linear_race,
@@ -251,6 +252,20 @@ def attentions() -> Iterator[Build]:
             warps=attention.WARPS,
             stages=attention.STAGES,
             hot=width == 128,
+        )
+    for element in ("bf16", "fp32"):
+        yield Build(
+            f"keep_rows {element}",
+            keeping.keep_rows,
+            f"*{element} *{element} *{element} *{element} *i64 *i64 i32 i32 i32 i32 i32 i32 i32",
+            {
+                "D": 128,
+                "DV": 128,
+                "WIDTH": 128,
+                "VALUE_WIDTH": 128,
+                "BLOCK": keeping.BLOCK_TOKENS,
+            },
+            warps=4,
         )
     # What the probe of every load launches, see `attention.work_of`. No request waits for it.
     yield Build(

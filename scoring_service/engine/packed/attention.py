@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from scoring_service.engine.packed.packing import Bucket, Node, Packing, Walk
-from scoring_service.engine.packed.pages import LayerShape
+from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.step_shape import SCORE_ELEMENTS
 from scoring_service.kernels.cpu.ops import CpuKernels
@@ -94,8 +94,7 @@ def packed_attention(
     if packing.kernels is not None and packing.kernels.can_attend(queries, values):
         return _attend_compiled(packing, packing.kernels, place, layer, queries, keys, values), None
     if packing.pool is not None and len(packing.kept_rows):
-        kept = packing.kept_rows
-        packing.pool.write(place, packing.kept_slots, keys[:, kept], values[:, kept])
+        _keep(packing, packing.pool, place, keys, values)
     heads = queries.shape[0]
     output = queries.new_zeros(packing.rows, heads, values.shape[2])
     if packing.by_triton:
@@ -106,6 +105,17 @@ def packed_attention(
     for bucket in packing.decode_buckets(layer.window):
         _attend_bucket(packing, place, layer, bucket, queries, output)
     return output[None], None
+
+
+def _keep(packing: Packing, pool: PagePool, place: int, keys: Tensor, values: Tensor) -> None:
+    rows, slots = packing.kept_rows, packing.kept_slots
+    if packing.by_triton:
+        # Imported where a CUDA device is, and nowhere else.
+        from scoring_service.kernels.gpu import keeping
+
+        keeping.keep(keys, values, packing.kept(place), rows, slots)
+    else:
+        pool.write(place, slots, keys[:, rows], values[:, rows])
 
 
 def _attend_compiled(
