@@ -66,7 +66,10 @@ def answers(events: list[CallEvent]) -> dict[tuple[int, ...], list[Any]]:
             found[key] = [getattr(event.block, name) for name in event.block.__slots__]
         elif isinstance(event, SampleSlice):
             key = event.call_id, event.prompt_index, event.sample_index
-            found.setdefault(key, []).extend([event.token_ids, event.logprobs])
+            # Where a slice ends is decided by the clock, too.
+            before = found.get(key, [[], []])
+            arrays = zip(before, (event.token_ids, event.logprobs), strict=True)
+            found[key] = [np.append(*pair).astype(pair[1].dtype) for pair in arrays]
     return found
 
 
