@@ -95,7 +95,7 @@ check: $(INSTALLED) ## lint, types, import rules, contract (fresh, no break), do
 	$(BIN)/python tools/generate_api_reference.py --check
 	$(BIN)/python -m tools.diagrams --check
 ifeq ($(shell uname -s),Linux)
-	TRITON_CACHE_DIR=build/triton $(BIN)/python tools/compile_kernels.py
+	TRITON_CACHE_DIR=build/triton $(BIN)/python -m tools.compile_kernels
 endif
 	$(BIN)/hadolint --failure-threshold style Dockerfile
 	$(BIN)/python -m pip check --disable-pip-version-check

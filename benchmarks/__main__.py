@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.harness import Plan, measure
+from benchmarks.harness import Plan, Thrift, measure
 from benchmarks.machine import origin
 from benchmarks.report import plots, tables
 from benchmarks.side_process import ROOT, SideProcess
@@ -30,6 +30,16 @@ def main() -> None:
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--size", choices=("small", "gpu"), default="small")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--whole-workloads",
+        type=int,
+        default=None,
+        help="the first so many have every side and repetition; default: all",
+    )
+    parser.add_argument("--later-repetitions", type=int, default=1, help="of those after them")
+    parser.add_argument(
+        "--slow-sides", default="", help="run once in the whole workloads, and in no others"
+    )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--head-dtype", default="bfloat16", help="of this service's head")
     parser.add_argument("--device", default="cpu")
@@ -67,6 +77,11 @@ def main() -> None:
         began,
         arguments.time_limit,
         arguments.patience,
+        Thrift(
+            arguments.whole_workloads,
+            arguments.later_repetitions,
+            tuple(arguments.slow_sides.split(",")),
+        ),
     )
     sides, failures = _load(arguments.sides.split(","), config, began + arguments.time_limit)
     facts = {

@@ -84,13 +84,17 @@ def linear_figure(sizes: Sizes, rows: int, device: str, limits: dict[str, Any]) 
 def linear_checks(
     hidden_T_H: Tensor, head: Any, targets_T: Tensor, routes: Sequence[str], rows: int
 ) -> Iterator[Target]:
-    """Of the first rows by every route, whatever was computed beside them."""
+    """Of the first rows by every route, whatever was computed beside them.
+
+    Plain fp32's rows come of a product of the same shape: of a few rows alone a library may add up
+    in another order, and err more or less.
+    """
     from scoring_service.kernels.linear_logprobs import linear_logprobs, x_of
 
     ids_T = targets_T[:rows]
     x_T_V = hidden_T_H[:rows].double() @ head.weight_V_H.double().t()
     truth_T, entropy_T = numbers(x_T_V, ids_T)
-    eager_T, eager_entropy_T = numbers(x_of(hidden_T_H[:rows], head), ids_T)
+    eager_T, eager_entropy_T = numbers(x_of(hidden_T_H, head)[:rows].clone(), ids_T)
     for name in routes:
         found = linear_logprobs(hidden_T_H, head, targets_T, route=name)
         logprobs_T, entropies_T = found.logprobs_T[:rows], found.entropies_T[:rows]

@@ -23,8 +23,11 @@ from benchmarks.gpu import make_model
 from benchmarks.machine import describe, origin
 from benchmarks.side_process import ROOT
 from benchmarks.sides import SideConfig
-from benchmarks.sides.engine import Engine, sample_call, score_call, step
+from benchmarks.sides.engine import Engine, sample_call, score_call, step, submit
 from benchmarks.workloads import Sampling, Scoring, build
+
+_TIME_LIMIT = 120
+"""Seconds after which no further workload begins."""
 
 _STEPS = 6
 """Steps that are watched: those in the middle of a workload."""
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--workloads", default="grpo,sample-64,topk-128,sample-1,wide")
     parser.add_argument("--out", type=Path, default=ROOT / "build")
-    parser.add_argument("--time-limit", type=float, default=240, help="seconds")
+    parser.add_argument("--time-limit", type=float, default=_TIME_LIMIT, help="seconds")
     arguments = parser.parse_args()
     began = time.monotonic()
     folder = ROOT / "build" / "models" / f"random-{arguments.layers}"
@@ -78,7 +81,7 @@ def watched(engine: Engine, work: Any, call_id: int) -> dict[str, Any]:
     if not isinstance(work, Scoring | Sampling):
         raise TypeError("one call at a time")
     call = score_call(work) if isinstance(work, Scoring) else sample_call(work)
-    engine.runner.submit(replace(call, call_id=call_id))
+    submit(engine, replace(call, call_id=call_id))
     try:
         return steps_of(engine.runner)
     except Exception:

@@ -36,11 +36,12 @@ FILES = (
     "test_gradient.py",
     "test_traps.py",
     "test_row_parameters.py",
+    "test_write_kv.py",
     "test_transfer.py",
     "test_figures.py",
 )
 FOLDER = "tests/kernels/gpu"
-_TIME_LIMIT = 420
+_TIME_LIMIT = 270
 _AGAIN = 16
 """Failed tests of a file that are run again, at most."""
 
@@ -50,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_tests", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build")
     parser.add_argument("--files", default=",".join(FILES))
-    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--time-limit", type=float, default=_TIME_LIMIT, help="seconds")
     arguments = parser.parse_args()
     deadline = time.monotonic() + arguments.time_limit

@@ -22,6 +22,18 @@ _PRODUCT_ROWS = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
+class Thrift:
+    """What a run leaves out where its time is short."""
+
+    whole: int | None = None
+    """Workloads, from the first one on, that have every side and every repetition; None = all."""
+    later_repetitions: int = 1
+    """Counted ones of the workloads after those."""
+    slow_sides: tuple[str, ...] = ()
+    """They take no part in those, and run once, after a warm-up, in the ones before."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be measured."""
 
@@ -39,6 +51,15 @@ class Plan:
     """Seconds from there after which no further repetition begins."""
     patience: float
     """Seconds that a repetition may take beyond the time limit, where there is one."""
+    thrift: Thrift = Thrift()
+
+    def turns(self, place: int, side: str) -> int:
+        """Counted repetitions of a side on the workload of that number, from 1; 0 = no part."""
+        thrift = self.thrift
+        slow = side in thrift.slow_sides
+        if thrift.whole is None or place <= thrift.whole:
+            return min(1, self.repetitions) if slow else self.repetitions
+        return 0 if slow else min(thrift.later_repetitions, self.repetitions)
 
 
 def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str, Any]]:
@@ -57,14 +78,18 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
         counted = {"flops": flops(shape, work), "bytes": bytes_read(shape, work, width)}
         limit = least_seconds(counted["flops"], counted["bytes"], report["machine"])
         runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
-        able = list(alive)
+        able = [side for side in alive if plan.turns(place, side.name)]
         for repetition in range(plan.repetitions + 1):
-            for side in list(able):
+            for side in [side for side in able if repetition <= plan.turns(place, side.name)]:
                 elapsed = time.monotonic() - plan.began
                 if elapsed > plan.time_limit:
                     able.clear()
                     break
-                turn = f"repetition {repetition}/{plan.repetitions}" if repetition else "warm-up"
+                turn = (
+                    f"repetition {repetition}/{plan.turns(place, side.name)}"
+                    if repetition
+                    else "warm-up"
+                )
                 where = f"{elapsed:5.0f} s, {place}/{len(plan.workloads)}"
                 say(f"[{where}] {name}: {side.name}, {turn}")
                 left = plan.time_limit - elapsed + plan.patience

@@ -23,6 +23,13 @@ ANSWER_COPIES = 2
 _ANSWER_BYTES = 12 << 10
 """Of results, for each token that a step may have."""
 
+_CREDIT_BYTES = 4 << 10
+"""Of results, for each token of a step: lists of 500 tokens a row fill it."""
+
+_MIN_CREDIT, _MAX_CREDIT = 4 << 20, 32 << 20
+"""At most half of what a worker may have on its way (`pool.window`), so that it may begin another
+part while a reader takes the results of one."""
+
 _FLOAT = 4
 _SLOT_BYTES = 8
 
@@ -132,6 +139,18 @@ def answer_limit(step_tokens: int) -> int:
         step_tokens: that a step may have.
     """
     return step_tokens * _ANSWER_BYTES
+
+
+def part_credit(step_tokens: int) -> int:
+    """Bytes of results that a part of a call may have on their way before its reader takes some.
+
+    As steps are large: what a call answers in one is no more, and a device whose steps are large
+    works badly in small ones. Below `answer_limit` from 342 tokens on.
+
+    Args:
+        step_tokens: that a step may have.
+    """
+    return min(max(step_tokens * _CREDIT_BYTES, _MIN_CREDIT), _MAX_CREDIT)
 
 
 def largest_step(limits: StepLimits) -> StepWork:

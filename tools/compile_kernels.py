@@ -1,5 +1,6 @@
 """Compiles every Triton kernel for the GPUs that are served and reports what each takes.
 
+Those that tests compare them with, too, as large as tests launch them: the largest of them.
 `make check` runs it, no GPU needed: the interpreter, which tests kernels on a CPU, accepts what the
 compiler may refuse. Registers and spills are said by ptxas, which comes with Triton. A spill in a
 hot kernel on sm_90 fails, and more shared memory than the smallest of the served GPUs has. Several
@@ -35,7 +36,9 @@ from scoring_service.kernels.gpu import (
     search,
     statistics,
     truncation,
+    write_kv,
 )
+from tests.kernels.gpu import wrong_kernels
 
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
 STRICT = 90
@@ -99,6 +102,20 @@ def builds(architecture: int) -> Iterator[Build]:
     yield Build(
         "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1
     )
+    yield from of_tests()
+
+
+def of_tests() -> Iterator[Build]:
+    """The kernels of `test_traps` that compare every token of a row with every other."""
+    for kernel, types, modes in (
+        (wrong_kernels.truncate, "*fp32 *i32 *fp64 *fp64 *i8 i32", ("right", "fp32", "lower ids")),
+        (wrong_kernels.number, "*fp32 *i64 *fp32 i32 i32", ("guarded",)),
+        (wrong_kernels.draw, "*fp32 *i8 *i64 *i64 *i64 *i64 i32", ("right", "fallback")),
+    ):
+        for mode in modes:
+            constants = {"MODE": mode, "BLOCK": wrong_kernels.MAX_SQUARE}
+            name = f"tests: {kernel.fn.__name__}, {mode}"
+            yield Build(name, kernel, types, constants, warps=4, hot=False)
 
 
 def tiles(element: str) -> Iterator[Build]:
@@ -229,6 +246,39 @@ def attentions() -> Iterator[Build]:
             stages=attention.STAGES,
             hot=width == 128,
         )
+    for element in ("bf16", "fp32"):
+        yield Build(
+            f"keep_rows {element}",
+            write_kv.write_kv_rows,
+            f"*{element} *{element} *{element} *{element} *i64 *i64 i32 i32 i32 i32 i32 i32 i32",
+            {
+                "D": 128,
+                "DV": 128,
+                "WIDTH": 128,
+                "VALUE_WIDTH": 128,
+                "BLOCK": write_kv.BLOCK_TOKENS,
+            },
+            warps=4,
+        )
+    # What the probe of every load launches, see `attention.work_of`. No request waits for it.
+    yield Build(
+        f"packed_attention fp32 {few}, the probe's",
+        attention.packed_attention,
+        "*fp32 *fp32 *fp32 *fp32 *fp32 *fp32 *i64 *i32 *fp32 "
+        "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32",
+        {
+            "WINDOWED": False,
+            "CAPPED": False,
+            "SINKS": False,
+            "GROUP": 2,
+            **attention.tile_of(128, 128, 4),
+            "UPCAST": False,
+            "BM": few,
+        },
+        warps=attention.WARPS,
+        stages=1,
+        hot=False,
+    )
 
 
 def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:

@@ -21,8 +21,11 @@ from scoring_service.engine.events import (
     ScoreSlice,
 )
 from scoring_service.engine.loader import load
+from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.engine.service_loop import CallRunner, make_runner
+from scoring_service.peak_memory import part_credit
 from scoring_service.types import (
+    Call,
     CompletionTask,
     EngineConfig,
     GroupTask,
@@ -66,7 +69,7 @@ class Engine:
     def _one_call(self, work: Scoring | Sampling) -> Outcome:
         runner = self.runner
         began = time.perf_counter()
-        runner.submit(score_call(work) if isinstance(work, Scoring) else sample_call(work))
+        submit(self, score_call(work) if isinstance(work, Scoring) else sample_call(work))
         sums: dict[int, float] = {}
         latencies: list[float] = []
         while runner.can_step:
@@ -86,8 +89,8 @@ class Engine:
         sampling = sample_call(work.sampling)
         gaps: list[float] = []
         began = last = time.perf_counter()
-        runner.submit(replace(sampling, call_id=0))
-        runner.submit(waiting.pop(0))
+        submit(self, replace(sampling, call_id=0))
+        submit(self, waiting.pop(0))
         while True:
             for event in step(runner):
                 if isinstance(event, SampleSlice):
@@ -95,15 +98,22 @@ class Engine:
                     gaps.append((now - last) / max(1, len(event.token_ids)))
                     last = now
                 if isinstance(event, CallFinished) and event.call_id == 0:
-                    runner.submit(replace(sampling, call_id=0))
+                    submit(self, replace(sampling, call_id=0))
                 elif isinstance(event, CallFinished):
                     if not waiting:
                         runner.cancel(0)
                         return Outcome(time.perf_counter() - began, gaps)
-                    runner.submit(waiting.pop(0))
+                    submit(self, waiting.pop(0))
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def submit(engine: Engine, call: Call) -> None:
+    """Submits a call with at least the credit that a pool gives its parts."""
+    engine.runner.submit(call)
+    more = part_credit(engine.info.max_batch_tokens) - INITIAL_CREDIT
+    engine.runner.add_credit(call.call_id, max(0, more))
 
 
 def score_call(work: Scoring) -> ScoreCall:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -25,7 +27,25 @@ def compute_rows(
     wants: RowWants,
     candidate_ids_T_C: Int32Array | None,
 ) -> RowBlock:
-    """Numbers of a tile of rows.
+    """Numbers of a tile of rows; see `begin_rows`.
+
+    Raises:
+        ServiceError: NON_FINITE_LOGITS, when a row is not a distribution.
+    """
+    return begin_rows(tile, realised_ids_T, processing, wants, candidate_ids_T_C)()
+
+
+def begin_rows(
+    tile: Tile,
+    realised_ids_T: Int32Array,
+    processing: Processing,
+    wants: RowWants,
+    candidate_ids_T_C: Int32Array | None,
+) -> Callable[[], RowBlock]:
+    """Asks for the numbers of a tile of rows. The call of what it returns waits for them.
+
+    A GPU makes and copies them meanwhile; of the tile it needs nothing that is asked for later, so
+    that its memory may go to whatever comes next.
 
     Args:
         tile: the rows at the processing's temperature.
@@ -35,16 +55,17 @@ def compute_rows(
         wants: what to compute.
         candidate_ids_T_C: ids per row, -1 = not asked.
 
-    Raises:
-        ServiceError: NON_FINITE_LOGITS, when a row is not a distribution.
+    Returns:
+        A function that returns them, and raises ServiceError, NON_FINITE_LOGITS, when a row is not
+        a distribution.
     """
     lse_T = tile.logsumexp_T
     device, rows = lse_T.device, len(lse_T)
     realised_T = torch.from_numpy(realised_ids_T.astype(np.int64))
     given_T = to_device_async(realised_T, device)
     ids_T = given_T.clamp(min=0)
-    if device.type == "cpu":
-        _refuse_non_finite(lse_T)
+    if device.type == "cpu" and not _is_finite(lse_T):
+        return _refuse_non_finite
     logprobs_T = tile.logprobs_at(ids_T[:, None])[:, 0]
 
     processed_T = kept_T = sizes_T = None
@@ -96,29 +117,45 @@ def compute_rows(
         "log_tail_masses": tail_T,
     }
     found = {name: value for name, value in values.items() if value is not None}
-    if device.type != "cpu":
-        # One wait for the device, after everything was asked of it: each would leave it idle. Only
-        # lists too long for the kernel, and tiles of torch's operators, wait before.
-        found = _fetched({**found, _LOGSUMEXP: lse_T})
-        _refuse_non_finite(found.pop(_LOGSUMEXP))
+    if device.type == "cpu":
+        block = _block_of(rows, found)
+        return lambda: block
+    # One wait for the device, after everything was asked of it: each would leave it idle. Only
+    # lists too long for the kernel, and tiles of torch's operators, wait before.
+    copies, copied = _copies({**found, _LOGSUMEXP: lse_T})
+
+    def wait() -> RowBlock:
+        copied.synchronize()
+        if not _is_finite(copies.pop(_LOGSUMEXP)):
+            _refuse_non_finite()
+        return _block_of(rows, copies)
+
+    return wait
+
+
+def _block_of(rows: int, found: dict[str, Tensor]) -> RowBlock:
     return RowBlock(rows=rows, **{name: value.numpy() for name, value in found.items()})
 
 
-def _refuse_non_finite(lse_T: Tensor) -> None:
-    if not bool(torch.isfinite(lse_T).all()):
-        raise ServiceError(
-            Fault(Reason.NON_FINITE_LOGITS, "the model's logits are not finite at a wanted row")
-        )
+def _is_finite(lse_T: Tensor) -> bool:
+    return bool(torch.isfinite(lse_T).all())
 
 
-def _fetched(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors of a GPU in memory that it can write by itself."""
+def _refuse_non_finite() -> NoReturn:
+    raise ServiceError(
+        Fault(Reason.NON_FINITE_LOGITS, "the model's logits are not finite at a wanted row")
+    )
+
+
+def _copies(values: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event]:
+    """Tensors of a GPU in memory that it can write by itself, and when they will be there."""
     copies = {}
     for name, value in values.items():
         copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
         copies[name].copy_(value, non_blocking=True)
-    torch.cuda.current_stream(next(iter(values.values())).device).synchronize()
-    return copies
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(next(iter(values.values())).device))
+    return copies, copied
 
 
 def cut_rows(

@@ -9,7 +9,7 @@ import numpy as np
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.rows import block_bytes, compute_rows, cut_rows, join_rows
-from scoring_service.engine.tiles import tile_rows
+from scoring_service.engine.tiles import plain_tile_rows
 from scoring_service.kernels import reference
 from scoring_service.kernels.tile import ReferenceTile
 from scoring_service.types import CompletionTask, GroupTask, Int32Array, RowBlock, ScoreCall
@@ -110,7 +110,7 @@ def _tile_runs(
     # The last token's own state is only wanted for the next_token row; it is computed always, so
     # that a row's bits do not depend on whether that row was asked for.
     states = model.states(ids)[len(group.prompt_ids) - 1 :]
-    tile = tile_rows(model.head.vocab_size, 4)
+    tile = plain_tile_rows(model.head.vocab_size, states.device.type)
     for first in range(0, len(rows), tile):
         tile_indices = rows[first : first + tile]
         realised = realised_ids(completion, tile_indices)

@@ -35,6 +35,21 @@ def tile_rows(vocab_size: int, element_bytes: int, device_type: str = "cpu") -> 
     return max(ROW_MULTIPLE, min(most, rows - rows % ROW_MULTIPLE))
 
 
+def plain_tile_rows(vocab_size: int, device_type: str = "cpu") -> int:
+    """Rows of a tile on the plain path, where nothing is set aside for a step.
+
+    A GPU's is a quarter of a packed step's, because torch's operators make up to 16 copies of it.
+
+    Args:
+        vocab_size: logits of a row, in fp32.
+        device_type: as torch names it.
+    """
+    rows = tile_rows(vocab_size, 4, device_type)
+    if device_type == "cpu":
+        return rows
+    return max(ROW_MULTIPLE, rows // 4 - rows // 4 % ROW_MULTIPLE)
+
+
 def block_rows(vocab_size: int, device_type: str = "cpu", listed: int = 0) -> int:
     """Rows of a tile that are made into numbers together; a GPU takes all of them if it can.
 

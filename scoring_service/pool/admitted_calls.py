@@ -18,6 +18,7 @@ from scoring_service.engine.events import (
     WeightsChanged,
 )
 from scoring_service.errors import Fault, Reason, ServiceError, deadline_passed
+from scoring_service.peak_memory import part_credit
 from scoring_service.pool.admission import Admission, Ticket
 from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cutting import CallPiece, Cut, CutSettings, cut, piece_of
@@ -261,7 +262,16 @@ class AdmittedCalls:
     ) -> Part:
         part_id = next(self._part_ids)
         own = replace(piece.call, call_id=part_id)
-        return Part(part_id, own, stream, piece.size, piece.keys, retried=retried, alone=alone)
+        return Part(
+            part_id,
+            own,
+            stream,
+            piece.size,
+            piece.keys,
+            part_credit(self.dispatcher.batch_tokens),
+            retried=retried,
+            alone=alone,
+        )
 
     def _running_tokens(self) -> int:
         """Of the parts that workers have, computed or not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.peak_memory import StepLimits, StepWork, step_bytes
+from scoring_service.peak_memory import StepLimits, StepWork, part_credit, step_bytes
 from scoring_service.types import Call, SampleCall, ScoreCall
 
 _MIB = 1 << 20
@@ -55,11 +55,12 @@ def _score_work(call: ScoreCall, limits: StepLimits) -> StepWork:
             if completion.candidate_ids is not None:
                 request += completion.candidate_ids.nbytes
     tokens = min(call.tokens, limits.step_tokens)
+    credit = max(INITIAL_CREDIT, part_credit(limits.step_tokens))
     return StepWork(
         tokens=tokens,
         rows=min(rows, 2 * tokens),
         listed=call.wants.top_k + candidates,
-        answer_bytes=min(answer, max(largest_unit, INITIAL_CREDIT)),
+        answer_bytes=min(answer, max(largest_unit, credit)),
         context=longest,
         chunk_tokens=min(limits.chunk_tokens, longest),
         truncates=any(group.processing.truncates for group in call.groups),

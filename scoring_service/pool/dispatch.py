@@ -9,7 +9,7 @@ from scoring_service.engine.events import LOADED, Submit
 from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.fair_queue import FairQueue
 from scoring_service.pool.reply_memory import ReplyMemory
-from scoring_service.pool.stream import PART_CREDIT, CallStream, Part
+from scoring_service.pool.stream import CallStream, Part
 from scoring_service.pool.throughput import Throughput
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.window import cost, has_room, has_slots
@@ -173,7 +173,7 @@ class Dispatcher:
         if part.weights is None and weights is not None:
             part.weights = weights
             self._weights.weight_sets.hold(weights)
-        worker.send(Submit(part.call, PART_CREDIT, part.weights or LOADED, part.alone))
+        worker.send(Submit(part.call, part.credit, part.weights or LOADED, part.alone))
 
     def _weights_for(self, stream: CallStream) -> int | None:
         """Number of the weights that a part which is begun now is computed with."""

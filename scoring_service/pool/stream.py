@@ -16,9 +16,6 @@ from scoring_service.pool.self_audit import Watch
 from scoring_service.pool.throughput import Mark
 from scoring_service.types import Call, EngineInfo, SampleCall, ScoreCall, Usage
 
-PART_CREDIT = 4 << 20
-"""Bytes of results that a part may have on their way before its reader must take some."""
-
 UNREAD_LIMIT = 8 << 20
 """Bytes of results that wait for a reader before no further part of its call is begun."""
 
@@ -34,6 +31,8 @@ class Part:
     size: Size
     keys: list[bytes]
     """Keys of its prompts; see `routing`."""
+    credit: int
+    """Bytes of results that it may have on their way before its reader must take some."""
     delivered: Delivered = field(default_factory=Delivered)
     retried: bool = False
     """Whether a worker died over it already."""
@@ -54,12 +53,12 @@ class Part:
     @property
     def reply_bytes(self) -> int:
         """Bytes of results that it may have on their way, at most."""
-        return min(self.size.reply_bytes, PART_CREDIT)
+        return min(self.size.reply_bytes, self.credit)
 
     @property
     def is_held_back(self) -> bool:
         """Whether nothing of it is computed until its reader takes something."""
-        return self.unread >= PART_CREDIT
+        return self.unread >= self.credit
 
 
 class Flow(Protocol):

@@ -14,11 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_kernels, gpu_timing
+from benchmarks import gpu_kernels, gpu_timing, machine
 from benchmarks.gpu_judging import ranks_within
+from benchmarks.gpu_linear import linear_checks
 from benchmarks.gpu_sizes import DRY
 from benchmarks.gpu_timing import EVENTS, GRAPH, Sides, Work, buffers_for
 from benchmarks.peers import flashinfer_sampler
+from scoring_service.kernels import linear_logprobs
+from scoring_service.kernels.linear_logprobs import LinearHead
 
 LIMITS = {"matrix_flops_per_second": 1e12, "copy_bytes_per_second": 1e11}
 
@@ -106,6 +109,36 @@ def test_ranks_are_exact_where_logits_are_there() -> None:
             assert found.met is (given == rank)
         near = ranks_within("ranks", torch.tensor([rank]), x_T_V.double(), ids_T, 1e-4)
         assert near.met
+
+
+def test_plain_fp32_errs_as_a_product_of_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library may add up a few rows in another order than thousands."""
+    heights: list[int] = []
+
+    def x_of(hidden_T_H: Tensor, head: LinearHead) -> Tensor:
+        heights.append(len(hidden_T_H))
+        return hidden_T_H @ head.weight_V_H.t()
+
+    monkeypatch.setattr(linear_logprobs, "x_of", x_of)
+    hidden_T_H, weight_V_H = torch.randn(64, 8), torch.randn(50, 8)
+    targets_T = torch.arange(64) % 50
+    checks = linear_checks(hidden_T_H, LinearHead(weight_V_H), targets_T, [], 4)
+    assert list(checks) == []
+    assert heights == [64]
+
+
+def test_a_device_waits_once_for_several_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a tenth of a copy's time and more would be the launch and the wait."""
+    copies: list[int] = []
+    waits: list[int] = []
+    clock = SimpleNamespace(perf_counter=lambda: 2.0 * len(copies) + len(waits))
+    monkeypatch.setattr(machine, "time", clock)
+    monkeypatch.setattr(machine, "_SECONDS", 0.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(len(copies)))
+    assert machine._best(lambda: copies.append(0), "cuda") == 2.1, "copies of 2 s, a wait of 1"
+    assert waits == [10, 20, 30]
+    assert machine._best(lambda: copies.append(0), "cpu") == 2.0
+    assert len(waits) == 3
 
 
 @pytest.mark.parametrize(("met", "code"), [(True, 0), (False, 1)])

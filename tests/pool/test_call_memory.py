@@ -9,8 +9,8 @@ import pytest
 
 from scoring_service.engine.step_shape import step_shape
 from scoring_service.errors import Code, Reason, ServiceError
-from scoring_service.peak_memory import StepLimits, largest_step, step_bytes
-from scoring_service.pool.call_memory import check_memory
+from scoring_service.peak_memory import StepLimits, largest_step, part_credit, step_bytes
+from scoring_service.pool.call_memory import call_work, check_memory
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.types import (
     CompletionTask,
@@ -79,6 +79,14 @@ def test_what_no_step_can_hold_is_refused_for_good(call: ScoreCall | SampleCall)
     assert refused.value.fault.retry_after is None
     # The same call on a machine that has the memory.
     check_memory(call, worker(2 << 30))
+
+
+def test_what_a_part_may_have_on_its_way_is_predicted() -> None:
+    """However large steps are; what joins one is never more than its results may be."""
+    for tokens, credit in ((1024, 4 << 20), (8192, 32 << 20), (65_536, 32 << 20)):
+        limits = replace(LIMITS, step_tokens=tokens)
+        assert part_credit(tokens) == credit <= limits.answer_bytes
+        assert call_work(a_score(100_000, k=1024), limits).answer_bytes >= credit
 
 
 def test_the_plain_path_predicts_nothing() -> None:

@@ -21,8 +21,10 @@ from scoring_service.engine.events import (
     WorkerStats,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.peak_memory import part_credit
 from scoring_service.pool.readiness import PoolState
-from scoring_service.pool.stream import PART_CREDIT, UNREAD_LIMIT, CallStream
+from scoring_service.pool.stream import UNREAD_LIMIT, CallStream
+from scoring_service.pool.window import MAX_REPLY_BYTES
 from scoring_service.pool.workload import Taken
 from scoring_service.types import RowWants
 from tests.pool.scripted import (
@@ -415,16 +417,40 @@ async def test_a_part_has_its_credit_however_little_it_answers() -> None:
     made = await Scripted(1).start()
     async with made.pool.run(score_call(1, [1], 3)) as stream:
         (part,) = made.workers[0].calls
-        assert made.workers[0].credits[part] == PART_CREDIT
+        assert made.workers[0].credits[part] == 4 << 20
         made.workers[0].score(part)
         await settled()
         assert isinstance(drain(stream)[-1], CallFinished)
 
 
+async def test_credit_grows_with_the_steps_of_a_device() -> None:
+    """A GPU's 8,192 tokens: with 4 MiB, lists of 1,024 left it in steps of 768."""
+
+    def prepare(executor: ScriptedExecutor) -> None:
+        executor.info = replace(INFO, max_batch_tokens=8192, max_sequence_tokens=100_000)
+
+    made = Scripted(1, max_queue_tokens=1_000_000)
+    made.prepare = prepare
+    await made.start()
+    lists = replace(score_call(1, [1], *[8000] * 12), wants=RowWants(top_k=1024))
+    async with made.pool.run(lists):
+        worker, work = made.workers[0], made.pool.workers[0].work
+        assert list(worker.credits.values()) == [32 << 20] * 2, "one is read, the next computed"
+        assert work.all.reply_bytes == sum(worker.credits.values()) <= MAX_REPLY_BYTES
+        worker.row_bytes = 31 << 20
+        first = next(iter(worker.calls))
+        worker.score(first, most_rows=1)
+        await settled()
+        assert work.all.reply_bytes == 64 << 20
+        worker.score(first, most_rows=1)
+        await settled()
+        assert work.all.reply_bytes == 32 << 20, "its reader holds the part back"
+
+
 async def test_a_part_whose_reader_holds_it_back_leaves_its_place_to_others() -> None:
     made = await Scripted(1).start()
     worker = made.workers[0]
-    size = worker.row_bytes = PART_CREDIT - 1
+    size = worker.row_bytes = part_credit(INFO.max_batch_tokens) - 1
     large = replace(score_call(1, [1], 120), wants=RowWants(top_k=10_000))
     async with made.pool.run(large) as stalled, made.pool.run(score_call(2, [1], 60)) as other:
         (first,) = worker.calls

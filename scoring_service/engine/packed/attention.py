@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from scoring_service.engine.packed.packing import Bucket, Packing, SegmentTree, TreeNode
-from scoring_service.engine.packed.pages import LayerShape
+from scoring_service.engine.packed.pages import LayerShape, PagePool
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.step_shape import SCORE_ELEMENTS
 from scoring_service.kernels.cpu.ops import CpuKernels
@@ -96,8 +96,7 @@ def packed_attention(
             packing, packing.kernels, layer_index, layer, queries, keys, values
         ), None
     if packing.pool is not None and len(packing.kept_rows):
-        kept = packing.kept_rows
-        packing.pool.write(layer_index, packing.kept_slots, keys[:, kept], values[:, kept])
+        _keep(packing, packing.pool, layer_index, keys, values)
     heads = queries.shape[0]
     output = queries.new_zeros(packing.rows, heads, values.shape[2])
     if packing.by_triton:
@@ -108,6 +107,17 @@ def packed_attention(
     for bucket in packing.decode_buckets(layer.window):
         _attend_bucket(packing, layer_index, layer, bucket, queries, output)
     return output[None], None
+
+
+def _keep(packing: Packing, pool: PagePool, layer_index: int, keys: Tensor, values: Tensor) -> None:
+    rows, slots = packing.kept_rows, packing.kept_slots
+    if packing.by_triton:
+        # Imported where a CUDA device is, and nowhere else.
+        from scoring_service.kernels.gpu.write_kv import write_kv
+
+        write_kv(keys, values, packing.kept(layer_index), rows, slots)
+    else:
+        pool.write(layer_index, slots, keys[:, rows], values[:, rows])
 
 
 def _attend_compiled(

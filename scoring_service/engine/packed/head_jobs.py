@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -13,7 +14,7 @@ from scoring_service.engine.head import RowHead
 from scoring_service.engine.packed.draws import draw_rows
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
-from scoring_service.engine.rows import compute_rows, cut_rows
+from scoring_service.engine.rows import begin_rows, cut_rows
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
@@ -31,24 +32,49 @@ def score_rows(
 ) -> Iterator[Scored]:
     """Numbers of rows, in the given order for each completion.
 
+    A GPU is asked for the next block before the numbers of the last one are waited for: it does not
+    idle while the host takes them.
+
     Args:
         head: makes logits of states.
         kernels: what reads them on a CPU, if there is anything.
         states: the step's table of states, [S, H].
         wanted: rows, those of one `score_kind` side by side.
     """
-    tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     places = np.concatenate([np.asarray(rows.states, dtype=np.int64) for rows in wanted])
-    spans = _spans(wanted)
-    index = to_device_async(torch.from_numpy(places), states.device)
-    for first in range(0, len(places), tile):
-        last = min(first + tile, len(places))
-        product_T_V = head.product(states[index[first:last]])
-        inside = [span for span in spans if span[1] < last and span[2] > first]
-        for _, members in groupby(inside, key=lambda span: score_kind(span[0])):
-            pieces = [(r, max(a, first), min(b, last), a) for r, a, b in members]
-            yield from _blocks(head, product_T_V, first, pieces, kernels)
-        del product_T_V  # before the next one is made
+    tiles = _Tiles(head, states, to_device_async(torch.from_numpy(places), states.device))
+    most = 0 if states.device.type == "cpu" else 1
+    begun: deque[tuple[_Job, Callable[[], RowBlock]]] = deque()
+    for job in _jobs(tiles, wanted):
+        begun.append((job, _begin(tiles, job, kernels)))
+        if len(begun) > most:
+            yield from _end(tiles, *begun.popleft(), kernels)
+    while begun:
+        yield from _end(tiles, *begun.popleft(), kernels)
+
+
+class _Tiles:
+    """The head's products over wanted rows, of which one exists at a time."""
+
+    def __init__(self, head: RowHead, states: Tensor, index: Tensor) -> None:
+        self.head = head
+        self.rows = len(index)
+        self.device = states.device
+        self.height = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
+        self._states = states
+        self._index = index
+        self._first = -1
+        self._product_T_V: Tensor | None = None
+
+    def product(self, start: int, stop: int) -> Tensor:
+        """Of rows inside one tile, which is made unless it is there."""
+        first = start - start % self.height
+        if self._first != first or self._product_T_V is None:
+            self._product_T_V = None  # before the next one is made
+            inside = self._index[first : first + self.height]
+            self._product_T_V = self.head.product(self._states[inside])
+            self._first = first
+        return self._product_T_V[start - first : stop - first]
 
 
 def _spans(wanted: Sequence[ScoreRows]) -> list[tuple[ScoreRows, int, int]]:
@@ -68,36 +94,49 @@ def score_kind(rows: ScoreRows) -> tuple[Processing, RowWants, int]:
 
 
 _Piece = tuple[ScoreRows, int, int, int]
-"""Rows, where those inside the tile begin and end, and where all of them begin."""
+"""Rows, where those inside a block begin and end, and where all of them begin."""
+
+_Job = list[_Piece]
+"""Rows of one kind, of one block of one tile."""
 
 
-def _blocks(
-    head: RowHead,
-    product_T_V: Tensor,
-    first: int,
-    pieces: list[_Piece],
-    kernels: CpuKernels | None,
-) -> Iterator[Scored]:
-    """Rows of one kind in blocks."""
+def _jobs(tiles: _Tiles, wanted: Sequence[ScoreRows]) -> Iterator[_Job]:
+    """All rows in order."""
+    spans = _spans(wanted)
+    for first in range(0, tiles.rows, tiles.height):
+        last = min(first + tiles.height, tiles.rows)
+        inside = [span for span in spans if span[1] < last and span[2] > first]
+        for _, members in groupby(inside, key=lambda span: score_kind(span[0])):
+            pieces = [(r, max(a, first), min(b, last), a) for r, a, b in members]
+            yield from _cut(pieces, _height(tiles, pieces[0][0]))
+
+
+def _height(tiles: _Tiles, rows: ScoreRows) -> int:
+    listed = rows.run.call.wants.top_k + rows.run.task.candidates
+    return block_rows(tiles.head.vocab_size, tiles.device.type, listed)
+
+
+def _cut(pieces: list[_Piece], height: int) -> Iterator[_Job]:
     start, stop = pieces[0][1], pieces[-1][2]
-    run = pieces[0][0].run
-    listed = run.call.wants.top_k + run.task.candidates
-    height = block_rows(head.vocab_size, product_T_V.device.type, listed)
     for a in range(start, stop, height):
         b = min(a + height, stop)
-        cut = [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
-        try:
-            logits_T_V = _finished(head, product_T_V[a - first : b - first], kernels)
-            yield from _block(logits_T_V, a, cut, kernels)
-        except ServiceError:
-            # One of them is at fault; the others are answered.
-            for piece in cut:
-                rows, x, y, origin = piece
-                logits_T_V = _finished(head, product_T_V[x - first : y - first], kernels)
-                try:
-                    yield from _block(logits_T_V, x, [piece], kernels)
-                except ServiceError as error:
-                    yield rows.run, rows.rows[x - origin : y - origin], error.fault
+        yield [(r, max(x, a), min(y, b), o) for r, x, y, o in pieces if x < b and y > a]
+
+
+def _end(
+    tiles: _Tiles, job: _Job, wait: Callable[[], RowBlock], kernels: CpuKernels | None
+) -> Iterator[Scored]:
+    """The numbers of a block that was begun."""
+    try:
+        yield from _parts(job, wait())
+    except ServiceError:
+        # One of them is at fault; the others are answered.
+        for piece in job:
+            rows, x, y, origin = piece
+            try:
+                yield from _parts([piece], _begin(tiles, [piece], kernels)())
+            except ServiceError as error:
+                yield rows.run, rows.rows[x - origin : y - origin], error.fault
 
 
 def _finished(head: RowHead, product_T_V: Tensor, kernels: CpuKernels | None) -> Tensor:
@@ -115,20 +154,19 @@ def as_they_are(head: RowHead, device: torch.device, kernels: CpuKernels | None)
     return dispatch.backend(device) == "triton"
 
 
-def _block(
-    logits_T_V: Tensor, first: int, pieces: list[_Piece], kernels: CpuKernels | None
-) -> list[Scored]:
-    run = pieces[0][0].run
-    realised = [r.realised_ids[x - o : y - o] for r, x, y, o in pieces]
+def _begin(tiles: _Tiles, job: _Job, kernels: CpuKernels | None) -> Callable[[], RowBlock]:
+    """Asks for the numbers of a block."""
+    run = job[0][0].run
+    product_T_V = tiles.product(job[0][1], job[-1][2])
     candidates = None
     if run.task.candidate_ids is not None:
-        found = [(r.candidate_ids, x - o, y - o) for r, x, y, o in pieces]
+        found = [(r.candidate_ids, x - o, y - o) for r, x, y, o in job]
         candidates = np.concatenate([ids[x:y] for ids, x, y in found if ids is not None])
     processing = run.group.processing
-    realised_ids = np.concatenate(realised)
-    block = compute_rows(
+    realised_ids = np.concatenate([r.realised_ids[x - o : y - o] for r, x, y, o in job])
+    return begin_rows(
         dispatch.make_tile(
-            logits_T_V,
+            _finished(tiles.head, product_T_V, kernels),
             processing.temperature,
             realised_ids,
             run.call.wants.token_id_limit,
@@ -139,16 +177,20 @@ def _block(
         run.call.wants,
         candidates,
     )
+
+
+def _parts(job: _Job, block: RowBlock) -> Iterator[Scored]:
+    """Each completion's own."""
+    run, first = job[0][0].run, job[0][1]
     # Results of several calls are not sent at the same time: each has memory of its own.
-    shared = any(r.run.call is not run.call for r, _, _, _ in pieces)
-    return [
-        (
+    shared = any(r.run.call is not run.call for r, _, _, _ in job)
+    for r, x, y, o in job:
+        ends_without = bool(r.realised_ids[y - o - 1] < 0)
+        yield (
             r.run,
             r.rows[x - o : y - o],
-            cut_rows(block, x - first, y - first, next_token=bool(ids[-1] < 0), copy=shared),
+            cut_rows(block, x - first, y - first, next_token=ends_without, copy=shared),
         )
-        for (r, x, y, o), ids in zip(pieces, realised, strict=True)
-    ]
 
 
 def draw_samples(

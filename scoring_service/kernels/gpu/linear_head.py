@@ -210,6 +210,7 @@ def tiled_partials(
                 GROUP=GROUP_COLUMNS,
                 num_warps=8,
             )
+            del logits_T_V  # before the next one is made
     return partials
 
 

@@ -107,7 +107,11 @@ def block_statistics(
     tl.store(above_ptr + place, tl.sum(before.to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=["limit"], do_not_specialize_on_alignment=["sums_ptr"])
+@triton.jit(
+    do_not_specialize=["limit"],
+    # The last column of one row's list, which begins wherever K puts it.
+    do_not_specialize_on_alignment=["last_ids_ptr", "sums_ptr"],
+)
 def block_tail(
     x_ptr,
     last_ids_ptr,

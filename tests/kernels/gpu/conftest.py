@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="Triton is published for Linux only")
 KERNELS = (
     "scoring_service.kernels.gpu.attention",
     "scoring_service.kernels.gpu.gradient",
+    "scoring_service.kernels.gpu.write_kv",
     "scoring_service.kernels.gpu.linear_head",
     "scoring_service.kernels.gpu.linear_race",
     "scoring_service.kernels.gpu.tile",

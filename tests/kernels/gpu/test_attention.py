@@ -25,6 +25,7 @@ from tests.engine.sampling import sample
 from tests.engine.scoring import groups, score
 from tests.engine.small_models import ARCHITECTURES, VOCAB, save_model
 from tests.kernels.gpu.device import DEVICE
+from tests.kernels.gpu.variants import Variant, recorded
 
 SLACK = 1e-5
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
@@ -223,7 +224,10 @@ def test_scores(pair: Pair) -> None:
     """Two completions of one prompt, across seams: plain transformers' numbers."""
     ids = np.random.default_rng(0).integers(0, VOCAB, size=40).tolist()
     prompt, parts = ids[:20], [ids[20:], ids[5:25]]
-    found = score(pair.loaded, groups([(prompt, parts)]))
+    launched = set[Variant]()
+    with recorded(launched):
+        found = score(pair.loaded, groups([(prompt, parts)]))
+    assert {name for name, _ in launched} >= {"keep_rows", "packed_attention"}
     for index, part in enumerate(parts):
         pair.check(prompt, part, found[0, index].logprobs)
 

@@ -10,6 +10,10 @@ import triton.language as tl
 
 from scoring_service.kernels.gpu.race import exponential, token_words
 
+MAX_SQUARE = 64
+"""Tokens of a row, at most, that a kernel here compares with every other. The interpreter makes
+arrays of [1024, 1024]; the compiler, which keeps them in registers, does not end."""
+
 
 @triton.jit
 def race_in(x, inside, columns, max_x, seed, sample, position, BLOCK: tl.constexpr):
