@@ -248,7 +248,7 @@ def attentions() -> Iterator[Build]:
         )
     for element in ("bf16", "fp32"):
         yield Build(
-            f"keep_rows {element}",
+            f"write_kv_rows {element}",
             write_kv.write_kv_rows,
             f"*{element} *{element} *{element} *{element} *i64 *i64 i32 i32 i32 i32 i32 i32 i32",
             {
