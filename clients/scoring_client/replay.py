@@ -77,8 +77,8 @@ def processed_logprobs(
         [...], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: temperature <= 0, another parameter out of range, a label outside the
-            vocabulary, or shapes that do not fit.
+        ValueError: temperature <= 0, another parameter out of range, chunk_rows < 1, a label
+            outside the vocabulary, or shapes that do not fit.
     """
     check_labels(labels, logits.shape[:-1], logits.shape[-1])
     settings = _settings_by_row(logits, temperature, top_k, top_p, min_p)
@@ -150,7 +150,8 @@ def linear_processed_logprobs(
 
     guarded_T = labels_T if keep_labels else None
     others = {"labels_T": labels_T, "guarded_T": guarded_T, **settings}
-    return by_chunks(rows, hidden_T_H, others, chunk_rows or 512).reshape(labels.shape)
+    chunk_rows = 512 if chunk_rows is None else chunk_rows
+    return by_chunks(rows, hidden_T_H, others, chunk_rows).reshape(labels.shape)
 
 
 def entropy(
@@ -169,7 +170,7 @@ def entropy(
         [...], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: temperature <= 0.
+        ValueError: temperature <= 0, or chunk_rows < 1.
     """
     settings = _settings_by_row(logits, temperature, None, None, None)
     x_T_V = logits.reshape(-1, logits.shape[-1])

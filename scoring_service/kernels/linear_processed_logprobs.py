@@ -75,7 +75,8 @@ def linear_processed_logprobs(
         float32 [T].
 
     Raises:
-        ValueError: shapes or types that do not fit, or a temperature that is not above 0.
+        ValueError: shapes or types that do not fit, a temperature that is not above 0, or
+            chunk_rows below 1.
     """
     rows, vocab = len(hidden), len(weight)
     check_linear(hidden, LinearHead(weight, bias), labels)

@@ -111,8 +111,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     logits, labels = tile()
     with pytest.raises(ValueError, match=r"labels have shape \[6\] for rows \[7\]"):
         processed_logprobs(logits, labels[:6])
-    with pytest.raises(ValueError, match="chunk_rows"):
-        processed_logprobs(logits, labels, chunk_rows=0)
     vocab = logits.shape[1]
     labels[2] = vocab
     with pytest.raises(ValueError, match=f"label {vocab} is outside the vocabulary of {vocab}"):
@@ -120,6 +118,24 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     weight = torch.randn(vocab, 4)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         linear_processed_logprobs(torch.randn(7, 4), weight, labels)
+
+
+@pytest.mark.parametrize("chunk_rows", [0, -1, -512])
+def test_chunks_of_no_rows_are_refused(chunk_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every form: one that skipped the rows would return memory as it was allocated."""
+    logits, labels = tile()
+    hidden, weight = torch.randn(7, 4), torch.randn(logits.shape[1], 4)
+    said = f"chunk_rows must be at least 1, got {chunk_rows}"
+    with pytest.raises(ValueError, match=said):
+        processed_logprobs(logits, labels, chunk_rows=chunk_rows)
+    with pytest.raises(ValueError, match=said):
+        entropy(logits, chunk_rows=chunk_rows)
+    assert fused_linear_processed_logprobs(hidden, weight) is not None
+    with pytest.raises(ValueError, match=said):
+        linear_processed_logprobs(hidden, weight, labels, chunk_rows=chunk_rows)
+    monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    with pytest.raises(ValueError, match=said):
+        linear_processed_logprobs(hidden, weight, labels, chunk_rows=chunk_rows)
 
 
 def test_gradients_of_the_processed_logprobs() -> None:
