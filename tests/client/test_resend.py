@@ -1,6 +1,7 @@
 """A stream that breaks is resumed with what was unfinished, and the caller cannot tell."""
 
 import time
+from functools import partial
 
 import grpc
 import pytest
@@ -19,6 +20,7 @@ from scoring_client import (
 )
 from scoring_client.assembly import join
 from tests.client import toy_model
+from tests.client.cutting_proxy import CuttingProxy, end_of_data, reset, trailers_without_status
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_sample, assert_scores
 
@@ -44,6 +46,27 @@ def test_scores_survive_a_break(ask, broken_after):
     fault = Fault(after_results=broken_after)
     with ToyServer(faults=[fault], max_slice=1, slice_seed=3) as server:
         assert_all(ask(server.target, "score", GROUPS))
+        assert len(server.requests) == 2
+
+
+CUTS = {
+    "no error": partial(reset, error=0),
+    "internal error": partial(reset, error=2),
+    "refused": partial(reset, error=7),
+    "no trailers": end_of_data,
+    "no status": trailers_without_status,
+}
+
+
+@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_a_stream_that_a_proxy_ended_is_resumed(ask, cut, after):
+    """Over real frames of HTTP/2: gRPC says INTERNAL or UNKNOWN of most of them."""
+    with (
+        ToyServer(max_slice=1, slice_seed=3, step_delay=0.002) as server,
+        CuttingProxy(server.target, [cut(after)]) as proxy,
+    ):
+        assert_all(ask(proxy.target, "score", GROUPS))
         assert len(server.requests) == 2
 
 
