@@ -107,6 +107,40 @@ def test_ignored_labels_give_zero_and_no_gradient() -> None:
     assert (logits.grad[1] != 0).any()
 
 
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_ignored_rows_may_hold_anything(
+    served: bool, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding that is not finite reaches neither the numbers nor the gradients of other rows."""
+    if not served:
+        monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 8), torch.randn(60, 8, requires_grad=True)
+    labels = torch.arange(7)
+    labels[2] = replay.IGNORED
+    kept = torch.arange(7) != 2
+    clean = hidden[kept].requires_grad_(True)
+    expected = torch.log_softmax(clean @ weight.T, dim=1).gather(1, labels[kept][:, None])[:, 0]
+    wanted = torch.autograd.grad(expected.sum(), (clean, weight))
+    hidden[2] = bad
+    hidden.requires_grad_(True)
+    for chunk_rows in (None, 3):
+        ours = linear_processed_logprobs(hidden, weight, labels, chunk_rows=chunk_rows)
+        got = torch.autograd.grad(ours.sum(), (hidden, weight))
+        assert ours[2] == 0
+        assert (got[0][2] == 0).all()
+        torch.testing.assert_close(ours[kept], expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(got[0][kept], wanted[0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(got[1], wanted[1], rtol=0, atol=2e-5)
+    logits = torch.randn(7, 60)
+    logits[2] = bad
+    logits.requires_grad_(True)
+    processed_logprobs(logits, labels, top_p=0.9).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[2] == 0).all()
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     logits, labels = tile()
     with pytest.raises(ValueError, match=r"labels have shape \[6\] for rows \[7\]"):
