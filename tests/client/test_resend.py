@@ -1,12 +1,16 @@
 """A stream that breaks is resumed with what was unfinished, and the caller cannot tell."""
 
+import asyncio
+import threading
 import time
 from functools import partial
 
 import grpc
+import numpy as np
 import pytest
 
 from scoring_client import (
+    AsyncScoringClient,
     CancelledCallError,
     Completion,
     InvalidRequestError,
@@ -14,6 +18,7 @@ from scoring_client import (
     PromptGroup,
     ResultChangedError,
     SamplePrompt,
+    ScoringClient,
     ServerError,
     UnavailableError,
     Usage,
@@ -294,6 +299,30 @@ def test_the_count_begins_anew_when_an_item_was_finished(ask):
         assert len(server.requests) == 8
     for token, (scores,) in enumerate(results):
         assert_scores(scores, [1], [token])
+
+
+@pytest.mark.parametrize("preferred_tokens", [1000, 4])
+def test_a_client_that_is_closed_between_attempts_cancels_the_call(ask, preferred_tokens, runner):
+    """Of one part and of several."""
+    full = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "QUEUE_FULL", retry_delay=0.3)
+    with ToyServer(faults=[full] * 9, preferred_tokens=preferred_tokens) as server:
+        if ask.kind == "sync":
+            client = ScoringClient(server.target)
+            threading.Timer(0.15, client.close).start()
+            with pytest.raises(CancelledCallError, match="client was closed"):
+                client.score(GROUPS)
+            return
+
+        async def closed_meanwhile():
+            client = AsyncScoringClient(server.target)
+            asyncio.get_running_loop().call_later(
+                0.15, lambda: closing.append(asyncio.create_task(client.close()))
+            )
+            await client.score(GROUPS)
+
+        closing = []
+        with pytest.raises(CancelledCallError, match="client was closed"):
+            runner.run(closed_meanwhile())
 
 
 @pytest.mark.parametrize(
