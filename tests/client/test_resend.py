@@ -325,6 +325,19 @@ def test_a_client_that_is_closed_between_attempts_cancels_the_call(ask, preferre
             runner.run(closed_meanwhile())
 
 
+def test_slices_of_topk_are_the_same_rows(ask):
+    with ToyServer(faults=[Fault(after_results=4)], max_slice=2, slice_seed=5) as server:
+        slices = ask(server.target, "topk_logprobs_slices", GROUPS, 5)
+        whole = ask(server.target, "topk_logprobs", GROUPS, 5)
+    for g, (_, completions) in enumerate(GROUPS):
+        for c, tokens in enumerate(completions):
+            parts = [s for s in slices if (s.group_index, s.completion_index) == (g, c)]
+            for name in ("logprobs", "top_token_ids", "top_logprobs", "log_tail_masses"):
+                joined = np.concatenate([getattr(part, name) for part in parts])
+                assert len(joined) == len(tokens)
+                np.testing.assert_array_equal(joined, getattr(whole[g][c], name))
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
