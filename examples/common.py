@@ -34,7 +34,7 @@ def arguments(description: str, **defaults: float) -> argparse.Namespace:
 
 
 def trainer_of(folder: str, dtype: str) -> PreTrainedModel:
-    """The model as a trainer has it, in the type that the server computes in."""
+    """The model as a trainer has it, in a type of its own choice."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 
 

@@ -3,7 +3,7 @@ the new weights pushed, and the next groups drawn from them.
 
 The server draws under top-k and top-p; the trainer applies the same truncation to its own logits
 before it compares, so that before the first step on a batch every importance ratio is 1 to
-rounding.
+rounding: the server's, where it serves another type than the trainer's float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from common import arguments, completion_logits, trainer_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scoring_client import AdminClient, Expect, PromptGroup, Sample, ScoringClient
+from scoring_client import AdminClient, Expect, PromptGroup, Sample, SamplePrompt, ScoringClient
 from scoring_client.replay import importance_ratios, mismatch_kl, processed_logprobs, row_settings
 
 SAMPLING = {"temperature": 0.9, "top_k": 20, "top_p": 0.95}
@@ -42,11 +42,14 @@ def reward(text: str) -> float:
 def draw(client: ScoringClient, version: int, n: int, max_tokens: int, seed: int) -> Batch:
     """Groups of samples from this version of the weights, each worth what it is to its group."""
     expect = Expect(min_weight_version=version)  # waits for it where it is not there yet
+    # One of its own for each prompt: under a common one their samples would be correlated.
+    prompts = [
+        SamplePrompt(prompt, seed=seed * len(PROMPTS) + i) for i, prompt in enumerate(PROMPTS)
+    ]
     results = client.sample(
-        PROMPTS,
+        prompts,
         n=n,
         max_tokens=max_tokens,
-        seed=seed,
         return_text=True,
         expect=expect,
         **SAMPLING,
@@ -63,7 +66,8 @@ def draw(client: ScoringClient, version: int, n: int, max_tokens: int, seed: int
     sampler = torch.cat([torch.from_numpy(sample.processed_logprobs) for sample in samples])
     scored = torch.cat([torch.from_numpy(each.processed_logprobs) for each in scores.completions()])
     rewards = torch.tensor([[reward(sample.text) for sample in group] for group in results])
-    print(f"version {version}: {len(samples)} samples of {len(sampler)} tokens")
+    seeds = {sample.seed for sample in samples}
+    print(f"version {version}: {len(samples)} samples of {len(sampler)} tokens, {len(seeds)} seeds")
     print(f"mean reward: {rewards.mean().item():.4f}")
     print(f"scored again: at most {(scored - sampler).abs().max().item():.1e} nats apart")
 
@@ -111,19 +115,22 @@ def main() -> None:
         __doc__, iterations=3, group_size=6, max_tokens=24, steps=4, learning_rate=1e-4, seed=0
     )
     with ScoringClient(options.target) as client, AdminClient(options.target) as admin:
-        model = trainer_of(options.model, client.wait_ready().dtype)
+        client.wait_ready()
+        # In float32 whatever is served: most steps are too small to change a bfloat16, and would be
+        # lost. The push rounds.
+        model = trainer_of(options.model, "float32")
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=options.learning_rate, weight_decay=0.0
         )
         # Somebody may have pushed other weights: what is drawn from is to be what is trained.
         version = admin.get_weights().version + 1
-        admin.push_weights(model, version=version)
+        admin.push_weights(model, version=version, convert_dtypes=True)
         for iteration in range(options.iterations):
             seed = options.seed + iteration
             batch = draw(client, version, options.group_size, options.max_tokens, seed)
             train(model, optimizer, batch, options.steps)
             version += 1
-            admin.push_weights(model, version=version)
+            admin.push_weights(model, version=version, convert_dtypes=True)
 
 
 if __name__ == "__main__":

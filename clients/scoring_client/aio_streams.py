@@ -14,7 +14,7 @@ from scoring_client.aio_channel import telling_closed
 from scoring_client.assembly import PartT
 from scoring_client.job import Job
 from scoring_client.retry import Attempts
-from scoring_client.streams import UNREAD, Ended, OpenCall
+from scoring_client.streams import UNREAD, Ended, OpenCall, telling_closed_meanwhile
 
 
 @dataclass(slots=True)
@@ -30,8 +30,10 @@ async def run_alone(
     job: Job[PartT, Any, Any], attempts: Attempts, open_call: OpenCall
 ) -> AsyncGenerator[PartT, None]:
     """Yield what the caller gets of a call that is one part."""
+    delay: float | None = None
     while not job.done:
-        call = open_call(job.begin_attempt(), attempts.remaining())
+        with telling_closed_meanwhile(again=delay is not None):
+            call = open_call(job.begin_attempt(), attempts.remaining())
         error: grpc.RpcError | None = None
         try:
             with telling_closed():
@@ -63,7 +65,8 @@ async def run_together(
         error: Exception | None = None
         try:
             await asyncio.sleep(delay)
-            call = open_call(request, stream.attempts.remaining())
+            with telling_closed_meanwhile(again=delay > 0):
+                call = open_call(request, stream.attempts.remaining())
             try:
                 with telling_closed():
                     async for message in call:

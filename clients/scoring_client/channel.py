@@ -1,6 +1,7 @@
 """Channels with what long calls need: keepalive, quick reconnection, retries of short calls."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -10,6 +11,9 @@ from scoring_client.target import is_loopback
 ChannelOptions = Sequence[tuple[str, Any]]
 
 Metadata = tuple[tuple[str, str], ...]
+
+_HEADER = re.compile(r"[a-z0-9_.-]+(?<!-bin)\n[ -~]*")
+"""A name and a value of ASCII that gRPC sends; names that end in -bin have values of bytes."""
 
 _UNARY_METHODS = ("ListModels", "GetModelInfo", "Tokenize")
 
@@ -68,13 +72,18 @@ def service_config() -> str:
 
 
 def with_trace(metadata: Metadata) -> Metadata:
-    """Return the metadata with the caller's trace (W3C), where OpenTelemetry knows of one."""
+    """Return the metadata with the caller's trace, where OpenTelemetry knows of one.
+
+    In the headers of whatever propagators are set up: gRPC takes lower-case names alone, and a call
+    does not fail for a value that no header can carry.
+    """
     inject = _injector()
     if inject is None:
         return metadata
     carrier: dict[str, str] = {}
     inject(carrier)
-    return (*metadata, *carrier.items())
+    headers = ((name.lower(), value) for name, value in carrier.items())
+    return (*metadata, *(header for header in headers if _HEADER.fullmatch("\n".join(header))))
 
 
 @cache

@@ -46,7 +46,9 @@ def forward_kl(teacher: npt.ArrayLike, student: npt.ArrayLike) -> Float64Array:
     """
     p, q = _pair(teacher, student)
     with np.errstate(invalid="ignore"):
-        return _total(np.where(p == -np.inf, 0.0, np.exp(p) * (p - q)))
+        terms = np.where(p == -np.inf, 0.0, np.exp(p) * (p - q))
+    # Also where the mass is so small that it is 0 in float64.
+    return _total(np.where((p > -np.inf) & (q == -np.inf), np.inf, terms))
 
 
 def reverse_kl(teacher: npt.ArrayLike, student: npt.ArrayLike) -> Float64Array:

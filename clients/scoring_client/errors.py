@@ -119,7 +119,11 @@ class MessageTooLargeError(ScoringError, ValueError):
 
 
 class UnavailableError(ScoringError, ConnectionError):
-    """No server answered, or it is loading, draining or lost its worker (UNAVAILABLE)."""
+    """No server answered, or it is loading, draining or lost its worker (UNAVAILABLE).
+
+    Also a stream that something on the way ended without a status; its ``code`` is then gRPC's own
+    INTERNAL or UNKNOWN.
+    """
 
     default_code = grpc.StatusCode.UNAVAILABLE
 

@@ -140,10 +140,12 @@ def generalized_js(
 
 def _forward_kl(both: Buckets) -> Tensor:
     p, q = both
-    there = p > -math.inf
-    # Masked before the product: 0 · inf backwards would be NaN.
-    safe_p, safe_q = p.masked_fill(~there, 0.0), q.masked_fill(~there, 0.0)
-    return (p.exp() * (safe_p - safe_q)).sum(dim=1)
+    there, impossible = p > -math.inf, q == -math.inf
+    # Masked before the product: 0 · inf backwards would be NaN, and forwards too where p is so
+    # small that its mass is 0.
+    safe_p, safe_q = p.masked_fill(~there, 0.0), q.masked_fill(~there | impossible, 0.0)
+    terms = p.exp() * (safe_p - safe_q)
+    return terms.masked_fill(there & impossible, math.inf).sum(dim=1)
 
 
 def _reverse_kl(both: Buckets) -> Tensor:

@@ -137,6 +137,8 @@ def importance_ratios(
         return log_ratio.exp()
     # The logarithm is capped, not the ratio: 0 times the gradient of a ratio that overflows is NaN.
     capped = log_ratio > math.log(cap)
+    if level == "token":
+        capped &= wanted
     return log_ratio.masked_fill(capped, 0.0).exp().masked_fill(capped, cap)
 
 

@@ -36,13 +36,14 @@ def reduced(
         chunk_rows: Rows at a time; None = all at once.
 
     Raises:
-        ValueError: temperature <= 0, or the reduction is unknown.
+        ValueError: temperature <= 0 or not finite, or the reduction is unknown.
     """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
     temperature_N = per_row("temperature", temperature, logits, torch.float32)
-    if not (temperature_N > 0).all():
-        raise ValueError(f"temperature must be above 0, got {float(temperature_N.min()):g}")
+    if not (temperature_N > 0).all() or not temperature_N.isfinite().all():
+        wrong_N = temperature_N[~(temperature_N > 0) | ~temperature_N.isfinite()]
+        raise ValueError(f"temperature must be above 0 and finite, got {float(wrong_N[0]):g}")
     temperature_N = temperature_N.to(working(logits))
     rows = len(logits)
     given = {**others, "temperature_N": temperature_N}

@@ -77,8 +77,8 @@ def processed_logprobs(
         [...], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: temperature <= 0, another parameter out of range, a label outside the
-            vocabulary, or shapes that do not fit.
+        ValueError: temperature <= 0, another parameter out of range, chunk_rows < 1, a label
+            outside the vocabulary, or shapes that do not fit.
     """
     check_labels(labels, logits.shape[:-1], logits.shape[-1])
     settings = _settings_by_row(logits, temperature, top_k, top_p, min_p)
@@ -143,6 +143,8 @@ def linear_processed_logprobs(
     bias_V = None if bias is None else bias.to(head_dtype)
 
     def rows(hidden_T_H: Tensor, **others: Any) -> Tensor:
+        # Rows that nothing is wanted of may hold NaN, and 0 times that is NaN in every gradient.
+        hidden_T_H = hidden_T_H.masked_fill((others["labels_T"] < 0)[:, None], 0.0)
         # A trainer's autocast would make the product in another type than was asked.
         with torch.autocast(hidden_T_H.device.type, enabled=False):
             logits_T_V = torch.nn.functional.linear(hidden_T_H.to(head_dtype), weight_V_H, bias_V)
@@ -150,7 +152,8 @@ def linear_processed_logprobs(
 
     guarded_T = labels_T if keep_labels else None
     others = {"labels_T": labels_T, "guarded_T": guarded_T, **settings}
-    return by_chunks(rows, hidden_T_H, others, chunk_rows or 512).reshape(labels.shape)
+    chunk_rows = 512 if chunk_rows is None else chunk_rows
+    return by_chunks(rows, hidden_T_H, others, chunk_rows).reshape(labels.shape)
 
 
 def entropy(
@@ -169,7 +172,7 @@ def entropy(
         [...], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: temperature <= 0.
+        ValueError: temperature <= 0, or chunk_rows < 1.
     """
     settings = _settings_by_row(logits, temperature, None, None, None)
     x_T_V = logits.reshape(-1, logits.shape[-1])
@@ -255,7 +258,8 @@ def _processed_rows(
     temperature: Tensor,
     **truncation: Tensor,
 ) -> Tensor:
-    x_T_V = _scaled(logits_T_V, temperature)
+    # Of rows that nothing is wanted of no value is looked at, nor sent back.
+    x_T_V = _scaled(logits_T_V, temperature).masked_fill_((labels_T < 0)[:, None], 0.0)
     labels_T_1 = labels_T.clamp(min=0)[:, None]
     keep_T_V = support_of_rows(x_T_V, guarded_T, **truncation)
     kept_T_V = x_T_V if keep_T_V is None else x_T_V.masked_fill(~keep_T_V, -math.inf)

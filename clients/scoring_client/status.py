@@ -11,6 +11,7 @@ from scoring_client.errors import (
     MessageTooLargeError,
     NoTlsError,
     ScoringError,
+    UnavailableError,
     error_class,
 )
 from scoring_client.unreachable import explained, where
@@ -24,6 +25,12 @@ _NO_SUCH_METHOD = (
     "what answers there is no scoring server of this contract: the health port, a proxy, or an "
     "older server? grpcurl's `list` shows what it has"
 )
+# How gRPC says that a stream ended without a status. It was reset: "Stream removed (RST_STREAM
+# (Received RST_STREAM with error code 2))", in older versions without what is around, and by way of
+# a proxy in Go "stream terminated by RST_STREAM with error code: INTERNAL_ERROR". A message was its
+# last frame: "Data frame with END_STREAM flag received". Or its trailers had none.
+_NO_STATUS = re.compile(r"RST_STREAM|Stream removed|END_STREAM|No status received")
+_CODES_OF_NO_STATUS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
 
 
@@ -54,6 +61,8 @@ def error_from_rpc(
     for key, value in call.trailing_metadata() or ():
         if key == _DETAILS_KEY:
             status.MergeFromString(value)
+    if code in _CODES_OF_NO_STATUS and not status.details and _NO_STATUS.search(message):
+        return _no_status(message, code, request_id)
     if code is grpc.StatusCode.UNAVAILABLE and not status.details:
         message = explained(message)
     if code is grpc.StatusCode.UNIMPLEMENTED and not status.details:
@@ -95,6 +104,15 @@ def _speaks_no_tls(message: str, request_id: str) -> ScoringError:
     return NoTlsError(
         f"the server{where(message)} speaks no TLS: connect without certificates and tls (on the "
         "command line without --root-certificates and --tls), or check the port",
+        request_id=request_id,
+    )
+
+
+def _no_status(message: str, code: grpc.StatusCode, request_id: str) -> UnavailableError:
+    """Return what a stream without a status means: the server always gives one, with details."""
+    return UnavailableError(
+        f"something on the way, such as a proxy, ended the stream [{message}]",
+        code=code,
         request_id=request_id,
     )
 

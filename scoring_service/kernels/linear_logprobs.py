@@ -215,7 +215,13 @@ def row_parts(rows: int, vocab: int, device: torch.device, size: int | None = No
         vocab: logits of each.
         device: decides the size of a tile: a GPU reads the whole weight for each.
         size: rows of a tile; None = what suits the device.
+
+    Raises:
+        ValueError: size < 1. No part would then hold the rows, and what is to be filled a part at
+            a time would stay as it was allocated.
     """
+    if size is not None and size < 1:
+        raise ValueError(f"chunk_rows must be at least 1, got {size}")
     if size is None:
         size = max(1, _TILE_BYTES.get(device.type, _TILE_BYTES["cpu"]) // (4 * vocab))
     return [slice(start, start + size) for start in range(0, rows, size)]

@@ -75,7 +75,8 @@ def linear_processed_logprobs(
         float32 [T].
 
     Raises:
-        ValueError: shapes or types that do not fit, or a temperature that is not above 0.
+        ValueError: shapes or types that do not fit, a temperature that is not above 0, or
+            chunk_rows below 1.
     """
     rows, vocab = len(hidden), len(weight)
     check_linear(hidden, LinearHead(weight, bias), labels)
@@ -125,7 +126,7 @@ def _forward(
     least_x_T, least_id_T = torch.empty(rows, device=device), torch.empty_like(plan.labels_T)
     log_total_T = torch.empty(rows, dtype=torch.float64, device=device)
     for part in plan.parts:
-        x_T_V = x_of(hidden_T_H[part], head).div_(plan.temperature_T[part, None])
+        x_T_V = x_of(_wanted(hidden_T_H, plan, part), head).div_(plan.temperature_T[part, None])
         found = prefixes(x_T_V, plan.truncation.of_rows(part))
         label_T = plan.labels_T[part].clamp(min=0)
         label_x_T = x_T_V.gather(1, label_T[:, None])[:, 0]
@@ -158,7 +159,8 @@ def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
     gradient_T = gradient_T.float().masked_fill(plan.labels_T < 0, 0.0)
     for part in plan.parts:
         found = Prefix(least_x_T[part], least_id_T[part], log_total_T[part])
-        tile_T_V = _gradient_of_logits(hidden_T_H[part], head, plan, part, found, gradient_T)
+        wanted_T_H = _wanted(hidden_T_H, plan, part)
+        tile_T_V = _gradient_of_logits(wanted_T_H, head, plan, part, found, gradient_T)
         if bias_gradient is not None:
             bias_gradient += tile_T_V.sum(dim=0)
         tile_T_V = tile_T_V.to(weight_V_H.dtype)
@@ -167,7 +169,7 @@ def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
         if weight_gradient is not None:
             # In parts of the vocabulary: a product of all of it is another weight in memory.
             for ids in weight_parts(weight_V_H):
-                weight_gradient[ids] += tile_T_V[:, ids].t() @ hidden_T_H[part]
+                weight_gradient[ids] += tile_T_V[:, ids].t() @ wanted_T_H
     return (
         hidden_gradient,
         None if weight_gradient is None else weight_gradient.to(weight_V_H.dtype),
@@ -215,6 +217,11 @@ def _gradient_of_logits(
     if head.soft_cap is not None:
         tile_T_V.mul_(finished_T_V.div_(head.soft_cap).square_().neg_().add_(1.0))
     return tile_T_V.mul_(head.multiplier)
+
+
+def _wanted(hidden_T_H: Tensor, plan: _Plan, part: slice) -> Tensor:
+    """Rows of a tile, 0 where nothing is wanted: NaN there would be NaN in every gradient."""
+    return hidden_T_H[part].masked_fill((plan.labels_T[part] < 0)[:, None], 0.0)
 
 
 def _zeros_like(tensor: Tensor) -> Tensor:

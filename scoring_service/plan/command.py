@@ -12,7 +12,7 @@ from scoring_service.plan.chart import chart_lines, chart_values
 from scoring_service.plan.estimate import estimate
 from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.page import page
-from scoring_service.plan.shape import model_shape
+from scoring_service.plan.shape import ModelShape, model_shape
 from scoring_service.plan.traffic import Rpc, Traffic
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -80,10 +80,14 @@ def plan_text(model: str | None, config: PlanConfig) -> str:
     """
     name, values = _read_config(model)
     shape, hardware, traffic = model_shape(values), _hardware(config), _traffic(config)
+    _check_within(shape, traffic)
+    share = config.memory_utilization
+    if share is not None and not 0.01 <= share <= 1:
+        raise ValueError(f"memory_utilization must be in [0.01, 1], not {share:g}")
     dtype = config.dtype if config.dtype != "auto" else _stored_dtype(values)
     plan = estimate(
         shape, hardware, traffic,
-        dtype_bytes=DTYPE_BYTES[dtype], memory_utilization=config.memory_utilization,
+        dtype_bytes=DTYPE_BYTES[dtype], memory_utilization=share,
     )  # fmt: skip
     files = shape.parameters * DTYPE_BYTES[dtype]
     chart = chart_values(plan, hardware.device, files, live_weights=config.live_weights)
@@ -133,6 +137,8 @@ def _stored_dtype(values: dict[str, Any]) -> str:
 
 def _hardware(config: PlanConfig) -> Hardware:
     changed: dict[str, float] = {}
+    if config.efficiency is not None and config.efficiency > 1:
+        raise ValueError(f"efficiency is a share, at most 1, not {config.efficiency:g}")
     for field, given, unit in (
         ("memory_bytes", config.memory_gb, 1e9),
         ("matrix_flops", config.matrix_tflops, 1e12),
@@ -152,18 +158,34 @@ def _hardware(config: PlanConfig) -> Hardware:
 def _traffic(config: PlanConfig) -> Traffic:
     if config.prompts_per_second is not None and config.tokens_per_second is not None:
         raise ValueError("give --prompts-per-second or --tokens-per-second, not both")
+    groups = 1.0 if config.prompts_per_second is None else config.prompts_per_second
     traffic = Traffic(
         rpc=config.rpc,
         prompt_length=int(_positive("prompt_length", config.prompt_length)),
         completion_length=int(_positive("completion_length", config.completion_length)),
         completions=int(_positive("completions", config.completions)),
         k=int(_positive("k", config.k)) if config.rpc == "topk" else 0,
-        groups_per_second=_positive("prompts_per_second", config.prompts_per_second or 1.0),
+        groups_per_second=_positive("prompts_per_second", groups),
     )
     if config.tokens_per_second is None:
         return traffic
     tokens = _positive("tokens_per_second", config.tokens_per_second)
     return replace(traffic, groups_per_second=tokens / traffic.called_tokens)
+
+
+def _check_within(shape: ModelShape, traffic: Traffic) -> None:
+    """Refuse what a server would refuse of every call.
+
+    Raises:
+        ValueError: sequences beyond the model's positions, or a list beyond its vocabulary.
+    """
+    if traffic.sequence_tokens > shape.max_positions:
+        raise ValueError(
+            f"prompt_length and completion_length make {traffic.sequence_tokens} tokens; the model "
+            f"has positions for {shape.max_positions}"
+        )
+    if traffic.k > shape.vocab_size:
+        raise ValueError(f"k must be at most the vocabulary, {shape.vocab_size}, not {traffic.k}")
 
 
 def _positive(name: str, value: float) -> float:

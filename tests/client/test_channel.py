@@ -12,6 +12,8 @@ import time
 
 import grpc
 import pytest
+from opentelemetry import propagate
+from opentelemetry.propagators.textmap import TextMapPropagator, default_setter
 from opentelemetry.sdk.trace import TracerProvider
 
 from scoring_client import (
@@ -115,6 +117,35 @@ def test_the_callers_trace_goes_along():
     assert without is None
     traces = [f"{span.get_span_context().trace_id:032x}" for span in spans]
     assert [header.split("-")[1] for header in within] == traces
+
+
+class OtherHeaders(TextMapPropagator):
+    """As those of Amazon, B3 and others: names with capitals, and any text for a value."""
+
+    fields = frozenset({"X-Amzn-Trace-Id", "baggage", "x y", "trace-bin"})
+
+    def extract(self, carrier, context=None, getter=None):
+        return context
+
+    def inject(self, carrier, context=None, setter=default_setter):
+        setter.set(carrier, "X-Amzn-Trace-Id", "Root=1-2-3;Sampled=1")
+        setter.set(carrier, "baggage", "who=Zoë\n")
+        setter.set(carrier, "x y", "a name that is none")
+        setter.set(carrier, "trace-bin", "text")
+
+
+def test_any_propagators_headers_go_along_and_harm_no_call(ask):
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(OtherHeaders())
+    try:
+        with ToyServer() as server:
+            ask(server.target, "score", ONE)
+            ask(server.target, "model_info")
+    finally:
+        propagate.set_global_textmap(before)
+    for sent in server.metadata:
+        assert sent["x-amzn-trace-id"] == "Root=1-2-3;Sampled=1"
+        assert not {"baggage", "x y", "trace-bin"} & set(sent)
 
 
 def test_a_channel_that_was_handed_in_stays_open(runner):

@@ -8,7 +8,14 @@ import sys
 import pytest
 
 import scoring_client
-from scoring_client import AsyncScoringClient, ScoringClient, command, lm_eval_command
+from scoring_client import (
+    AdminClient,
+    AsyncAdminClient,
+    AsyncScoringClient,
+    ScoringClient,
+    command,
+    lm_eval_command,
+)
 from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
 from tests.client.toy_server import ToyServer
 
@@ -60,8 +67,11 @@ def public_methods(cls):
     }
 
 
-def test_the_clients_are_twins():
-    blocking, asynchronous = public_methods(ScoringClient), public_methods(AsyncScoringClient)
+@pytest.mark.parametrize(
+    ("one", "other"), [(ScoringClient, AsyncScoringClient), (AdminClient, AsyncAdminClient)]
+)
+def test_the_clients_are_twins(one, other):
+    blocking, asynchronous = public_methods(one), public_methods(other)
     assert blocking.keys() == asynchronous.keys()
     for name, function in blocking.items():
         ours = inspect.signature(function).parameters
@@ -69,8 +79,7 @@ def test_the_clients_are_twins():
         assert list(ours.values()) == list(theirs.values()), name
         is_iterator = name.endswith(("_iter", "_slices"))
         assert inspect.iscoroutinefunction(asynchronous[name]) is not is_iterator, name
-    first = list(inspect.signature(ScoringClient).parameters)
-    assert first == list(inspect.signature(AsyncScoringClient).parameters)
+    assert list(inspect.signature(one).parameters) == list(inspect.signature(other).parameters)
 
 
 def test_docstrings_name_every_option():

@@ -1,11 +1,16 @@
 """A stream that breaks is resumed with what was unfinished, and the caller cannot tell."""
 
+import asyncio
+import threading
 import time
+from functools import partial
 
 import grpc
+import numpy as np
 import pytest
 
 from scoring_client import (
+    AsyncScoringClient,
     CancelledCallError,
     Completion,
     InvalidRequestError,
@@ -13,12 +18,14 @@ from scoring_client import (
     PromptGroup,
     ResultChangedError,
     SamplePrompt,
+    ScoringClient,
     ServerError,
     UnavailableError,
     Usage,
 )
 from scoring_client.assembly import join
 from tests.client import toy_model
+from tests.client.cutting_proxy import CuttingProxy, end_of_data, reset, trailers_without_status
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_sample, assert_scores
 
@@ -44,6 +51,27 @@ def test_scores_survive_a_break(ask, broken_after):
     fault = Fault(after_results=broken_after)
     with ToyServer(faults=[fault], max_slice=1, slice_seed=3) as server:
         assert_all(ask(server.target, "score", GROUPS))
+        assert len(server.requests) == 2
+
+
+CUTS = {
+    "no error": partial(reset, error=0),
+    "internal error": partial(reset, error=2),
+    "refused": partial(reset, error=7),
+    "no trailers": end_of_data,
+    "no status": trailers_without_status,
+}
+
+
+@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_a_stream_that_a_proxy_ended_is_resumed(ask, cut, after):
+    """Over real frames of HTTP/2: gRPC says INTERNAL or UNKNOWN of most of them."""
+    with (
+        ToyServer(max_slice=1, slice_seed=3, step_delay=0.002) as server,
+        CuttingProxy(server.target, [cut(after)]) as proxy,
+    ):
+        assert_all(ask(proxy.target, "score", GROUPS))
         assert len(server.requests) == 2
 
 
@@ -271,6 +299,43 @@ def test_the_count_begins_anew_when_an_item_was_finished(ask):
         assert len(server.requests) == 8
     for token, (scores,) in enumerate(results):
         assert_scores(scores, [1], [token])
+
+
+@pytest.mark.parametrize("preferred_tokens", [1000, 4])
+def test_a_client_that_is_closed_between_attempts_cancels_the_call(ask, preferred_tokens, runner):
+    """Of one part and of several."""
+    full = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "QUEUE_FULL", retry_delay=0.3)
+    with ToyServer(faults=[full] * 9, preferred_tokens=preferred_tokens) as server:
+        if ask.kind == "sync":
+            client = ScoringClient(server.target)
+            threading.Timer(0.15, client.close).start()
+            with pytest.raises(CancelledCallError, match="client was closed"):
+                client.score(GROUPS)
+            return
+
+        async def closed_meanwhile():
+            client = AsyncScoringClient(server.target)
+            asyncio.get_running_loop().call_later(
+                0.15, lambda: closing.append(asyncio.create_task(client.close()))
+            )
+            await client.score(GROUPS)
+
+        closing = []
+        with pytest.raises(CancelledCallError, match="client was closed"):
+            runner.run(closed_meanwhile())
+
+
+def test_slices_of_topk_are_the_same_rows(ask):
+    with ToyServer(faults=[Fault(after_results=4)], max_slice=2, slice_seed=5) as server:
+        slices = ask(server.target, "topk_logprobs_slices", GROUPS, 5)
+        whole = ask(server.target, "topk_logprobs", GROUPS, 5)
+    for g, (_, completions) in enumerate(GROUPS):
+        for c, tokens in enumerate(completions):
+            parts = [s for s in slices if (s.group_index, s.completion_index) == (g, c)]
+            for name in ("logprobs", "top_token_ids", "top_logprobs", "log_tail_masses"):
+                joined = np.concatenate([getattr(part, name) for part in parts])
+                assert len(joined) == len(tokens)
+                np.testing.assert_array_equal(joined, getattr(whole[g][c], name))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from scoring_client import MessageTooLargeError, OverloadedError, ServerError
+from scoring_client import (
+    CancelledCallError,
+    DeadlineError,
+    MessageTooLargeError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+)
 from scoring_client.status import error_from_rpc, error_from_status
 
 
@@ -106,4 +113,50 @@ def test_out_of_memory_is_not_too_large():
     error = error_from_rpc(ended, request_id="", request_bytes=1)
     assert type(error) is OverloadedError
     assert error.reason == "OUT_OF_MEMORY"
+    assert not error.retryable
+
+
+RESET = "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.INTERNAL, RESET),
+        (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 0"),
+        (grpc.StatusCode.INTERNAL, "stream terminated by RST_STREAM with error code: NO_ERROR"),
+        (grpc.StatusCode.UNKNOWN, "Stream removed"),
+        (grpc.StatusCode.UNKNOWN, "Data frame with END_STREAM flag received"),
+        (grpc.StatusCode.UNKNOWN, "No status received"),
+    ],
+)
+def test_a_stream_without_a_status_is_worth_another_attempt(code, details):
+    """In the words of several versions of gRPC."""
+    error = error_from_rpc(Ended(code, details), request_id="id", request_bytes=1)
+    assert type(error) is UnavailableError
+    assert error.retryable
+    assert details in error.message
+    assert (error.code, error.request_id) == (code, "id")
+
+
+def test_the_servers_own_words_about_streams_are_its_own():
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL_ERROR")
+    carried = status(grpc.StatusCode.INTERNAL, RESET, info).SerializeToString()
+    ended = Ended(grpc.StatusCode.INTERNAL, RESET, (("grpc-status-details-bin", carried),))
+    error = error_from_rpc(ended, request_id="", request_bytes=1)
+    assert type(error) is ServerError
+    assert not error.retryable
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.CANCELLED, CancelledCallError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, OverloadedError),
+    ],
+)
+def test_a_reset_that_says_more_keeps_its_meaning(code, kind):
+    error = error_from_rpc(Ended(code, RESET), request_id="", request_bytes=1)
+    assert type(error) is kind
     assert not error.retryable

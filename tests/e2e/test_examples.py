@@ -56,26 +56,36 @@ def fall(text: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def test_grpo() -> None:
+@pytest.mark.parametrize(
+    ("serve", "replayed", "near"),
+    # The packaged model is bfloat16 where nothing is said, as `make serve` starts it.
+    [(["--dtype", "float32"], 1e-6, 1e-3), ([], 5e-3, 0.4)],
+    ids=["float32", "as it comes"],
+)
+def test_grpo(serve: list[str], replayed: float, near: float) -> None:
     options = ("--iterations", "2", "--group-size", "4", "--steps", "3")
     # Of its own: it is left with the weights that were trained.
-    with serving("--dtype", "float32") as running:
+    with serving(*serve) as running:
         text = output_of(running.ready, "grpo.py", *options)
         with ScoringClient(running.ready) as client:
-            assert client.model_info().weight_version == 3
-    assert re.findall(r"^version (\d):", text, re.M) == ["1", "2"]
+            info = client.model_info()
+    assert info.weight_version == 3
+    assert info.dtype == ("float32" if serve else "bfloat16")
+    assert re.findall(r"^version (\d): .*, (\d+) seeds$", text, re.M) == [("1", "4"), ("2", "4")]
     iterations = re.split(r"^version .*$", text, flags=re.M)[1:]
     for part in iterations:
         assert float(re.search(r"scored again: at most (\S+)", part)[1]) < 1e-5
-        assert float(re.search(r"with replay: (\S+)", part)[1]) < 1e-6
-        assert float(re.search(r"without: (\S+)", part)[1]) > 1e-4
+        assert float(re.search(r"with replay: (\S+)", part)[1]) < replayed
+        assert float(re.search(r"without: (\S+)", part)[1]) > max(1e-4, 2 * replayed)
         steps = re.findall(r"ratios ([\d.]+) to ([\d.]+)", part)
         assert len(steps) == 3
         # The second time as well: what was drawn from is what had been trained.
-        assert all(abs(float(ratio) - 1) < 1e-3 for ratio in steps[0])
+        assert all(abs(float(ratio) - 1) < near for ratio in steps[0])
         assert float(steps[-1][1]) - float(steps[-1][0]) > 0.01, "training moves the ratios"
         clipped = [int(share) for share in re.findall(r"(\d+)% clipped", part)]
-        assert clipped[0] == 0 < clipped[-1]
+        # A step that the parameters are too coarse for clips nothing.
+        assert clipped[0] <= (0 if serve else 2)
+        assert clipped[0] < clipped[-1]
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,12 @@ def test_the_commands_numbers_are_the_plans() -> None:
         (("--completions", "0"), "completions must be above 0"),
         (("--memory-gb", "0.003"), "GB of weights leave"),
         (("--prompts-per-second", "1", "--tokens-per-second", "1"), "not both"),
+        (("--prompts-per-second", "0"), "prompts_per_second must be above 0, not 0"),
+        (("--memory-utilization", "0"), "memory_utilization must be in [0.01, 1], not 0"),
+        (("--memory-utilization", "1.5"), "memory_utilization must be in [0.01, 1], not 1.5"),
+        (("--efficiency", "1.2"), "efficiency is a share, at most 1, not 1.2"),
+        (("--prompt-length", "1000000"), "make 1000512 tokens; the model has positions for "),
+        (("--rpc", "topk", "--k", "1000000"), "k must be at most the vocabulary, "),
         (("pyproject.toml",), "is no config.json"),
     ],
 )

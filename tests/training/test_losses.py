@@ -226,6 +226,20 @@ def test_impossible_tokens() -> None:
     assert reverse_kl(logits, teacher) == math.inf
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_faintest_mass_on_what_is_impossible_is_infinitely_far(dtype: torch.dtype) -> None:
+    """Also where exp() of its logarithm is 0: the twins say the same."""
+    logits = torch.tensor([[0.0, 0.0, -900.0]], dtype=dtype, requires_grad=True)
+    p = torch.tensor([[math.log(0.5), math.log(0.5), -math.inf]], dtype=dtype)
+    teacher = TeacherRows(token_ids=torch.tensor([[0, 1, 2]]), logprobs=p)
+    found = reverse_kl(logits, teacher, tail="drop")
+    assert found == math.inf
+    found.backward()
+    assert torch.isfinite(logits.grad).all()
+    log_q = logits.detach().double().log_softmax(1).numpy()
+    assert divergences.reverse_kl(p.double().numpy(), log_q) == math.inf
+
+
 @every_loss
 def test_a_student_whose_mass_is_all_on_the_list(loss: Loss, divergence: Divergence) -> None:
     """As after a truncation of its logits: the tail is empty, and sends no NaN backwards."""
@@ -373,6 +387,8 @@ def test_what_makes_no_sense_is_refused() -> None:
     teacher = teacher_of(teacher_N_V, 5)
     refused = [
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": math.inf}, "temperature must be above 0 and finite, got inf"),
+        ({"temperature": math.nan}, "temperature must be above 0 and finite, got nan"),
         ({"tail": "none"}, "tail must be"),
         ({"reduction": "batchmean"}, "reduction must be"),
         ({"mask": torch.ones(5)}, r"the mask has shape \[5\], expected \[6\]"),

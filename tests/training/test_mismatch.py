@@ -151,6 +151,12 @@ def test_a_cap_has_no_gradient_even_where_the_ratio_overflows(level: Any) -> Non
     assert trainer.grad[1, 0] == pytest.approx(math.exp(-0.1))
 
 
+def test_masked_tokens_have_ratio_1_under_any_cap() -> None:
+    trainer, sampler = torch.tensor([-1.0, -1.0, -math.inf]), torch.tensor([-1.0, -2.0, 0.0])
+    found = importance_ratios(trainer, sampler, torch.tensor([1, 1, 0]), cap=0.5)
+    assert found.tolist() == [0.5, 0.5, 1.0]
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     a, b = torch.zeros(3), torch.zeros(4)
     with pytest.raises(ValueError, match="differ in shape"):

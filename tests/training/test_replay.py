@@ -107,12 +107,44 @@ def test_ignored_labels_give_zero_and_no_gradient() -> None:
     assert (logits.grad[1] != 0).any()
 
 
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_ignored_rows_may_hold_anything(
+    served: bool, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding that is not finite reaches neither the numbers nor the gradients of other rows."""
+    if not served:
+        monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 8), torch.randn(60, 8, requires_grad=True)
+    labels = torch.arange(7)
+    labels[2] = replay.IGNORED
+    kept = torch.arange(7) != 2
+    clean = hidden[kept].requires_grad_(True)
+    expected = torch.log_softmax(clean @ weight.T, dim=1).gather(1, labels[kept][:, None])[:, 0]
+    wanted = torch.autograd.grad(expected.sum(), (clean, weight))
+    hidden[2] = bad
+    hidden.requires_grad_(True)
+    for chunk_rows in (None, 3):
+        ours = linear_processed_logprobs(hidden, weight, labels, chunk_rows=chunk_rows)
+        got = torch.autograd.grad(ours.sum(), (hidden, weight))
+        assert ours[2] == 0
+        assert (got[0][2] == 0).all()
+        torch.testing.assert_close(ours[kept], expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(got[0][kept], wanted[0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(got[1], wanted[1], rtol=0, atol=2e-5)
+    logits = torch.randn(7, 60)
+    logits[2] = bad
+    logits.requires_grad_(True)
+    processed_logprobs(logits, labels, top_p=0.9).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[2] == 0).all()
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     logits, labels = tile()
     with pytest.raises(ValueError, match=r"labels have shape \[6\] for rows \[7\]"):
         processed_logprobs(logits, labels[:6])
-    with pytest.raises(ValueError, match="chunk_rows"):
-        processed_logprobs(logits, labels, chunk_rows=0)
     vocab = logits.shape[1]
     labels[2] = vocab
     with pytest.raises(ValueError, match=f"label {vocab} is outside the vocabulary of {vocab}"):
@@ -120,6 +152,24 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     weight = torch.randn(vocab, 4)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         linear_processed_logprobs(torch.randn(7, 4), weight, labels)
+
+
+@pytest.mark.parametrize("chunk_rows", [0, -1, -512])
+def test_chunks_of_no_rows_are_refused(chunk_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every form: one that skipped the rows would return memory as it was allocated."""
+    logits, labels = tile()
+    hidden, weight = torch.randn(7, 4), torch.randn(logits.shape[1], 4)
+    said = f"chunk_rows must be at least 1, got {chunk_rows}"
+    with pytest.raises(ValueError, match=said):
+        processed_logprobs(logits, labels, chunk_rows=chunk_rows)
+    with pytest.raises(ValueError, match=said):
+        entropy(logits, chunk_rows=chunk_rows)
+    assert fused_linear_processed_logprobs(hidden, weight) is not None
+    with pytest.raises(ValueError, match=said):
+        linear_processed_logprobs(hidden, weight, labels, chunk_rows=chunk_rows)
+    monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    with pytest.raises(ValueError, match=said):
+        linear_processed_logprobs(hidden, weight, labels, chunk_rows=chunk_rows)
 
 
 def test_gradients_of_the_processed_logprobs() -> None:

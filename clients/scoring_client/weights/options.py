@@ -35,7 +35,8 @@ class PushOptions(UpdateOptions, total=False):
     """Of push_weights."""
 
     partial: bool
-    """Tensors that are not given keep their values."""
+    """Tensors that are not given keep their values. One that comes in parts, such as experts one by
+    one, comes with all of them or none."""
     convert_dtypes: bool
     """Floating-point tensors are converted to the model's element types."""
     digest: bool

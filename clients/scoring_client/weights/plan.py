@@ -124,6 +124,9 @@ class WeightPlan:
         self, joined: dict[str, JoinedTensor], place: Place, name: str, tensor: Any
     ) -> Iterator[HostTensor]:
         spec = place.spec
+        before = self._sent.get(_root(spec))
+        if before is not None and before.spec is spec:
+            raise InvalidRequestError(f"{name} is there twice")
         whole = joined.setdefault(spec.name, JoinedTensor(spec, place.count))
         whole.add(place, name, tensor)
         if len(whole.there) == whole.count:
@@ -197,7 +200,7 @@ class WeightPlan:
         """Return the type to cast to before sending: the model's own, where numpy or torch can."""
         if dtype_of(tensor) == spec.dtype:
             return None
-        if isinstance(tensor, np.ndarray):
+        if isinstance(tensor, np.ndarray) and spec.dtype != "bfloat16":
             try:
                 np.dtype(spec.dtype)
             except TypeError:

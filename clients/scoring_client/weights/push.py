@@ -57,8 +57,10 @@ def push(
         infos = {name: s.get_weights(model, list_tensors=True) for name, s in named.items()}
         plan = WeightPlan(common_tensors(infos), plan_options(options, given))
         timeout = options.get("timeout")
-        streams = {name: server.open_push(timeout) for name, server in named.items()}
+        streams: dict[str, PushStream] = {}
         try:
+            for name, server in named.items():
+                streams[name] = server.open_push(timeout)
             report = Reporter(plan.bytes_total, options.get("on_progress"))
             _send_all(streams, begin)
             for message in part_messages(plan, given, on_bytes=report.add):

@@ -132,9 +132,23 @@ def _of_numpy(name: str, array: Any, dtype: str | None) -> HostTensor:
     # "V" is the kind of bfloat16 and the other types that ml_dtypes adds.
     if array.dtype.kind not in "fiubV" or array.dtype.names is not None:
         raise InvalidRequestError(f"{name} has elements of type {array.dtype}")
+    if dtype == "bfloat16":
+        return HostTensor(name, dtype, array.shape, _bfloat16(array).view(np.uint8).data)
     if dtype is not None:
         array = array.astype(np.dtype(dtype))
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     shape = array.shape
     flat = np.ascontiguousarray(array).reshape(-1)
     return HostTensor(name, array.dtype.name, shape, flat.view(np.uint8).data)
+
+
+def _bfloat16(array: Any) -> Any:
+    """Return the bits of an array's elements as bfloat16, flat, rounded to nearest even.
+
+    By way of float32, as torch does it: numpy has no such type.
+    """
+    wide = np.ascontiguousarray(array, dtype="<f4").reshape(-1)
+    bits = wide.view("<u4")
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    # Rounding could carry a NaN on to infinity or 0.
+    return np.where(np.isnan(wide), (bits >> 16) | 0x40, rounded).astype("<u2")
