@@ -7,11 +7,12 @@ them at most the divergence over the whole vocabulary, and equal to it at K = V.
 the same in numpy. Legend: N rows, V vocabulary, K top-K.
 
 The mass of everything else is summed on both sides, never 1 - sum: the student's over what is
-outside, the teacher's by the server, less what candidates took out of it. So equal distributions
-give exactly 0 on a list, and 0 to rounding with candidates: what is left of the teacher's tail has
-the error of the server's sum, about 1e-6 of the tail in float32 and at most 1e-5. KL of equal or
-nearly equal distributions may be below 0 by so much; Jensen-Shannon has the square of it, over the
-share of the tail that is left: at most 2e-7.
+outside, the teacher's by the server, less what candidates took out of it. So equal log-masses
+give exactly 0 on a list (those of two programs are equal to float32's rounding, about 1e-6), and 0
+to rounding with candidates: what is left of the teacher's tail has the error of the server's sum,
+about 1e-6 of the tail in float32 and at most 1e-5. KL of equal or nearly equal distributions may be
+below 0 by so much; Jensen-Shannon has the square of it, over the share of the tail that is left: at
+most 2e-7.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class LossOptions(TypedDict, total=False):
 def forward_kl(logits: Tensor, teacher: TeacherRows, **options: Unpack[LossOptions]) -> Tensor:
     """Return KL(P || Q) = sum p (log p - log q).
 
-    In [0, ∞], 0 when P and Q are equal and only then, not symmetric; exactly so on a list, to
-    rounding with candidates (see above: -1e-5 times the tail's mass at the least). With
+    In [0, ∞], 0 when P and Q are equal and only then, not symmetric; exactly so of log-masses on a
+    list, to rounding with candidates (see above: -1e-5 times the tail's mass at the least). With
     ``tail="drop"`` the lists are no distributions, and the number may be negative.
 
     Args:
@@ -107,9 +108,9 @@ def generalized_js(
     """Return α KL(P || M) + (1 - α) KL(Q || M), M = α P + (1 - α) Q: generalised Jensen-Shannon.
 
     In [0, H(α)] with H the binary entropy, so at most log 2; 0 when P and Q are equal and only
-    then: exactly on a list, to rounding with candidates (2e-7 at most). It is the same when P and Q
-    and α and 1 - α change places: symmetric at α = 1/2. As α → 0 it vanishes like α KL(P || Q), as
-    α → 1 like (1 - α) KL(Q || P).
+    then: of log-masses exactly on a list, to rounding with candidates (2e-7 at most). It is the
+    same when P and Q and α and 1 - α change places: symmetric at α = 1/2. As α → 0 it vanishes like
+    α KL(P || Q), as α → 1 like (1 - α) KL(Q || P).
 
     Args:
         logits: The student's, [N, V].

@@ -18,6 +18,7 @@ from scoring_client.chunks import by_chunks
 from scoring_client.fused import fused_linear_processed_logprobs
 from scoring_client.mismatch import MismatchKL, importance_ratios, mismatch_kl
 from scoring_client.processing import ResolvedProcessing
+from scoring_client.reductions import below_largest
 from scoring_client.truncation import (
     RowValue,
     apply_top_k_top_p,
@@ -262,7 +263,9 @@ def _processed_rows(
     x_T_V = _scaled(logits_T_V, temperature).masked_fill_((labels_T < 0)[:, None], 0.0)
     labels_T_1 = labels_T.clamp(min=0)[:, None]
     keep_T_V = support_of_rows(x_T_V, guarded_T, **truncation)
-    kept_T_V = x_T_V if keep_T_V is None else x_T_V.masked_fill(~keep_T_V, -math.inf)
+    kept_T_V = below_largest(x_T_V)
+    if keep_T_V is not None:
+        kept_T_V = kept_T_V.masked_fill_(~keep_T_V, -math.inf)
     logprobs_T = kept_T_V.gather(1, labels_T_1)[:, 0] - kept_T_V.logsumexp(dim=1)
     return logprobs_T.masked_fill(labels_T < 0, 0.0)
 

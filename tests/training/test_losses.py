@@ -122,9 +122,10 @@ def test_equal_distributions_are_exactly_zero_apart(
 ) -> None:
     """Exactly, where the log-masses are equal: and with the bits of log-softmax they are."""
     logits = torch.randn(9, 50, dtype=dtype, generator=torch.Generator().manual_seed(k))
-    log_z = logits.logsumexp(1, keepdim=True)
-    top = logits.topk(k, dim=1)
-    rest = logits.scatter(1, top.indices, -math.inf).logsumexp(1) - log_z[:, 0]
+    below = logits - logits.amax(dim=1, keepdim=True)
+    log_z = below.logsumexp(1, keepdim=True)
+    top = below.topk(k, dim=1)
+    rest = below.scatter(1, top.indices, -math.inf).logsumexp(1) - log_z[:, 0]
     teacher = TeacherRows(token_ids=top.indices, logprobs=top.values - log_z, log_tail_masses=rest)
     logits.requires_grad_(True)
     values = loss(logits, teacher, reduction="none")
@@ -418,3 +419,21 @@ def test_what_makes_no_sense_is_refused() -> None:
         )
     with pytest.raises(ValueError, match=r"log_tail_masses must be \[6\]"):
         TeacherRows(token_ids=ids, logprobs=logprobs, log_tail_masses=logprobs[:2, 0])
+
+
+@pytest.mark.parametrize("level", [-100.0, 20.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
+def test_a_student_that_is_its_teacher_far_from_zero(level: float, temperature: float) -> None:
+    """The teacher's numbers are the server's: in float32 as it sends them, of the same logits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 2000, generator=generator) * 3 * temperature + level
+    x_N_V = (logits / torch.tensor(temperature)).double()
+    logprobs_N_V = x_N_V.log_softmax(dim=1)
+    listed = logprobs_N_V.topk(20)
+    rest = logprobs_N_V.scatter(1, listed.indices, -math.inf).logsumexp(dim=1)
+    teacher = TeacherRows(
+        token_ids=listed.indices, logprobs=listed.values.float(), log_tail_masses=rest.float()
+    )
+    for loss in (forward_kl, reverse_kl, generalized_js):
+        values = loss(logits, teacher, temperature=temperature, reduction="none")
+        assert values.abs().max().item() < 2e-6

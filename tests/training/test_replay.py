@@ -372,3 +372,21 @@ def test_settings_row_by_row() -> None:
         row_settings([None], [1])
     with pytest.raises(ValueError, match="1 processings for 2 lengths"):
         row_settings([resolved(1.0)], [1, 2])
+
+
+@pytest.mark.parametrize("level", [-100.0, 20.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_logits_far_from_zero(level: float, temperature: float, top_p: float | None) -> None:
+    """What all logits share costs no digits, whatever the temperature makes of it."""
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(16, 2000)) * 3 * temperature + level).astype(np.float32)
+    labels = np.argsort(logits, axis=1)[:, -3]
+    found = processed_logprobs(
+        torch.from_numpy(logits), torch.from_numpy(labels), temperature=temperature, top_p=top_p
+    )
+    for row, (logits_V, label) in enumerate(zip(logits, labels, strict=True)):
+        x_V = oracle.scaled(logits_V, cases.promoted(temperature))
+        keep = oracle.support(x_V, 0, 1.0 if top_p is None else cases.promoted(top_p), 0.0)
+        expected = oracle.processed_logprobs(x_V, keep)[label]
+        assert found[row].item() == pytest.approx(expected, abs=2e-6)

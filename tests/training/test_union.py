@@ -28,7 +28,9 @@ def logits_of(scale: float, dtype: torch.dtype, rows: int = 100, vocab: int = 50
 
 
 def served(logits_N_V: Tensor, k: int, candidate_ids: Tensor) -> TeacherRows:
-    """What the server answers for its logits, in their type, by its own arithmetic."""
+    """What the server answers for its logits: of the list the bits of a log-softmax in their type,
+    which the losses have as well, and its own tail."""
+    logits_N_V = logits_N_V - logits_N_V.amax(dim=1, keepdim=True)
     log_z_N = logits_N_V.logsumexp(1)
     top = logits_N_V.topk(k, dim=1)
     return TeacherRows(
