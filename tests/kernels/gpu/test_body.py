@@ -21,6 +21,8 @@ from tests.kernels.gpu.device import DEVICE
 
 BODY = TritonBody()
 EPS = 1e-5
+QUIET = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+"""The interpreter's numpy says what it meets."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 NORMS: dict[str, tuple[Any, NormForm]] = {
     "llama": (LlamaRMSNorm, NormForm.ROUNDED),
@@ -135,6 +137,7 @@ def test_norms_of_heads(layout: str, dtype: torch.dtype) -> None:
         assert_like_eager(BODY.norm(form, rows, module.weight, EPS), expected, 0.999)
 
 
+@QUIET
 @DTYPES
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", GATES)
@@ -187,8 +190,6 @@ def test_rotation(
         assert_same_bits(found, want[0])
 
 
-QUIET = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-"""The interpreter's numpy says what it meets."""
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1.0, -1.0, 3e4, -3e4]
 
 
@@ -234,6 +235,7 @@ def test_rotation_of_what_is_not_finite(dtype: torch.dtype) -> None:
     assert_same_bits(BODY.rotate(heads, heads, cos, sin)[0], expected)
 
 
+@QUIET
 @DTYPES
 @pytest.mark.parametrize("width", [24, 577])
 def test_bits_do_not_depend_on_company(width: int, dtype: torch.dtype) -> None:
