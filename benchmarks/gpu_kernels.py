@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_attention import attention
+from benchmarks.gpu_body import body
 from benchmarks.gpu_cases import run_cases, run_part
 from benchmarks.gpu_judging import is_wrong
 from benchmarks.gpu_linear import logprobs
@@ -34,10 +35,16 @@ RESULTS = Path(__file__).parent / "results"
 _TIME_LIMIT = 380
 """Seconds after which no further measurement begins."""
 
-PARTS = {"logprobs": 0.35, "top-k": 0.2, "attention": 0.15, "sampler": 1.0}
+PARTS = {"logprobs": 0.35, "top-k": 0.2, "attention": 0.15, "body": 0.1, "sampler": 1.0}
 """In this order, and the share that each may take of the time that is left."""
 
-CASES = {"logprobs": logprobs, "attention": attention, "top-k": top_k, "sampler": sampler}
+CASES = {
+    "logprobs": logprobs,
+    "attention": attention,
+    "body": body,
+    "top-k": top_k,
+    "sampler": sampler,
+}
 
 _LIMITS = "GPU_KERNELS_LIMITS"
 """Where parts find what the machine can do."""

@@ -32,6 +32,10 @@ _TIME_LIMIT = 120
 _STEPS = 6
 """Steps that are watched: those in the middle of a workload."""
 
+_BETWEEN_PRODUCTS = ("rms_norm_rows", "activated_product", "rotate_heads")
+"""Kernels of ours that are launched several times a layer; small ones of torch's beside them say
+what a body's modules were not recognised for."""
+
 
 def main() -> None:
     """Profiles and writes."""
@@ -135,8 +139,15 @@ def profiled(runner: Any) -> dict[str, Any]:
     kernels = sorted(on_device, key=lambda event: -event.self_device_time_total)
     host = sorted(events, key=lambda event: -event.self_cpu_time_total)
     busy = sum(event.self_device_time_total for event in on_device) / 1e6
+    launches = sum(event.count for event in on_device if not event.key.startswith("Mem"))
     return {
         "watched_steps": steps,
+        "kernels_per_step": launches / max(steps, 1),
+        "between_products": {
+            event.key: [event.count, event.self_device_time_total]
+            for event in kernels
+            if event.key in _BETWEEN_PRODUCTS
+        },
         "wall_seconds": wall,
         "device_seconds": busy,
         "device_share": busy / wall,

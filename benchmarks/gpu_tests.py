@@ -26,6 +26,8 @@ from benchmarks.side_process import ROOT
 FILES = (
     "test_attention.py",  # loads models of every family, and so comes first
     "test_head_trial.py",
+    "test_body_trial.py",
+    "test_body.py",
     "test_tile.py",
     "test_linear.py",
     "test_grid.py",

@@ -27,11 +27,14 @@ from triton.compiler import ASTSource
 from scoring_service.kernels.gpu import (
     attention,
     candidates,
+    gated_activation,
     gradient,
     linear,
     linear_head,
     linear_race,
     race,
+    rms_norm,
+    rotary,
     rows,
     search,
     statistics,
@@ -69,6 +72,8 @@ class Build:
     warps: int = 8
     stages: int = 3
     hot: bool = True
+    fusion: bool = True
+    """Of products and sums into one operation."""
 
 
 def builds(architecture: int) -> Iterator[Build]:
@@ -99,6 +104,8 @@ def builds(architecture: int) -> Iterator[Build]:
             {"CAPPED": capped, "KEEP_LABELS": kept, "BLOCK": rows.BLOCK_COLUMNS},
         )
     yield from attentions()
+    for element in _BITS:
+        yield from bodies(element)
     yield Build(
         "finish_race", race.finish_race, "*fp32 *i32 *i64 i32", {"BLOCKS": _BLOCKS}, warps=1
     )
@@ -281,6 +288,46 @@ def attentions() -> Iterator[Build]:
     )
 
 
+def bodies(element: str) -> Iterator[Build]:
+    """What stands between the products of a layer: hidden sizes of 4,096, heads of 128."""
+    wide = {"fp32"} if element == "bf16" else set()  # a residual stream wider than the body
+    for stream in sorted({element} | wide):
+        for width, added in ((4096, False), (4096, True), (128, False), (rms_norm.WIDEST, True)):
+            tile = rms_norm.tile_of(width)
+            kind = f"{stream}{'' if stream == element else f' to {element}'}"
+            yield Build(
+                f"rms_norm_rows {kind} {width}{' added' if added else ''}",
+                rms_norm.rms_norm_rows,
+                f"*{stream} *{element} *{element} *{stream} *{element} i32 i32 i32 fp32",
+                {
+                    "ADDED": added,
+                    "ROUNDED": True,
+                    "OFFSET": False,
+                    "INTERPRETED": False,
+                    **tile,
+                },
+                warps=rms_norm.warps_of(tile),
+                fusion=False,
+            )
+    for name, silu in (("silu", True), ("gelu", False)):
+        yield Build(
+            f"activated_product {element} {name}",
+            gated_activation.activated_product,
+            f"*{element} *{element} *{element} i32 i32",
+            {"SILU": silu, "INTERPRETED": False, "WIDTH": 14_336, "BLOCK": gated_activation.BLOCK},
+            warps=gated_activation.WARPS,
+            fusion=False,
+        )
+    yield Build(
+        f"rotate_heads {element}",
+        rotary.rotate_heads,
+        f"{' '.join([f'*{element}'] * 6)} i32 i32 i32 i32 i32 i32 i32 i32",
+        {"INTERPRETED": False, **rotary.tile_of(128)},
+        warps=rotary.WARPS,
+        fusion=False,
+    )
+
+
 def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
     """Registers a thread, bytes of spills, and bytes of shared memory."""
     names = list(build.kernel.arg_names)
@@ -305,7 +352,11 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": build.warps, "num_stages": build.stages},
+        options={
+            "num_warps": build.warps,
+            "num_stages": build.stages,
+            "enable_fp_fusion": build.fusion,
+        },
     )
     assembler = "ptxas-blackwell" if architecture >= 100 else "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoring_service.engine.fused import Rotary, fuse_layers
+from scoring_service.engine.fused import Fused, fuse_layers
 from scoring_service.engine.head import RowHead, WholeLogits
 from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.packing import Packing
@@ -16,6 +15,7 @@ from scoring_service.engine.rope import switching_lengths
 from scoring_service.engine.tiles import ROW_MULTIPLE
 from scoring_service.engine.weights import ModelWeights, Slots
 from scoring_service.kernels import dispatch
+from scoring_service.kernels.cpu.body import CpuBody
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 
@@ -48,7 +48,8 @@ class CausalModel:
         self.weights: ModelWeights | None = None
         """What answers now; None until `keep_weights`."""
         self.slots: Slots | None = None
-        self._rotary: Rotary | None = None
+        self.fused = Fused()
+        """What kernels do of the body; nothing until `fuse_layers`."""
         self._model = model
         self._own_attention: str | None = model.config._attn_implementation
         self._attention = self._own_attention
@@ -112,9 +113,11 @@ class CausalModel:
         return self.last_state(ids[-1:], cache)
 
     def fuse_layers(self) -> None:
-        """Lets norms, activations and rotary positions use the kernels, where they agree."""
-        if self.kernels is not None:
-            self._rotary = fuse_layers(self._model, self.kernels, self.residual_dtype)
+        """Lets norms, activations and rotary positions use kernels, where they agree."""
+        compiled = self.kernels
+        body = dispatch.body_kernels(self.device) if compiled is None else CpuBody(compiled)
+        if body is not None:
+            self.fused = fuse_layers(self._model, body, self.residual_dtype)
 
     def keep_weights(self, digest: str, numerics_id: str, cache_key: bytes) -> None:
         """Names the weights that were loaded, once nothing changes in how they are used."""
@@ -159,8 +162,7 @@ class CausalModel:
             ValueError: the model does not take its attention from transformers' interface.
         """
         self.use_attention(attention)
-        fused = nullcontext() if self._rotary is None else self._rotary.fused()
-        with torch.inference_mode(), fused:
+        with torch.inference_mode(), self.fused.in_a_step():
             output = self._model(
                 input_ids=ids_T[None],
                 position_ids=positions_T[None],

@@ -143,11 +143,16 @@ def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> C
         backend=backend_of(model, packed),
         device=device_name(model.device),
         chunk_size=0 if packed is None else packed.settings.chunk_size,
-        kernels="" if model.kernels is None or packed is None else model.kernels.name,
+        kernels="" if packed is None else _kernels(model),
         attention=_attention(model, packed),
         triton=None if packed is None else dispatch.version(model.device),
     )
     return lambda digest: identify(digest=digest)
+
+
+def _kernels(model: CausalModel) -> str:
+    """Those of the body, as far as the device and Triton's version do not say."""
+    return ", ".join(model.fused.kernels) if model.kernels is None else model.kernels.name
 
 
 def _attention(model: CausalModel, packed: PackedSetup | None) -> str:

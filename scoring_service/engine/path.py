@@ -13,6 +13,7 @@ from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.memory import is_lost
 from scoring_service.engine.numerics import body_row_multiple
 from scoring_service.engine.packed.batch_invariance import is_batch_invariant
+from scoring_service.engine.packed.body_trial import fuse_in_steps
 from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.probe import (
     PLAIN,
@@ -64,7 +65,7 @@ def choose_path(
             raise CannotPackError(head_reason)
         shapes, note = _layer_shapes(network, model, limit)
         note += _try_head(model)
-        model.fuse_layers()
+        note += _fuse_layers(model, shapes)
     except CannotPackError as refusal:
         return ChosenPath(None, f"{PLAIN}: {refusal}")
     deterministic = _choose_padding(network, model, shapes, config)
@@ -129,6 +130,18 @@ def _try_head(model: CausalModel) -> str:
         dispatch.use_triton(model.device, False)
         refusal = f"; without the Triton kernels of the head: {refusal}"
     torch.cuda.empty_cache()
+    return refusal
+
+
+def _fuse_layers(model: CausalModel, shapes: list[LayerShape]) -> str:
+    """Lets kernels make what stands between a body's products; what was given up.
+
+    Raises:
+        RuntimeError: the device was lost meanwhile.
+    """
+    refusal = fuse_in_steps(model, shapes)
+    if refusal and is_lost(model.device):
+        raise RuntimeError(f"the device was lost while kernels of the body were tried{refusal}")
     return refusal
 
 

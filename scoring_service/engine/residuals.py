@@ -1,4 +1,5 @@
-"""Layers whose residuals are added by the matrix products, or in one pass where they are wider.
+"""Layers whose residuals are added by the products, or in one pass where they are wider, or in one
+with the norm that follows.
 
 A layer is recognised by trying, as in `fused`: with stand-ins for its attention and its MLP, the
 fused form has to call them with the same arguments and to give the same numbers.
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoring_service.engine.fused_norm import FusedNorm
+from scoring_service.engine.fused_trials import Trials, random_rows
 from scoring_service.engine.prepacked import adding, uses_kernel
-from scoring_service.kernels.cpu.ops import CpuKernels
+from scoring_service.kernels.body import BodyKernels
 
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _ROWS = 5
@@ -24,7 +27,7 @@ Layer = Callable[..., Tensor]
 
 
 def add_fused(
-    layer: Any, kernels: CpuKernels, dtype: torch.dtype, residual_dtype: torch.dtype
+    layer: Any, trials: Trials, dtype: torch.dtype, residual_dtype: torch.dtype
 ) -> Layer | None:
     """The fused forward of a layer x + attention(norm(x)), then x + mlp(norm(x)); else None.
 
@@ -32,8 +35,8 @@ def add_fused(
     transformers does first.
 
     Args:
-        layer: perhaps one.
-        kernels: that were loaded.
+        layer: perhaps one, whose norms are fused already.
+        trials: of the kernels.
         dtype: of the products.
         residual_dtype: of x.
     """
@@ -43,8 +46,13 @@ def add_fused(
     linears = [module for module in last if isinstance(module, torch.nn.Linear)]
     if len(linears) != len(last):
         return None
-    if residual_dtype != dtype:
-        fused = partial(_forward_wide, kernels, layer)
+    norm = layer.post_attention_layernorm.__dict__.get("forward")
+    if trials.kernels.adds_before_norms:
+        if not isinstance(norm, FusedNorm) or not norm.adds(trials, residual_dtype):
+            return None
+        fused = partial(_forward_normed, norm, layer)
+    elif residual_dtype != dtype:
+        fused = partial(_forward_wide, trials.kernels, layer)
     elif all(map(uses_kernel, linears)):
         fused = partial(_forward, layer)
     else:
@@ -60,7 +68,14 @@ def _forward(layer: Any, rows: Tensor, **asked: Any) -> Tensor:
     return found
 
 
-def _forward_wide(kernels: CpuKernels, layer: Any, rows: Tensor, **asked: Any) -> Tensor:
+def _forward_normed(norm: FusedNorm, layer: Any, rows: Tensor, **asked: Any) -> Tensor:
+    product, _ = layer.self_attn(hidden_states=layer.input_layernorm(rows), **asked)
+    rows, normed = norm.of_sum(rows, product)
+    found: Tensor = rows + layer.mlp(normed)
+    return found
+
+
+def _forward_wide(kernels: BodyKernels, layer: Any, rows: Tensor, **asked: Any) -> Tensor:
     product, _ = layer.self_attn(hidden_states=layer.input_layernorm(rows), **asked)
     # A new tensor: what came in is the caller's.
     rows = kernels.add_rows(rows, product)
@@ -82,7 +97,7 @@ class _StandIn(torch.nn.Module):
         named = {name: value for name, value in asked.items() if name != "hidden_states"}
         self.calls.append((args[1:], named))
         rows: Tensor = asked["hidden_states"] if "hidden_states" in asked else args[0]
-        wide = torch.zeros(*rows.shape[:-1], self._last.in_features, dtype=rows.dtype)
+        wide = rows.new_zeros(*rows.shape[:-1], self._last.in_features)
         width = min(wide.shape[-1], rows.shape[-1])
         wide[..., :width] = rows[..., :width]
         found = self._last(wide)
@@ -92,8 +107,7 @@ class _StandIn(torch.nn.Module):
 def _is_plain(layer: Any, fused: Layer, dtype: torch.dtype) -> bool:
     """Whether the layer is what the fused form takes it for."""
     width = layer.mlp.down_proj.out_features
-    generator = torch.Generator().manual_seed(0)
-    rows = (3 * torch.randn(1, _ROWS, width, generator=generator)).to(dtype)
+    rows = random_rows((1, _ROWS, width), layer.mlp.down_proj.weight, dtype)
     asked = {
         "attention_mask": None,
         "position_ids": object(),

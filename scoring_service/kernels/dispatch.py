@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import reference
+from scoring_service.kernels.body import BodyKernels
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.cpu.tile import CompiledTile
 from scoring_service.kernels.tile import EagerTile, Tile
@@ -62,6 +63,16 @@ def without_triton(device: torch.device) -> Iterator[None]:
 def attends_by_triton(device: torch.device) -> bool:
     """Whether the attention of packed steps on a device is a Triton kernel's, if it works there."""
     return _takes_triton(device)
+
+
+def body_kernels(device: torch.device) -> BodyKernels | None:
+    """Triton's kernels of what stands between a body's matrix products, if they work there."""
+    if not _takes_triton(device):
+        return None
+    # Imported where a CUDA device is, and nowhere else.
+    from scoring_service.kernels.gpu.body import TritonBody
+
+    return TritonBody()
 
 
 def version(device: torch.device) -> str | None:

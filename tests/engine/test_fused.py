@@ -13,15 +13,16 @@ from transformers import AutoModelForCausalLM
 from transformers.activations import SiLUActivation
 
 from scoring_service.engine.fused import fuse_layers
-from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+from scoring_service.kernels.cpu.body import CpuBody
+from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from tests.engine.small_models import ARCHITECTURES, save_model
 
 BY_NAME = {a.name: a for a in ARCHITECTURES}
 
 
 @pytest.fixture(scope="module")
-def kernels() -> CpuKernels:
-    return load_cpu_kernels()
+def kernels() -> CpuBody:
+    return CpuBody(load_cpu_kernels())
 
 
 def fused_names(network: Any) -> set[str]:
@@ -39,12 +40,16 @@ def fused_names(network: Any) -> set[str]:
     ],
 )
 def test_what_is_fused(
-    kernels: CpuKernels, name: str, expected: set[str], rotary: bool, tmp_path: Path
+    kernels: CpuBody, name: str, expected: set[str], rotary: bool, tmp_path: Path
 ) -> None:
     folder = save_model(BY_NAME[name], tmp_path)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    assert (fuse_layers(network, kernels, network.dtype) is not None) == rotary
+    fused = fuse_layers(network, kernels, network.dtype)
+    assert (fused.rotary is not None) == rotary
+    assert fused.note == ""
     assert fused_names(network) == expected
+    fused.undo()
+    assert fused_names(network) == set()
 
 
 class OddRMSNorm(nn.Module):
@@ -57,6 +62,13 @@ class OddRMSNorm(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.weight * rows / rows.abs().mean(-1, keepdim=True)
+
+
+class GatedRMSNorm(OddRMSNorm):
+    """Takes more than rows."""
+
+    def forward(self, rows: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(rows) * gate
 
 
 class OddMLP(nn.Module):
@@ -78,16 +90,17 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.mlp = OddRMSNorm(), OddMLP()
+        self.norm, self.gated, self.mlp = OddRMSNorm(), GatedRMSNorm(), OddMLP()
 
 
-def test_what_only_looks_alike_is_left_alone(kernels: CpuKernels) -> None:
+def test_what_only_looks_alike_is_left_alone(kernels: CpuBody) -> None:
     network = Odd()
-    assert fuse_layers(network, kernels, network.dtype) is None
+    fused = fuse_layers(network, kernels, network.dtype)
+    assert (fused.rotary, fused.kernels, fused.note) == (None, (), "")
     assert fused_names(network) == set()
 
 
-def test_rows_of_another_type_go_the_models_own_way(kernels: CpuKernels, tmp_path: Path) -> None:
+def test_rows_of_another_type_go_the_models_own_way(kernels: CpuBody, tmp_path: Path) -> None:
     folder = save_model(BY_NAME["llama"], tmp_path)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     norm = network.model.norm
@@ -97,17 +110,15 @@ def test_rows_of_another_type_go_the_models_own_way(kernels: CpuKernels, tmp_pat
     assert torch.equal(norm(rows), expected)
 
 
-def test_the_rotation_is_the_models_own_again_afterwards(
-    kernels: CpuKernels, tmp_path: Path
-) -> None:
+def test_the_rotation_is_the_models_own_again_afterwards(kernels: CpuBody, tmp_path: Path) -> None:
     from transformers.models.llama import modeling_llama
 
     own = modeling_llama.apply_rotary_pos_emb
     folder = save_model(BY_NAME["llama"], tmp_path)
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rotary = fuse_layers(network, kernels, network.dtype)
-    assert rotary is not None
-    with suppress(KeyError), rotary.fused():
+    fused = fuse_layers(network, kernels, network.dtype)
+    assert fused.rotary is not None
+    with suppress(KeyError), fused.in_a_step():
         assert modeling_llama.apply_rotary_pos_emb is not own
         raise KeyError
     assert modeling_llama.apply_rotary_pos_emb is own

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from scoring_service.engine.fused_trials import Trials
 from scoring_service.engine.prepacked import adding, pack_linears
 from scoring_service.engine.residuals import add_fused
+from scoring_service.kernels.cpu.body import CpuBody
 from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from tests.engine.small_models import ARCHITECTURES, save_model
 
@@ -30,7 +32,8 @@ def network(name: str, folder: Path) -> Any:
 
 
 def add_in_products(layer: Any) -> Any:
-    return add_fused(layer, load_cpu_kernels(), torch.bfloat16, torch.bfloat16)
+    trials = Trials(CpuBody(load_cpu_kernels()))
+    return add_fused(layer, trials, torch.bfloat16, torch.bfloat16)
 
 
 @NEEDS_PACKING

@@ -28,3 +28,8 @@ def by_row(values_T: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
 def rows_contiguous(values_T_N: Tensor) -> Tensor:
     """Rows whose numbers are next to each other: the tensor itself where they are."""
     return values_T_N if values_T_N.stride(1) == 1 else values_T_N.contiguous()
+
+
+def flat_rows(values: Tensor) -> Tensor:
+    """[..., columns] as [N, columns], a row's numbers next to each other: a view if that can be."""
+    return rows_contiguous(values.reshape(-1, values.shape[-1]))

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is published for Linux only")
 KERNELS = (
     "scoring_service.kernels.gpu.attention",
+    "scoring_service.kernels.gpu.body",
     "scoring_service.kernels.gpu.gradient",
     "scoring_service.kernels.gpu.write_kv",
     "scoring_service.kernels.gpu.linear_head",

@@ -38,6 +38,7 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(head_trial, "_ROWS", 2)
     monkeypatch.setattr(dispatch, "_takes_triton", lambda _device: True)
     monkeypatch.setattr(dispatch, "attends_by_triton", lambda _device: False)
+    monkeypatch.setattr(dispatch, "body_kernels", lambda _device: None)
     monkeypatch.setattr(dispatch, "_refused", set())
 
 
