@@ -264,7 +264,7 @@ def test_a_kernel_that_does_not_start_is_not_taken(
 def triton_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything else by torch, and no tall steps at load: an interpreter is slow."""
     monkeypatch.setattr(dispatch, "body_kernels", lambda _device: TritonBody())
-    monkeypatch.setattr(path, "bits_do_not_depend_on_company", lambda *_probed: False)
+    monkeypatch.setattr(path, "is_batch_invariant", lambda *_probed: False)
     if DEVICE.type == "cuda":
         monkeypatch.setattr(dispatch, "attends_by_triton", lambda _device: False)
         monkeypatch.setattr(dispatch, "backend", lambda _device: "eager")
