@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -273,6 +273,8 @@ def test_a_token_file_that_was_unusable_is_read_until_it_can_be(
         ("\n\ntrainer score short", "line 3"),
         ("trainer everything 12345678901234567890", "admin, score"),
         ("tra/iner score 12345678901234567890", "line 1"),
+        ("trainer score sha256:1234567890abcdef", "64 hex digits"),
+        (f"trainer score SHA256:{'g1234567890abcde' * 4}", "64 hex digits"),
     ],
 )
 def test_a_token_file_that_cannot_be_used_is_named_without_its_secrets(
@@ -283,6 +285,20 @@ def test_a_token_file_that_cannot_be_used_is_named_without_its_secrets(
         TokenFile(tmp_path / "tokens")
     assert named in str(refused.value)
     assert "1234567890" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["sha256:", "SHA256:"])
+@pytest.mark.parametrize("write", [str.lower, str.upper])
+def test_a_digest_is_no_token_however_it_is_written(
+    tmp_path: Path, scheme: str, write: Callable[[str], str]
+) -> None:
+    digest = scheme + write(sha256(HASHED.encode()).hexdigest())
+    (tmp_path / "tokens").write_text(f"hidden score {digest}\n")
+    tokens = TokenFile(tmp_path / "tokens")
+    principal = tokens.find(HASHED)
+    assert principal is not None
+    assert principal.name == "hidden"
+    assert tokens.find(digest) is None
 
 
 def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
