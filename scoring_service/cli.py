@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from cyclopts.config import Env, Json, Toml, Yaml
 
 from scoring_service import __version__
 from scoring_service.config import ENV_PREFIX, ServeConfig, check_ranges
+from scoring_service.ending_signals import end_at_once
 from scoring_service.plan.command import PlanConfig, plan_text
 from scoring_service.rpc.probe import serving_status
 from scoring_service.serve import serve as run_server
@@ -146,6 +148,7 @@ def launch(
 
 def main() -> None:
     """Entry point."""
+    signal.signal(signal.SIGTERM, end_at_once)
     sys.exit(app.meta())
 
 

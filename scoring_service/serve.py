@@ -14,6 +14,7 @@ from scoring_service import __version__
 from scoring_service.allocator import keep_freed_memory
 from scoring_service.banner import Door, banner
 from scoring_service.config import ServeConfig
+from scoring_service.ending_signals import end_at_once
 from scoring_service.engine.model_source import source_of
 from scoring_service.errors import ConfigurationError
 from scoring_service.garbage import leave_start_alone
@@ -248,7 +249,7 @@ def _stop_event() -> asyncio.Event:
         for signum in signals:
             loop.remove_signal_handler(signum)
             # Python's own handler of SIGINT would unwind half of the server, with tracebacks.
-            signal.signal(signum, signal.SIG_DFL)
+            signal.signal(signum, end_at_once)
 
     for signum in signals:
         loop.add_signal_handler(signum, request)
