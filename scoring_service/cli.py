@@ -15,6 +15,7 @@ from scoring_service import __version__
 from scoring_service.config import ENV_PREFIX, ServeConfig, check_ranges
 from scoring_service.ending_signals import end_at_once
 from scoring_service.plan.command import PlanConfig, plan_text
+from scoring_service.rpc.listening import bracketed
 from scoring_service.rpc.probe import serving_status
 from scoring_service.serve import serve as run_server
 
@@ -84,7 +85,8 @@ def health(
     if settings.health_port is None and settings.tls_certificate is not None:
         print("with TLS, health is asked on a --health-port, and there is none", file=sys.stderr)
         return 2
-    host = _LOOPBACK.get(settings.host, settings.host)
+    host = bracketed(settings.host)
+    host = _LOOPBACK.get(host, host)
     try:
         status = serving_status(f"{host}:{port}", alive=alive, timeout=timeout)
     except ConnectionError as error:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -26,7 +27,7 @@ from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.admin_config import AdminConfig
-from scoring_service.rpc.listening import AddressError
+from scoring_service.rpc.listening import AddressError, bracketed
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.rpc.tls import TlsFiles, is_public
@@ -47,6 +48,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     Returns:
         The exit code: 0 after a drain, 1 when the server could not start.
     """
+    config = replace(config, host=bracketed(config.host))
     source = model or str(tiny_model_path())
     engine = _engine_config(source, config)
     try:
