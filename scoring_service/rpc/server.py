@@ -93,12 +93,7 @@ class Server:
         self._pool = pool
         self._health = health.aio.HealthServicer()
         self._watch: asyncio.Task[None] | None = None
-        interceptors: list[grpc.aio.ServerInterceptor] = [
-            # Before requests are waited for: a probe that sends none takes a place, too.
-            OpenServicesInterceptor(config.max_probes),
-            FirstMessageInterceptor(config.first_message_seconds),
-            MetricsInterceptor(telemetry.metrics),
-        ]
+        interceptors = [*_patience(config), MetricsInterceptor(telemetry.metrics)]
         if config.tokens is not None:
             interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
         # Behind the tokens: whoever has none takes no place.
@@ -171,7 +166,9 @@ class Server:
 
     def _plain_health(self, port: int) -> grpc.aio.Server:
         """A server that answers health alone."""
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(
+            interceptors=_patience(self._config), options=[("grpc.so_reuseport", 0)]
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -191,6 +188,15 @@ class Server:
             if self._config.admin is not None:
                 takes = self._pool.takes_updates
                 await self._health.set(admin.SERVICE_NAME, _SERVING if takes else _NOT_SERVING)
+
+
+def _patience(config: ServerConfig) -> list[grpc.aio.ServerInterceptor]:
+    """With calls that need no token, and with requests that do not come."""
+    # In this order, because a probe that sends no request takes a place, too.
+    return [
+        OpenServicesInterceptor(config.max_probes),
+        FirstMessageInterceptor(config.first_message_seconds),
+    ]
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -129,8 +129,12 @@ async def test_one_host_has_half_of_the_places_for_probes() -> None:
         assert await ending(third) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         listed = await server.stub.ListModels(model_info_pb2.ListModelsRequest())
         assert [model.name for model in listed.models] == ["tiny"]
-        answer = await health_pb2_grpc.HealthStub(plain).Check(request, timeout=20)
-        assert answer.status == SERVING
+        # The plain port has places of its own.
+        beside = health_pb2_grpc.HealthStub(plain)
+        watches = [beside.Watch(request) for _ in range(2)]
+        assert [await answered(watch) for watch in watches] == [True, True]
+        refused = beside.Watch(request)
+        assert await ending(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         watch.cancel()
         for _ in range(100):  # the end of a call takes its time
             again = health.Watch(request)
@@ -138,5 +142,5 @@ async def test_one_host_has_half_of_the_places_for_probes() -> None:
                 break
             await asyncio.sleep(0.05)
         assert is_in
-        for call in (again, silent):
+        for call in (again, silent, *watches):
             call.cancel()
