@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,9 @@ from cyclopts.config import Env, Json, Toml, Yaml
 
 from scoring_service import __version__
 from scoring_service.config import ENV_PREFIX, ServeConfig, check_ranges
+from scoring_service.ending_signals import end_at_once
 from scoring_service.plan.command import PlanConfig, plan_text
+from scoring_service.rpc.listening import bracketed
 from scoring_service.rpc.probe import serving_status
 from scoring_service.serve import serve as run_server
 
@@ -82,7 +85,8 @@ def health(
     if settings.health_port is None and settings.tls_certificate is not None:
         print("with TLS, health is asked on a --health-port, and there is none", file=sys.stderr)
         return 2
-    host = _LOOPBACK.get(settings.host, settings.host)
+    host = bracketed(settings.host)
+    host = _LOOPBACK.get(host, host)
     try:
         status = serving_status(f"{host}:{port}", alive=alive, timeout=timeout)
     except ConnectionError as error:
@@ -146,6 +150,7 @@ def launch(
 
 def main() -> None:
     """Entry point."""
+    signal.signal(signal.SIGTERM, end_at_once)
     sys.exit(app.meta())
 
 

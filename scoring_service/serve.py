@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -14,6 +15,7 @@ from scoring_service import __version__
 from scoring_service.allocator import keep_freed_memory
 from scoring_service.banner import ListenAddress, banner
 from scoring_service.config import ServeConfig
+from scoring_service.ending_signals import end_at_once
 from scoring_service.engine.model_source import source_of
 from scoring_service.errors import ConfigurationError
 from scoring_service.garbage import freeze_startup_objects
@@ -25,7 +27,7 @@ from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.rpc.admin_config import AdminConfig
-from scoring_service.rpc.listening import AddressError
+from scoring_service.rpc.listening import AddressError, bracketed
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.rpc.tls import TlsFiles, is_public
@@ -46,6 +48,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     Returns:
         The exit code: 0 after a drain, 1 when the server could not start.
     """
+    config = replace(config, host=bracketed(config.host))
     source = model or str(tiny_model_path())
     engine = _engine_config(source, config)
     try:
@@ -248,7 +251,7 @@ def _stop_event() -> asyncio.Event:
         for signum in signals:
             loop.remove_signal_handler(signum)
             # Python's own handler of SIGINT would unwind half of the server, with tracebacks.
-            signal.signal(signum, signal.SIG_DFL)
+            signal.signal(signum, end_at_once)
 
     for signum in signals:
         loop.add_signal_handler(signum, request)

@@ -9,8 +9,10 @@ then a message, nothing if all is well.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +31,9 @@ from scoring_service.engine.weight_memory import (
 from scoring_service.engine.weight_store import lower_priority, tensor_in
 from scoring_service.errors import ConfigurationError, Fault, Reason
 from scoring_service.types import EngineConfig, TensorSpec
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent has died, however."""
 
 _SPARE = 1.1
 """A model is loaded if so many times what that takes is free."""
@@ -85,6 +90,8 @@ def main() -> None:
     # Whatever libraries print goes to standard error: standard output is for the answer.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # Before standard input is read, whose end tells of a server that was gone by then.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     lower_priority()
     with contextlib.suppress(OSError):
         # If memory runs out all the same, this process is the one to do without.

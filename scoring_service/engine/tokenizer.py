@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from scoring_service.engine.word_tokens import token_ends
+from scoring_service.engine.word_tokens import longest_token, token_ends
+
+# Texts are encoded one by one, for which a thread for each core would be started.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _ANCHOR = "a"
 
@@ -27,6 +31,7 @@ class TextCodec:
         self._ends = np.zeros(256, dtype=bool)
         self._ends[list(token_ends(serialised))] = True
         self._knows_ends = bool(self._ends.any())
+        self._longest, self._shrinks = longest_token(serialised)
         self.digest = hashlib.sha256(serialised.encode()).hexdigest()
         self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         anchor = self._tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
@@ -35,15 +40,20 @@ class TextCodec:
         self.token_text = lru_cache(maxsize=1 << 18)(self._token_text)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Ids of a text. Other threads run meanwhile: a batch is encoded without Python's lock."""
+        (found,) = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
+        return list(found.ids)
 
     def token_lower_bound(self, text: str) -> int:
         """So many tokens a text has at least, at a hundredth of what it takes to count them."""
-        if not text or not self._knows_ends:
+        if not text or not (self._knows_ends or self._longest):
             return min(1, len(text))
         read = np.frombuffer(text.encode(), dtype=np.uint8)
-        return 1 + int(np.count_nonzero(self._ends[read[:-1]] & (read[1:] == ord(" "))))
+        words = 1 + int(np.count_nonzero(self._ends[read[:-1]] & (read[1:] == ord(" "))))
+        if not self._longest:
+            return words
+        shrinks = 1 if text.isascii() else self._shrinks
+        return max(words, -(-len(read) // (self._longest * shrinks)))
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD."""

@@ -146,6 +146,11 @@ class WeightMemory:
         """How many bytes from the first tensor on may be read, whoever has written them."""
         return int(_READY.unpack_from(self.view, 0)[0])
 
+    @property
+    def taken(self) -> int:
+        """Bytes of the host's memory that it takes: pages that were written."""
+        return os.fstat(self._fd).st_blocks * 512
+
     def close(self) -> None:
         """Gives it up; those who have mapped it keep it until they let go."""
         self.view.release()

@@ -1,4 +1,4 @@
-"""Where a text's tokens end for sure, whatever the text: a bound on how many it has."""
+"""Where a text's tokens end for sure, and how long they are: bounds on how many it has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 
 _KEEP_TEXT = ("NFC", "NFD")
 """Normalizers that neither remove a character nor make or take a space of ASCII."""
+
+_GROWTH = 3
+"""The canonical decomposition of a character has at most so many times its bytes of UTF-8, and at
+least as many as it divided by this."""
 
 
 def token_ends(serialised: str) -> frozenset[int]:
@@ -21,22 +25,11 @@ def token_ends(serialised: str) -> frozenset[int]:
         serialised: the `tokenizers` library's JSON.
     """
     tokenizer = json.loads(serialised)
-    model, added = tokenizer["model"], tokenizer.get("added_tokens") or []
-    vocabulary = model.get("vocab")
-    steps = list(_flat(tokenizer.get("pre_tokenizer"), "pretokenizers"))
-    normalizers = _flat(tokenizer.get("normalizer"), "normalizers")
     symbols = _byte_symbols()
     space = symbols[ord(" ")]
-    if (
-        model.get("type") != "BPE"
-        or not isinstance(vocabulary, Mapping)
-        or space not in vocabulary
-        or any(step["type"] not in _KEEP_TEXT for step in normalizers)
-        or not any(step["type"] == "ByteLevel" for step in steps)
-        or not all(map(_cuts_only, steps))
-        or any(token["lstrip"] or token["rstrip"] for token in added)
-    ):
+    if not _keeps_text(tokenizer) or space not in tokenizer["model"]["vocab"]:
         return frozenset()
+    vocabulary, added = tokenizer["model"]["vocab"], tokenizer.get("added_tokens") or []
     inside = {before for token in vocabulary for before in _before(space, token)}
     inside_added = {
         byte
@@ -48,6 +41,51 @@ def token_ends(serialised: str) -> frozenset[int]:
         byte
         for byte, symbol in symbols.items()
         if symbol in vocabulary and symbol not in inside and byte not in inside_added
+    )
+
+
+def longest_token(serialised: str) -> tuple[int, int]:
+    """Bytes of UTF-8 in the longest token, and how much shorter a normalized text may be.
+
+    A tokenizer that has every byte loses none, so a text has at least so many tokens as the longest
+    one goes into it.
+
+    Args:
+        serialised: the `tokenizers` library's JSON.
+
+    Returns:
+        0 bytes where nothing is known; and the factor for texts that are not ASCII alone, which
+        normalizers leave as they are.
+    """
+    tokenizer = json.loads(serialised)
+    model = tokenizer["model"]
+    if (
+        not _keeps_text(tokenizer)
+        or not model["vocab"].keys() >= set(_byte_symbols().values())
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
+    ):
+        return 0, 1
+    # Of an added token what was made of it by the normalizer may stand in the text.
+    contents = [token["content"] for token in tokenizer.get("added_tokens") or []]
+    added = (len(c.encode()) * (1 if c.isascii() else _GROWTH) for c in contents)
+    longest = max(max(map(len, model["vocab"])), *added, 0)
+    # It decomposes, and composes again what was decomposed before.
+    return longest, _GROWTH**2 if tokenizer.get("normalizer") else 1
+
+
+def _keeps_text(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether it is byte-level, and no byte that its vocabulary has gets lost on the way."""
+    model, added = tokenizer["model"], tokenizer.get("added_tokens") or []
+    steps = list(_flat(tokenizer.get("pre_tokenizer"), "pretokenizers"))
+    normalizers = _flat(tokenizer.get("normalizer"), "normalizers")
+    return (
+        model.get("type") == "BPE"
+        and isinstance(model.get("vocab"), Mapping)
+        and all(step["type"] in _KEEP_TEXT for step in normalizers)
+        and any(step["type"] == "ByteLevel" for step in steps)
+        and all(map(_cuts_only, steps))
+        and not any(token["lstrip"] or token["rstrip"] for token in added)
     )
 
 

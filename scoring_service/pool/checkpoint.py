@@ -71,7 +71,11 @@ def allowed_path(path: str, roots: tuple[Path, ...]) -> Path:
     if not given.is_absolute() or not allowed:
         message = "the path is not absolute, or outside of every --weights-root"
         raise ServiceError(Fault(Reason.SOURCE_NOT_ALLOWED, message))
-    if not resolved.exists():
+    try:
+        exists = resolved.exists()
+    except OSError:  # a name that is longer than names can be
+        exists = False
+    if not exists:
         raise ServiceError(Fault(Reason.WEIGHTS_NOT_FOUND, f"there is nothing at {path}"))
     return resolved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 from scoring_service.engine.events import LOADED, DropWeights
@@ -130,12 +131,13 @@ class WeightSets:
             ServiceError: OUT_OF_MEMORY.
         """
         spare, self._spare = self._spare, None
+        free = free_host_memory()
         if spare is not None:
             if size <= spare.size <= 2 * size:
                 spare.publish(0)
                 return spare
-            spare.discard()
-        free = free_host_memory()
+            free += spare.taken
+            _discard(spare)
         if used * _SPARE > free:
             message = f"the weights take {used >> 20} MiB, and {free >> 20} MiB of memory are free"
             raise ServiceError(Fault(Reason.OUT_OF_MEMORY, message))
@@ -176,5 +178,10 @@ class WeightSets:
             return
         # The next update writes where pages are there already, which saves touching new ones.
         if self._spare is not None:
-            self._spare.discard()
+            _discard(self._spare)
         self._spare = memory
+
+
+def _discard(memory: WeightMemory) -> None:
+    """Gives memory up in a thread: to free a GiB of pages takes a quarter of a second."""
+    threading.Thread(target=memory.discard, name="discard", daemon=True).start()

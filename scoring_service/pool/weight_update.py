@@ -181,6 +181,7 @@ class WeightUpdate:
 
     async def _finish(self, digest: str) -> None:
         try:
+            self._check()  # it may have been given up before this task began
             async with phase_limits.staging(self._filling.memory.size):
                 await self._complete()
                 self.status.enter(Phase.STAGING)

@@ -52,7 +52,11 @@ def replacing(handler: Any, behaviour: Callable[..., Any], **functions: Any) -> 
 def refusing(
     handler: Handler, fault: Fault, tell: Callable[[Context], None] | None = None
 ) -> Handler:
-    """A handler of the same kind that only says no, and looks at no request.
+    """A handler that only says no, and looks at no request.
+
+    Its requests stream, whatever those of the method do: for a method with one request gRPC waits
+    for it before the handler runs, and a peer that never sends it would hold a place in gRPC
+    without being told anything.
 
     Args:
         handler: of the method; None where there is none.
@@ -63,9 +67,9 @@ def refusing(
         return None  # UNIMPLEMENTED
 
     # A coroutine, which gRPC takes for every kind: it need not be a generator to give nothing.
-    async def refuse(_request: Any, context: Context) -> None:
+    async def refuse(_requests: Any, context: Context) -> None:
         if tell is not None:
             tell(context)
         await abort(context, fault)
 
-    return MAKERS[handler.request_streaming, handler.response_streaming](refuse)  # type: ignore[no-any-return]
+    return MAKERS[True, handler.response_streaming](refuse)  # type: ignore[no-any-return]

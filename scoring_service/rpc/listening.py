@@ -15,7 +15,7 @@ def listen(add: Callable[[str], int], host: str, port: int) -> int:
 
     Args:
         add: the server's own function, such as `add_insecure_port`.
-        host: name or number; IPv6 numbers in brackets.
+        host: name or number, one of IPv6 with brackets or without.
         port: 0 = a free one.
 
     Returns:
@@ -24,11 +24,17 @@ def listen(add: Callable[[str], int], host: str, port: int) -> int:
     Raises:
         AddressError: it is taken, or not this machine's.
     """
+    address = f"{bracketed(host)}:{port}"
     try:
-        return add(f"{host}:{port}")
+        return add(address)
     except RuntimeError as error:
         reason = _why_not_bound(host, port) or str(error)
-        raise AddressError(f"cannot listen on {host}:{port}: {reason}") from error
+        raise AddressError(f"cannot listen on {address}: {reason}") from error
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: numbers of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _why_not_bound(host: str, port: int) -> str | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 
 from scoring_service.rpc.handlers import Context, Handler, behaviour_of, replacing
@@ -27,8 +29,14 @@ _KINDS = {
 def expect_rpcs(metrics: Metrics, service: ServiceDescriptor) -> None:
     """Shows the RPCs of a service before the first of them begins."""
     for method in service.methods:
-        kind = _KINDS[method.client_streaming, method.server_streaming]
-        metrics.rpc_known(kind, service.full_name, method.name)
+        metrics.rpc_known(_kind(service.full_name, method.name), service.full_name, method.name)
+
+
+@cache
+def _kind(service: str, method: str) -> str:
+    """Of an RPC by its contract: the handler of one that is refused may be of another."""
+    found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
+    return _KINDS[found.client_streaming, found.server_streaming]
 
 
 class MetricsInterceptor(grpc.aio.ServerInterceptor):
@@ -46,9 +54,8 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        streams = handler.request_streaming, handler.response_streaming
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        labels = _KINDS[streams], service, method
+        labels = _kind(service, method), service, method
 
         def begin() -> Callable[[str], None]:
             began = time.monotonic()

@@ -63,7 +63,11 @@ def check_ids(ids: Int32Array, vocab_size: int, path: str, least: int = 0) -> No
 
 
 def _tokenise(view: ModelView, text: str, path: str, add_special_tokens: bool) -> Int32Array:
-    ids = view.codec(f"{path}.text").encode(text, add_special_tokens=add_special_tokens)
+    codec, most = view.codec(f"{path}.text"), view.limits.max_sequence_tokens
+    # To encode a text takes seconds for each megabyte.
+    if len(text) > most and (least := codec.token_lower_bound(text)) > most:
+        raise invalid(f"{path}.text", f"has {least} tokens or more; at most {most}")
+    ids = codec.encode(text, add_special_tokens=add_special_tokens)
     if not ids:
         raise invalid(f"{path}.text", f"{text!r} has no tokens")
     array = np.array(ids, dtype=np.int32)

@@ -20,9 +20,11 @@ from scoring_service.rpc.admin import AdminServicer
 from scoring_service.rpc.admin_config import AdminConfig
 from scoring_service.rpc.authentication import TokenInterceptor
 from scoring_service.rpc.concurrency_limit import ConcurrencyLimitInterceptor
+from scoring_service.rpc.first_message import FirstMessageInterceptor
 from scoring_service.rpc.listening import listen
 from scoring_service.rpc.metrics_interceptor import MetricsInterceptor, expect_rpcs
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
+from scoring_service.rpc.open_services import OpenServicesInterceptor
 from scoring_service.rpc.servicer import ScoringServicer
 from scoring_service.rpc.tls import TlsFiles, server_credentials
 from scoring_service.rpc.tokens import TokenFile
@@ -35,9 +37,6 @@ SERVICE_NAME = _SCORING.full_name
 
 _PING_SECONDS = 20.0
 """Longest wait for the answer to a ping."""
-
-_SPARE_CALLS = 1024
-"""Calls at once that gRPC itself takes beyond those that run or are refused."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -65,6 +64,10 @@ class ServerConfig:
     """Calls at once on one connection."""
     max_concurrent_calls: int = 4096
     """Calls at once on all but those of probes and admins; beyond, QUEUE_FULL."""
+    max_probes: int = 1024
+    """Calls of probes at once, half of them from one host."""
+    first_message_seconds: float = 300.0
+    """Longest way of a request to this server."""
     max_connection_age: float | None = None
     """Seconds after which a connection is asked to go, its calls finished; None = never."""
     keepalive_seconds: float = 30.0
@@ -90,7 +93,7 @@ class Server:
         self._pool = pool
         self._health = health.aio.HealthServicer()
         self._watch: asyncio.Task[None] | None = None
-        interceptors: list[grpc.aio.ServerInterceptor] = [MetricsInterceptor(telemetry.metrics)]
+        interceptors = [*_patience(config), MetricsInterceptor(telemetry.metrics)]
         if config.tokens is not None:
             interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
         # Behind the tokens: whoever has none takes no place.
@@ -101,8 +104,8 @@ class Server:
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=_options(config),
-            # Of calls that are refused there may be as many again, and of probes.
-            maximum_concurrent_rpcs=2 * config.max_concurrent_calls + _SPARE_CALLS,
+            # Of calls that are refused there may be as many again; and so many of probes.
+            maximum_concurrent_rpcs=2 * config.max_concurrent_calls + config.max_probes,
         )
         self._health_server: grpc.aio.Server | None = None
         models = Models([ServedModel(pool, config.limits)])
@@ -163,7 +166,9 @@ class Server:
 
     def _plain_health(self, port: int) -> grpc.aio.Server:
         """A server that answers health alone."""
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(
+            interceptors=_patience(self._config), options=[("grpc.so_reuseport", 0)]
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -183,6 +188,15 @@ class Server:
             if self._config.admin is not None:
                 takes = self._pool.takes_updates
                 await self._health.set(admin.SERVICE_NAME, _SERVING if takes else _NOT_SERVING)
+
+
+def _patience(config: ServerConfig) -> list[grpc.aio.ServerInterceptor]:
+    """With calls that need no token, and with requests that do not come."""
+    # In this order, because a probe that sends no request takes a place, too.
+    return [
+        OpenServicesInterceptor(config.max_probes),
+        FirstMessageInterceptor(config.first_message_seconds),
+    ]
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

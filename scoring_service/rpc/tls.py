@@ -54,6 +54,8 @@ class _RotatingFiles:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
+        self._complaint = ""
+        """What was last logged of files that are unusable."""
         try:
             self._stamp = self._look()
             self.first = self._read()
@@ -66,12 +68,15 @@ class _RotatingFiles:
             try:
                 stamp = self._look()
                 if stamp == self._stamp:
+                    self._complaint = ""
                     return None
                 found = self._read()
             except (OSError, ValueError) as error:
-                log.error("tls_files_unusable", message=str(error))
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    log.error("tls_files_unusable", message=self._complaint)
                 return None
-            self._stamp = stamp
+            self._stamp, self._complaint = stamp, ""
         log.info("tls_files_reloaded", certificate=str(self._files.certificate))
         return found
 

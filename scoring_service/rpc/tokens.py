@@ -20,7 +20,8 @@ SCOPES = frozenset({"score", "admin"})
 _MIN_CHARACTERS = 16
 _LOOK_SECONDS = 1.0
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
-_HASHED = re.compile(r"sha256:([0-9a-f]{64})")
+_DIGEST = "sha256:"
+_HASHED = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Principal:
 
 class TokenFile:
     """Lines of `NAME SCOPE[,SCOPE] TOKEN`; a token may be given as `sha256:` and its hex digest.
+
+    Letters of these may be large or small. What begins with `sha256:` is never a token itself: a
+    digest with a slip in it would let in whoever has read it.
 
     Empty lines and those that begin with # say nothing. The file is read again when it changes; one
     that has become unusable leaves the last good tokens in force.
@@ -118,8 +122,17 @@ def _entry(line: str, where: str) -> tuple[bytes, Principal]:
     unknown = set(scopes.split(",")) - SCOPES
     if unknown:
         raise ConfigurationError(f"{where}: scopes are {', '.join(sorted(SCOPES))}")
-    hashed = _HASHED.fullmatch(token)
-    if hashed is None and len(token) < _MIN_CHARACTERS:
+    return _digest(token, where), Principal(name, frozenset(scopes.split(",")))
+
+
+def _digest(token: str, where: str) -> bytes:
+    """SHA-256 of a token, as it is given or as the file has it."""
+    lowered = token.lower()
+    if lowered.startswith(_DIGEST):
+        hexadecimal = lowered.removeprefix(_DIGEST)
+        if not _HASHED.fullmatch(hexadecimal):
+            raise ConfigurationError(f"{where}: {_DIGEST} is followed by 64 hex digits")
+        return bytes.fromhex(hexadecimal)
+    if len(token) < _MIN_CHARACTERS:
         raise ConfigurationError(f"{where}: a token has at least {_MIN_CHARACTERS} characters")
-    digest = bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(token.encode()).digest()
-    return digest, Principal(name, frozenset(scopes.split(",")))
+    return hashlib.sha256(token.encode()).digest()

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from scoring_service.engine.events import ROWS_BUCKETS, WorkerStats
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.telemetry.labels import BoundedLabel
+from scoring_service.telemetry.metrics_http import serve_metrics
 from scoring_service.types import Usage
 
 _Labelled = TypeVar("_Labelled", Counter, Histogram)
@@ -175,10 +176,7 @@ class Metrics(PoolObserver):
         Raises:
             OSError: the address cannot be listened on.
         """
-        server, _thread = start_http_server(
-            port, addr=_listening_address(host), registry=self.registry
-        )
-        return int(server.server_port)
+        return serve_metrics(_listening_address(host), port, self.registry)
 
     def rpc_known(self, kind: str, service: str, method: str) -> None:
         """An RPC may begin: its statuses of bugs are 0, so that the first one is an increase."""

@@ -46,3 +46,14 @@ def across_spaces() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def every_byte(longer: tuple[str, ...], normalizer: normalizers.Normalizer) -> Tokenizer:
+    """Byte-level, with a token for each byte and some made of two equal halves."""
+    vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *longer]
+    merges = [(token[: len(token) // 2],) * 2 for token in longer]
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, merges))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import threading
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from scoring_service.engine.loader import LoadedModel
@@ -16,7 +20,7 @@ from scoring_service.engine.tokenizer_file import load_tokenizer
 from scoring_service.engine.word_tokens import token_ends
 from scoring_service.models import tiny_model_path
 from scoring_service.types import EngineConfig
-from tests.engine.made_up_tokenizers import across_spaces, metaspace, sentencepiece_like
+from tests.engine.made_up_tokenizers import across_spaces, every_byte, metaspace, sentencepiece_like
 
 TEXTS = [
     "",
@@ -206,17 +210,65 @@ def test_the_space_between_prompt_and_sample_is_kept() -> None:
 
 
 MERGED = across_spaces()
+COMPOSED = every_byte(("KK", "KKKK"), normalizers.NFC())
 WORDS_AND_MORE = st.text() | st.text(alphabet="ab \n\t.é\x04<|end>")
 
 
 @settings(max_examples=300)
 @given(text=WORDS_AND_MORE)
 @example(text="a b  c\n d <|endoftext|> e \x04 f")
+@example(text="\u212a" * 100)  # a sign for kelvin: three bytes, of which its letter is made
+@example(text="K" * 100)
 def test_no_text_has_fewer_tokens_than_counted_at_a_glance(codec: TextCodec, text: str) -> None:
-    for known in (codec, TextCodec(MERGED.to_str()), TextCodec(metaspace().to_str())):
+    others = (MERGED, metaspace(), COMPOSED)
+    for known in (codec, *(TextCodec(tokenizer.to_str()) for tokenizer in others)):
         assert known.token_lower_bound(text) <= max(
             1, len(known.encode(text, add_special_tokens=False))
         )
+
+
+def test_canonical_forms_of_a_character_differ_by_a_factor_of_three_at_most() -> None:
+    """What the bound for texts of any characters is made of."""
+    factors = []
+    for number in range(0x110000):
+        if not 0xD800 <= number < 0xE000:
+            character = chr(number)
+            whole = len(character.encode())
+            parts = len(unicodedata.normalize("NFD", character).encode())
+            factors += [whole / parts, parts / whole]
+    assert max(factors) == 3
+
+
+@pytest.mark.parametrize(("text", "least"), [("K" * 4000, 1000), ("é" * 4000, 223)])
+def test_a_text_has_as_many_tokens_as_its_bytes_are_times_the_longest(
+    text: str, least: int
+) -> None:
+    """Which is of four bytes; nine times as many may become one when they are composed."""
+    assert TextCodec(COMPOSED.to_str()).token_lower_bound(text) == least
+
+
+def test_other_threads_run_while_a_text_is_encoded(codec: TextCodec) -> None:
+    ran: list[bool] = []
+    begun = threading.Event()
+
+    def run() -> None:
+        begun.wait()
+        ran.append(True)
+
+    text = "import numpy as np and so on " * 10_000
+    other = threading.Thread(target=run)
+    interval = sys.getswitchinterval()
+    other.start()
+    try:
+        # From here on this thread goes on until it gives the interpreter's lock away by itself.
+        sys.setswitchinterval(1000.0)
+        begun.set()
+        codec.encode(text, add_special_tokens=True)
+        meanwhile = list(ran)
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
+    assert meanwhile == [True]
 
 
 class Unread(str):

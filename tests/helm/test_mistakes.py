@@ -48,6 +48,16 @@ TYPOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("/auth/tokens/0", "token"),
     ),
+    "a digest that is none": (
+        {
+            **OPEN,
+            "auth": {
+                "enabled": True,
+                "tokens": [{"name": "a", "scopes": ["score"], "token": "SHA256:" + "g" * 64}],
+            },
+        },
+        ("/auth/tokens/0/token",),
+    ),
     "scaling to nought": (one(autoscaling={"minReplicas": 0}), ("minReplicas", "1")),
     "a budget of nought": (one(podDisruptionBudget={"maxUnavailable": 0}), ("maxUnavailable", "1")),
     "a field of a pod": ({**OPEN, "podSecurityContext": {"runAsUsr": 1}}, ("'runAsUsr'",)),

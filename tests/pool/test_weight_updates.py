@@ -274,6 +274,22 @@ async def test_too_late_to_be_given_up() -> None:
     await scripted.pool.drain(0)
 
 
+async def test_an_update_given_up_in_the_moment_of_its_commit() -> None:
+    """Before the task has begun that finishes it."""
+    scripted = await pool_of(1)
+    update = begun(scripted)
+    committing = asyncio.create_task(update.commit())
+    asyncio.get_running_loop().call_soon(scripted.pool.weights.abort, "")
+    with pytest.raises(ServiceError) as caught:
+        await committing
+    assert caught.value.fault.reason is Reason.UPDATE_ABORTED
+    assert update.status.phase is Phase.ABORTED
+    for version in (2, 3):
+        assert not begun(scripted, version).is_over
+        scripted.pool.weights.abort("")
+    await scripted.pool.drain(0)
+
+
 async def test_weights_over_which_workers_die() -> None:
     """They are given up after the third time, and the old ones answer again."""
 

@@ -184,6 +184,7 @@ ONE_ITEM: dict[str, tuple[Any, str]] = {
         with_prompt(text="", add_special_tokens=False),
         "groups[0].prompt.text",
     ),
+    "text too long": (with_prompt(text="x" * 500_000), "groups[0].prompt.text"),
     "sequence too long": (with_completion(token_ids=[4] * 4096), COMPLETION),
     "rows past the end": (with_rows((2, 3)), f"{COMPLETION}.rows[0]"),
     "rows overlap": (with_rows((0, 2), (1, 2)), f"{COMPLETION}.rows[1]"),

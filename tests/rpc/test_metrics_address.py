@@ -1,12 +1,14 @@
-"""Metrics can be read on the addresses that gRPC answers on."""
+"""Addresses that gRPC answers on, and metrics as well."""
 
 from __future__ import annotations
 
 import socket
 import urllib.request
 
+import grpc
 import pytest
 
+from scoring_service.rpc.listening import listen
 from scoring_service.telemetry.metrics import Metrics, _listening_address
 
 
@@ -28,6 +30,17 @@ def test_a_host_is_written_as_for_grpc(host: str, url: str) -> None:
     port = Metrics().serve(host, 0)
     with urllib.request.urlopen(f"http://{url}:{port}/metrics") as answer:
         assert b"scoring_parts_retried_total" in answer.read()
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::", "[::]"])
+async def test_numbers_of_ipv6_need_no_brackets(host: str) -> None:
+    if not has_ipv6():
+        pytest.skip("no IPv6 here")
+    server = grpc.aio.server()
+    port = listen(server.add_insecure_port, host, 0)
+    await server.start()
+    with socket.create_connection(("::1", port), timeout=30):
+        await server.stop(None)
 
 
 @pytest.mark.parametrize("dual", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -15,13 +15,14 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from scoring_client.proto import context_pb2, model_info_pb2, score_pb2, service_pb2_grpc
 from scoring_service.engine.events import Command, Submit
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.local import LocalExecutor
-from scoring_service.rpc.tls import TlsFiles, is_public, server_credentials
+from scoring_service.rpc.tls import TlsFiles, _RotatingFiles, is_public, server_credentials
 from scoring_service.rpc.tokens import TokenFile
 from scoring_service.types import Call, EngineConfig
 from tests.rpc.authorities import Authority, credentials, write_pair
@@ -273,6 +274,8 @@ def test_a_token_file_that_was_unusable_is_read_until_it_can_be(
         ("\n\ntrainer score short", "line 3"),
         ("trainer everything 12345678901234567890", "admin, score"),
         ("tra/iner score 12345678901234567890", "line 1"),
+        ("trainer score sha256:1234567890abcdef", "64 hex digits"),
+        (f"trainer score SHA256:{'g1234567890abcde' * 4}", "64 hex digits"),
     ],
 )
 def test_a_token_file_that_cannot_be_used_is_named_without_its_secrets(
@@ -285,6 +288,20 @@ def test_a_token_file_that_cannot_be_used_is_named_without_its_secrets(
     assert "1234567890" not in str(refused.value)
 
 
+@pytest.mark.parametrize("scheme", ["sha256:", "SHA256:"])
+@pytest.mark.parametrize("write", [str.lower, str.upper])
+def test_a_digest_is_no_token_however_it_is_written(
+    tmp_path: Path, scheme: str, write: Callable[[str], str]
+) -> None:
+    digest = scheme + write(sha256(HASHED.encode()).hexdigest())
+    (tmp_path / "tokens").write_text(f"hidden score {digest}\n")
+    tokens = TokenFile(tmp_path / "tokens")
+    principal = tokens.find(HASHED)
+    assert principal is not None
+    assert principal.name == "hidden"
+    assert tokens.find(digest) is None
+
+
 def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     certificate, key = Authority().server_files(tmp_path)
     _, other_key = Authority().server_files(tmp_path / "other")
@@ -292,6 +309,21 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         server_credentials(TlsFiles(certificate, other_key))
     with pytest.raises(ConfigurationError, match=r"nowhere\.pem"):
         server_credentials(TlsFiles(tmp_path / "nowhere.pem", key))
+
+
+def test_files_that_stay_unusable_are_told_once(tmp_path: Path) -> None:
+    """gRPC asks at each connection, which anybody may open."""
+    certificate, key = Authority().server_files(tmp_path)
+    files = _RotatingFiles(TlsFiles(certificate, key))
+    good = key.read_bytes()
+    with capture_logs() as logs:
+        for _ in range(2):
+            key.write_text("no key")
+            assert [files.fetch() for _ in range(5)] == [None] * 5
+            key.write_bytes(good)
+            files.fetch()
+    events = [line["event"] for line in logs]
+    assert events == ["tls_files_unusable", "tls_files_reloaded"] * 2
 
 
 @pytest.mark.parametrize(

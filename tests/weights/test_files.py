@@ -131,5 +131,8 @@ def test_paths(tmp_path: Path) -> None:
         with pytest.raises(ServiceError):
             allowed_path(odd, roots)
     with pytest.raises(ServiceError) as caught:
+        allowed_path(str(inside / ("a" * 300)), roots)
+    assert caught.value.fault.reason == "WEIGHTS_NOT_FOUND", "longer than names can be"
+    with pytest.raises(ServiceError) as caught:
         allowed_path(str(inside / "a"), ())
     assert caught.value.fault.reason == "SOURCE_NOT_ALLOWED"

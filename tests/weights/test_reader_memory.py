@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +27,12 @@ from scoring_service.engine.weight_memory import (
 )
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.checkpoint import read_checkpoint
+from scoring_service.pool.checkpoint import READER_MODULE, read_checkpoint
 from scoring_service.pool.weight_filling import WeightFilling
 from scoring_service.pool.weight_sets import WeightSet, WeightSets
 from scoring_service.pool.weight_status import UpdateOptions, UpdateStatus
 from scoring_service.types import TensorSpec
+from tests.e2e.processes import alive, until
 from tests.pool.scripted import INFO, settled
 from tests.weights.conftest import ENGINE
 
@@ -121,3 +125,20 @@ async def test_a_reader_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ServiceError) as caught:
         await read_checkpoint(ENGINE, SPECS, lay_out(SPECS), "")
     assert caught.value.fault.reason is Reason.OUT_OF_MEMORY
+
+
+def test_a_reader_ends_with_its_server() -> None:
+    """Which is killed; standard input is held open, as if the reader were far beyond it."""
+    held, kept = os.pipe()
+    start = f"subprocess.Popen([sys.executable, '-m', {READER_MODULE!r}], stdin=0)"
+    code = f"import subprocess, sys, time; print({start}.pid, flush=True); time.sleep(1000)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=held, stdout=-1) as server:
+        os.close(held)
+        assert server.stdout is not None
+        reader = int(server.stdout.readline())
+        until(lambda: Path(f"/proc/{reader}/oom_score_adj").read_text() == "1000\n")
+        server.kill()
+    try:
+        until(lambda: not alive(reader))
+    finally:
+        os.close(kept)

@@ -27,11 +27,11 @@ from scoring_service.kernels.gpu.rounding import rounded
 WIDEST = 16_384
 """Columns of a row, at most: what the registers of a program hold."""
 
-_LEAST_ELEMENTS = 1024
+_MIN_ELEMENTS = 1024
 """Of a program: rows that are narrower share one."""
 
 _ELEMENTS_OF_A_WARP = 512
-_MOST_WARPS = 16
+_MAX_WARPS = 16
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -135,9 +135,9 @@ def rms_norm(
 def tile_of(width: int) -> dict[str, int]:
     """What the kernel is compiled for."""
     block = triton.next_power_of_2(width)
-    return {"WIDTH": width, "BLOCK": block, "ROWS": max(1, min(16, _LEAST_ELEMENTS // block))}
+    return {"WIDTH": width, "BLOCK": block, "ROWS": max(1, min(16, _MIN_ELEMENTS // block))}
 
 
 def warps_of(tile: dict[str, int]) -> int:
     """Threads of a program, by 32."""
-    return max(1, min(_MOST_WARPS, tile["BLOCK"] * tile["ROWS"] // _ELEMENTS_OF_A_WARP))
+    return max(1, min(_MAX_WARPS, tile["BLOCK"] * tile["ROWS"] // _ELEMENTS_OF_A_WARP))
