@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -114,14 +115,19 @@ class FairQueue(Generic[Item]):
 
     def __init__(self) -> None:
         self._clients: dict[str, _Client[Item]] = {}
+        self._left: dict[str, float] = {}
+        """Clients without a call that were served more than a newcomer is credited with."""
+        self._begun = 0.0
+        """What the client whose turn it was last had been served before it."""
 
     def add(self, item: Item) -> None:
         """Adds a call, or notes whether it may be passed over now."""
         client = self._clients.get(item.client)
         if client is None:
             # A newcomer has not been waiting while others were served: it starts level with them.
-            least = min((c.served for c in self._clients.values()), default=0.0)
-            client = self._clients[item.client] = _Client(least)
+            # Who sends one call after the other goes on from what it was served.
+            served = max(self._level, self._left.pop(item.client, 0.0))
+            client = self._clients[item.client] = _Client(served)
         priority, arrival = item.place
         found, first = client.find(arrival), client.first(passing=False)
         if found is not None:
@@ -137,6 +143,15 @@ class FairQueue(Generic[Item]):
             client.remove(item.place[1])
             if not client.is_waiting:
                 del self._clients[item.client]
+                self._left[item.client] = client.served
+                level = self._level if self._clients else math.inf
+                self._left = {name: served for name, served in self._left.items() if served > level}
+
+    @property
+    def _level(self) -> float:
+        """What a newcomer is credited with: what who waits or had the last turn had before it."""
+        least = min((client.served for client in self._clients.values()), default=0.0)
+        return min(self._begun, least)
 
     def first(self, passing: bool = False) -> Item | None:
         """The call whose turn it is.
@@ -158,6 +173,7 @@ class FairQueue(Generic[Item]):
         client = self._clients.get(item.client)
         found = None if client is None else client.find(item.place[1])
         if client is not None and found is not None:
+            self._begun = client.served
             client.served += tokens
             priority, served, arrival = found[0]
             client.put((priority, served + tokens, arrival), item)

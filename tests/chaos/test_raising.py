@@ -52,6 +52,22 @@ def test_a_worker_that_raises_costs_the_call_that_made_it_so(tmp_path: Path) -> 
         assert scores(stub) == before
 
 
+def test_the_code_of_a_model_does_not_run_unless_it_is_asked_for(tmp_path: Path) -> None:
+    """Its layers are those of the library, and its file is not even imported."""
+    model = save_raising_model(tmp_path)
+    imported = tmp_path / "imported"
+    with (model / "modeling_raising.py").open("a") as code:
+        code.write(f"\nopen({str(imported)!r}, 'w').close()\n")
+    env = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    with serving(str(model), env=env) as server, stub_of(server.ready) as stub:
+        messages = list(stub.Score(score_request([1, 2], [3, RAISES, EXITS, 5]), timeout=60))
+        assert messages[-1].summary.items_ok == 1
+    assert not imported.exists()
+    with serving(str(model), "--trust-remote-code", env=env) as server:
+        assert server.ready
+    assert imported.exists(), "it would have said so"
+
+
 def failure(stub: object, token: int) -> grpc.RpcError:
     """How a call with such a token ends."""
     request = score_request([1, 2], [3, token, 5])

@@ -36,6 +36,7 @@ def fill_caches(target: str, pids: list[int]) -> None:
                 list(call)
             if all(resident(pid) - held < 1 << 20 for pid, held in zip(pids, before, strict=True)):
                 return
+    raise AssertionError(f"memory never settles: {before} bytes before the last texts")
 
 
 def slopes_of(figures: list[dict[str, Any]]) -> list[float]:

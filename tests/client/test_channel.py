@@ -22,11 +22,13 @@ from scoring_client import (
     AsyncScoringClient,
     NoTlsError,
     ScoringClient,
+    ScoringError,
     UnavailableError,
 )
 from scoring_client.channel import channel_options
 from scoring_client.target import checked_target, full_target
 from tests.client.toy_server import ToyServer
+from tests.client.toy_weights import WeightsServer
 from tests.client.truth import assert_scores
 
 ONE = [([1, 2], [[3, 4]])]
@@ -384,18 +386,36 @@ def test_an_empty_token_is_none(ask):
 
 
 @pytest.mark.parametrize("make", [ScoringClient, AsyncScoringClient, AdminClient, AsyncAdminClient])
-def test_a_pickled_client_opens_connections_of_its_own(make):
+def test_a_pickled_client_opens_connections_of_its_own(make, runner):
     """As it goes to the workers of a DataLoader that are spawned."""
     with pytest.raises(TypeError, match="credentials= cannot be pickled"):
         pickle.dumps(make("localhost:1", credentials=grpc.ssl_channel_credentials()))
-    given = {"model": "m", "token": "t", "channel_options": [("grpc.keepalive_time_ms", 5)]}
-    again = pickle.loads(pickle.dumps(make("localhost:1", **given)))
-    assert type(again) is make
-    with ToyServer() as server:
-        client = pickle.loads(pickle.dumps(make(server.target, token="secret")))
-        if make is ScoringClient:
-            assert_scores(client.score(ONE)[0][0], [1, 2], [3, 4])
-            assert server.metadata[0]["authorization"] == "Bearer secret"
+    admin = make in (AdminClient, AsyncAdminClient)
+    given = {"token": "secret", "channel_options": [("grpc.primary_user_agent", "a worker")]}
+
+    def call(model):
+        client = pickle.loads(pickle.dumps(make(server.target, model=model, **given)))
+        assert type(client) is make
+        if make in (ScoringClient, AdminClient):
+            with client:
+                return client.get_weights() if admin else client.score(ONE)
+
+        async def main():
+            async with client:
+                return await (client.get_weights() if admin else client.score(ONE))
+
+        return runner.run(main())
+
+    with WeightsServer({}, version=3) if admin else ToyServer() as server:
+        answer = call("toy")
+        with pytest.raises(ScoringError, match="there is: toy"):
+            call("another model")
+    if admin:
+        assert answer.version == 3
+    else:
+        assert_scores(answer[0][0], [1, 2], [3, 4])
+    assert server.metadata[0]["authorization"] == "Bearer secret"
+    assert server.metadata[0]["user-agent"].startswith("a worker ")
 
 
 def test_tls_arguments_that_make_no_sense():

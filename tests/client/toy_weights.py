@@ -19,6 +19,23 @@ Spec = tuple[str, tuple[int, ...], str]
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int64": 8}
 
 
+class RawMessages(grpc.ServerInterceptor):
+    """Keeps the bytes of every message of a push as they came."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or not details.method.endswith("/PushWeights"):
+            return handler
+        return handler._replace(request_deserializer=self._read)
+
+    def _read(self, message: bytes) -> Any:
+        self.kept.append(message)
+        return admin_pb2.PushWeightsRequest.FromString(message)
+
+
 class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
     """Takes weights while it is entered, as strictly as the contract says.
 
@@ -61,8 +78,11 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         self._loses_status, self._other_update = loses_status, other_update
         self._last: weights_pb2.WeightUpdateStatus | None = None
         self._busy = threading.Lock()
+        self.raw = RawMessages()
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)]
+            futures.ThreadPoolExecutor(8),
+            options=[("grpc.so_reuseport", 0)],
+            interceptors=[self.raw],
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self, self._server)
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"

@@ -12,8 +12,9 @@ import pytest
 from scoring_service.errors import Code, Fault, Reason
 from tests.docs.measured import RESULTS, ratio_and_spread
 from tests.e2e.served import ROOT
+from tests.helm.test_image import tracked
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / path for path in sorted(tracked()) if path.suffix == ".md"]
 
 
 def headings(page: Path) -> set[str]:
@@ -23,7 +24,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)\s]+)\)", text)

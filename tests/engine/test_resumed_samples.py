@@ -21,13 +21,20 @@ PROMPT = [(7 * i) % 2048 for i in range(150)]
 def sampled(
     loaded: LoadedModel, tasks: list[SamplingTask]
 ) -> tuple[dict[int, Sampled], CallFinished]:
-    call = SampleCall(1, tuple(tasks), top_logprobs=2, return_text=True)
+    # A slice for every token: what had been sent before any cut can be told.
+    call = SampleCall(1, tuple(tasks), top_logprobs=2, return_text=True, slice_bytes=1)
     items: dict[int, Sampled] = {}
     for event in drive(loaded, call):
         if isinstance(event, SampleSlice):
             items.setdefault(event.sample_index, Sampled([])).slices.append(event)
     assert isinstance(event, CallFinished)
     return items, event
+
+
+def sent_before(cut: int, whole: Sampled) -> str:
+    """The text that came with the first tokens of a sample."""
+    assert [piece.start for piece in whole.slices] == list(range(len(whole.slices)))
+    return "".join(piece.text for piece in whole.slices[:cut])
 
 
 @pytest.mark.parametrize("stop", [{}, {"stop": ("e t", "\n\n")}], ids=["length", "stop text"])
@@ -56,7 +63,7 @@ def test_it_draws_the_same_tokens_with_the_same_numbers(
         assert item.top_token_ids.tolist() == before.top_token_ids[cut:].tolist()
         assert item.finish_reason == before.finish_reason
         assert item.matched_stop == before.matched_stop
-        assert before.text.endswith(item.text)
+        assert sent_before(cut, before) + item.text == before.text
     assert finished.usage.sampled_tokens == sum(len(item.token_ids) for item in resumed.values())
 
 
@@ -64,10 +71,12 @@ def test_text_that_was_held_back_comes_with_the_rest(tiny: LoadedModel) -> None:
     """Cut at every token, what was sent and what follows make the same text."""
     whole = task(PROMPT, seed=3, max_tokens=12, processing=HOT, ignore_eos=True, stop=("zzzzzz",))
     (expected,) = sampled(tiny, [whole])[0].values()
+    held_back = 0
     for cut in range(1, 12):
         ids = np.array(expected.token_ids[:cut], dtype=np.int32)
         (rest,) = sampled(tiny, [replace(whole, drawn=((0, ids),))])[0].values()
-        (sent,) = sampled(tiny, [replace(whole, max_tokens=cut)])[0].values()
-        # The shorter sample flushed at its end what was held back here.
-        assert expected.text.endswith(rest.text)
-        assert len(rest.text) >= len(expected.text) - len(sent.text)
+        assert sent_before(cut, expected) + rest.text == expected.text
+        # The shorter sample flushes at its end what is held back here.
+        (flushed,) = sampled(tiny, [replace(whole, max_tokens=cut)])[0].values()
+        held_back += len(flushed.text) - len(sent_before(cut, expected))
+    assert held_back > 0

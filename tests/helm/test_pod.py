@@ -35,6 +35,8 @@ from tests.helm.hub import serving_hub
 from tests.helm.pod import Files, Pod, laid_out, secret_of, started
 from tests.rpc.authorities import Authority, credentials
 
+GRPCURL = shutil.which("grpcurl", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+
 TOKEN = "a-token-of-the-test-0123456789"
 
 MODEL = {
@@ -141,8 +143,6 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
             check_helm_test(manifests, tmp_path / "test", cluster, pod)
             if secured:
                 check_helm_test(render(SECURED), tmp_path / "existing", cluster, pod)
-            else:
-                check_notes(pod)
             running = stub.Sample(sample_request(100), timeout=120, metadata=metadata)
             next(running)
             told = time.monotonic()
@@ -182,23 +182,26 @@ def check_pre_stop(pod: Pod) -> None:
     assert pod.probe("readinessProbe")
 
 
-def check_notes(pod: Pod) -> None:
-    """The grpcurl line of NOTES.txt works as it stands, once the port is forwarded."""
-    grpcurl = shutil.which("grpcurl", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
-    if grpcurl is None:
-        return  # it has no wheel for this platform
+@pytest.mark.skipif(GRPCURL is None, reason="grpcurl has no wheel for this platform")
+def test_the_grpcurl_line_of_the_notes(tmp_path: Path) -> None:
+    """It works as it stands, once the port is forwarded."""
+    assert GRPCURL is not None
     said = notes(PLAIN)
     assert "port-forward service/release-scoring-service-tiny 50051:50051" in said
     (line,) = (line.strip() for line in said.splitlines() if "grpcurl" in line)
-    done = subprocess.run(
-        ["bash", "-c", pod.here(line).replace("grpcurl", grpcurl, 1)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert '" np"' in done.stdout
+    pod = server_pod(render(PLAIN), tmp_path, {})
+    with started(pod) as served:
+        pod.wait_started(served)
+        done = subprocess.run(
+            ["bash", "-c", pod.here(line).replace("grpcurl", GRPCURL, 1)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert '" np"' in done.stdout
+        assert served.end() == 0
 
 
 def check_others_are_turned_away(cluster: Cluster, pod: Pod) -> None:

@@ -54,13 +54,13 @@ def test_flat_and_peaked_rows_of_a_real_vocabulary(kernels: CpuKernels, spread: 
 
 
 def test_a_token_far_below_the_others_can_win(kernels: CpuKernels) -> None:
-    """Among 400,000 draws, tokens of 1e-5 come as often as they should."""
+    """Among 400,000 draws, a token of 1e-4 beside three of 1 comes as often as it should."""
     x_V = np.zeros(4, dtype=np.float32)
-    x_V[2] = np.log(1e-5)
+    x_V[2] = np.log(1e-4)  # 13.3 times
     rows = torch.from_numpy(x_V).expand(400_000, -1).contiguous()
     positions = list(range(400_000))
     found, _ = CompiledTile(kernels, rows, 1.0).draw(*OFF, [7] * 400_000, [0] * 400_000, positions)
-    assert 0 <= (found == 2).sum().item() <= 6
+    assert 4 <= (found == 2).sum().item() <= 25
     counts = torch.bincount(found, minlength=4)[[0, 1, 3]]
     assert (counts - 400_000 / 3).abs().max() < 5 * (400_000 * 2 / 9) ** 0.5
 

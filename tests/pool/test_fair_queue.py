@@ -6,6 +6,8 @@ import weakref
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
+
 from scoring_service.pool.fair_queue import FairQueue
 
 
@@ -69,17 +71,43 @@ def test_priority_goes_before_turns_and_arrival_decides_among_equals() -> None:
     assert order == [3, 4, 2, 1]
 
 
-def test_who_leaves_and_comes_back_gains_nothing_and_loses_nothing() -> None:
+@pytest.mark.parametrize(("cost", "others"), [(90, 10), (10, 90)])
+def test_who_leaves_after_every_call_gains_nothing_and_loses_nothing(
+    cost: int, others: int
+) -> None:
+    """One call at a time is worth as many tokens as many that wait."""
     queue: FairQueue[Waiting] = FairQueue()
-    for arrival in range(50):
+    for arrival in range(1000):
         queue.add(Waiting("steady", arrival))
-    served(queue, 20)
-    queue.add(Waiting("back", 50))
-    queue.add(Waiting("back", 51))
-    assert sorted(served(queue, 4)) == ["back", "back", "steady", "steady"]
-    queue.add(Waiting("steady", 1))
-    queue.add(Waiting("steady", 1))
-    assert len({id(queue.first())}) == 1
+    tokens: Counter[str] = Counter()
+    back: Waiting | None = None
+    for arrival in range(1000, 1300):
+        if back is None:
+            back = Waiting("back", arrival)
+            queue.add(back)
+        item = queue.first()
+        assert item is not None
+        spent = cost if item is back else others
+        tokens[item.client] += spent
+        queue.charge(item, spent)
+        queue.remove(item)
+        if item is back:
+            back = None
+    assert abs(tokens["back"] - tokens["steady"]) <= 90
+
+
+def test_who_was_away_for_long_is_level_with_those_who_stayed() -> None:
+    """It owes nothing for the tokens that it had, and is owed nothing for those that it had not."""
+    queue: FairQueue[Waiting] = FairQueue()
+    for arrival in range(100):
+        queue.add(Waiting("steady", arrival))
+    served(queue, 1)
+    queue.add(Waiting("back", 100))
+    assert served(queue, 1, tokens=90) == ["back"]
+    assert served(queue, 20) == ["steady"] * 20
+    for arrival in range(101, 120):
+        queue.add(Waiting("back", arrival))
+    assert Counter(served(queue, 8)) == {"back": 4, "steady": 4}
 
 
 def test_a_clients_own_calls_take_turns_too() -> None:

@@ -1,7 +1,8 @@
 """Mismatch KL between SmolLM2's samples and a trainer's replay: the table of docs/training.md.
 
 `make test-mismatch` measures it (minutes) and writes benchmarks/results/mismatch.json, which the
-page is held to; with `TOKENS=8`, tokens of a sample, it is shorter and writes build/mismatch.json.
+page is held to where there is one; with `TOKENS=8`, tokens of a sample, it is shorter and writes
+build/mismatch.json.
 
 prime-rl reports a mismatch KL of 0.0025 without replay of truncation and 0.0007 with it. What is
 left with replay is the rounding of the bodies, and depends on the model: two ways in which
