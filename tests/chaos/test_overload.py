@@ -37,7 +37,7 @@ QUEUE_TOKENS = (2 * QUEUE_CALLS + 1) * TOKENS * (SHARE + 1) // SHARE // 2
 """Half a call more: what is refused is not refused for want of room for any call. What is left is
 for other clients."""
 
-MOST_LATE = 0.2
+MAX_LATE = 0.2
 """Seconds of a machine's own delay that are allowed for, however late it made an idle process."""
 
 
@@ -159,6 +159,6 @@ def test_ten_times_overload(tmp_path: Path) -> None:
     # The client shares two busy cores with the server, and waits for its own turn too. A machine
     # that lets a process wait that asks for nothing lets the server wait as long.
     # Of some 200 refusals in four seconds a hundredth is two: one stall of a core would decide.
-    # But a machine that lets a process wait for longer than MOST_LATE says nothing of a server.
-    assert p(over.of_the_server, short_or_long(95, 99)) <= 0.05 + min(max(late), MOST_LATE)
+    # But a machine that lets a process wait for longer than MAX_LATE says nothing of a server.
+    assert p(over.of_the_server, short_or_long(95, 99)) <= 0.05 + min(max(late), MAX_LATE)
     assert not SOAK or p(over.refused, 99) <= 0.05
