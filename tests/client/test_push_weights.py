@@ -555,6 +555,7 @@ def test_memory_is_bounded_by_messages_not_by_the_model():
         def _take(self, new, chunk):
             self.received += len(chunk.data)
             self.requests.clear()
+            self.raw.kept.clear()
 
         def _commit(self, new, commit, version, context):
             yield self._status("COMMITTED", version)
