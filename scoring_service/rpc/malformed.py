@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,17 @@ class MalformedRequest:
         )
 
 
+_received: ContextVar[int | None] = ContextVar("received", default=None)
+
+
+def received_bytes() -> int | None:
+    """Of the message that this call read last, as it came; None outside of a call.
+
+    To ask the message itself is a pass over all of it, during which no other thread runs.
+    """
+    return _received.get()
+
+
 def catch_decode_errors(
     deserialize: Callable[[bytes], Any] | None,
 ) -> Callable[[bytes], Any] | None:
@@ -36,6 +48,7 @@ def catch_decode_errors(
         return None
 
     def read(data: bytes) -> Any:
+        _received.set(len(data))
         try:
             return deserialize(data)
         except DecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -306,6 +307,49 @@ async def test_unknown_fields_are_refused(server: RunningServer, case: str) -> N
     ((field, description),) = violations(status)
     assert field == path
     assert "1000" in description
+
+
+FLOOD = b"\xc0\x3e\x01" * 400_000
+"""Of field number 1000; an object for each would take 60 MB."""
+
+FLOODED: dict[str, Callable[[], Any]] = {
+    "request": lambda: score_pb2.ScoreRequest.FromString(score().SerializeToString() + FLOOD),
+    "expect": lambda: score(expect=context_pb2.Expect.FromString(FLOOD)),
+    "completion": lambda: score(
+        groups=[
+            sequence_pb2.PromptGroup(
+                prompt=sequence_pb2.TokenSequence(token_ids=[1]),
+                completions=[sequence_pb2.Completion.FromString(FLOOD)],
+            )
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("where", FLOODED)
+async def test_unknown_fields_without_number_are_not_taken_apart(
+    server: RunningServer, where: str
+) -> None:
+    request = FLOODED[where]()
+    _, status = await failure(server.stub.Score(request))
+    assert reason(status) == "UNKNOWN_FIELD"
+    assert f"{len(FLOOD)} bytes" in status.message
+    tracemalloc.start()
+    with pytest.raises(ServiceError, match="bytes in one message"):
+        unknown_fields.refuse_unknown_fields(request)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The bytes are looked at as they are.
+    assert peak < 2 * len(FLOOD)
+
+
+def test_a_large_message_is_no_unknown_field_and_hides_none() -> None:
+    completion = sequence_pb2.Completion(token_ids=[40_000] * 300_000)
+    request = score(groups=[sequence_pb2.PromptGroup(completions=[completion] * 2)])
+    unknown_fields.refuse_unknown_fields(request)
+    request.groups[0].completions[1].CopyFrom(with_unknown_field(completion))
+    with pytest.raises(ServiceError, match=r"groups\[0\]\.completions\[1\]: field number 1000"):
+        unknown_fields.refuse_unknown_fields(request)
 
 
 def test_looking_for_unknown_fields_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
