@@ -28,15 +28,7 @@ def chart_values(plan: Plan, device: str, file_bytes: int, *, live_weights: bool
         file_bytes: of the weights as they are stored.
         live_weights: whether a trainer pushes weights.
     """
-    if device == "cpu":
-        pages = plan.pages * PAGE_TOKENS * plan.kv_bytes_per_token
-        # Beside the running version a worker prepares the next.
-        versions = 2 if live_weights else 1
-        memory = versions * plan.weights_bytes + pages + plan.step_bytes + _CPU_HOST_GIB * _GIB
-    else:
-        memory = int(_ON_THE_WAY * file_bytes) + _GPU_HOST_GIB * _GIB
-    if live_weights:
-        memory += _LIVE_VERSIONS * file_bytes
+    memory = host_bytes(plan, device, file_bytes, live_weights=live_weights)
     limit = f"{_rounded_up(memory, 1 if device == 'cpu' else 8)}Gi"
     values: dict[str, Any] = {
         "resources": {"requests": {"memory": limit}, "limits": {"memory": limit}},
@@ -46,6 +38,20 @@ def chart_values(plan: Plan, device: str, file_bytes: int, *, live_weights: bool
     if live_weights:
         values["liveWeights"] = {"enabled": True}
     return values
+
+
+def host_bytes(plan: Plan, device: str, file_bytes: int, *, live_weights: bool) -> int:
+    """Return the memory of the host that a pod of one worker takes; arguments as above."""
+    if device == "cpu":
+        pages = plan.pages * PAGE_TOKENS * plan.kv_bytes_per_token
+        # Beside the running version a worker prepares the next.
+        versions = 2 if live_weights else 1
+        memory = versions * plan.weights_bytes + pages + plan.step_bytes + _CPU_HOST_GIB * _GIB
+    else:
+        memory = int(_ON_THE_WAY * file_bytes) + _GPU_HOST_GIB * _GIB
+    if live_weights:
+        memory += _LIVE_VERSIONS * file_bytes
+    return memory
 
 
 def chart_lines(values: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scoring_service.models import tiny_model_path
-from scoring_service.plan.chart import chart_lines, chart_values
-from scoring_service.plan.estimate import estimate
+from scoring_service.plan.chart import chart_lines, chart_values, host_bytes
+from scoring_service.plan.estimate import DoesNotFitError, estimate
 from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.page import page
 from scoring_service.plan.shape import ModelShape, model_shape
@@ -90,6 +90,13 @@ def plan_text(model: str | None, config: PlanConfig) -> str:
         dtype_bytes=DTYPE_BYTES[dtype], memory_utilization=share,
     )  # fmt: skip
     files = shape.parameters * DTYPE_BYTES[dtype]
+    host = host_bytes(plan, hardware.device, files, live_weights=config.live_weights)
+    if config.live_weights and hardware.device == "cpu" and host > hardware.memory_bytes:
+        raise DoesNotFitError(
+            f"with the versions that live weights hold a pod takes {host / 1e9:.1f} GB, and the "
+            f"machine has {hardware.memory_bytes / 1e9:.0f} GB: take a larger one, or leave pages "
+            "less with --memory-utilization"
+        )
     chart = chart_values(plan, hardware.device, files, live_weights=config.live_weights)
     if config.json:
         parts = {

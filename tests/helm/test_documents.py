@@ -58,14 +58,6 @@ def without_cluster(command: str) -> str:
     return re.sub(install, "helm install --dry-run=client ", command)
 
 
-def test_an_example_can_do_without_the_prometheus_operator() -> None:
-    (off,) = re.findall(r"`--set\s+(metrics\S+)`", DOCUMENT)
-    example_values = ("--values", CHART / "examples" / "one-h200.yaml")
-    operators = {"ServiceMonitor", "PrometheusRule"}
-    assert operators <= {m["kind"] for m in render({}, *example_values)}
-    assert not operators & {m["kind"] for m in render({}, *example_values, "--set", off)}
-
-
 def test_the_certificate_of_the_document_is_for_the_services_of_its_example() -> None:
     (text,) = re.findall(r"```yaml\n(apiVersion: cert-manager.*?)```", DOCUMENT, re.DOTALL)
     certificate = yaml.safe_load(text)
@@ -148,6 +140,19 @@ def test_the_command_of_an_example_works(path: Path, tmp_path: Path) -> None:
     done = shell(without_cluster(command), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "kind: Deployment" in done.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_renders_for_clusters_without_prometheus(path: Path, tmp_path: Path) -> None:
+    (off,) = re.findall(r"`--set\n(metrics\.[^`]*)`", DOCUMENT)
+    (alone,) = re.findall(r"`(models\[0\]\.autoscaling\.enabled=false)`", DOCUMENT)
+    chosen = f"{off},{alone}" if path.stem == "autoscaled" else off
+    (command,) = re.findall(r"^#\s+(helm install .*)$", path.read_text(), re.MULTILINE)
+    done = shell(f"{without_cluster(command)} --set '{chosen}'", tmp_path)
+    assert done.returncode == 0, done.stderr
+    kinds = set(re.findall(r"^kind: (\w+)$", done.stdout, re.MULTILINE))
+    assert "Deployment" in kinds
+    assert not kinds & {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 
 
 def test_the_models_of_the_document_render() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from scoring_service.plan.command import PlanConfig, plan_text
+from scoring_service.plan.estimate import DoesNotFitError
 from tests.e2e.served import ROOT
 
 EXAMPLES = ROOT / "helm" / "scoring-service" / "examples"
@@ -74,3 +75,17 @@ def test_a_cpus_flags_have_the_head_that_its_rate_was_measured_with() -> None:
         None, PlanConfig(hardware="cpu-2-cores", dtype="float32")
     )
     assert "--head-dtype" not in plan_text(None, PlanConfig(hardware="h200"))
+
+
+def test_versions_that_live_weights_hold_must_fit_a_cpus_memory(tmp_path: Path) -> None:
+    """1.7 billion parameters: 9 GiB without a trainer, 23 GB with one, on a machine of 16 GB."""
+    shape = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2048,
+        "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 49152, "max_position_embeddings": 8192,
+        "dtype": "bfloat16", "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    assert "memory: 9Gi" in plan_text(str(tmp_path), PlanConfig(hardware="cpu-2-cores"))
+    with pytest.raises(DoesNotFitError, match=r"takes 23\.1 GB, and the machine has 16 GB"):
+        plan_text(str(tmp_path), PlanConfig(hardware="cpu-2-cores", live_weights=True))
