@@ -227,7 +227,7 @@ def test_scores(pair: Pair) -> None:
     launched = set[Variant]()
     with recorded(launched):
         found = score(pair.loaded, groups([(prompt, parts)]))
-    assert {name for name, _ in launched} >= {"keep_rows", "packed_attention"}
+    assert {name for name, _ in launched} >= {"write_kv_rows", "packed_attention"}
     for index, part in enumerate(parts):
         pair.check(prompt, part, found[0, index].logprobs)
 
