@@ -96,7 +96,16 @@ class RowWants:
         Args:
             candidates: tokens whose log-probs are asked for beside.
         """
-        scalars = 1 + sum(getattr(self, field.name) is True for field in fields(self))
+        # Written out: it is asked for each completion of a call, and for each unit of a step.
+        scalars = (
+            1
+            + self.processed_logprobs
+            + self.entropy
+            + self.rank
+            + self.logsumexp
+            + self.log_kept_mass
+            + self.support_size
+        )
         listed = 1 + 2 * self.top_k if self.top_k else 0
         return 4 * (scalars + listed + candidates)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring_service.engine.fused_trials import ROWS, Trials, random_rows
+from scoring_service.engine.fused_trials import OTHER_KIND, ROWS, Trials, random_rows
 from scoring_service.kernels.body import BodyKernels, NormForm
 
 _SMALL = 1e-3
@@ -97,8 +97,8 @@ def fused_norm(module: Any, trials: Trials, residual_dtype: torch.dtype) -> Fuse
     with torch.inference_mode():
         try:
             expected = [module(rows) for rows in tried]
-        except (TypeError, ValueError, RuntimeError):
-            return None  # a norm of another kind
+        except OTHER_KIND:
+            return None
 
     for form in trials.kernels.norms:
 

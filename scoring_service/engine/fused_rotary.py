@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring_service.engine.fused_trials import ROWS, Trials, random_rows
+from scoring_service.engine.fused_trials import OTHER_KIND, ROWS, Trials, random_rows
 from scoring_service.kernels.body import BodyKernels
 
 _NAME = "apply_rotary_pos_emb"
@@ -86,7 +86,7 @@ def _same_rotation(
     with torch.inference_mode():
         try:
             expected = own(q, k, cos, sin)
-        except (TypeError, ValueError, RuntimeError, IndexError):
+        except OTHER_KIND:
             return False  # another convention of arguments
 
     def compute(kernels: BodyKernels) -> list[Tensor]:

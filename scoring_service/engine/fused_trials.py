@@ -67,6 +67,10 @@ class Trials:
         return all(close(ours, own, share) for ours, own in zip(found, expected, strict=True))
 
 
+OTHER_KIND = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+"""What modules raise that are tried for another kind than they are of."""
+
+
 def first_line(error: Exception) -> str:
     """Of what an error says."""
     lines = str(error).splitlines() or [type(error).__name__]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.fused_norm import FusedNorm
-from scoring_service.engine.fused_trials import Trials, random_rows
+from scoring_service.engine.fused_trials import OTHER_KIND, Trials, random_rows
 from scoring_service.engine.prepacked import adding, uses_kernel
 from scoring_service.kernels.body import BodyKernels
 
@@ -119,8 +119,8 @@ def _is_plain(layer: Any, fused: Layer, dtype: torch.dtype) -> bool:
     with torch.inference_mode(), _stand_ins(layer) as (attention, mlp):
         try:
             expected = type(layer).forward(layer, rows, **asked)
-        except (TypeError, ValueError, RuntimeError, AttributeError):
-            return False  # a layer of another kind
+        except OTHER_KIND:
+            return False
         called = [attention.calls.copy(), mlp.calls.copy()]
         if [len(calls) for calls in called] != [1, 1] or not isinstance(expected, Tensor):
             return False

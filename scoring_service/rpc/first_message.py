@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.rpc.handlers import MAKERS, behaviour_of
+from scoring_service.rpc.handlers import MAKERS, Context, Handler, behaviour_of
 from scoring_service.rpc.status import abort
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
 
 
 class FirstMessageInterceptor(grpc.aio.ServerInterceptor):

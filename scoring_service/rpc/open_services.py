@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.authentication import OPEN_SERVICES
 from scoring_service.rpc.caller import peer_host
-from scoring_service.rpc.handlers import behaviour_of, replacing
+from scoring_service.rpc.handlers import Context, Handler, behaviour_of, replacing
 from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.status import abort
 
 _RETRY_SECONDS = 10.0
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-if TYPE_CHECKING:
-    # Generic in the published types alone.
-    Handler = grpc.RpcMethodHandler[Any, Any] | None
 
 
 class OpenServicesInterceptor(grpc.aio.ServerInterceptor):
