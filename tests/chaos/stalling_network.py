@@ -7,10 +7,13 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from types import TracebackType
 from typing import Self
+
+from tests.proxy import Proxy
 
 
 class Way(Enum):
@@ -21,7 +24,7 @@ class Way(Enum):
     BOTH = "both"
 
 
-class StallingProxy:
+class StallingProxy(Proxy):
     """Passes bytes on between connections to `target` and a server, while it flows.
 
     While it stalls, the kernels at both ends still take what fits the sockets' buffers.
@@ -32,19 +35,9 @@ class StallingProxy:
     host = "127.0.0.1"
 
     def __init__(self) -> None:
-        self._server: tuple[str, int] = ("", 0)
+        super().__init__()
         self._flowing = {Way.TO_SERVER: threading.Event(), Way.TO_CLIENT: threading.Event()}
         self.flow()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._target = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = []
-
-    def target(self, server: str) -> str:
-        """Where clients reach a server through this network."""
-        host, _, port = server.rpartition(":")
-        self._server = host, int(port)
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self._target
 
     def elsewhere(self, server: str) -> str:
         """Where others reach it, whatever happens here."""
@@ -61,9 +54,6 @@ class StallingProxy:
         for flowing in self._flowing.values():
             flowing.set()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -71,23 +61,13 @@ class StallingProxy:
         traceback: TracebackType | None,
     ) -> None:
         self.flow()
-        for end in (self._listener, *self._sockets):
-            end.close()
+        super().__exit__(exc_type, exc, traceback)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._server)
-                self._sockets += [near, far]
-                for way, source, sink in (
-                    (Way.TO_SERVER, near, far),
-                    (Way.TO_CLIENT, far, near),
-                ):
-                    passing = threading.Thread(
-                        target=self._pass, args=(way, source, sink), daemon=True
-                    )
-                    passing.start()
+    def passing(self, near: socket.socket, far: socket.socket) -> Sequence[Callable[[], None]]:
+        return (
+            partial(self._pass, Way.TO_SERVER, near, far),
+            partial(self._pass, Way.TO_CLIENT, far, near),
+        )
 
     def _pass(self, way: Way, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):

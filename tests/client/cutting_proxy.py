@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import threading
-from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from tests.proxy import Proxy
 
 _DATA, _HEADERS, _RST_STREAM = 0, 1, 3
 _END_STREAM, _END_STREAM_AND_HEADERS = 0x1, 0x5
@@ -43,43 +43,19 @@ def trailers_without_status(after: int) -> Cut:
     return Cut(after, _HEADERS, _END_STREAM_AND_HEADERS, _TRAILER)
 
 
-class CuttingProxy:
+class CuttingProxy(Proxy):
     """Passes frames on between clients and a server, and cuts the first streams that carry data.
 
     Args:
-        server: Host and port.
         cuts: One for each stream that is answered, in order; beyond the list none.
     """
 
-    def __init__(self, server: str, cuts: Iterable[Cut]) -> None:
-        host, _, port = server.rpartition(":")
-        self._server = host, int(port)
+    def __init__(self, cuts: Iterable[Cut]) -> None:
+        super().__init__()
         self._cuts = list(cuts)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = []
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for end in (self._listener, *self._sockets):
-            end.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._server)
-                self._sockets += [near, far]
-                for work in (self._to_server, self._to_client):
-                    threading.Thread(target=work, args=(near, far), daemon=True).start()
+    def passing(self, near: socket.socket, far: socket.socket) -> Sequence[Callable[[], None]]:
+        return partial(self._to_server, near, far), partial(self._to_client, near, far)
 
     @staticmethod
     def _to_server(near: socket.socket, far: socket.socket) -> None:

@@ -69,9 +69,9 @@ def test_a_stream_that_a_proxy_ended_is_resumed(ask, cut, after):
     """Over real frames of HTTP/2: gRPC says INTERNAL or UNKNOWN of most of them."""
     with (
         ToyServer(max_slice=1, slice_seed=3, step_delay=0.002) as server,
-        CuttingProxy(server.target, [cut(after)]) as proxy,
+        CuttingProxy([cut(after)]) as proxy,
     ):
-        assert_all(ask(proxy.target, "score", GROUPS))
+        assert_all(ask(proxy.target(server.target), "score", GROUPS))
         assert len(server.requests) == 2
 
 
