@@ -50,6 +50,7 @@ else
 	$(PYTEST) --numprocesses 3 $(MANY) --ignore tests/chaos tests || failed=1; \
 	$(PYTEST) --numprocesses 2 $(MANY) $(ALONE:%=--ignore %) tests/chaos || failed=1; \
 	$(PYTEST) $(ALONE) || failed=1; \
+	[ $$failed = 0 ] || $(PYTEST) --cache-show cache/lastfailed; \
 	exit $$failed
 endif
 

@@ -249,8 +249,8 @@ def _stop_event() -> asyncio.Event:
     def request() -> None:
         stop.set()
         for signum in signals:
-            loop.remove_signal_handler(signum)
-            # Python's own handler of SIGINT would unwind half of the server, with tracebacks.
+            # The loop keeps its handlers, for with them goes what wakes it: a signal that came to
+            # another thread, or while it was falling asleep, would wait for the next event.
             signal.signal(signum, end_at_once)
 
     for signum in signals:

@@ -39,6 +39,29 @@ async def main():
 asyncio.run(main())
 """
 
+# A signal may come to any thread of a process, and then what sleeps in the first is not cut short.
+TO_ANOTHER_THREAD = """
+import asyncio
+import os
+import signal
+import threading
+import time
+from scoring_service.serve import _stop_event
+
+def signal_here():
+    time.sleep(1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+async def main():
+    stop = _stop_event()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await stop.wait()
+    threading.Thread(target=signal_here, daemon=True).start()
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
 
 def can_unshare() -> bool:
     return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
@@ -96,3 +119,9 @@ def test_a_second_signal_ends_a_server_that_drains(
         os.kill(pid, second)
         ended = wait(process)
     assert ended == (base + second if base else -second)
+
+
+def test_a_second_signal_wakes_a_server_that_sleeps() -> None:
+    with started((), TO_ANOTHER_THREAD) as process:
+        ended = wait(process)
+    assert ended == -signal.SIGTERM
