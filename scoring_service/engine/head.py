@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoring_service.engine.prepacked import pack_weight, packed_linear
+from scoring_service.engine.head_product import HeadProduct, choose_product
 from scoring_service.engine.tiles import ROW_MULTIPLE
+from scoring_service.kernels.cpu.ops import CpuKernels
 
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
@@ -51,44 +52,54 @@ class RowHead(Protocol):
 class LinearHead:
     """hidden @ weight.T + bias, scaled and soft-capped as the model does it."""
 
-    weight_V_H: Tensor
+    prepared: Tensor
+    """The weight as `matmul` takes it."""
     bias_V: Tensor | None
-    multiplier: float
-    soft_cap: float | None
-    dtype: torch.dtype
-    """Element type of the product; its sums are fp32 at least."""
-    packed_weight: Tensor | None = None
-    """`weight_V_H` in the layout of `prepacked`, where that is faster."""
+    matmul: HeadProduct
+    vocab_size: int
+    """Rows of the weight."""
+    multiplier: float = 1.0
+    soft_cap: float | None = None
     row_multiple: int = ROW_MULTIPLE
     """Rows are padded to a multiple of this."""
+    copied_bytes: int = 0
+    """What `prepared` takes beside the model's own weight."""
 
     @property
-    def vocab_size(self) -> int:
-        """Rows of the head."""
-        return self.weight_V_H.shape[0]
+    def dtype(self) -> torch.dtype:
+        """Element type of the product."""
+        return self.matmul.dtype
 
     @property
     def finishes_nothing(self) -> bool:
         """Whether logits are the product's own numbers: neither scaled nor capped."""
         return self.multiplier == 1.0 and self.soft_cap is None
 
+    def with_weight(
+        self, weight_V_H: Tensor, bias_V: Tensor | None, spare: Tensor | None = None
+    ) -> LinearHead:
+        """The same head with another weight of the same shape and type.
+
+        Args:
+            weight_V_H: in the model's own type.
+            bias_V: likewise.
+            spare: `prepared` of a head that is dropped, to be overwritten.
+        """
+        prepared = self.matmul.prepared(weight_V_H, spare)
+        copied = 0 if prepared is weight_V_H else weight_V_H.numel() * prepared.dtype.itemsize
+        bias = None if bias_V is None else bias_V.to(self.dtype)
+        return replace(self, prepared=prepared, bias_V=bias, copied_bytes=copied)
+
+    def without_memory(self) -> LinearHead:
+        """The same head without weights."""
+        return replace(self, prepared=torch.empty(0), bias_V=None, copied_bytes=0)
+
     def product(self, states: Tensor) -> Tensor:
         """[T, V] of hidden states [T, H], neither scaled nor capped."""
         rows = states.shape[0]
         padding = -rows % self.row_multiple
         hidden_T_H = functional.pad(states, (0, 0, 0, padding)) if padding else states
-        if self.dtype != self.weight_V_H.dtype:
-            # CUDA multiplies half-precision factors into fp32: no fp32 copy of the weight.
-            logits_T_V = torch.mm(hidden_T_H, self.weight_V_H.t(), out_dtype=self.dtype)
-            if self.bias_V is not None:
-                logits_T_V += self.bias_V
-        else:
-            hidden_T_H = hidden_T_H.to(self.dtype)
-            if self.packed_weight is not None:
-                logits_T_V = packed_linear(hidden_T_H, self.packed_weight, self.bias_V)
-            else:
-                logits_T_V = functional.linear(hidden_T_H, self.weight_V_H, self.bias_V)
-        return logits_T_V[:rows]
+        return self.matmul.multiply(hidden_T_H, self.prepared, self.bias_V)[:rows]
 
     def finish(self, product_T_V: Tensor) -> Tensor:
         """float32 [T, V], scaled and soft-capped."""
@@ -125,29 +136,42 @@ class WholeLogits:
         return states.float()
 
 
-def linear_head(module: torch.nn.Module, config: Any, dtype: torch.dtype) -> LinearHead | None:
-    """The head of a model whose output embedding is a linear layer, else None."""
-    if not isinstance(module, torch.nn.Linear):
-        return None
-    own: Tensor = module.weight.detach()
-    weight = converted(own, dtype)
-    bias: Tensor | None = module.bias
-    if bias is not None and weight is not own:
-        bias = bias.to(dtype)
+def linear_head(
+    module: torch.nn.Linear, config: Any, dtype: torch.dtype, kernels: CpuKernels | None = None
+) -> LinearHead:
+    """The head of a model whose output embedding is a linear layer.
+
+    Args:
+        module: the output embedding.
+        config: transformers' own.
+        dtype: of logits before they are scaled or capped.
+        kernels: the C++ kernels, where they are used.
+    """
     multiplier = 1.0
     for name in _MULTIPLIERS:
         multiplier *= _number(config, name, 1.0)
     for name in _DIVISORS:
         multiplier /= _number(config, name, 1.0)
     soft_cap = _number(config, "final_logit_softcapping", 0.0)
-    return LinearHead(weight, bias, multiplier, soft_cap or None, dtype, pack_weight(weight))
+    return make_head(
+        module.weight.detach(),
+        None if module.bias is None else module.bias.detach(),
+        choose_product(module.weight, dtype, kernels),
+        multiplier,
+        soft_cap or None,
+    )
 
 
-def converted(weight_V_H: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight as the product in `dtype` takes it."""
-    if weight_V_H.is_cuda and dtype == torch.float32:
-        return weight_V_H  # CUDA multiplies half-precision factors into fp32
-    return weight_V_H.to(dtype)
+def make_head(
+    weight_V_H: Tensor,
+    bias_V: Tensor | None,
+    matmul: HeadProduct,
+    multiplier: float = 1.0,
+    soft_cap: float | None = None,
+) -> LinearHead:
+    """The head of a weight and a bias in the model's own type."""
+    bare = LinearHead(weight_V_H, bias_V, matmul, weight_V_H.shape[0], multiplier, soft_cap)
+    return bare.with_weight(weight_V_H, bias_V)
 
 
 def _number(config: Any, name: str, default: float) -> float:

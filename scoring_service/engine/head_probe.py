@@ -9,14 +9,22 @@ import torch
 from scoring_service.engine.head import LinearHead, RowHead, WholeLogits, linear_head
 from scoring_service.engine.network import DTYPES
 from scoring_service.errors import ConfigurationError
+from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.types import EngineConfig
 
 _SPREADS = (1.0, 30.0, 300.0)
 """Standard deviations of the probe's logits: soft-capping shows only where logits are large."""
 
 
-def choose_head(network: Any, config: EngineConfig) -> tuple[RowHead, str]:
+def choose_head(
+    network: Any, config: EngineConfig, kernels: CpuKernels | None
+) -> tuple[RowHead, str]:
     """The model's head as a linear layer where a probe agrees, else its own logits and why.
+
+    Args:
+        network: the whole model.
+        config: what was asked for.
+        kernels: the C++ kernels, where they are used.
 
     Raises:
         ConfigurationError: there is no such type.
@@ -28,12 +36,10 @@ def choose_head(network: Any, config: EngineConfig) -> tuple[RowHead, str]:
         )
     dtype = DTYPES.get(config.head_dtype, network.dtype)
     module = network.get_output_embeddings()
-    if module is not None:
+    if isinstance(module, torch.nn.Linear):
         own = linear_head(module, text_config, network.dtype)
-        if own is not None and head_matches(network, module, own):
-            head = linear_head(module, text_config, dtype)
-            if head is not None:
-                return head, ""
+        if head_matches(network, module, own):
+            return linear_head(module, text_config, dtype, kernels), ""
     vocab = int(text_config.vocab_size)
     return (
         WholeLogits(vocab, network.dtype),
@@ -42,7 +48,7 @@ def choose_head(network: Any, config: EngineConfig) -> tuple[RowHead, str]:
     )
 
 
-def head_matches(network: Any, module: torch.nn.Module, head: LinearHead) -> bool:
+def head_matches(network: Any, module: torch.nn.Linear, head: LinearHead) -> bool:
     """Feeds made-up hidden states to the model's own tail and compares its logits with ours.
 
     Soft-capping and scaling come after the head, somewhere in the model's forward. A hook puts
@@ -54,9 +60,10 @@ def head_matches(network: Any, module: torch.nn.Module, head: LinearHead) -> boo
         head: ours, in the model's own dtype.
     """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(4, head.weight_V_H.shape[1], generator=generator)
-    hidden = noise.to(head.weight_V_H.device, head.weight_V_H.dtype)
-    bare = torch.nn.functional.linear(hidden, head.weight_V_H).float()
+    weight_V_H = module.weight.detach()
+    noise = torch.randn(4, weight_V_H.shape[1], generator=generator)
+    hidden = noise.to(weight_V_H.device, weight_V_H.dtype)
+    bare = torch.nn.functional.linear(hidden, weight_V_H).float()
     unit = hidden / bare.std()
     with torch.inference_mode():
         return all(_agrees(network, module, head, unit * spread) for spread in _SPREADS)

@@ -72,9 +72,11 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     codec = None if tokenizer_json is None else TextCodec(tokenizer_json)
     on_stage("hashing weights")
     digest = weights_digest(network.state_dict())
-    on_stage("probing the head")
-    head, head_reason = choose_head(network, config)
     kernels, no_kernels = find_kernels(config, device, on_stage)
+    on_stage("probing the head")
+    # Who asks for the plain path wants torch's own operators, to compare with.
+    own = None if config.path == "plain" else kernels
+    head, head_reason = choose_head(network, config, own)
     model = CausalModel(network, head, device, config.weight_version, kernels, residual_dtype)
     head_is_deterministic = _probe(model, config, limit)
     on_stage("probing how it can be packed")
@@ -143,7 +145,7 @@ def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> C
         backend=backend_of(model, packed),
         device=device_name(model.device),
         chunk_size=0 if packed is None else packed.settings.chunk_size,
-        kernels="" if packed is None else _kernels(model),
+        kernels=_kernels(model),
         attention=_attention(model, packed),
         triton=None if packed is None else dispatch.version(model.device),
     )
@@ -151,7 +153,7 @@ def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> C
 
 
 def _kernels(model: CausalModel) -> str:
-    """Those of the body, as far as the device and Triton's version do not say."""
+    """Those of body and head, as far as the device and Triton's version do not say."""
     return ", ".join(model.fused.kernels) if model.kernels is None else model.kernels.name
 
 

@@ -26,15 +26,18 @@ _SHARE = 0.25
 """Weights are packed beside the originals only if they take less than this of what is free."""
 
 
-def pack_weight(weight: Tensor) -> Tensor | None:
-    """A copy of [N, K] in the kernel's layout, itself where a copy does not fit; else None."""
-    if weight.is_cuda or weight.dtype != torch.bfloat16 or not _is_available():
-        return None
-    return repacked(weight) if _fits(weight.numel() * 2) else weight
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there are operators for packed weights of such a type."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and _is_available()
+
+
+def packs_beside(elements: int) -> bool:
+    """Whether memory allows packed copies of so many elements beside the originals."""
+    return elements * 2 <= _SHARE * free_memory(torch.device("cpu"))
 
 
 def packed_linear(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """inputs @ weight.T + bias of a weight that `pack_weight` gave."""
+    """inputs @ weight.T + bias of a weight that is `repacked`, or of one as it lies."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
     return product
 
@@ -51,12 +54,9 @@ def pack_linears(network: Any) -> int:
         for module in network.modules()
         if type(module) is torch.nn.Linear
         and module is not output
-        and module.weight.dtype == torch.bfloat16
-        and not module.weight.is_cuda
+        and packs(module.weight.device, module.weight.dtype)
     ]
-    if not layers or not _is_available():
-        return 0
-    fits = _fits(sum(layer.weight.numel() * 2 for layer in layers))
+    fits = packs_beside(sum(layer.weight.numel() for layer in layers))
     count = 0
     for layer in layers:
         packed = repacked(layer.weight) if fits else None
@@ -87,13 +87,9 @@ def use_packed(layer: torch.nn.Linear, packed: Tensor) -> None:
 
 
 def repacked(weight: Tensor) -> Tensor:
-    """The packed form of another weight of a layer whose weight is packed already."""
+    """A copy of a bf16 weight [N, K] in the kernel's layout."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
     return packed
-
-
-def _fits(size: int) -> bool:
-    return size <= _SHARE * free_memory(torch.device("cpu"))
 
 
 def uses_kernel(layer: torch.nn.Module) -> bool:

@@ -7,21 +7,15 @@ That takes microseconds a tensor, so two versions can answer by turns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoring_service.engine.head import LinearHead, RowHead, converted
+from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.memory import free_memory
-from scoring_service.engine.prepacked import (
-    pack_weight,
-    packed_layers,
-    packed_of,
-    repacked,
-    use_packed,
-)
+from scoring_service.engine.prepacked import packed_layers, packed_of, repacked, use_packed
 from scoring_service.engine.tensor_specs import tensor_specs
 
 _SPARE = 1.25
@@ -70,13 +64,9 @@ class Slots:
         output = network.get_output_embeddings()
         self._head_weight = names.get(id(getattr(output, "weight", None)), "")
         self._head_bias = names.get(id(getattr(output, "bias", None)), "")
-        self.bare_head = _without_memory(head)
+        self.bare_head = head.without_memory() if isinstance(head, LinearHead) else head
         """What the head does, until there are weights for it."""
-        self._packs_head = (
-            isinstance(head, LinearHead)
-            and head.packed_weight is not None
-            and head.packed_weight is not head.weight_V_H
-        )
+        self._copied_head_bytes = head.copied_bytes if isinstance(head, LinearHead) else 0
         self._spare_head: Tensor | None = None
 
     def own(
@@ -145,25 +135,18 @@ class Slots:
         head = self.bare_head
         if not isinstance(head, LinearHead):
             return head
-        own = tensors[self._head_weight]
-        spare, self._spare_head = self._spare_head, None
         # Large memory that was used before costs a fraction of new memory.
-        weight = converted(own, head.dtype) if spare is None else spare.copy_(own)
-        bias = head.bias_V
-        if bias is not None:
-            bias = tensors[self._head_bias].to(bias.dtype)
-        packed = weight if head.packed_weight is not None else None
-        if self._packs_head:
-            packed = pack_weight(weight)
-        return replace(head, weight_V_H=weight, bias_V=bias, packed_weight=packed)
+        spare, self._spare_head = self._spare_head, None
+        bias = tensors[self._head_bias] if self._head_bias else None
+        return head.with_weight(tensors[self._head_weight], bias, spare)
 
     def reclaim(self, weights: ModelWeights) -> None:
         """Keeps memory of weights that are dropped for the next ones."""
         head = weights.head
-        if isinstance(head, LinearHead) and self._head_weight in weights.tensors:
-            own = weights.tensors[self._head_weight]
-            if head.weight_V_H.dtype != own.dtype and not own.is_cuda:
-                self._spare_head = head.weight_V_H
+        if not isinstance(head, LinearHead) or not head.copied_bytes:
+            return
+        if head.matmul.overwrites and not head.prepared.is_cuda:
+            self._spare_head = head.prepared
 
     def extra_bytes(self, device: torch.device) -> int:
         """Memory that other weights take beside the memory that is shared with the server."""
@@ -171,21 +154,7 @@ class Slots:
         if device.type != "cpu":
             return sum(map(_size, held.values()))
         size = sum(_size(held[name]) for name in self._packed_from.values())
-        if isinstance(self.bare_head, LinearHead):
-            converts = self.bare_head.dtype != held[self._head_weight].dtype
-            copies = converts + self._packs_head
-            size += copies * _size(self.bare_head.weight_V_H)
-        return size
-
-
-def _without_memory(head: RowHead) -> RowHead:
-    """What a head does, without the weights that it has."""
-    if not isinstance(head, LinearHead):
-        return head
-    weight = head.weight_V_H.to("meta")
-    return replace(
-        head, weight_V_H=weight, packed_weight=None if head.packed_weight is None else weight
-    )
+        return size + self._copied_head_bytes
 
 
 def room_for(size: int, device: torch.device) -> bool:

@@ -91,7 +91,7 @@ def estimate(
     """
     weights = shape.parameters * dtype_bytes
     if hardware.device == "cpu" and dtype_bytes < 4:
-        weights += shape.head_parameters * 4  # the float32 copy of the head
+        weights += shape.head_parameters * dtype_bytes  # once more, as its product takes it
     kv = shape.kv_width * dtype_bytes
     share = memory_utilization or MEMORY_SHARE[hardware.device]
     left = hardware.memory_bytes - weights

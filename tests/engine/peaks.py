@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -53,6 +54,7 @@ def measured(script: str) -> dict[str, list[float]]:
 
 def peak_of(work: Callable[[], object]) -> int:
     """Bytes beyond what is resident before it."""
+    gc.collect()  # models and runners that were dropped before must not go meanwhile
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     work()

@@ -275,7 +275,7 @@ def test_memory_that_was_scarce_at_the_start_changes_no_bit(
 ) -> None:
     """Without room for a second copy of its weights, in the kernels' layout."""
     roomy = load_model(tiny_model_path(), head_dtype="bfloat16")
-    monkeypatch.setattr(prepacked, "_fits", lambda _size: False)
+    monkeypatch.setattr(prepacked, "free_memory", lambda _device: 0)
     scarce = load_model(tiny_model_path(), head_dtype="bfloat16")
     assert roomy.info.numerics_id == scarce.info.numerics_id
     tasks = tasks_of(EVERY)

@@ -100,8 +100,8 @@ def test_weights_that_nobody_uses_any_more_are_let_go(
     tiny_packed: LoadedModel, own: ModelWeights
 ) -> None:
     engine = engine_of(tiny_packed)
-    head = replace(own.head, weight_V_H=own.head.weight_V_H.clone())
-    memory = weakref.ref(head.weight_V_H)
+    head = replace(own.head, prepared=own.head.prepared.clone())
+    memory = weakref.ref(head.prepared)
     weights = replace(own, head=head)
     engine.submit(scores(1, prompts(1, 20)), weights)
     assert finished(engine, 5) == [1]

@@ -18,6 +18,7 @@ from scoring_service.engine.events import (
     StageWeights,
     WeightsStaged,
 )
+from scoring_service.engine.head import LinearHead
 from scoring_service.engine.weight_memory import lay_out
 from scoring_service.engine.weight_store import WeightStore, _Staging
 from scoring_service.engine.weights import Slots
@@ -34,10 +35,14 @@ def test_nothing_is_left_of_weights_that_others_are_written_over(
     store = WeightStore(loaded, events.append)
     model = loaded.model
     assert model.weights is not None
-    head, body = model.head.weight_V_H, next(iter(model.weights.tensors.values()))
-    assert head.dtype == torch.float32
+    assert isinstance(model.head, LinearHead)
+    head, body = model.head.prepared, next(iter(model.weights.tensors.values()))
+    assert model.head.copied_bytes
     before = [weakref.ref(head), weakref.ref(body)]
     tensors = {name: tensor.clone() for name, tensor in model.weights.tensors.items()}
+    tensors["lm_head.weight"] *= 2
+    states = torch.randn(3, tensors["lm_head.weight"].shape[1]).bfloat16()
+    logits = model.head.logits(states)
     del head, body
     command = StageWeights(1, "", lay_out(loaded.info.tensors), version=5, beside=False)
     staging = store._staged[1] = _Staging(command)
@@ -55,7 +60,7 @@ def test_nothing_is_left_of_weights_that_others_are_written_over(
     assert alive == [False, False]
     assert [type(event) for event in events] == [WeightsStaged]
     assert model.weight_version == 5
-    assert torch.equal(model.head.weight_V_H, tensors["lm_head.weight"].float())
+    assert torch.equal(model.head.logits(states), 2 * logits)
 
 
 def test_whatever_ends_a_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

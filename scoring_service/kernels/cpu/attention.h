@@ -16,6 +16,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
 
+#include "products.h"
 #include "vectors.h"
 
 namespace scoring {
@@ -409,6 +410,7 @@ void attend_nodes(
 #pragma omp parallel if (total > 1)
   {
     static thread_local Workspace<T> work;
+    const ProductScope scope;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < total; ++i) {
       const Task& task = tasks[i];

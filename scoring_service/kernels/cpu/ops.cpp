@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "pointwise.h"
+#include "products.h"
 #include "race.h"
 #include "rows.h"
 #include "support.h"
@@ -109,6 +110,7 @@ bool multiplies(at::ScalarType type) {
       using T = decltype(kind);
       const std::vector<T> left(kRowMultiple * 2), right(2 * kKeyMultiple);
       std::vector<float> product(kRowMultiple * kKeyMultiple);
+      const ProductScope scope;
       at::native::cpublas::brgemm(
           kRowMultiple, kKeyMultiple, 2, 2, kKeyMultiple, kKeyMultiple, false, left.data(),
           right.data(), product.data(), !std::is_same_v<T, float>);
@@ -117,6 +119,35 @@ bool multiplies(at::ScalarType type) {
     return false;
   }
   return true;
+}
+
+// bf16 [V, H] in the layout of `linear`, [ceil(V / 64), H, 64], into `packed`.
+void pack_linear(const at::Tensor& weight, at::Tensor& packed) {
+  const int64_t columns = weight.size(0), width = weight.size(1);
+  TORCH_CHECK(weight.scalar_type() == at::kBFloat16 && weight.is_contiguous(), "dense bf16 expected");
+  TORCH_CHECK(width % 2 == 0, "an even width expected");
+  TORCH_CHECK(
+      packed.scalar_type() == at::kBFloat16 && packed.is_contiguous() &&
+          packed.numel() == blocks_of(columns) * kBlockColumns * width,
+      "as many dense bf16 as whole blocks have expected");
+  pack_weight(
+      weight.const_data_ptr<c10::BFloat16>(), columns, width, packed.mutable_data_ptr<c10::BFloat16>());
+}
+
+// fp32 [T, V] of bf16 rows [T, H] and a weight [V, H] that `pack_linear` packed.
+at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, int64_t columns) {
+  const at::Tensor rows = input.contiguous();
+  const int64_t count = rows.size(0), width = rows.size(1);
+  TORCH_CHECK(
+      rows.scalar_type() == at::kBFloat16 && packed.scalar_type() == at::kBFloat16, "bf16 expected");
+  TORCH_CHECK(
+      packed.is_contiguous() && packed.numel() == blocks_of(columns) * kBlockColumns * width,
+      "a weight of this width expected");
+  at::Tensor product = at::empty({count, columns}, rows.options().dtype(at::kFloat));
+  multiply(
+      rows.const_data_ptr<c10::BFloat16>(), count, width, packed.const_data_ptr<c10::BFloat16>(), columns,
+      product.mutable_data_ptr<float>());
+  return product;
 }
 
 // Rows [..., H] in the weight's type.
@@ -331,6 +362,8 @@ TORCH_LIBRARY(scoring_cpu, library) {
       "Tensor(b!) pool_values, Tensor kept_rows, Tensor kept_slots, Tensor nodes, Tensor runs, "
       "float scaling, int? window, float? softcap, Tensor? sinks) -> Tensor");
   library.def("multiplies(ScalarType type) -> bool", multiplies);
+  library.def("pack_linear(Tensor weight, Tensor(a!) packed) -> ()");
+  library.def("linear(Tensor input, Tensor packed, int columns) -> Tensor");
   library.def("rms_norm(Tensor input, Tensor weight, float eps, bool offset) -> Tensor");
   library.def("add_rows(Tensor residual, Tensor x, Tensor(a!) sum) -> ()");
   library.def("silu_mul(Tensor gate, Tensor up) -> Tensor");
@@ -349,6 +382,8 @@ TORCH_LIBRARY(scoring_cpu, library) {
 
 TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
   library.impl("attend", attend);
+  library.impl("pack_linear", pack_linear);
+  library.impl("linear", linear);
   library.impl("rms_norm", rms_norm);
   library.impl("add_rows", add_rows);
   library.impl("silu_mul", silu_mul);

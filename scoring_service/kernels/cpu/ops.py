@@ -12,6 +12,7 @@ from scoring_service.kernels.cpu.build import KernelsUnavailableError, compiled_
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _WIDEST = 2048
+_BLOCK_COLUMNS = 64
 
 
 class CpuKernels:
@@ -88,6 +89,40 @@ class CpuKernels:
             softcap,
             sinks,
         )
+        return found
+
+    def multiplies_wide(self, weight_V_H: Tensor) -> bool:
+        """Whether `linear` takes such a weight on this processor."""
+        return (
+            weight_V_H.device.type == "cpu"
+            and weight_V_H.dtype == torch.bfloat16
+            and weight_V_H.shape[1] % 2 == 0
+            and torch.bfloat16 in self._attended
+        )
+
+    def pack_linear(self, weight_V_H: Tensor, into: Tensor | None = None) -> Tensor:
+        """A bf16 weight in the layout of `linear`, in new memory or in that of another one."""
+        blocks = -(-weight_V_H.shape[0] // _BLOCK_COLUMNS)
+        shape = (blocks, weight_V_H.shape[1], _BLOCK_COLUMNS)
+        packed = weight_V_H.new_empty(shape) if into is None else into
+        self._ops.pack_linear(weight_V_H.contiguous(), packed)
+        return packed
+
+    def linear(self, rows_T_H: Tensor, packed: Tensor, columns: int) -> Tensor:
+        """Products of bf16 rows with a bf16 weight, summed and left in fp32.
+
+        Factors are exact in fp32, so that this is a float32 product in all but the order of sums,
+        at the speed of a bf16 one.
+
+        Args:
+            rows_T_H: bf16.
+            packed: of `pack_linear`.
+            columns: V of the weight.
+
+        Returns:
+            fp32 [T, V].
+        """
+        found: Tensor = self._ops.linear(rows_T_H, packed, columns)
         return found
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float, offset: bool) -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoring_service.engine.head import LinearHead
+from scoring_service.engine.head import make_head
+from scoring_service.engine.head_product import PlainProduct
 from scoring_service.engine.packed.draws import DrawRow, draw_rows
 from scoring_service.engine.packed.head_jobs import _finished
 from scoring_service.engine.rows import compute_rows
@@ -138,7 +139,7 @@ def test_half_precision_logits_are_read_as_they_are(monkeypatch: pytest.MonkeyPa
     """A copy of a tile in fp32 is twice its size; capped logits have to be made, and are fp32."""
     use(monkeypatch, "triton")
     weight_V_H = torch.randn(100, 16, device=DEVICE).bfloat16()
-    plain = LinearHead(weight_V_H, None, 1.0, None, torch.bfloat16)
+    plain = make_head(weight_V_H, None, PlainProduct(torch.bfloat16))
     product_T_V = plain.product(torch.randn(3, 16, device=DEVICE).bfloat16())
     assert _finished(plain, product_T_V, None) is product_T_V
     capped = replace(plain, soft_cap=30.0)

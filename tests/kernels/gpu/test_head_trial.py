@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine import head_trial, path
-from scoring_service.engine.head import LinearHead
+from scoring_service.engine.head import LinearHead, make_head
+from scoring_service.engine.head_product import PlainProduct
 from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.loader import LoadedModel, load
 from scoring_service.engine.packed.draws import draw_rows
@@ -44,7 +45,7 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def head_of(dtype: torch.dtype, vocab: int = 97) -> LinearHead:
     weight_V_H = torch.zeros(vocab, 16, dtype=dtype, device=DEVICE)
-    return LinearHead(weight_V_H, None, 1.0, None, dtype)
+    return make_head(weight_V_H, None, PlainProduct(dtype))
 
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
