@@ -155,7 +155,8 @@ class ServeConfig:
     """Run the model's own Python code from the Hub or its folder."""
 
     threads: int | None = None
-    """CPU threads of a worker. Default: torch's choice, divided among the workers."""
+    """CPU threads of a worker. Default: the processors that the process may use, within the quota
+    of its container, divided among the workers; torch's choice for one worker without a quota."""
 
     num_workers: int | None = None
     """Worker processes, each with the whole model. Default: one a GPU; one on a CPU."""

@@ -24,7 +24,8 @@ def choose_head(
     Args:
         network: the whole model.
         config: what was asked for.
-        kernels: the C++ kernels, where they are used.
+        kernels: the C++ kernels, where they are used. Who asks for the plain path wants torch's own
+            operators, to compare with.
 
     Raises:
         ConfigurationError: there is no such type.

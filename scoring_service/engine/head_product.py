@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scoring_service.engine.prepacked import packed_linear, packs, packs_beside, repacked
+from scoring_service.engine.prepacked import packed_linear, packs, packs_beside, repacked, same_bits
 from scoring_service.kernels.cpu.ops import CpuKernels
 
 
@@ -132,7 +132,9 @@ def choose_product(
         if kernels is not None and kernels.multiplies_wide(weight_V_H):
             return WideCpuProduct(kernels, weight_V_H.shape[0])
     if packs(weight_V_H.device, dtype):
-        return PackedProduct(packs_beside(weight_V_H.numel()))
+        weight = weight_V_H.to(dtype)
+        fits = packs_beside(weight.numel())
+        return PackedProduct(fits and same_bits(weight, None, repacked(weight)))
     return PlainProduct(dtype)
 
 

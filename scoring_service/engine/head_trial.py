@@ -1,12 +1,12 @@
-"""Whether the Triton kernels of the head work on a device: tried at load, as steps use them.
+"""Whether the kernels of the head work where they are: tried at load, as steps use them.
 
-The compiler may refuse a device that is new to it, a kernel may want more shared memory than there
-is, and what was tested on one architecture may err on another. Made-up logits of the model's own
-vocabulary and type are answered twice, by the kernels and by torch's operators: every number of a
-row, lists, supports and drawn tokens. What differs or fails takes the kernels out of use
-(`dispatch.use_triton`), and the model answers without them.
+A compiler may refuse a device or a processor that is new to it, a kernel may want more shared
+memory than there is, and what was tested on one architecture may err on another. Made-up logits of
+the model's own vocabulary and type are answered twice, by the kernels (Triton's, or on a CPU those
+in C++) and by torch's operators: every number of a row, lists, supports and drawn tokens. What
+differs or fails takes the kernels out of use, and the model answers without them.
 
-It also compiles what steps launch, so that no request waits for that.
+On a GPU it also compiles what steps launch, so that no request waits for that.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from dataclasses import fields
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from scoring_service.engine.head import RowHead
+from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.packed.draws import DrawRow, draw_rows
 from scoring_service.engine.packed.head_jobs import as_they_are
 from scoring_service.engine.rows import compute_rows
 from scoring_service.engine.sampling import DrawnToken
 from scoring_service.errors import Fault
 from scoring_service.kernels import dispatch
+from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.types import Processing, RowBlock, RowWants, SamplingTask
 
 _ROWS = 3
@@ -40,36 +42,77 @@ _PROCESSINGS = (
 )
 _GREEDY = Processing(0.0)
 
+_HEIGHTS = (1, 16, 65)
+"""Of products: one row, as many as make a block, and more than the largest block."""
+_COLUMNS = 64
+
 _CLOSE_CALLS = 1
 """Draws that may come out otherwise: where the two best keys are closer than both ways' errors,
 which is so once in 100,000 draws."""
 
 
-def head_failure(head: RowHead, device: torch.device) -> str:
+def head_failure(
+    head: RowHead,
+    device: torch.device,
+    kernels: CpuKernels | None = None,
+    weight_V_H: Tensor | None = None,
+) -> str:
     """Why the kernels are not to make a model's numbers on a device; empty where they work.
 
     Args:
         head: of the model: its vocabulary and the type of its logits.
-        device: `dispatch.backend` says "triton" of it.
+        device: a CPU, or one of which `dispatch.backend` says "triton".
+        kernels: those in C++, on a CPU.
+        weight_V_H: what the head was made of, where a kernel makes its product too.
     """
-    differing = 0
     try:
-        for processing in _PROCESSINGS:
-            for logits_T_V, banned in _tiles(head, device):
-                block, drawn = _answers(logits_T_V, processing, banned)
-                with dispatch.without_triton(device):
-                    want_block, want_drawn = _answers(logits_T_V, processing, banned)
-                if name := _differing_rows(block, want_block):
-                    return f"{name} of rows differ from torch's"
-                differing += sum(not _same(a, b) for a, b in zip(drawn, want_drawn, strict=True))
-                if differing > _CLOSE_CALLS:
-                    return "drawn tokens differ from torch's"
+        if (
+            isinstance(head, LinearHead)
+            and weight_V_H is not None
+            and not _multiplies(head, weight_V_H)
+        ):
+            return "products of the head differ from torch's"
+        return _differing_numbers(head, device, kernels)
     except Exception as error:  # noqa: BLE001 - whatever it is, torch's operators do without
         return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _differing_numbers(head: RowHead, device: torch.device, kernels: CpuKernels | None) -> str:
+    differing = 0
+    for processing in _PROCESSINGS:
+        for logits_T_V, banned in _tiles(head, device, kernels):
+            block, drawn = _answers(logits_T_V, processing, banned, kernels)
+            with dispatch.without_triton(device):
+                want_block, want_drawn = _answers(logits_T_V, processing, banned)
+            if name := _differing_rows(block, want_block):
+                return f"{name} of rows differ from torch's"
+            differing += sum(not _same(a, b) for a, b in zip(drawn, want_drawn, strict=True))
+            if differing > _CLOSE_CALLS:
+                return "drawn tokens differ from torch's"
     return ""
 
 
-def _tiles(head: RowHead, device: torch.device) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+def _multiplies(head: LinearHead, weight_V_H: Tensor) -> bool:
+    """Compares the first columns, some in the middle and the last ones, at several heights."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = len(weight_V_H)
+    for height in _HEIGHTS:
+        noise_T_H = torch.randn(height, weight_V_H.shape[1], generator=generator)
+        states_T_H = noise_T_H.to(weight_V_H.device, weight_V_H.dtype)
+        found_T_V = head.product(states_T_H)
+        for column in (0, vocab // 2, vocab - 1):
+            part = slice(column // _COLUMNS * _COLUMNS, column // _COLUMNS * _COLUMNS + _COLUMNS)
+            bias_V = None if head.bias_V is None else head.bias_V[part].float()
+            wanted_T_V = functional.linear(states_T_H.float(), weight_V_H[part].float(), bias_V)
+            error = (found_T_V[:, part] - wanted_T_V).abs().max()
+            if not error <= _ERROR * wanted_T_V.abs().max():
+                return False
+    return True
+
+
+def _tiles(
+    head: RowHead, device: torch.device, kernels: CpuKernels | None
+) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
     """Logits, and ids that no row of them may draw.
 
     Rows of a step may begin anywhere in a tile, where odd vocabularies are aligned in another way.
@@ -78,14 +121,17 @@ def _tiles(head: RowHead, device: torch.device) -> Iterator[tuple[Tensor, tuple[
     spreads_T_1 = torch.linspace(0.5, 6.0, _ROWS)[:, None]
     logits_T_V = torch.randn(_ROWS, head.vocab_size, generator=generator) * spreads_T_1
     logits_T_V[1] = logits_T_V[1].round()  # ties
-    dtype = head.dtype if as_they_are(head, device, None) else torch.float32
+    dtype = head.dtype if as_they_are(head, device, kernels) else torch.float32
     logits_T_V = logits_T_V.to(dtype).to(device)
     yield logits_T_V, ()
     yield logits_T_V[1:], (0, head.vocab_size // 2)
 
 
 def _answers(
-    logits_T_V: Tensor, processing: Processing, banned: tuple[int, ...]
+    logits_T_V: Tensor,
+    processing: Processing,
+    banned: tuple[int, ...],
+    kernels: CpuKernels | None = None,
 ) -> tuple[RowBlock, list[DrawnToken | Fault]]:
     """Everything that steps ask of rows."""
     rows, vocab = logits_T_V.shape
@@ -94,11 +140,11 @@ def _answers(
     realised_T[-1] = -1
     candidates_T_C = np.tile(np.array([0, vocab - 1, -1], dtype=np.int32), (rows, 1))
     wants = RowWants.everything(top_k=min(_LISTED, limit or vocab), token_id_limit=limit)
-    tile = dispatch.make_tile(logits_T_V, processing.temperature, realised_T, limit)
+    tile = dispatch.make_tile(logits_T_V, processing.temperature, realised_T, limit, kernels)
     block = compute_rows(tile, realised_T, processing, wants, candidates_T_C)
     draws = [_draw_row(place, banned) for place in range(rows)]
-    drawn = draw_rows(logits_T_V, draws, processing, 0)
-    return block, drawn + draw_rows(logits_T_V, draws, _GREEDY, 1 if banned else 0)
+    drawn = draw_rows(logits_T_V, draws, processing, 0, kernels)
+    return block, drawn + draw_rows(logits_T_V, draws, _GREEDY, 1 if banned else 0, kernels)
 
 
 def _draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:

@@ -15,8 +15,10 @@ from scoring_service.engine.causality import is_causal
 from scoring_service.engine.description import describe, type_name
 from scoring_service.engine.device import device_name, find_device, prepare_device
 from scoring_service.engine.digest import weights_digest
-from scoring_service.engine.head import LinearHead
+from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.head_probe import choose_head
+from scoring_service.engine.head_product import WideCpuProduct
+from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.network import load_network, sequence_limit
 from scoring_service.engine.numerics import (
     least_padding,
@@ -33,6 +35,7 @@ from scoring_service.engine.tokenizer_file import bos_token_id, load_tokenizer
 from scoring_service.engine.wide_residuals import choose_residuals
 from scoring_service.errors import ConfigurationError
 from scoring_service.kernels import dispatch
+from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.types import EngineConfig, EngineInfo
 
 OnStage = Callable[[str], None]
@@ -74,9 +77,10 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     digest = weights_digest(network.state_dict())
     kernels, no_kernels = find_kernels(config, device, on_stage)
     on_stage("probing the head")
-    # Who asks for the plain path wants torch's own operators, to compare with.
-    own = None if config.path == "plain" else kernels
-    head, head_reason = choose_head(network, config, own)
+    head, head_reason = choose_head(network, config, None if config.path == "plain" else kernels)
+    if kernels is not None and (refusal := _refusal(network, head, device, kernels)):
+        kernels, no_kernels = None, f"; without C++ kernels: {refusal}"
+        head, head_reason = choose_head(network, config, None)
     model = CausalModel(network, head, device, config.weight_version, kernels, residual_dtype)
     head_is_deterministic = _probe(model, config, limit)
     on_stage("probing how it can be packed")
@@ -99,6 +103,14 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
         load_seconds=time.monotonic() - began,
     )
     return LoadedModel(model, codec, info, path.packed, identity)
+
+
+def _refusal(network: Any, head: RowHead, device: torch.device, kernels: CpuKernels) -> str:
+    """Why the C++ kernels are not to be used on this processor; empty where they work."""
+    weight_V_H = None
+    if isinstance(head, LinearHead) and isinstance(head.matmul, WideCpuProduct):
+        weight_V_H = network.get_output_embeddings().weight.detach()
+    return head_failure(head, device, kernels, weight_V_H)
 
 
 def cache_key(digest: str, dtype: str) -> bytes:

@@ -18,6 +18,7 @@ from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.probe import (
     PLAIN,
     CannotPackError,
+    attends_compiled,
     is_chunk_split_invariant,
     layer_shapes,
 )
@@ -72,7 +73,7 @@ def choose_path(
     # Which of torch's operators attends depends on how many queries there are, and so do bits.
     cuts = (
         deterministic
-        and _attends_compiled(model, shapes)
+        and attends_compiled(model, shapes)
         and is_chunk_split_invariant(model, shapes, limit)
     )
     shape = _step_shape(network, model, shapes)
@@ -145,12 +146,6 @@ def _fuse_layers(model: CausalModel, shapes: list[LayerShape]) -> str:
     return refusal
 
 
-def _attends_compiled(model: CausalModel, shapes: list[LayerShape]) -> bool:
-    """Whether C++ kernels do the attention of every layer."""
-    widths = [width for layer in shapes for width in (layer.key_dim, layer.value_dim)]
-    return model.kernels is not None and model.kernels.attends(model.dtype, *widths)
-
-
 def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:
     """What decides the memory of the model's steps as it is run here."""
     kernels, head = model.kernels, model.head
@@ -162,7 +157,7 @@ def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> S
         residual_bytes=model.residual_dtype.itemsize,
         logit_bytes=head.dtype.itemsize,
         device_type=model.device.type,
-        compiled_attention=model.attends_by_triton or _attends_compiled(model, shapes),
+        compiled_attention=model.attends_by_triton or attends_compiled(model, shapes),
         compiled_head=on_gpu or kernels is not None,
         finishes_logits=not head.finishes_nothing,
     )

@@ -5,7 +5,8 @@ much as the product itself where rows are few. oneDNN's own layout, made once, g
 torch's compiler uses the same two operators.
 
 Where memory is too small for a second copy, the same operators take the weight as it lies: how much
-was free when a worker started changes its speed, never its bits.
+was free when a worker started changes its speed, never its bits. Layers whose bits would change are
+found out by trying, and keep their weights as they lie.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from torch import Tensor
 from scoring_service.engine.memory import free_memory
 
 _RESIDUAL = "_residual"
+
+_HEIGHTS = (1, 2, 16, 33, 64, 256)
+"""Of products whose bits are compared: libraries choose a way for few rows and one for many."""
 
 _SHARE = 0.25
 """Weights are packed beside the originals only if they take less than this of what is free."""
@@ -57,11 +61,20 @@ def pack_linears(network: Any) -> int:
         and packs(module.weight.device, module.weight.dtype)
     ]
     fits = packs_beside(sum(layer.weight.numel() for layer in layers))
+    keeps_bits: dict[tuple[Any, ...], tuple[bool, bool]] = {}
+    """Of weights of a shape: once they are packed, and as they lie."""
     count = 0
     for layer in layers:
         packed = repacked(layer.weight) if fits else None
-        if _same_bits(layer, layer.weight if packed is None else packed):
-            layer.__dict__["forward"] = partial(_forward, packed, layer)
+        shape = (*layer.weight.shape, layer.bias is None)
+        if shape not in keeps_bits:
+            keeps_bits[shape] = (
+                packed is not None and same_bits(layer.weight, layer.bias, packed),
+                same_bits(layer.weight, layer.bias, layer.weight),
+            )
+        packs_well, lies_well = keeps_bits[shape]
+        if packs_well or lies_well:
+            use_packed(layer, packed if packs_well else None)
             count += 1
     return count
 
@@ -81,8 +94,8 @@ def packed_of(layer: torch.nn.Linear) -> Tensor:
     return packed
 
 
-def use_packed(layer: torch.nn.Linear, packed: Tensor) -> None:
-    """Lets a layer use another packed weight."""
+def use_packed(layer: torch.nn.Linear, packed: Tensor | None) -> None:
+    """Lets a layer use the operators, with a packed weight or with its own."""
     layer.__dict__["forward"] = partial(_forward, packed, layer)
 
 
@@ -126,12 +139,18 @@ def _forward(packed: Tensor | None, layer: torch.nn.Linear, inputs: Tensor) -> T
     return product
 
 
-def _same_bits(layer: torch.nn.Linear, weight: Tensor) -> bool:
+def same_bits(weight: Tensor, bias: Tensor | None, packed: Tensor) -> bool:
+    """Whether products have the bits of torch's own, at each of several heights."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(32, layer.in_features, generator=generator).to(layer.weight.dtype)
+    rows = torch.randn(_HEIGHTS[-1], weight.shape[1], generator=generator).to(weight.dtype)
     with torch.inference_mode():
-        expected = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
-        return torch.equal(packed_linear(inputs, weight, layer.bias), expected)
+        return all(
+            torch.equal(
+                packed_linear(rows[:height], packed, bias),
+                torch.nn.functional.linear(rows[:height], weight, bias),
+            )
+            for height in _HEIGHTS
+        )
 
 
 def _is_available() -> bool:

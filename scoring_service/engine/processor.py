@@ -37,11 +37,17 @@ def describe_processor() -> str:
     return "; ".join(
         [
             torch.backends.cpu.get_cpu_capability(),
+            "" if _may_use_tiles() else "without AMX",
             found.get("model name") or found.get("CPU part", ""),
             " ".join(sorted(name for name in names if name.startswith(_MATTERS))),
             *(f"{name}={os.environ[name]}" for name in _CHOICES if name in os.environ),
         ]
     )
+
+
+def _may_use_tiles() -> bool:
+    """Whether the kernel lets a process use AMX: a sandbox may refuse what the processor has."""
+    return bool(getattr(torch.cpu, "_init_amx", bool)())
 
 
 def _cpuinfo() -> str:

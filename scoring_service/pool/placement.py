@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
+from scoring_service.pool.processors import processor_quota, usable_processors
 from scoring_service.types import EngineConfig
 
 
@@ -27,11 +29,9 @@ def default_workers(device: str) -> int:
 
 def placed(config: EngineConfig, index: int, workers: int) -> EngineConfig:
     """The configuration of one of several workers: its own GPU, or its share of the CPU threads."""
-    if workers == 1:
-        return config
     gpus = gpu_count() if config.device in ("auto", "cuda") else 0
     if gpus:
-        return replace(config, device=f"cuda:{index % gpus}")
-    if config.threads is None:
-        return replace(config, threads=max(1, (os.cpu_count() or 1) // workers))
-    return config
+        return config if workers == 1 else replace(config, device=f"cuda:{index % gpus}")
+    if config.threads is not None or (workers == 1 and math.isinf(processor_quota())):
+        return config  # as it was told, or torch's own choice
+    return replace(config, threads=max(1, usable_processors() // workers))

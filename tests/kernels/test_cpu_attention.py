@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,17 +274,3 @@ def test_other_types_and_odd_widths_are_left_to_torch(kernels: CpuKernels) -> No
     assert not asked(torch.float64, 64)
     assert not asked(torch.bfloat16, 63)
     assert not asked(torch.bfloat16, 4096)
-
-
-def test_processors_without_products_of_bf16_are_told() -> None:
-    """Asked beforehand: an attention that ran into it would end the process."""
-    code = """
-import torch
-from scoring_service.kernels.cpu.ops import load_cpu_kernels
-kernels = load_cpu_kernels()
-print([kernels.attends(dtype, 64) for dtype in (torch.float32, torch.bfloat16)])
-"""
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout == "[True, False]\n"

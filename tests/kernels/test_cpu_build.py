@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pwd
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +75,29 @@ def test_a_cache_that_cannot_be_written(
     # under a name that can be guessed would be run.
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
     assert compiled_library().parent != library.parent
+
+
+def test_a_user_without_a_home(fake_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As platforms start containers that choose numbers of users by themselves."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    assert compiled_library().is_file()
+
+
+def test_nowhere_to_write(fake_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only root file system without a place for temporary files."""
+    (fake_compiler / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fake_compiler / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(fake_compiler / "file"))
+    with pytest.raises(KernelsUnavailableError, match="no folder"):
+        compiled_library()
+
+
+def test_a_compiler_that_does_not_start(fake_compiler: Path) -> None:
+    (fake_compiler / "fake-c++").write_text("#!/nothing/there\n")
+    with pytest.raises(KernelsUnavailableError, match="does not start"):
+        compiled_library()
 
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

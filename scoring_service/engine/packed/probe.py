@@ -65,8 +65,8 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
 
     Three comparisons, each on a few dozen tokens: every layer's attention against the model's own
     eager one on the same queries, keys and values, in float32, with windows made narrow; whole
-    sequences in one step against one by one; and what is known to depend on the step. A Triton
-    kernel is another kernel in another type: it is compared in the model's own too, on more tokens.
+    sequences in one step against one by one; and what is known to depend on the step. Kernels of
+    ours are others in another type: they are compared in the model's own too, on more tokens.
 
     Args:
         network: the model.
@@ -88,7 +88,7 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
         if not shapes:
             raise CannotPackError("its layers do not ask transformers' attention interface")
         _compare_attention(network, model, shapes, ids, _Trial(_CHUNK, _WINDOW, torch.float32))
-        if model.attends_by_triton:
+        if model.attends_by_triton or attends_compiled(model, shapes):
             trial = _Trial(len(many) * 2 // 5 // 16 * 16, len(many) * 7 // 20, model.dtype)
             _compare_attention(network, model, shapes, many, trial)
         _compare_states(model, shapes, ids)
@@ -98,6 +98,12 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CannotPackError(f"a packed step failed: {reason}") from error
     return shapes
+
+
+def attends_compiled(model: CausalModel, shapes: list[LayerShape]) -> bool:
+    """Whether C++ kernels do the attention of every layer."""
+    widths = [width for layer in shapes for width in (layer.key_dim, layer.value_dim)]
+    return model.kernels is not None and model.kernels.attends(model.dtype, *widths)
 
 
 def is_chunk_split_invariant(model: CausalModel, shapes: list[LayerShape], limit: int) -> bool:

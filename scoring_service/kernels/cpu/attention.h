@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -381,10 +382,16 @@ void attend_part(
         return attend_token<T, 1>(step, layer, node, head, work);
       case 2:
         return attend_token<T, 2>(step, layer, node, head, work);
+      case 3:
+        return attend_token<T, 3>(step, layer, node, head, work);
       case 4:
         return attend_token<T, 4>(step, layer, node, head, work);
+      case 6:
+        return attend_token<T, 6>(step, layer, node, head, work);
       case 8:
         return attend_token<T, 8>(step, layer, node, head, work);
+      case 16:
+        return attend_token<T, 16>(step, layer, node, head, work);
     }
   }
   attend_block(step, layer, node, head, begin, end, work);
@@ -407,6 +414,7 @@ void attend_nodes(
     }
   }
   const auto total = static_cast<int64_t>(tasks.size());
+  std::exception_ptr failure; // Out of memory, or of what a product is compiled in.
 #pragma omp parallel if (total > 1)
   {
     static thread_local Workspace<T> work;
@@ -414,8 +422,16 @@ void attend_nodes(
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < total; ++i) {
       const Task& task = tasks[i];
-      attend_part(step, layer, nodes[task.node], task.head, task.begin, task.end, work);
+      try {
+        attend_part(step, layer, nodes[task.node], task.head, task.begin, task.end, work);
+      } catch (...) {
+#pragma omp critical
+        failure = std::current_exception();
+      }
     }
+  }
+  if (failure) {
+    std::rethrow_exception(failure);
   }
 }
 

@@ -45,13 +45,10 @@ def compiled_library() -> Path:
         raise KernelsUnavailableError("there is no C++ compiler (c++, or what CXX names)")
     command = [compiler, *_flags()]
     name = f"cpu-{_fingerprint(compiler, command)}.so"
-    for folder in _folders():
-        library = folder / name
-        if library.is_file():
-            return library
+    for make_folder in (_shared_folder, _private_folder):
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _alone(folder):
+            library = make_folder() / name
+            with _alone(library.parent):
                 if not library.is_file():
                     _compile_to(library, command)
         except OSError:
@@ -87,14 +84,24 @@ def _compile_to(library: Path, command: list[str]) -> None:
         Path(partial.name).unlink(missing_ok=True)
 
 
-def _folders() -> Iterator[Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    yield cache / "scoring-service"
-    # The last resort has a name that nobody can guess: whoever can make a library's folder
-    # beforehand can run code here.
-    private = Path(tempfile.mkdtemp(prefix="scoring-service-"))
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
-    yield private
+def _shared_folder() -> Path:
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError as error:  # a user whom nobody has put down
+        raise FileNotFoundError(str(error)) from error
+    folder = cache / "scoring-service"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _private_folder() -> Path:
+    """The last resort has a name that nobody can guess.
+
+    Whoever can make a library's folder beforehand can run code here.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="scoring-service-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _flags() -> list[str]:
@@ -122,9 +129,12 @@ def _flags() -> list[str]:
 
 
 def _fingerprint(compiler: str, command: list[str]) -> str:
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=False, timeout=_TIMEOUT
-    ).stdout
+    try:
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, check=False, timeout=_TIMEOUT
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailableError(f"the compiler does not start: {error}") from error
     facts = hashlib.sha256("\n".join([*command, version, torch.__version__]).encode())
     for source in sorted(_SOURCES.glob("*.[ch]*")):
         facts.update(source.read_bytes())

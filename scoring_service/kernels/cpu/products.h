@@ -12,7 +12,8 @@
 namespace scoring {
 
 constexpr int64_t kBlockColumns = 64; // Outputs of a block of the weight.
-constexpr int64_t kProductRows = 64;  // Rows of one product: few shapes, each compiled once a thread.
+constexpr int64_t kProductRows = 64;  // Rows of one product.
+constexpr int64_t kFewRows = 16;      // What is left is cut here: each height is compiled in each thread.
 constexpr int64_t kProductDepth = 256; // Terms that are summed one after another: errors grow with them.
 
 // Around a thread's products. On AMX the first one sets up tiles, which stay that of this thread until
@@ -25,6 +26,10 @@ struct ProductScope {
     at::native::cpublas::brgemm_release(true);
   }
 };
+
+inline int64_t height_of(int64_t rows) {
+  return rows < kFewRows ? rows : std::min(kProductRows, rows / kFewRows * kFewRows);
+}
 
 inline int64_t blocks_of(int64_t columns) {
   return (columns + kBlockColumns - 1) / kBlockColumns;
@@ -65,10 +70,11 @@ inline void multiply(
     for (int64_t block = first; block < last; ++block) {
       const int64_t column = block * kBlockColumns;
       const int64_t n = std::min(kBlockColumns, columns - column);
-      for (int64_t row = 0; row < count; row += kProductRows) {
+      for (int64_t row = 0, height = 0; row < count; row += height) {
+        height = height_of(count - row);
         for (int64_t term = 0; term < width; term += kProductDepth) {
           at::native::cpublas::brgemm(
-              std::min(kProductRows, count - row), n, std::min(kProductDepth, width - term), width,
+              height, n, std::min(kProductDepth, width - term), width,
               kBlockColumns, columns, term > 0, rows + row * width + term,
               packed + column * width + term * kBlockColumns, product + row * columns + column, true);
         }
