@@ -36,9 +36,12 @@ SHAPES = [
     Shape(9, 3, 64, 64),
     Shape(4, 1, 32, 32),
     Shape(2, 2, 8, 8),
+    Shape(4, 2, 96, 96),
     Shape(8, 1, 128, 128),
+    Shape(6, 1, 192, 192),
     Shape(4, 4, 24, 16),  # keys wider than values, as in multi-head latent attention
     Shape(5, 1, 256, 256),
+    Shape(3, 1, 512, 512),
 ]
 ASKED: dict[str, dict[str, Any]] = {
     "plain": {},
