@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from scoring_client import AccessDeniedError, DeadlineError
+from scoring_client import AccessDeniedError, DeadlineError, Expect, PreconditionFailedError
 from scoring_service.models import tiny_model_path
 from tests.compat.conftest import Plain
 from tests.e2e.served import serving
@@ -129,6 +129,12 @@ def test_a_misspelt_argument_is_refused(model: Any, target: str) -> None:
 def test_the_timeout_is_that_of_the_calls(model: Any, target: str) -> None:
     made = model(target=target, timeout=1e-6)
     with pytest.raises(DeadlineError):
+        made.loglikelihood([Request(("import numpy", " as np"))])
+
+
+def test_an_expectation_holds_for_every_call(model: Any, target: str) -> None:
+    made = model(target=target, expect=Expect(weight_version=99))
+    with pytest.raises(PreconditionFailedError, match="weight_version is 99"):
         made.loglikelihood([Request(("import numpy", " as np"))])
 
 

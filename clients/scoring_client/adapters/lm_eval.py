@@ -18,7 +18,7 @@ from lm_eval.models.utils import maybe_truncate, normalize_gen_kwargs
 from scoring_client.client import ScoringClient
 from scoring_client.endpoint import Pem
 from scoring_client.evaluation import likelihoods, text_likelihoods
-from scoring_client.inputs import SamplePrompt
+from scoring_client.inputs import Expect, RequestContext, SamplePrompt
 from scoring_client.text_ids import TextIds
 
 
@@ -35,6 +35,8 @@ class ScoringServiceLM(LM):  # type: ignore[misc]
         max_gen_toks: int = 256,
         *,
         timeout: float | None = None,
+        expect: Expect | None = None,
+        context: RequestContext | None = None,
         token: str | None = None,
         root_certificates: Pem | None = None,
         client_certificate: Pem | None = None,
@@ -57,6 +59,8 @@ class ScoringServiceLM(LM):  # type: ignore[misc]
             max_length: Most tokens of a text at a time. Default: as many as the server takes.
             max_gen_toks: Most tokens to draw where a task does not say.
             timeout: Seconds for all requests of a kind; None = no limit.
+            expect: Conditions for every answer, such as the weights that are to be evaluated.
+            context: Who asks.
             token: Default: that of the environment's SCORING_TOKEN. lm-eval writes
                 ``--model_args`` into its log and its results.
             root_certificates: PEM, or a path.
@@ -80,6 +84,8 @@ class ScoringServiceLM(LM):  # type: ignore[misc]
             target,
             model=model,
             timeout=timeout,
+            expect=expect,
+            context=context,
             token=token or os.environ.get("SCORING_TOKEN"),
             root_certificates=root_certificates,
             client_certificate=client_certificate,
