@@ -14,6 +14,7 @@ import grpc.aio
 from scoring_client.aio_channel import telling_closed
 from scoring_client.aio_streams import run_alone, run_together
 from scoring_client.assembly import PartT
+from scoring_client.call import call_defaults
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
 from scoring_client.endpoint import Pem, call_metadata, endpoint
@@ -24,7 +25,7 @@ from scoring_client.errors import (
     ScoringError,
     UnavailableError,
 )
-from scoring_client.inputs import GroupLike, PromptLike
+from scoring_client.inputs import Expect, GroupLike, PromptLike, RequestContext
 from scoring_client.job import Job, ResultsT
 from scoring_client.lifecycle import AsyncClient, given
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
@@ -69,6 +70,8 @@ class AsyncScoringClient(AsyncClient):
         *,
         model: str = "",
         timeout: float | None = 600.0,
+        expect: Expect | None = None,
+        context: RequestContext | None = None,
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         root_certificates: Pem | None = None,
@@ -90,6 +93,7 @@ class AsyncScoringClient(AsyncClient):
         arguments = given(locals())
         self._model = model
         self._timeout = timeout
+        self._defaults = call_defaults(model, timeout, expect, context)
         self._metadata = call_metadata(token)
         self._retry = RetryPolicy(max_attempts=max_attempts)
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
@@ -341,7 +345,7 @@ class AsyncScoringClient(AsyncClient):
         return self._run(sample_job(prompts, self._filled(options), whole=False))
 
     def _filled(self, options: Any) -> Any:
-        return {"model": self._model, "timeout": self._timeout, **options}
+        return {**self._defaults, **options}
 
     def _method(self, rpc: str) -> Any:
         return getattr(service_pb2_grpc.ScoringServiceStub(self._channel.get()), rpc)

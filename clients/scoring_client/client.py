@@ -8,12 +8,13 @@ from typing import Any, Unpack
 import grpc
 
 from scoring_client.assembly import PartT
+from scoring_client.call import call_defaults
 from scoring_client.channel import ChannelOptions, with_trace
 from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
 from scoring_client.endpoint import Pem, call_metadata, endpoint
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.forks import running_call
-from scoring_client.inputs import GroupLike, PromptLike
+from scoring_client.inputs import Expect, GroupLike, PromptLike, RequestContext
 from scoring_client.job import Job, ResultsT
 from scoring_client.lifecycle import BlockingClient, given
 from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
@@ -57,6 +58,8 @@ class ScoringClient(BlockingClient):
         *,
         model: str = "",
         timeout: float | None = 600.0,
+        expect: Expect | None = None,
+        context: RequestContext | None = None,
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         root_certificates: Pem | None = None,
@@ -78,6 +81,10 @@ class ScoringClient(BlockingClient):
             model: Model of calls that name none. Empty = the only one served.
             timeout: Seconds for calls that set none, retries included; None = no limit. The short
                 calls (``model_info``, ``list_models``, ``tokenize``) take 30 of them at most.
+            expect: Conditions for the answers to calls that set none (``score…``,
+                ``topk_logprobs…``, ``sample…``). A call's own take their place as a whole, and None
+                there asks for nothing.
+            context: Who asks, of the same calls and by the same rule.
             token: Sent with every call as ``authorization: Bearer …``, over TLS or to this machine.
             credentials: TLS with these; see ``grpc.ssl_channel_credentials``.
             root_certificates: TLS with a server whose certificate these (PEM, or a path) sign.
@@ -105,6 +112,7 @@ class ScoringClient(BlockingClient):
         arguments = given(locals())
         self._model = model
         self._timeout = timeout
+        self._defaults = call_defaults(model, timeout, expect, context)
         self._metadata = call_metadata(token)
         self._retry = RetryPolicy(max_attempts=max_attempts)
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
@@ -363,7 +371,7 @@ class ScoringClient(BlockingClient):
         return self._run(sample_job(prompts, self._filled(options), whole=False))
 
     def _filled(self, options: Any) -> Any:
-        return {"model": self._model, "timeout": self._timeout, **options}
+        return {**self._defaults, **options}
 
     def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
         with job.losing_what_is_finished():

@@ -20,9 +20,9 @@ class CallOptions(TypedDict, total=False):
     model: str
     """Model to ask. Default: the client's; empty = the only one served."""
     expect: Expect | None
-    """Conditions for the answer."""
+    """Conditions for the answer; None = none. Default: the client's."""
     context: RequestContext | None
-    """Who asks."""
+    """Who asks; None = nothing is said. Default: the client's."""
     timeout: float | None
     """Seconds for the whole call, retries included; None = no limit. Default: the client's."""
     on_error: OnError

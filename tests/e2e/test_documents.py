@@ -324,8 +324,10 @@ def test_the_python_of_a_document_runs_from_top_to_bottom(
     script = tmp_path / "document.py"
     script.write_text(SCRIPTS[document].replace(ADDRESS, server.ready))
     command = [sys.executable, "-W", "error", script]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert ended.returncode == 0, ended.stderr
+    # What is seen first is what is run again, against the server that is there.
+    for _ in range(2 if document == "README.md" else 1):
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        assert ended.returncode == 0, ended.stderr
 
 
 @needs_grpcurl

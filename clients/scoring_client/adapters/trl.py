@@ -3,6 +3,8 @@
     with as_teacher(ScoringClient("localhost:50051")):
         trainer = ServerDistillationTrainer(...)
 
+TRL demands a ``teacher_model_server_url``, which nobody asks: docs/recipes.md has a whole config.
+
 For server_distillation, sdft, sdpo and iw_opd of ``trl.experimental``. The temperature, which vLLM
 ignores, is applied, and a realised token outside the top-k has its own log-prob instead of -inf.
 """

@@ -17,6 +17,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
+from scoring_client import AccessDeniedError
 from scoring_client.adapters.lm_eval import ScoringServiceLM
 from tests.compat.hooks import described, recorded
 from tests.compat.lm_eval.local_tasks import write_tasks
@@ -200,6 +201,25 @@ def test_generation_is_greedy_and_stops(both: tuple[ScoringServiceLM, HFLM]) -> 
         )
     )
     assert all(":" not in text for text in ours[1:])
+
+
+def test_a_server_that_wants_a_token(model_path: str, tmp_path: Path) -> None:
+    """lm-eval's own way from a text of arguments to a model; all that it hands in itself."""
+    token, tokens = "t" * 48, tmp_path / "tokens"
+    tokens.write_text(f"evaluation score {token}\n")
+    handed_in = {"batch_size": 1, "max_batch_size": 64, "device": "cpu"}
+    with serving(model_path, "--auth-tokens", str(tokens)) as running:
+        target = f"target={running.ready}"
+        with pytest.raises(AccessDeniedError):
+            ScoringServiceLM.create_from_arg_string(target, handed_in)
+        made = ScoringServiceLM.create_from_arg_string(f"{target},token={token}", handed_in)
+        asked = requests("loglikelihood", ("import numpy as", " np"))
+        assert made.loglikelihood(asked)[0][0] < 0
+
+
+def test_a_misspelt_argument_is_refused(served: str) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_lenght'"):
+        ScoringServiceLM.create_from_arg_string(f"target={served},max_lenght=64")
 
 
 def test_the_entry_point_is_the_model_that_its_name_registers() -> None:

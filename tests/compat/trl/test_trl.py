@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import re
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from scoring_client.adapters.trl import TeacherClient, as_teacher
 from scoring_client.losses import TeacherRows, forward_kl
 from tests.compat.conftest import Plain
 from tests.compat.hooks import calls, described, recorded, source_of
+from tests.e2e.served import ROOT
 
 STEPS = 24
 
@@ -80,6 +82,20 @@ def test_the_students_generation_keeps_its_own_client() -> None:
         "assert vllm_generation.VLLMClient is VLLMClient\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_config_of_the_recipe_is_one_that_trl_takes() -> None:
+    """Word for word, on a machine without a GPU."""
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    (block,) = (b for b in re.findall(r"```py\n(.*?)```", page, re.DOTALL) if "as_teacher" in b)
+    (made,) = (
+        node
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ServerDistillationConfig"
+    )
+    given = {argument.arg: ast.literal_eval(argument.value) for argument in made.keywords}
+    config = ServerDistillationConfig(**given, use_cpu=True, bf16=False)
+    assert (config.beta, config.loss_top_k) == (0.0, 64)
 
 
 PROMPTS = ["import numpy as", "for i in range", "def __init__(self", "Return the"]
