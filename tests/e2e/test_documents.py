@@ -114,6 +114,7 @@ NOT_RUN = {
         "helm ": _HELM,
         "TOKEN=": _HELM,
         "kubectl create secret": _HELM,
+        "SERVICE=": _HELM,
         "docker ": "needs a Docker daemon; its arguments are looked at in tests/helm",
         "import time\n\nfrom scoring_client import AdminClient": "run in tests/helm/test_pod.py",
     },
