@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,7 @@ from scoring_service.plan.command import PlanConfig, plan_text
 from scoring_service.rpc.listening import bracketed
 from scoring_service.rpc.probe import serving_status
 from scoring_service.serve import serve as run_server
+from scoring_service.unknown_variables import warnings_of
 
 app = App(
     name="scoring-service",
@@ -37,6 +40,17 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 _ENVIRONMENT = Env(ENV_PREFIX, command=False)
 
+_VARIABLES = {
+    f"{ENV_PREFIX}{name.upper()}"
+    for name in (
+        *(field.name for settings in (ServeConfig, PlanConfig) for field in fields(settings)),
+        *("model", "config", "alive", "timeout"),
+        # Of scoring-client, and of this repository's Makefile.
+        *("target", "token", "tls", "service_bin"),
+    )
+}
+"""What commands read from the environment."""
+
 
 def _in_range(_type: object, config: ServeConfig | None) -> None:
     if config is not None:
@@ -53,11 +67,14 @@ def serve(
 
     Every flag can also be set in the environment (SCORING_MAX_MODEL_LEN for --max-model-len) or
     in a file (--config; max_model_len). A flag wins over the environment, that over the file.
+    SCORING_ variables that are no settings are warned of.
 
     Args:
         model: Hub id, folder, or .gguf file. Default: the packaged tiny model.
         config: settings.
     """
+    for warning in warnings_of(os.environ, _VARIABLES):
+        print(f"warning: {warning}", file=sys.stderr)
     return asyncio.run(run_server(model, config or ServeConfig()))
 
 

@@ -12,6 +12,7 @@ Needs no torch. ``AsyncScoringClient`` is its asynchronous twin.
 from scoring_client.admin import AdminClient
 from scoring_client.admin_aio import AsyncAdminClient
 from scoring_client.aio import AsyncScoringClient
+from scoring_client.awaited_replicas import wait_for_replicas
 from scoring_client.client import ScoringClient
 from scoring_client.errors import (
     AbortedError,
@@ -118,4 +119,5 @@ __all__ = [
     "gather_weights",
     "push_to_all",
     "replica_targets",
+    "wait_for_replicas",
 ]

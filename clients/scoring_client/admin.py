@@ -64,7 +64,8 @@ class AdminClient(BlockingClient):
 
         Args:
             target: Host and port of one server. Several servers behind one name each have weights
-                of their own, so calls refuse such a name: see ``push_to_all``, ``replica_targets``.
+                of their own, so calls refuse such a name: see ``push_to_all`` and
+                ``wait_for_replicas``.
             model: Model of calls that name none. Empty = the only one served.
             timeout: Seconds for calls that set none; None = no limit. Short calls take 30 of them
                 at most; ``drain`` has a limit of its own.
@@ -124,13 +125,24 @@ class AdminClient(BlockingClient):
         Raises:
             ScoringError: the server answered something else, such as that it has no AdminService.
         """
+        try:
+            return self.ask_health(timeout)
+        except ScoringError as error:
+            if error.code in health.NOT_THERE:
+                return False
+            raise
+
+    def ask_health(self, timeout: float) -> bool:
+        """Return whether an update could begin, for ``takes_updates``, which swallows why not.
+
+        Raises:
+            ScoringError: the server is not there, or answered something else.
+        """
         check: Any = self._channel.unary_unary(health.HEALTH_CHECK)
         try:
             with running_call():
                 answer: bytes = check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            if error.code() in health.NOT_THERE:
-                return False
             raise admin_error(error) from error
         return answer == health.SERVING
 

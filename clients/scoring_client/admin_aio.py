@@ -116,12 +116,23 @@ class AsyncAdminClient(AsyncClient):
         Raises:
             ScoringError: the server answered something else, such as that it has no AdminService.
         """
+        try:
+            return await self.ask_health(timeout)
+        except ScoringError as error:
+            if error.code in health.NOT_THERE:
+                return False
+            raise
+
+    async def ask_health(self, timeout: float) -> bool:
+        """Return whether an update could begin; see ``AdminClient.ask_health``.
+
+        Raises:
+            ScoringError: the server is not there, or answered something else.
+        """
         check: Any = self._channel.get().unary_unary(health.HEALTH_CHECK)
         try:
             answer: bytes = await check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            if error.code() in health.NOT_THERE:
-                return False
             raise admin_error(error) from error
         return answer == health.SERVING
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
@@ -13,9 +14,44 @@ from rich.table import Table
 from scoring_client.admin import AdminClient
 from scoring_client.cli_options import Common, print_json, saying_what_is_wrong
 from scoring_client.errors import InvalidRequestError
-from scoring_client.weights.results import ProgressCallback, WeightProgress, WeightUpdate
+from scoring_client.weights.results import (
+    ProgressCallback,
+    RunningSamples,
+    Staging,
+    WeightProgress,
+    WeightUpdate,
+)
 
-weights_app = App(name="weights", help="Show the weights that a server answers from, or new ones.")
+weights_app = App(
+    name="weights", help="Show the weights that a server answers from, or give it new ones."
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Options of every update."""
+
+    base_version: int | None = None
+    """Update only if this is the running version, now and at the commit."""
+    allow_older_version: Annotated[bool, Parameter(negative="")] = False
+    """Take the running version, or an older one, as for going back."""
+    weights_digest: str | None = None
+    """Digest that the new weights must have."""
+    running_samples: RunningSamples = "finish"
+    """What becomes of samples that are being drawn."""
+    staging: Staging = "auto"
+    """Where the new weights are put while the old ones answer."""
+
+    def options(self) -> Any:
+        """Return keyword arguments of an update."""
+        return {
+            "base_version": self.base_version,
+            "allow_older_version": self.allow_older_version,
+            "weights_digest": self.weights_digest or "",
+            "running_samples": self.running_samples,
+            "staging": self.staging,
+        }
 
 
 def connect(common: Common) -> AdminClient:
@@ -48,7 +84,15 @@ def show(*, common: Common = Common()) -> None:
 
 
 @weights_app.command
-def push(file: Path, /, *, version: int, common: Common = Common()) -> None:
+def push(
+    file: Path,
+    /,
+    *,
+    version: int,
+    partial: Annotated[bool, Parameter(negative="")] = False,
+    conditions: Conditions = Conditions(),
+    common: Common = Common(),
+) -> None:
     """Send the tensors of a file and have the server answer from them.
 
     Parameters
@@ -57,16 +101,32 @@ def push(file: Path, /, *, version: int, common: Common = Common()) -> None:
         A .safetensors file; reading it takes safetensors and torch.
     version
         Number of the new weights, larger than the running one.
+    partial
+        Tensors that the file lacks keep their values.
     """
     with connect(common) as client, _progress(common) as on_progress:
         update = client.push_weights(
-            _tensors(file), version=version, convert_dtypes=True, on_progress=on_progress
+            _tensors(file),
+            version=version,
+            partial=partial,
+            convert_dtypes=True,
+            on_progress=on_progress,
+            **conditions.options(),
         )
     _print_update(update, common)
 
 
 @weights_app.command
-def update(path: str, /, *, version: int, common: Common = Common()) -> None:
+def update(
+    path: str | None = None,
+    /,
+    *,
+    version: int,
+    repository: str | None = None,
+    revision: str | None = None,
+    conditions: Conditions = Conditions(),
+    common: Common = Common(),
+) -> None:
     """Have the server read weights itself.
 
     Parameters
@@ -75,10 +135,38 @@ def update(path: str, /, *, version: int, common: Common = Common()) -> None:
         Folder or file on the server, under one of its --weights-root.
     version
         Number of the new weights, larger than the running one.
+    repository
+        Or a model on the Hub, one of the server's --weights-hub.
+    revision
+        Its branch, tag or commit.
     """
     with connect(common) as client, _progress(common) as on_progress:
-        done = client.update_weights(path=path, version=version, on_progress=on_progress)
+        done = client.update_weights(
+            path=path,
+            repository=repository,
+            revision=revision,
+            version=version,
+            on_progress=on_progress,
+            **conditions.options(),
+        )
     _print_update(done, common)
+
+
+@weights_app.command
+def abort(update_id: str = "", /, *, common: Common = Common()) -> None:
+    """Give up an update that is not committed yet, whoever began it; the old weights stay.
+
+    Parameters
+    ----------
+    update_id
+        Its name, as `scoring-client weights` shows it; by default whichever is under way.
+    """
+    with connect(common) as client:
+        ended = client.abort_update(update_id)
+    if common.json:
+        print_json(ended)
+    else:
+        _console().print(_sentence(ended))
 
 
 def flush_cache(*, common: Common = Common()) -> None:
@@ -163,6 +251,8 @@ def _print_update(update: WeightUpdate, common: Common) -> None:
 
 def _sentence(update: WeightUpdate) -> str:
     said = f"version {update.version}, {update.phase}"
+    if update.phase not in ("committed", "failed", "aborted"):
+        said += f" (update {update.update_id})"
     if update.phase == "receiving" and update.bytes_total:
         said += f", {update.bytes_received / update.bytes_total:.0%}"
     return f"{said}: {update.error}" if update.error else said

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from scoring_client.client import ScoringClient
 from scoring_client.errors import InvalidRequestError
+from scoring_client.inputs import RequestContext
 from scoring_client.jsonable import jsonable
 from scoring_client.processing import ProcessingDefaults
 
@@ -87,6 +88,31 @@ class Shape:
             name: getattr(self, name)
             for name in ("temperature", "top_k", "top_p", "min_p", "defaults")
         }
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Options by which the server's logs and metrics know a call."""
+
+    tag: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """Label NAME=VALUE of the call; repeat it for several."""
+    request_id: str = ""
+    """Id of the call, at most 128 characters. Unset: made here, and named in errors."""
+
+    def context(self) -> RequestContext:
+        """Return who asks.
+
+        Raises:
+            InvalidRequestError: a tag is none.
+        """
+        tags: dict[str, str] = {}
+        for tag in self.tag:
+            name, equals, value = tag.partition("=")
+            if not name or not equals:
+                raise InvalidRequestError(f"--tag {tag}: expected NAME=VALUE")
+            tags[name] = value
+        return RequestContext(request_id=self.request_id, tags=tags)
 
 
 def connect(common: Common) -> ScoringClient:

@@ -9,7 +9,15 @@ from rich.console import Console
 from rich.text import Text
 
 from scoring_client.cli_console import new_console
-from scoring_client.cli_options import Common, Shape, TextOption, TextsOption, connect, print_json
+from scoring_client.cli_options import (
+    Common,
+    Labels,
+    Shape,
+    TextOption,
+    TextsOption,
+    connect,
+    print_json,
+)
 from scoring_client.colours import style_of
 from scoring_client.errors import InvalidRequestError
 from scoring_client.inputs import SamplePrompt
@@ -30,6 +38,7 @@ def sample(
     min_tokens: int | None = None,
     ignore_eos: Annotated[bool, Parameter(negative="")] = False,
     shape: Shape = Shape(),
+    labels: Labels = Labels(),
     common: Common = Common(),
 ) -> None:
     """Continue a prompt; the text appears as it is drawn, coloured by how likely it was.
@@ -59,17 +68,19 @@ def sample(
     asked = SamplePrompt(
         prompt or "", n=n, seed=seed, min_tokens=min_tokens, stop=stop or (), ignore_eos=ignore_eos
     )
+    options = {
+        "max_tokens": max_tokens,
+        "return_text": True,
+        "context": labels.context(),
+        **shape.options(),
+    }
     with connect(common) as client:
         if common.json:
-            results = client.sample(
-                [asked], max_tokens=max_tokens, return_text=True, **shape.options()
-            )
+            results = client.sample([asked], **options)
             print_json({"prompt": prompt, "samples": results[0], "usage": results.usage})
             return
         stream = _SampleStream(new_console(), prompt or "")
-        for part in client.sample_slices(
-            [asked], max_tokens=max_tokens, return_text=True, **shape.options()
-        ):
+        for part in client.sample_slices([asked], **options):
             stream.add(part)
 
 

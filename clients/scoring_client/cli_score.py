@@ -7,7 +7,15 @@ from rich.console import Console
 from rich.text import Text
 
 from scoring_client.cli_console import new_console, print_hints, title
-from scoring_client.cli_options import Common, Shape, TextOption, TextsOption, connect, print_json
+from scoring_client.cli_options import (
+    Common,
+    Labels,
+    Shape,
+    TextOption,
+    TextsOption,
+    connect,
+    print_json,
+)
 from scoring_client.client import ScoringClient
 from scoring_client.contrast import contrasts
 from scoring_client.errors import InvalidRequestError
@@ -29,6 +37,7 @@ def score(
     completion: Annotated[list[str] | None, TextsOption] = None,
     table: bool | None = None,
     shape: Shape = Shape(),
+    labels: Labels = Labels(),
     common: Common = Common(),
 ) -> None:
     """Show how likely completions are after a prompt, or how likely a whole text is.
@@ -51,6 +60,7 @@ def score(
             [PromptGroup(prompt, completions)],
             rank=True,
             tokens=True,
+            context=labels.context(),
             **shape.options(),
         )
     scored = results[0]

@@ -6,7 +6,7 @@ from cyclopts import Parameter
 from rich.text import Text
 
 from scoring_client.cli_console import new_console, print_hints, title
-from scoring_client.cli_options import Common, Shape, TextOption, connect, print_json
+from scoring_client.cli_options import Common, Labels, Shape, TextOption, connect, print_json
 from scoring_client.errors import InvalidRequestError
 from scoring_client.inputs import Completion, PromptGroup
 from scoring_client.jsonable import jsonable
@@ -21,6 +21,7 @@ def topk(
     completion: Annotated[str | None, TextOption] = None,
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     shape: Shape = Shape(),
+    labels: Labels = Labels(),
     common: Common = Common(),
 ) -> None:
     """Show the most likely tokens after a prompt, or at every position of a completion.
@@ -47,6 +48,7 @@ def topk(
             k,
             rank=True,
             tokens=True,
+            context=labels.context(),
             **shape.options(),
         )
     answer = results[0][0]

@@ -27,7 +27,7 @@ def push_to_all(
     and a server that fails at its commit is reported beside those that went on.
 
     Args:
-        clients: One for each server; ``replica_targets`` lists the servers behind a name.
+        clients: One for each server; ``wait_for_replicas`` lists the servers behind a name.
         weights: As of ``AdminClient.push_weights``.
         version: As there.
         options: As there; model and timeout default to the first client's.

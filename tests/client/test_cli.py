@@ -89,6 +89,21 @@ def test_score_shows_tokens_and_contrasts_completions(run):
     assert f"as {completions[third]!r} ({totals[best] - totals[third]:.2f} nats)" in comparisons[1]
 
 
+@pytest.mark.parametrize("command", ["score", "topk", "sample", "sample --json"])
+def test_a_call_has_tags_and_an_id(run, server, command):
+    asked = (*command.split(), "--prompt", "ab")
+    completion = ("--completion", "c") if command == "score" else ()
+    labels = ("--tag", "team=grpo", "--tag", "run=a=b", "--request-id", "run-7.step-3")
+    status, _, err = run(*asked, *completion, *labels)
+    assert status == 0, err
+    context = server.requests[-1].context
+    assert dict(context.tags) == {"team": "grpo", "run": "a=b"}
+    assert context.request_id == "run-7.step-3"
+    for wrong in ("team", "=grpo"):
+        status, _, err = run(*asked, *completion, "--tag", wrong)
+        assert (status, err) == (2, f"error: --tag {wrong}: expected NAME=VALUE\n")
+
+
 def test_score_of_a_whole_text_begins_at_the_beginning(run):
     status, out, _ = run("score", "ab cd")
     assert status == 0

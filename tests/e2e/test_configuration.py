@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -18,9 +19,11 @@ import pytest
 from scoring_client.proto import model_info_pb2
 from scoring_service import cli
 from scoring_service.config import _RANGES, ServeConfig, check_ranges
+from scoring_service.plan.command import PlanConfig
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import ServerConfig, _options
 from scoring_service.serve import serve
+from scoring_service.unknown_variables import warnings_of
 from tests.e2e.calls import scores, stub_of
 from tests.e2e.served import BIN, serving
 
@@ -203,6 +206,48 @@ def test_a_mistake_in_the_environment_is_named(
     refuse: Callable[..., None], name: str, value: str, named: str
 ) -> None:
     refuse(named=named, **{name: value})
+
+
+def test_a_typo_in_the_environment_is_warned_of() -> None:
+    """No refusal: others name variables so, too. Its value may be a secret."""
+    ended = run("no-such.gguf", SCORING_MAX_MODLE_LEN="535", SCORING_COLOUR="blue")
+    assert ended.stderr == (
+        "warning: SCORING_COLOUR is no setting and is ignored.\n"
+        "warning: SCORING_MAX_MODLE_LEN is no setting and is ignored. "
+        "Did you mean SCORING_MAX_MODEL_LEN?\n"
+        "error: there is no file no-such.gguf\n"
+    )
+
+
+SERVICE_LINKS = {
+    name.replace("NAME", service): value
+    for service in ("SCORING", "SCORING_SERVICE", "SCORING_SCORING_SERVICE_QWEN3_8B_HEADLESS")
+    for name, value in {
+        "NAME_SERVICE_HOST": "10.0.0.1",
+        "NAME_SERVICE_PORT": "50051",
+        "NAME_SERVICE_PORT_GRPC": "50051",
+        "NAME_PORT": "tcp://10.0.0.1:50051",
+        "NAME_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "NAME_PORT_50051_TCP_PROTO": "tcp",
+        "NAME_PORT_50051_TCP_PORT": "50051",
+        "NAME_PORT_50051_TCP_ADDR": "10.0.0.1",
+    }.items()
+}
+"""What Kubernetes sets in a pod for three Services of its namespace."""
+
+
+def test_variables_of_others_are_not_warned_of() -> None:
+    settings = {
+        f"SCORING_{field.name.upper()}"
+        for config in (ServeConfig, PlanConfig)
+        for field in dataclasses.fields(config)
+    }
+    own = {*settings, "SCORING_MODEL", "SCORING_CONFIG", "SCORING_TARGET", "SCORING_TOKEN"}
+    others = dict.fromkeys({*own, "SCORING_TLS", "HF_TOKEN", "XSCORING_PORT"}, "1")
+    assert list(warnings_of({**SERVICE_LINKS, **others}, cli._VARIABLES)) == []
+    # Not all that ends so is a link.
+    (warned,) = warnings_of({"SCORING_METRIC_PORT": "9464"}, cli._VARIABLES)
+    assert warned.endswith("Did you mean SCORING_METRICS_PORT?")
 
 
 @pytest.mark.parametrize(

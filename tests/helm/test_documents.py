@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shutil
 import subprocess
 from collections import defaultdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from scoring_service.rpc.tokens import TokenFile
 from tests.e2e.served import BIN, ROOT
@@ -26,7 +30,6 @@ from tests.helm.charts import (
     tool_path,
 )
 from tests.helm.dockerfile import instructions
-from tests.rpc.authorities import Authority
 
 DOCUMENT = (ROOT / "docs" / "kubernetes.md").read_text()
 README = (CHART / "README.md").read_text()
@@ -96,19 +99,36 @@ def referred(manifests: list[Manifest]) -> dict[str, set[str]]:
     return {name: keys for name, keys in wanted.items() if name not in made}
 
 
+def check_certificates(folder: Path) -> None:
+    """Each is signed by the authority, for months, and the server's names what the chart makes."""
+    # The model of the page is that of one example, and pushed to as that of the other.
+    services = {
+        m["metadata"]["name"].replace("release", "scoring", 1).replace(name, "qwen3-8b") + ".ml.svc"
+        for path, name in (("one-h200", "qwen3-8b"), ("live-policy", "policy"))
+        for m in of_kind(example(CHART / "examples" / f"{path}.yaml"), "Service")
+    }
+    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    for name in ("server", "client", "trainer"):
+        certificate = x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
+        certificate.verify_directly_issued_by(authority)
+        assert certificate.not_valid_after_utc - datetime.now(UTC) > timedelta(days=300)
+        key = load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
+        assert key.public_key() == certificate.public_key()
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = names.get_values_for_type(x509.DNSName)
+        assert found == [name] if name != "server" else set(found) == services
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificate with openssl")
 def test_the_secrets_of_the_document_are_what_the_examples_ask_for(tmp_path: Path) -> None:
-    """Made by the real kubectl, which is asked to print them instead."""
+    """Made by the real openssl and kubectl, which is asked to print them instead."""
     (block,) = (block for block in BLOCKS if block.startswith("kubectl"))
-    authority = Authority()
-    (tmp_path / "ca.pem").write_bytes(authority.pem)
-    for name in ("server", "client"):
-        pair = authority.server_files(tmp_path / name)
-        for path, suffix in zip(pair, ("pem", "key"), strict=True):
-            path.rename(tmp_path / f"{name}.{suffix}")
+    (certificates,) = (block for block in BLOCKS if block.startswith("SERVICE="))
     printed = "kubectl create --dry-run=client --output yaml secret"
     script = block.replace("kubectl create secret", f"echo --- && {printed}")
-    done = shell(script, tmp_path, tmp_path, HF_TOKEN="hf_x")
+    done = shell(f"{certificates}{script}", tmp_path, tmp_path, HF_TOKEN="hf_x")
     assert done.returncode == 0, done.stderr
+    check_certificates(tmp_path)
     secrets = {
         manifest["metadata"]["name"]: {
             key: base64.b64decode(value) for key, value in manifest["data"].items()

@@ -260,6 +260,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         ),
         "the chart sets HF_HUB_OFFLINE itself",
     ),
+    "updates from the Hub after a download": (
+        one(model="a/b", download={"enabled": True}, settings={"weights_hub": ["a/b", "a/c"]}),
+        "models[m]: settings.weights_hub a/b, a/c: with download.enabled the server is offline",
+    ),
     "a setting in the environment": (
         one(env=[{"name": "SCORING_MAX_K", "value": "1"}]),
         "models[m]: env: SCORING_MAX_K is for the server's settings, which settings.max_k",

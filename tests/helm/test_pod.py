@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import grpc
 import pytest
 from safetensors.torch import load_file
 
-from scoring_client import AdminClient, InvalidRequestError, ScoringClient, UnavailableError
+from scoring_client import AdminClient, ScoringClient, UnavailableError, push_to_all
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.config import ServeConfig
 from scoring_service.models import tiny_model_path
@@ -62,7 +64,7 @@ EXISTING = {
     "clientCa": {"enabled": True, "existingSecret": "client-ca"},
 }
 SECURED: dict[str, Any] = {
-    "models": [MODEL],
+    "models": [{**MODEL, "liveWeights": {"enabled": True}}],
     "tls": EXISTING,
     "auth": {
         "enabled": True,
@@ -117,21 +119,27 @@ def server_pod(manifests: list[Manifest], root: Path, secrets: Files) -> Pod:
     return laid_out(manifests, spec, "server", root, secrets)
 
 
-@pytest.mark.parametrize(
-    "secured", [False, True], ids=["plain, awaiting weights", "mutual TLS and tokens"]
-)
-def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -> None:
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "mutual TLS and tokens"])
+def test_a_pod_that_awaits_weights_lives_and_ends_as_kubelet_has_it(
+    tmp_path: Path, secured: bool
+) -> None:
     cluster = Cluster()
     manifests = render({**SECURED, "tls": cluster.inline} if secured else AWAITING)
     pod = server_pod(manifests, tmp_path / "server", cluster.secrets)
     metadata = [("authorization", f"Bearer {TOKEN}")] if secured else []
-    with started(pod) as served:
+    with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as running_pod:
+        trainer = Trainer(cluster, pod, tmp_path / "trainer")
+        # Nobody listens yet, and whoever waits for the pod to be ready waits for this loop.
+        loop = aside.submit(trainer.run, "kubernetes.md") if secured else None
+        served = running_pod.enter_context(started(pod))
         assert served.listening
         assert pod.probe("livenessProbe"), "alive while it loads"
         pod.wait_started(served)
-        if not secured:
+        if loop is not None:
+            assert loop.result(120)["version"] == 1
+        else:
             check_first_push(pod)
-        assert pod.probe("readinessProbe")
+        wait_ready(pod)
         with cluster.channel(pod.ports["50051"], secured=secured) as channel:
             stub = service_pb2_grpc.ScoringServiceStub(channel)
             if secured:
@@ -139,7 +147,7 @@ def test_a_pod_lives_and_ends_as_kubelet_has_it(tmp_path: Path, secured: bool) -
                     list(stub.Score(score_request([1], [2]), timeout=20))
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 check_others_are_turned_away(cluster, pod)
-                check_pushes_of_the_pages(cluster, pod, tmp_path / "trainer")
+                check_pushes_of_the_pages(trainer)
             check_helm_test(manifests, tmp_path / "test", cluster, pod)
             if secured:
                 check_helm_test(render(SECURED), tmp_path / "existing", cluster, pod)
@@ -218,49 +226,108 @@ def check_others_are_turned_away(cluster: Cluster, pod: Pod) -> None:
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def check_pushes_of_the_pages(cluster: Cluster, pod: Pod, folder: Path) -> None:
-    """What the pages' trainers do: push to addresses of pods, whose certificates name Services.
+class Trainer:
+    """Runs what the pages' trainers do: push to pods' addresses, whose certificates name Services.
 
-    The pages' host becomes the name that the certificate has, its port and addresses the pod's, and
+    The pages' host becomes the name that the certificate has, its address and port the pod's, and
     as this pod asks for both, a token goes beside the client's certificate and the other way round.
     """
-    pair = cluster.pair(cluster.client)
-    folder.mkdir()
-    trusted = cluster.authority.pem
-    for name, content in {**pair, "ca.crt": trusted, "ca.pem": trusted}.items():
-        (folder / name).write_bytes(content)
-    policy = load_file(tiny_model_path() / "model.safetensors")
-    own = '"client_certificate": "tls.crt", "client_key": "tls.key"'
-    for page, after, pushes, version in (
-        ("kubernetes.md", 'tls = {"token": token,', 2, 2),
-        ("weights.md", f"tls = {{{own},", 1, 3),
-    ):
-        before = "tls = {"
-        text = (ROOT / "docs" / page).read_text()
-        blocks = re.findall(r"^```py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-        (code,) = (block for block in blocks if "replica_targets" in block)
-        service = "scoring-scoring-service-policy-replicas.ml.svc"
-        targets = 'replica_targets(f"{host}:50051")'
-        assert all(code.count(part) == 1 for part in (f'"{service}"', targets, before))
-        code = code.replace(before, after).replace(targets, f'["127.0.0.1:{pod.ports["50051"]}"]')
-        names = {"token": TOKEN, "policy": policy, "step": version}
-        names["training"] = lambda: iter([policy])
-        with contextlib.chdir(folder):
-            # Whoever looks for another name than the certificate's pushes to nobody.
-            with pytest.raises(InvalidRequestError, match="no server"):
-                exec(code.replace(service, "other.example"), dict(names))
-            for _ in range(pushes):  # the second time by a trainer that was started again
-                exec(code.replace(service, "localhost"), names)
-        for client in names.get("clients", ()):
-            client.close()
-        with AdminClient(
+
+    def __init__(self, cluster: Cluster, pod: Pod, folder: Path) -> None:
+        pair = cluster.pair(cluster.client)
+        folder.mkdir()
+        trusted = cluster.authority.pem
+        for name, content in {**pair, "ca.crt": trusted, "ca.pem": trusted}.items():
+            (folder / name).write_bytes(content)
+        self.folder = folder
+        self.target = f"127.0.0.1:{pod.ports['50051']}"
+        self.policy = load_file(tiny_model_path() / "model.safetensors")
+        self.admin = AdminClient(
             f"localhost:{pod.ports['50051']}",
             token=TOKEN,
             root_certificates=trusted,
             client_certificate=pair["tls.crt"],
             client_key=pair["tls.key"],
-        ) as admin:
-            assert admin.get_weights().version == version
+        )
+
+    def run(
+        self, page: str, *, service: str = "localhost", timeout: int = 240, **names: Any
+    ) -> dict[str, Any]:
+        """Run the block of a page, and return the names that it leaves behind."""
+        text = (ROOT / "docs" / page).read_text()
+        blocks = re.findall(r"^```py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        (code,) = (block for block in blocks if "wait_for_replicas" in block)
+        count = {"kubernetes.md": "count = 4 ", "weights.md": '50051", 4,'}[page]
+        own = {
+            "kubernetes.md": '"token": token,',
+            "weights.md": '"client_certificate": "tls.crt", "client_key": "tls.key",',
+        }[page]
+        for part, here in (
+            ('"scoring-scoring-service-policy-replicas.ml.svc"', repr(service)),
+            (count, count.replace("4", "1")),
+            ('f"{host}:50051"', repr(self.target)),
+            ("timeout=1800", f"timeout={timeout}"),
+            ("tls = {", f"tls = {{{own}"),
+            ("push_to_all(", "pushing(" if "pushing" in names else "push_to_all("),
+        ):
+            assert code.count(part) == 1, part
+            code = code.replace(part, here)
+        code = re.sub(r'"((?:ca|tls)\.\w+)"', rf'"{self.folder}/\1"', code)
+        names = {"token": TOKEN, "policy": self.policy, **names}
+        names["training"] = lambda: iter([self.policy])
+        exec(code, names)
+        for client in names.get("clients", ()):
+            client.close()
+        return names
+
+
+def check_pushes_of_the_pages(trainer: Trainer) -> None:
+    """The first one was made while the pod loaded."""
+    # Whoever looks for another name than the certificate's pushes to nobody.
+    for page in ("kubernetes.md", "weights.md"):
+        with pytest.raises(UnavailableError, match=r"0 of 1 servers.* for another name than"):
+            trainer.run(page, service="other.example", timeout=1, step=9)
+    # By a trainer that was started again.
+    assert trainer.run("kubernetes.md")["version"] == trainer.admin.get_weights().version == 2
+    trainer.run("weights.md", step=3)
+    assert trainer.admin.get_weights().version == 3
+    check_a_push_that_failed_is_done_again(trainer)
+    trainer.admin.close()
+
+
+def check_a_push_that_failed_is_done_again(trainer: Trainer) -> None:
+    """The loop's first try meets the update of somebody else, who gives up then."""
+    given_up, tried = threading.Event(), []
+
+    def half() -> Iterator[tuple[str, Any]]:
+        yield next(iter(sorted(trainer.policy.items())))
+        given_up.wait(60)
+        raise LookupError
+
+    def pushing(pods: list[AdminClient], policy: Any, version: int) -> None:
+        tried.append(version)
+        try:
+            push_to_all(pods, policy, version=version)
+        finally:
+            given_up.set()
+            wait([other])
+
+    with ThreadPoolExecutor(1) as aside:
+        other = aside.submit(trainer.admin.push_weights, half(), version=99)
+        while trainer.admin.get_weights().update is None:
+            assert not other.done()
+        trainer.run("kubernetes.md", pushing=pushing)
+    assert isinstance(other.exception(), LookupError)
+    assert tried[:2] == [4, 5]
+    assert trainer.admin.get_weights().version == tried[-1]
+
+
+def wait_ready(pod: Pod) -> None:
+    """Asks the readiness probe until it succeeds."""
+    deadline = time.monotonic() + 60
+    while not pod.probe("readinessProbe"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def check_helm_test(manifests: list[Manifest], root: Path, cluster: Cluster, pod: Pod) -> None:

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 
-from scoring_client.errors import InvalidRequestError, ScoringError
+from scoring_client.errors import InvalidRequestError, ScoringError, UnavailableError
 from scoring_client.weights.results import WeightsInfo, WeightTensor, WeightUpdate
 
 
@@ -49,12 +49,15 @@ def replica_targets(name: str) -> list[str]:
 
     Raises:
         InvalidRequestError: no port.
-        OSError: the name cannot be resolved.
+        UnavailableError: the name cannot be resolved: nobody has it, or not yet.
     """
     host, colon, port = name.removeprefix("dns:///").rpartition(":")
     if not colon or not port.isdigit():
         raise InvalidRequestError(f"{name!r} has no port")
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise UnavailableError(f"{host} cannot be resolved: {error.strerror}") from error
     return targets_of(((family, str(address[0])) for family, _, _, _, address in found), port)
 
 
@@ -88,7 +91,7 @@ def check_one_server(target: str) -> None:
     if len(servers) > 1:
         raise InvalidRequestError(
             f"{target} is {len(servers)} servers ({', '.join(servers[:4])}), each with weights of "
-            "its own: give each a client of its own (scoring_client.replica_targets lists them; "
+            "its own: give each a client of its own (scoring_client.wait_for_replicas lists them; "
             "push_to_all pushes to all)"
         )
 

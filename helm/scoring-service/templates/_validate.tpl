@@ -71,6 +71,9 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if and $model.download.enabled (or (not $model.model) (hasPrefix "/" $model.model) (hasPrefix "." $model.model)) -}}
 {{- fail (printf "%s: download.enabled needs a Hub id as model, not %q" $at $model.model) -}}
 {{- end -}}
+{{- if and $model.download.enabled $model.settings.weights_hub -}}
+{{- fail (printf "%s: settings.weights_hub %s: with download.enabled the server is offline and has no token, so it could never read them: set download.enabled=false, and the server fetches its model itself; or use settings.weights_root" $at (join ", " $model.settings.weights_hub)) -}}
+{{- end -}}
 {{- if and $model.autoscaling.enabled (lt (int $model.autoscaling.maxReplicas) (int $model.autoscaling.minReplicas)) -}}
 {{- fail (printf "%s: autoscaling.maxReplicas is below autoscaling.minReplicas" $at) -}}
 {{- end -}}
