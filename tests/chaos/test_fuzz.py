@@ -26,9 +26,9 @@ from tests.intensity import SOAK, short_or_long
 
 REQUEST_COUNT = int(short_or_long(500, 17_000))
 RAW_COUNT = int(short_or_long(150, 3_000))
-PUSH_COUNT = int(short_or_long(80, 4_000))
+PUSH_COUNT = int(short_or_long(80, 2_000))
 """Streams of weights."""
-READ_COUNT = int(short_or_long(1, 40))
+READ_COUNT = int(short_or_long(1, 15))
 """Checkpoints of which something is gone; a process of its own reads each, for seconds."""
 AT_ONCE = 8
 QUEUE_TOKENS = 60_000

@@ -44,6 +44,8 @@ class Fuzzer:
         self.seen: Counter[tuple[str, str]] = Counter()
         self.rng = random.Random(seed)
         self._aborting = asyncio.Lock()
+        self._versions = {running.version}
+        """Every one that has answered."""
         self._admin: Any = admin_pb2_grpc.AdminServiceStub(channel)
         # Bytes as they are: what is sent need be no message.
         self._push: Any = channel.stream_stream(
@@ -63,18 +65,18 @@ class Fuzzer:
         allowed = REFUSALS | {"UPDATE_ABORTED"} if wanted is None else {"OK"}
         if disturbed:
             allowed = {*allowed, *LEFT, "UPDATE_APPLYING"}
-        if _goes_back(wanted, self.running):
-            allowed = {*allowed, "WEIGHT_VERSION_NOT_NEWER"}  # calls may still use another of it
+        allowed |= self._may_be_in_use(wanted)
         await self._check("PushWeights", reason, wanted, allowed, sent)
 
     async def send_damaged(self, path: Path, original: dict[str, bytes], right: Path) -> None:
         """A request for files that were damaged: refused, unless transformers loads them still."""
         request = admin_pb2.UpdateWeightsRequest(path=str(path))
-        request.options.version = self.running.version + 1
+        request.options.version = newer = max(self._versions) + 1
         reason = await self._outcome(self._admin.UpdateWeights(request, timeout=PATIENCE))
         if reason == "OK":
             self.seen["UpdateWeights", reason] += 1
-            self.running = Weights(self.running.version + 1, self.running.specs, original)
+            self.running = Weights(newer, self.running.specs, original)  # these or others
+            self._versions.add(newer)
             await self.restore(original, right)
         else:
             await self._check("UpdateWeights", reason, None, FILE_REFUSALS, request)
@@ -90,13 +92,12 @@ class Fuzzer:
         wanted = None if tensors is None else self._loaded(sent, tensors)
         reason = await self._outcome(self._admin.UpdateWeights(sent, timeout=PATIENCE))
         allowed = FILE_REFUSALS if wanted is None else {"OK"}
-        if _goes_back(wanted, self.running):
-            allowed = {*allowed, "WEIGHT_VERSION_NOT_NEWER"}
+        allowed |= self._may_be_in_use(wanted)
         await self._check("UpdateWeights", reason, wanted, allowed, sent)
 
     async def restore(self, tensors: dict[str, bytes], path: Path) -> None:
         """Puts weights back that are in files, under a newer version."""
-        newer = Weights(self.running.version + 1, self.running.specs, tensors)
+        newer = Weights(max(self._versions) + 1, self.running.specs, tensors)
         request = admin_pb2.UpdateWeightsRequest(path=str(path))
         request.options.version = newer.version
         reason = await self._outcome(self._admin.UpdateWeights(request, timeout=PATIENCE))
@@ -115,6 +116,11 @@ class Fuzzer:
             return None
         named = sent.model in ("", "tiny") and sent.WhichOneof("source") == "path"
         return new if same and whole and named else None
+
+    def _may_be_in_use(self, wanted: Weights | None) -> set[str]:
+        """What new weights are refused for under a number that calls may still use for others."""
+        taken = wanted is not None and wanted.version in self._versions
+        return {"WEIGHT_VERSION_NOT_NEWER"} if taken else set()
 
     async def _pushed(self, sent: Push) -> str:
         async def messages() -> AsyncIterator[bytes]:
@@ -172,11 +178,8 @@ class Fuzzer:
             assert wanted is not None, sent
             assert now == (wanted.version, wanted.digest), sent
             self.running = wanted
+            self._versions.add(wanted.version)
         assert now == (self.running.version, self.running.digest), (reason, sent)
-
-
-def _goes_back(wanted: Weights | None, running: Weights) -> bool:
-    return wanted is not None and wanted.version <= running.version
 
 
 async def running_weights(channel: grpc.aio.Channel, tensors: dict[str, bytes]) -> Weights:
