@@ -118,6 +118,10 @@ class WeightStore:
         if self._model.slots is None:
             raise SystemExit("the weights of this model cannot be replaced")
         self._model.forget_weights()
+        # Nobody is told to drop these any more: what was prepared of them goes with them.
+        for number in self._held:
+            self._staged.pop(number, None)
+            self._fills.pop(number, None)
         self._held.clear()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()

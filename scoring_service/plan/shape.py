@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -77,21 +77,28 @@ def model_shape(config: Config) -> ModelShape:
         return _gpt2(config)
     if family not in _FAMILIES:
         known = ", ".join(sorted([*_FAMILIES, "gpt2"]))
-        raise UnknownFamilyError(f"no count for the family {family!r}; there is: {known}")
+        raise UnknownFamilyError(
+            f"no count for the family {family!r}; there is: {known}. It may be served all the "
+            "same: to plan it, give a copy of its config.json with `model_type` set to the one of "
+            "these whose layers are most like its own"
+        )
+    config = {**DEFAULTS.get(family, {}), **config}
     attention_of, feed_forward_of, norms = _FAMILIES[family]
     attention = attention_of(config)
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     blocks = [feed_forward_of(config, layer) for layer in range(layers)]
-    per_layer = attention.products + attention.others + norms * hidden
+    norm = 2 * hidden if family in _BIASED_NORMS else hidden
+    per_layer = attention.products + attention.others + norms * norm
     embeddings = config["vocab_size"] * hidden
-    tied = config.get("tie_word_embeddings", family.startswith("gemma"))
+    tied = config.get("tie_word_embeddings", family.startswith(("gemma", "cohere")))
     return ModelShape(
         family=family,
         layers=layers,
         vocab_size=config["vocab_size"],
         max_positions=config["max_position_embeddings"],
         parameters=embeddings * (1 if tied else 2)
-        + hidden
+        + (config["vocab_size"] if family == "phi" else 0)  # its head has a bias
+        + norm
         + layers * per_layer
         + sum(block.products + block.others for block in blocks),
         body_parameters=layers * attention.products + sum(block.active for block in blocks),
@@ -99,7 +106,8 @@ def model_shape(config: Config) -> ModelShape:
         kv_width=layers * attention.kv_width,
         pair_flops=2 * layers * attention.pair_width,
         hidden=hidden,
-        finishes_logits=bool(config.get("final_logit_softcapping")),
+        finishes_logits=bool(config.get("final_logit_softcapping"))
+        or any(config.get(name, 1) != 1 for name in ("logit_scale", "logits_scaling")),
         config=config,
     )
 
@@ -129,22 +137,30 @@ def _gpt2(config: Config) -> ModelShape:
 
 
 def _grouped(config: Config) -> _Attention:
-    """Grouped queries, as in Llama, Qwen, Mistral and Gemma."""
+    """Heads of one width, grouped or not."""
     family, hidden, heads = (
         config["model_type"],
         config["hidden_size"],
         config["num_attention_heads"],
     )
-    kv_heads = config.get("num_key_value_heads") or heads
+    grouped = family != "gpt_neox"  # whatever its file says
+    kv_heads = (config.get("num_key_value_heads") if grouped else None) or heads
     head_dim = config.get("head_dim") or hidden // heads
     queries, keys = heads * head_dim, kv_heads * head_dim
     others = 0
     if family == "qwen2":
         others = queries + 2 * keys
-    elif config.get("attention_bias"):
+    elif config.get("attention_bias", family in ("gpt_neox", "gpt_oss")) or family == "phi":
         others = queries + 2 * keys + hidden
+    # Norms of queries and keys: of a head, of all heads apart or of all as one.
     if family in ("qwen3", "qwen3_moe", "gemma3_text"):
-        others += 2 * head_dim  # norms of queries and keys
+        others += 2 * head_dim
+    elif family == "phi" and config.get("qk_layernorm"):
+        others += 4 * head_dim
+    elif family == "olmo2" or (family == "cohere" and config.get("use_qk_norm")):
+        others += queries + keys
+    if family == "gpt_oss":
+        others += heads  # sinks
     return _Attention(
         products=hidden * (2 * queries + 2 * keys),
         others=others,
@@ -178,12 +194,25 @@ def _gated(config: Config, layer: int) -> _FeedForward:
     return _FeedForward(3 * hidden * inner, 3 * hidden * inner, bias)
 
 
+def _plain(config: Config, layer: int) -> _FeedForward:
+    """Two products with biases."""
+    del layer  # all are alike
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    return _FeedForward(2 * hidden * inner, 2 * hidden * inner, inner + hidden)
+
+
 def _mixtral(config: Config, layer: int) -> _FeedForward:
     del layer  # all are alike
     return _experts(
         config, config["num_local_experts"], config["num_experts_per_tok"],
         config["intermediate_size"],
     )  # fmt: skip
+
+
+def _gpt_oss(config: Config, layer: int) -> _FeedForward:
+    found = _mixtral(config, layer)
+    biases = 2 * config["intermediate_size"] + config["hidden_size"] + 1  # the last: the router's
+    return replace(found, others=config["num_local_experts"] * biases)
 
 
 def _qwen3_moe(config: Config, layer: int) -> _FeedForward:
@@ -222,5 +251,29 @@ _FAMILIES: dict[
     "gemma2": (_grouped, _gated, 4),
     "gemma3_text": (_grouped, _gated, 4),
     "deepseek_v3": (_latent, _deepseek_v3, 2),
+    "phi3": (_grouped, _gated, 2),
+    "olmo2": (_grouped, _gated, 2),
+    "granite": (_grouped, _gated, 2),
+    "cohere": (_grouped, _gated, 1),
+    "gpt_neox": (_grouped, _plain, 2),
+    "phi": (_grouped, _plain, 1),
+    "gpt_oss": (_grouped, _gpt_oss, 2),
 }
 """By model_type: attention, feed-forward of a layer, and norms of a layer."""
+
+_BIASED_NORMS = ("gpt_neox", "phi")
+"""Families whose norms have biases beside their weights."""
+
+DEFAULTS: dict[str, Config] = {
+    "gemma3_text": {
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+    },
+}
+"""What transformers takes where the files of a family leave a number out, as Gemma 3's do."""

@@ -15,7 +15,10 @@ from google.protobuf.message import DecodeError, Message
 
 from benchmarks.machine import describe, origin
 from scoring_client.proto import admin_pb2, admin_pb2_grpc, service_pb2_grpc
+from scoring_service.models import tiny_model_path
 from tests.chaos.fuzzing import ADMIN_REQUESTS, REQUESTS, mangled, request
+from tests.chaos.weight_calls import send_updates
+from tests.chaos.weight_fuzzing import files
 from tests.e2e.calls import SERVICE, reason_of, scores, stub_of
 from tests.e2e.processes import descriptors, idle, until
 from tests.e2e.served import Served, serving
@@ -23,6 +26,10 @@ from tests.intensity import SOAK, short_or_long
 
 REQUEST_COUNT = int(short_or_long(500, 17_000))
 RAW_COUNT = int(short_or_long(150, 3_000))
+PUSH_COUNT = int(short_or_long(80, 2_000))
+"""Streams of weights."""
+READ_COUNT = int(short_or_long(1, 15))
+"""Checkpoints of which something is gone; a process of its own reads each, for seconds."""
 AT_ONCE = 8
 QUEUE_TOKENS = 60_000
 """Seconds of work: a request for four thousand samples is refused or answered, and no hang."""
@@ -30,6 +37,11 @@ ALL_REQUESTS = {**REQUESTS, **ADMIN_REQUESTS}
 WEIGHTS = (5, 4, 5, 1, 1, 1, *[0.5] * len(ADMIN_REQUESTS))
 """How often each is sent."""
 STREAMS = {"Score", "TopKLogprobs", "Sample"}
+
+HELD_MEMORIES = 2
+"""Of updates: that of the running weights, and one that the next update is written to."""
+MEMORY_DESCRIPTORS = 2 * HELD_MEMORIES
+"""Of these: each is open, and mapped through a descriptor of Python's own."""
 
 ALLOWED = {
     grpc.StatusCode.OK,
@@ -128,15 +140,25 @@ def write_figures(seen: Counter[Any], folder: Path) -> None:
 
 @pytest.mark.timeout(1800)
 def test_nothing_crashes_hangs_or_leaks(tmp_path: Path) -> None:
-    flags = ("--metrics-port", "0", "--max-k", "256", "--max-queue-tokens", str(QUEUE_TOKENS))
+    checkpoints = files(tmp_path)
+    flags = (
+        "--metrics-port", "0", "--max-k", "256", "--max-queue-tokens", str(QUEUE_TOKENS),
+        "--weights-root", str(tmp_path),
+    )  # fmt: skip
     with serving(*flags) as server:
         pids = (server.process.pid, server_worker(server))
         with stub_of(ready(server)) as stub:
             before = scores(stub)
         opened = [descriptors(pid) for pid in pids]
         seen, bad = asyncio.run(send_all(ready(server)))
-        write_figures(seen, tmp_path)
         assert not bad, bad[:3]
+        updates = asyncio.run(
+            send_updates(
+                ready(server), saved_tensors(), checkpoints, pushes=PUSH_COUNT, reads=READ_COUNT
+            )
+        )
+        write_figures(seen + updates, tmp_path)
+        assert updates["PushWeights", "OK"] > PUSH_COUNT / 10, "nearly every stream was refused"
         answered = sum(
             count for (rpc, code), count in seen.items() if rpc in STREAMS and code == "OK"
         )
@@ -147,7 +169,10 @@ def test_nothing_crashes_hangs_or_leaks(tmp_path: Path) -> None:
         assert found["scoring_num_requests_running"] == found["scoring_num_requests_waiting"] == 0
         assert found["scoring_unread_reply_bytes"] == 0
         until(lambda: server.metrics["scoring_kv_cache_usage_perc"] == 0.0, patience=10)
+        for pid in pids:
+            until(lambda pid=pid: len(weight_memories(pid)) <= HELD_MEMORIES, patience=20)
         for pid, count in zip(pids, opened, strict=True):
+            count += MEMORY_DESCRIPTORS
             until(lambda pid=pid, count=count: descriptors(pid) <= count + 2, patience=20)
         assert server_worker(server) == pids[1]
         assert "Traceback" not in "".join(server.err)
@@ -155,8 +180,24 @@ def test_nothing_crashes_hangs_or_leaks(tmp_path: Path) -> None:
             assert scores(stub) == before
 
 
+def saved_tensors() -> dict[str, bytes]:
+    """Bytes of the packaged model's tensors, as its file has them."""
+    data = (tiny_model_path() / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    named = json.loads(data[8:start])
+    named.pop("__metadata__")
+    places = {name: tensor["data_offsets"] for name, tensor in named.items()}
+    return {name: data[start + a : start + b] for name, (a, b) in places.items()}
+
+
 def ready(server: Served) -> str:
     return server.ready
+
+
+def weight_memories(pid: int) -> set[str]:
+    """Inodes of the memories of updates that the process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "memfd:weights" in line}
 
 
 def server_worker(server: Served) -> int:

@@ -19,7 +19,7 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.engine.head import LinearHead
-from scoring_service.engine.weight_memory import lay_out
+from scoring_service.engine.weight_memory import WeightMemory, lay_out, map_memory
 from scoring_service.engine.weight_store import WeightStore, _Staging
 from scoring_service.engine.weights import Slots
 from scoring_service.models import tiny_model_path
@@ -61,6 +61,45 @@ def test_nothing_is_left_of_weights_that_others_are_written_over(
     assert [type(event) for event in events] == [WeightsStaged]
     assert model.weight_version == 5
     assert torch.equal(model.head.logits(states), 2 * logits)
+
+
+def test_nothing_is_left_of_an_update_that_others_are_written_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor of its memory, of the packed layers and of the head that were made while it came."""
+    loaded = load_model(tiny_model_path())
+    store = WeightStore(loaded, lambda _event: None)
+    model = loaded.model
+    assert model.weights is not None
+    first = {name: tensor.clone() for name, tensor in model.weights.tensors.items()}
+    specs = lay_out(loaded.info.tensors)
+    for number in (1, 2):
+        command = StageWeights(number, "", specs, version=number, beside=False)
+        staging = store._staged[number] = _Staging(command)
+        staging.tensors, staging.digest = dict(first), "abc"
+    writer = WeightMemory(specs.size)
+    store._staged[1].memory = map_memory(writer.path)
+    writer.close()
+    store.apply(ApplyWeights(1))
+    assert isinstance(model.head, LinearHead)
+    packed = list(model.weights.packed.values())
+    memory = store._staged[1].memory
+    assert memory is not None
+    before = [weakref.ref(each) for each in (model.head.prepared, *packed, memory.map)]
+    assert len(before) == 2 + len(packed)
+    del packed, memory
+    alive: list[bool] = []
+    build = Slots.build
+
+    def watched(*arguments: Any) -> Any:
+        gc.collect()
+        alive.extend(ref() is not None for ref in before)
+        return build(*arguments)
+
+    monkeypatch.setattr(Slots, "build", watched)
+    store.apply(ApplyWeights(2))
+    assert alive == [False] * len(before)
+    assert model.weight_version == 2
 
 
 def test_whatever_ends_a_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

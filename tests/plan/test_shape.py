@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.estimate import step_limits
 from scoring_service.plan.hardware import PRESETS
-from scoring_service.plan.shape import ModelShape, UnknownFamilyError, model_shape
+from scoring_service.plan.shape import DEFAULTS, ModelShape, UnknownFamilyError, model_shape
 from scoring_service.plan.traffic import Traffic
 from scoring_service.types import PAGE_TOKENS
 from tests.engine.loading import load_model
@@ -64,6 +64,19 @@ FULL: dict[str, tuple[str, dict[str, Any], float]] = {
         46.7e9,
     ),
     "deepseek-v3": ("DeepseekV3Config", {}, 671e9),
+    "phi-3-mini": ("Phi3Config", {}, 3.82e9),
+    "olmo-2-7b": ("Olmo2Config", {"vocab_size": 100_352}, 7.30e9),
+    "granite-3.1-8b": (
+        "GraniteConfig",
+        {"vocab_size": 49_155, "hidden_size": 4096, "intermediate_size": 12_800,
+         "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8,
+         "tie_word_embeddings": True},
+        8.17e9,
+    ),
+    "command-r": ("CohereConfig", {}, 35e9),
+    "gpt-neox-20b": ("GPTNeoXConfig", {}, 20.6e9),
+    "phi-1.5": ("PhiConfig", {}, 1.42e9),
+    "gpt-oss-120b": ("GptOssConfig", {}, 116.8e9),
 }  # fmt: skip
 
 
@@ -83,6 +96,50 @@ def test_parameters_are_those_of_the_real_model(name: str) -> None:
     assert shape.parameters == pytest.approx(published, rel=0.006)
 
 
+@pytest.mark.parametrize(
+    ("class_name", "settings"),
+    [
+        ("PhiConfig", {"qk_layernorm": True, "num_key_value_heads": 8}),
+        ("CohereConfig", {"use_qk_norm": True, "num_key_value_heads": 8}),
+        ("CohereConfig", {"attention_bias": True}),
+        ("Olmo2Config", {"attention_bias": True, "num_key_value_heads": 8}),
+        ("GraniteConfig", {"attention_bias": True, "mlp_bias": True}),
+        ("GPTNeoXConfig", {"attention_bias": False}),
+        ("GptOssConfig", {"attention_bias": False}),
+    ],
+)
+def test_parameters_that_a_family_may_have_or_not(
+    class_name: str, settings: dict[str, Any]
+) -> None:
+    config = getattr(transformers, class_name)(**settings, num_hidden_layers=2)
+    with torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(config)
+    counted = sum(parameter.numel() for parameter in network.parameters())
+    assert shape_of(config).parameters == counted
+
+
+@pytest.mark.parametrize("family", DEFAULTS)
+def test_defaults_are_those_of_transformers(family: str) -> None:
+    config = transformers.AutoConfig.for_model(family)
+    assert {name: getattr(config, name) for name in DEFAULTS[family]} == DEFAULTS[family]
+
+
+def test_a_multimodal_config_that_leaves_out_what_is_usual() -> None:
+    """As google/gemma-3-4b-it has it: nearly nothing; 3.88e9 parameters, the vision tower aside."""
+    text = {
+        "hidden_size": 2560, "intermediate_size": 10_240, "model_type": "gemma3_text",
+        "num_hidden_layers": 34, "sliding_window": 1024,
+    }  # fmt: skip
+    shape = model_shape({"model_type": "gemma3", "text_config": text, "vision_config": {}})
+    with torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(
+            transformers.Gemma3TextConfig(**text)
+        )
+    assert shape.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert shape.parameters == pytest.approx(3.88e9, rel=0.006)
+    assert (shape.vocab_size, shape.max_positions) == (262_208, 131_072)
+
+
 SMALL = [
     architecture
     for architecture in ARCHITECTURES
@@ -97,6 +154,13 @@ SMALL = [
         "mixtral",
         "qwen3-moe",
         "deepseek-v3",
+        "phi3",
+        "olmo2",
+        "granite",
+        "cohere",
+        "gpt-neox",
+        "phi",
+        "gpt-oss",
     )
 ]
 
@@ -141,5 +205,7 @@ def test_the_packaged_model_is_what_its_card_says() -> None:
 
 
 def test_what_nobody_has_counted_is_refused() -> None:
-    with pytest.raises(UnknownFamilyError, match=r"'mamba'.*llama.*qwen3"):
+    with pytest.raises(
+        UnknownFamilyError, match=r"'mamba'.*llama.*qwen3.*a copy of its config.json"
+    ):
         model_shape({"model_type": "mamba"})
