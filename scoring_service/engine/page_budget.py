@@ -16,7 +16,7 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 CHUNK_TOKENS = {"cpu": 64, "cuda": 256}
 """Tokens between seams, unless configured."""
 
-BESIDE_SAMPLES = 20
+BESIDE_SAMPLES = 28
 """Tokens of scoring and prompts that join few samples where chunks may be cut, unless configured: a
 step of them takes less than twice as long as one that draws alone, and one of a chunk does not."""
 
