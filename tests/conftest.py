@@ -41,7 +41,6 @@ if importlib.util.find_spec("hypothesis") is not None:
 
 MAY_BE_SKIPPED = (
     "minutes: ",  # measures SmolLM2, which is asked for by name (make test-mismatch)
-    "written by make test-mismatch",  # there is nothing to compare with before that has been run
     # What the processor or the network of some machines has not.
     "no bf16 products on this machine",
     "no IPv6 here",

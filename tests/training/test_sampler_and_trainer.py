@@ -52,7 +52,6 @@ def test_turns_of_a_text() -> None:
     assert float(forward_kl(logits[len(prompt) + scores.rows], teacher)) > 0.1, "one row too late"
 
 
-@pytest.mark.skipif(not MEASURED.exists(), reason="written by make test-mismatch")
 def test_the_pages_figures_are_those_measured() -> None:
     head = r"^\| sampler \| trainer \| tokens .*\n\|[-|]+\|\n((?:\|.*\n)+)"
     found = re.search(head, (ROOT / "docs/training.md").read_text(), re.M)
