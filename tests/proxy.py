@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Self
 
 
-class Proxy:
+class Proxy(ABC):
     """Takes connections and makes one to the server for each, which threads pass bytes between."""
 
     def __init__(self) -> None:
@@ -28,15 +28,11 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for end in (self._listener, *self._sockets):
             end.close()
 
+    @abstractmethod
     def passing(self, near: socket.socket, far: socket.socket) -> Sequence[Callable[[], None]]:
         """What passes bytes of one connection, a thread each.
 
@@ -44,7 +40,6 @@ class Proxy:
             near: the client's end.
             far: the server's.
         """
-        raise NotImplementedError
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

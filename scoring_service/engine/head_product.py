@@ -41,7 +41,7 @@ class HeadProduct(Protocol):
         Args:
             states_T_H: in the model's own type.
             prepared: of `prepared`.
-            bias_V: in any type, or none.
+            bias_V: in `dtype`, or none.
         """
         ...
 

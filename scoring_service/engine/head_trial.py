@@ -102,7 +102,7 @@ def _multiplies(head: LinearHead, weight_V_H: Tensor) -> bool:
         found_T_V = head.product(states_T_H)
         for column in (0, vocab // 2, vocab - 1):
             part = slice(column // _COLUMNS * _COLUMNS, column // _COLUMNS * _COLUMNS + _COLUMNS)
-            bias_V = None if head.bias_V is None else head.bias_V[part].float()
+            bias_V = None if head.bias_V is None else head.bias_V[part]
             wanted_T_V = functional.linear(states_T_H.float(), weight_V_H[part].float(), bias_V)
             error = (found_T_V[:, part] - wanted_T_V).abs().max()
             if not error <= _ERROR * wanted_T_V.abs().max():

@@ -26,6 +26,22 @@ from scoring_service.models import tiny_model_path
 from tests.engine.loading import load_model
 
 
+def alive_at_the_next_build(
+    before: list[weakref.ref[Any]], monkeypatch: pytest.MonkeyPatch
+) -> list[bool]:
+    """Which of them are still there, put down when a network's next weights are built."""
+    alive: list[bool] = []
+    build = Slots.build
+
+    def watched(*arguments: Any) -> Any:
+        gc.collect()
+        alive.extend(ref() is not None for ref in before)
+        return build(*arguments)
+
+    monkeypatch.setattr(Slots, "build", watched)
+    return alive
+
+
 def test_nothing_is_left_of_weights_that_others_are_written_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -47,15 +63,7 @@ def test_nothing_is_left_of_weights_that_others_are_written_over(
     command = StageWeights(1, "", lay_out(loaded.info.tensors), version=5, beside=False)
     staging = store._staged[1] = _Staging(command)
     staging.tensors, staging.digest = dict(tensors), "abc"
-    alive: list[bool] = []
-    build = Slots.build
-
-    def watched(*arguments: Any) -> Any:
-        gc.collect()
-        alive.extend(ref() is not None for ref in before)
-        return build(*arguments)
-
-    monkeypatch.setattr(Slots, "build", watched)
+    alive = alive_at_the_next_build(before, monkeypatch)
     store.apply(ApplyWeights(1))
     assert alive == [False, False]
     assert [type(event) for event in events] == [WeightsStaged]
@@ -88,15 +96,7 @@ def test_nothing_is_left_of_an_update_that_others_are_written_over(
     before = [weakref.ref(each) for each in (model.head.prepared, *packed, memory.map)]
     assert len(before) == 2 + len(packed)
     del packed, memory
-    alive: list[bool] = []
-    build = Slots.build
-
-    def watched(*arguments: Any) -> Any:
-        gc.collect()
-        alive.extend(ref() is not None for ref in before)
-        return build(*arguments)
-
-    monkeypatch.setattr(Slots, "build", watched)
+    alive = alive_at_the_next_build(before, monkeypatch)
     store.apply(ApplyWeights(2))
     assert alive == [False] * len(before)
     assert model.weight_version == 2
