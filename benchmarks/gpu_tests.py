@@ -27,6 +27,7 @@ FILES = (
     "test_attention.py",  # loads models of every family, and so comes first
     "test_head_trial.py",
     "test_body_trial.py",
+    "test_decode_graphs.py",
     "test_body.py",
     "test_tile.py",
     "test_linear.py",

@@ -114,7 +114,7 @@ class ServeConfig:
     tokens_beside_samples: int | None = None
     """Most tokens of scoring and prompts that join a step in which few samples are drawn: the more
     they are, the faster is scoring and the later come the samples' tokens. Many samples are joined
-    by as many as they are. Default: 20 on a CPU, with which a step takes less than twice as long as
+    by as many as they are. Default: 28 on a CPU, with which a step takes less than twice as long as
     one that draws alone; a chunk on a GPU, and where a probe finds that chunks cannot be cut: there
     a chunk is also the least."""
 
@@ -129,6 +129,10 @@ class ServeConfig:
     cpu_kernels: Literal["auto", "off"] = "auto"
     """On a CPU: auto = C++ kernels, compiled once a machine if it has a compiler; off = torch's
     operators, slower and equal but for the order of sums."""
+
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """On a GPU: auto = steps that only go on with samples are recorded as CUDA graphs and replayed,
+    where a trial at load finds that they can be; off = each of their kernels is launched anew."""
 
     max_request_bytes: int = 64 << 20
     """Largest request message."""

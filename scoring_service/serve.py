@@ -141,6 +141,7 @@ def _engine_config(source: str, config: ServeConfig) -> EngineConfig:
         tokens_beside_samples=config.tokens_beside_samples,
         memory_utilization=config.memory_utilization,
         cpu_kernels=config.cpu_kernels,
+        cuda_graphs=config.cuda_graphs,
         path=config.path,
         trust_remote_code=config.trust_remote_code,
         weight_version=config.weight_version,

@@ -309,6 +309,8 @@ class EngineConfig:
     """auto = packed where a probe allows it; plain = never packed."""
     cpu_kernels: str = "auto"
     """auto = C++ kernels on a CPU where a compiler is; off = torch's operators."""
+    cuda_graphs: str = "auto"
+    """auto = on a GPU, steps that only go on with samples are recorded; off = never."""
     trust_remote_code: bool = False
     weight_version: int = 0
     threads: int | None = None

@@ -160,6 +160,7 @@ def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> C
         kernels=_kernels(model),
         attention=_attention(model, packed),
         triton=None if packed is None else dispatch.version(model.device),
+        graph_rows=() if packed is None else packed.settings.graph_rows,
     )
     return lambda digest: identify(digest=digest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scoring_service.peak_memory import StepShape, StepWork, body_bytes
 from scoring_service.types import PAGE_TOKENS
 
 SPARE_PAGES = 4
@@ -23,6 +24,15 @@ step of them takes less than twice as long as one that draws alone, and one of a
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
 """Of what is left beside the weights, what pages and steps may take, unless configured."""
 
+GRAPH_ROWS = (16, 32, 48, 64, 96, 128, 192, 256)
+"""Of the steps that a GPU records where they only go on with samples: up to `MAX_SAMPLES`."""
+
+GRAPH_SLOTS = 1 << 22
+"""Earlier tokens of all samples of a recorded step, at most: 256 samples of 16,384."""
+
+_GRAPH_BYTES = 16 << 20
+"""Of a recorded step itself: what the driver keeps of a thousand launches, about."""
+
 _SEGMENT_BYTES = 2 << 10
 """Of a segment itself, about: its ids, slots, key and place in the prefix cache."""
 
@@ -43,6 +53,17 @@ def page_bytes(kv_width: int, hidden: int, element_bytes: int) -> int:
 def pages_beside(room: float, working: int, page: int) -> int:
     """Pages in so many bytes, of which a step may take `working`."""
     return max(0, int(room) - working) // page
+
+
+def graph_bytes(shape: StepShape) -> int:
+    """What recorded steps keep: their slots, the activations of the largest, and themselves.
+
+    Args:
+        shape: of the model's steps.
+    """
+    # Twice: blocks of one step's sizes do not always fit those of another's.
+    activations = 2 * body_bytes(shape, StepWork(tokens=GRAPH_ROWS[-1], rows=0))
+    return activations + 4 * GRAPH_SLOTS + len(GRAPH_ROWS) * _GRAPH_BYTES
 
 
 MIN_STEP = 2

@@ -14,6 +14,7 @@ from scoring_service.engine.memory import is_lost
 from scoring_service.engine.numerics import body_row_multiple
 from scoring_service.engine.packed.batch_invariance import is_batch_invariant
 from scoring_service.engine.packed.body_trial import fuse_in_steps
+from scoring_service.engine.packed.graph_trial import graphs_failure
 from scoring_service.engine.packed.pages import LayerShape
 from scoring_service.engine.packed.probe import (
     PLAIN,
@@ -77,7 +78,9 @@ def choose_path(
         and is_chunk_split_invariant(model, shapes, limit)
     )
     shape = _step_shape(network, model, shapes)
-    setup = set_up(config, shapes, shape, limit, model.dtype, model.device, cuts)
+    records, graph_note = _try_graphs(model, shapes, config)
+    note += graph_note
+    setup = set_up(config, shapes, shape, limit, model.dtype, model.device, cuts, records)
     reason = f"a probe found packed and plain attention equal{note}"
     return ChosenPath(setup, reason, deterministic)
 
@@ -144,6 +147,30 @@ def _fuse_layers(model: CausalModel, shapes: list[LayerShape]) -> str:
     if refusal and is_lost(model.device):
         raise RuntimeError(f"the device was lost while kernels of the body were tried{refusal}")
     return refusal
+
+
+def _try_graphs(
+    model: CausalModel, shapes: list[LayerShape], config: EngineConfig
+) -> tuple[bool, str]:
+    """Whether steps that only go on with samples are recorded, and what is to be said of it.
+
+    Raises:
+        RuntimeError: the device was lost meanwhile.
+    """
+    if not _may_record(model):
+        return False, ""
+    if config.cuda_graphs == "off":
+        return False, "; without CUDA graphs, as asked for"
+    refusal = graphs_failure(model, shapes)
+    torch.cuda.empty_cache()
+    if refusal:
+        return False, f"; without CUDA graphs: {refusal}"
+    return True, "; samples go on by CUDA graphs"
+
+
+def _may_record(model: CausalModel) -> bool:
+    # Torch's operators attend in other pieces for samples of other lengths.
+    return model.device.type == "cuda" and model.attends_by_triton
 
 
 def _step_shape(network: Any, model: CausalModel, shapes: list[LayerShape]) -> StepShape:

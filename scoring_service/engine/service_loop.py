@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -29,6 +30,7 @@ from scoring_service.engine.events import (
 from scoring_service.engine.loader import LoadedModel, cache_key, load
 from scoring_service.engine.memory import is_lost, is_out_of_memory
 from scoring_service.engine.monitor import Monitor
+from scoring_service.engine.packed.decode_graphs import DecodeGraphs
 from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.plain import PlainEngine
 from scoring_service.engine.runner import INITIAL_CREDIT, Runner
@@ -63,7 +65,7 @@ def run_worker(
     store = WeightStore(loaded, send)
     send(Ready(loaded.info))
     log_bug = partial(_tell_bug, send)
-    runner = make_runner(loaded, log_bug)
+    runner = make_runner(loaded, log_bug, lambda error: send(bug_report(error)))
     monitor.watch(runner.gauges)
     while _obey(runner, store, commands, send, log_bug):
         if runner.can_step:
@@ -117,19 +119,34 @@ class CallRunner(Protocol):
         ...
 
 
-def make_runner(loaded: LoadedModel, log_bug: LogBug) -> CallRunner:
-    """The engine that the model's path calls for."""
-    if loaded.packed is None:
-        lost = partial(is_lost, loaded.model.device)
+def _warn(error: Exception) -> None:
+    warnings.warn(f"steps are no longer recorded: {error}", RuntimeWarning, stacklevel=2)
+
+
+def make_runner(
+    loaded: LoadedModel, log_bug: LogBug, tell: Callable[[Exception], None] = _warn
+) -> CallRunner:
+    """The engine that the model's path calls for.
+
+    Args:
+        loaded: the model.
+        log_bug: is told what ended a call.
+        tell: is told what an engine goes on without.
+    """
+    model, packed = loaded.model, loaded.packed
+    if packed is None:
+        lost = partial(is_lost, model.device)
         return Runner(PlainEngine(loaded).work, log_bug, lost, is_out_of_memory)
+    rows = packed.settings.graph_rows
     return PackedEngine(
-        loaded.model,
-        loaded.packed.pool,
-        loaded.packed.settings,
+        model,
+        packed.pool,
+        packed.settings,
         loaded.info.eos_token_ids,
         loaded.codec,
         cache_key(loaded.info.weights_digest, loaded.info.dtype),
         log_bug,
+        DecodeGraphs(model, packed.pool, rows, tell) if rows else None,
     )
 
 

@@ -20,3 +20,14 @@ def to_device_async(host: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or host.numel() == 0:
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+def copy_async(host: Tensor, into: Tensor) -> None:
+    """Writes a tensor of the host over one of a device, which the host does not wait for.
+
+    Args:
+        host: on a CPU; nobody writes to it afterwards.
+        into: of its shape and type. What was asked of the device before still reads what it held.
+    """
+    if host.numel():
+        into.copy_(host.pin_memory() if into.is_cuda else host, non_blocking=True)

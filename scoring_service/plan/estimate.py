@@ -12,6 +12,7 @@ from scoring_service.engine.page_budget import (
     MAX_SAMPLES,
     MEMORY_SHARE,
     SPARE_PAGES,
+    graph_bytes,
     page_bytes,
     pages_beside,
     step_tokens,
@@ -48,6 +49,8 @@ class Plan:
     weights_bytes: int
     step_bytes: int
     """What a step takes beside weights and pages, at most."""
+    graph_bytes: int
+    """What recorded steps of samples keep on a GPU."""
     kv_bytes_per_token: int
     pages: int
     tokens_in_pages: int
@@ -94,8 +97,9 @@ def estimate(
         weights += shape.head_parameters * dtype_bytes  # once more, as its product takes it
     kv = shape.kv_width * dtype_bytes
     share = memory_utilization or MEMORY_SHARE[hardware.device]
-    left = hardware.memory_bytes - weights
     limits = step_limits(shape, hardware, traffic, dtype_bytes)
+    graphs = graph_bytes(limits.shape) if hardware.device == "cuda" else 0
+    left = hardware.memory_bytes - weights - graphs
     working = step_bytes(limits.shape, largest_step(limits))
     page = page_bytes(shape.kv_width, shape.hidden, dtype_bytes)
     pages = pages_beside(left * share, working, page)
@@ -121,6 +125,7 @@ def estimate(
     return Plan(
         weights_bytes=weights,
         step_bytes=working,
+        graph_bytes=graphs,
         kv_bytes_per_token=kv,
         pages=pages,
         tokens_in_pages=pages * PAGE_TOKENS,
@@ -150,8 +155,8 @@ def step_limits(
             residual_bytes=dtype_bytes,
             logit_bytes=HEAD_BYTES,
             device_type=device,
-            # C++ kernels on a CPU, Triton's on a GPU, whose attention is torch's own.
-            compiled_attention=device == "cpu",
+            # C++ kernels on a CPU, Triton's on a GPU.
+            compiled_attention=True,
             compiled_head=True,
             finishes_logits=shape.finishes_logits,
         ),

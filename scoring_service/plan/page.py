@@ -29,6 +29,8 @@ def page(name: str, shape: ModelShape, hardware: Hardware, traffic: Traffic, pla
     ]  # fmt: skip
     if plan.decode_batch:
         rows.insert(8, ("drawn at once", f"{plan.decode_batch} samples"))
+    if plan.graph_bytes:
+        rows.insert(4, ("recorded steps", f"{_bytes(plan.graph_bytes)} for those of samples"))
     lines = [f"{label:<18} {value}" for label, value in rows]
     flags = " ".join(f"{flag} {value}" for flag, value in plan.flags.items())
     return "\n".join([*lines, "", f"scoring-service serve … {flags}", "", *_assumptions(hardware)])

@@ -17,11 +17,11 @@ from scoring_service.engine.events import (
 )
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import attention
-from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.runs import tables
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun
+from scoring_service.engine.packed.segments import DecodeToken
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Reason
 from scoring_service.types import (

@@ -15,7 +15,7 @@ import pytest
 
 from scoring_client import ScoringClient
 from scoring_service import config as server_config
-from scoring_service.engine.page_budget import page_bytes
+from scoring_service.engine.page_budget import GRAPH_SLOTS, page_bytes
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.command import PlanConfig, plan_text
 from scoring_service.plan.estimate import DoesNotFitError, estimate
@@ -70,7 +70,9 @@ def test_replicas_and_rates() -> None:
 
 def test_memory_is_divided_as_the_engine_divides_it() -> None:
     plan = plan_of(memory_utilization=0.5)
-    left = 1e9 - TINY.parameters * 2
+    left = 1e9 - TINY.parameters * 2 - plan.graph_bytes
+    assert plan.graph_bytes > 4 * GRAPH_SLOTS
+    assert plan_of(hardware=replace(MACHINE, device="cpu")).graph_bytes == 0
     page = page_bytes(TINY.kv_width, TINY.hidden, 2)
     assert page >= (16 * TINY.kv_width + TINY.hidden) * 2
     assert plan.pages == (int(left * 0.5) - plan.step_bytes) // page

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from scoring_service.engine.packed.packing import Bucket, Packing, SegmentTree, TreeNode
 from scoring_service.engine.packed.pages import LayerShape, PagePool
@@ -162,7 +162,9 @@ def _attend_by_triton(
     group = queries.shape[0] // keys.shape[0]
     kind = group, queries.dtype
     if kind not in packing.work:
-        packing.work[kind] = triton_attention.work_of(packing.places, *kind, packing.device)
+        packing.work[kind] = triton_attention.work_of(
+            packing.places, *kind, packing.device, packing.work_slots
+        )
     triton_attention.attend(
         queries,
         keys,
@@ -334,9 +336,6 @@ def _attend_bucket(
     output[bucket.rows] = shaped.reshape(samples, heads, -1)
 
 
-def no_mask(*_args: Any, **_kwargs: Any) -> None:
-    """No mask is built: the packing says who sees whom."""
-
-
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, no_mask)
+# No mask function is registered under this name: transformers then builds none, and does not ask
+# the device whether the positions of a step are those of one sequence.

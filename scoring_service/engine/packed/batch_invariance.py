@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.numerics import tall_steps
-from scoring_service.engine.packed.attention import no_mask, packed_attention
+from scoring_service.engine.packed.attention import packed_attention
 from scoring_service.engine.packed.body import PackedBody, Step
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.pages import LayerShape, PagePool, pages_for
@@ -138,4 +138,3 @@ def _attend_first(
 
 
 AttentionInterface.register(_FIRST_LAYERS_NAME, _attend_first)
-AttentionMaskInterface.register(_FIRST_LAYERS_NAME, no_mask)

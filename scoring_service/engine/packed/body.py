@@ -10,19 +10,11 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.packed.decode_graphs import DecodeGraphs
 from scoring_service.engine.packed.packing import Packing, SegmentTree, TreeNode, depth_first
 from scoring_service.engine.packed.pages import PagePool
-from scoring_service.engine.packed.segments import Segment, SegmentRange, SlotArray
+from scoring_service.engine.packed.segments import DecodeToken, Segment, SegmentRange, SlotArray
 from scoring_service.kernels.transfer import to_device_async
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeToken:
-    """One token of a sample: a segment of its own, whose keys are kept."""
-
-    token_id: int
-    slots: SlotArray
-    """Of every position up to the token's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +46,27 @@ class StepStates:
 
 
 class PackedBody:
-    """Runs steps through a model whose attention is `packed_attention`."""
+    """Runs steps through a model whose attention is `packed_attention`.
 
-    def __init__(self, model: CausalModel, pool: PagePool | None) -> None:
+    Args:
+        model: that has the body.
+        pool: where keys and values are kept; None = nowhere.
+        graphs: what replays steps that only go on with samples.
+    """
+
+    def __init__(
+        self, model: CausalModel, pool: PagePool | None, graphs: DecodeGraphs | None = None
+    ) -> None:
         self._model = model
         self._pool = pool
+        self._graphs = graphs
 
     def run(self, step: Step) -> StepStates:
         """Computes a step; what is kept of it is in the pages afterwards."""
+        if self._graphs is not None and not step.pieces:
+            replayed_T_H = self._graphs.run(step.decode_tokens)
+            if replayed_T_H is not None:
+                return StepStates(replayed_T_H, {}, range(len(step.decode_tokens)))
         states, starts, _ = self.run_packed(step)
         first = len(states) - len(step.decode_tokens)
         return StepStates(states, starts, range(first, first + len(step.decode_tokens)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.call_run import CallRun
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.sample_slots import SamplePlace, sample_places
+from scoring_service.engine.packed.segments import DecodeToken
 
 
 @dataclass(frozen=True, slots=True)

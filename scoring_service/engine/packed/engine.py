@@ -16,6 +16,7 @@ from scoring_service.engine.packed.accounting import PromptCounter, account
 from scoring_service.engine.packed.answers import answer_draws, answer_scores
 from scoring_service.engine.packed.body import PackedBody, Step
 from scoring_service.engine.packed.call_run import CallRun, items_of, tokens_of
+from scoring_service.engine.packed.decode_graphs import DecodeGraphs
 from scoring_service.engine.packed.expansion import Expansion
 from scoring_service.engine.packed.pages import PagePool
 from scoring_service.engine.packed.planner import Planner
@@ -51,12 +52,13 @@ class PackedEngine:
         codec: TextCodec | None,
         root_key: bytes,
         log_bug: LogBug,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model = model
         self._log_bug = log_bug
         self._store = SegmentStore(pool, settings.chunk_size)
         self._room = room = Room(self._store)
-        self._body = PackedBody(model, pool)
+        self._body = PackedBody(model, pool, graphs)
         slots = SampleSlots(settings.max_samples)
         self._expansion = Expansion(self._store, room, eos_ids, codec, slots)
         self._calls = RunningCalls(self._store, room, slots)

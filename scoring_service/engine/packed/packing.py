@@ -106,6 +106,8 @@ class Packing:
     the slots of every position before it."""
     work: dict[tuple[int, torch.dtype], Work] = field(default_factory=dict)
     """`places` as the Triton kernel takes them, by heads that share keys and type of queries."""
+    work_slots: Tensor | None = None
+    """int32: where the slots of `work` are to lie; None = in new memory."""
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that a layer kept of earlier tokens.

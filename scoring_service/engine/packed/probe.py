@@ -17,10 +17,10 @@ from transformers.masking_utils import eager_mask
 
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.packed.attention import packed_attention
-from scoring_service.engine.packed.body import DecodeToken, PackedBody, Step
+from scoring_service.engine.packed.body import PackedBody, Step
 from scoring_service.engine.packed.packing import Packing
 from scoring_service.engine.packed.pages import LayerShape, PagePool, pages_for, slots_of
-from scoring_service.engine.packed.segments import Segment, SegmentRange
+from scoring_service.engine.packed.segments import DecodeToken, Segment, SegmentRange
 from scoring_service.engine.packed.store import SegmentStore
 from scoring_service.engine.rope import step_dependent_kinds
 

@@ -16,6 +16,15 @@ SlotArray = npt.NDArray[np.int64]
 _NO_SLOTS: SlotArray = np.empty(0, dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeToken:
+    """One token of a sample: a segment of its own, whose keys are kept."""
+
+    token_id: int
+    slots: SlotArray
+    """Of every position up to the token's own."""
+
+
 @dataclass(eq=False, slots=True)
 class Segment:
     """A run of tokens of one branch.

@@ -22,6 +22,8 @@ class PackedSettings:
     """Most tokens of scoring and prompts in a step of few samples; 0 = a chunk."""
     cuts: bool = False
     """Whether segments are cut for that."""
+    graph_rows: tuple[int, ...] = ()
+    """Rows of the steps that are recorded and replayed where they only go on with samples."""
 
     @property
     def turn_tokens(self) -> int:

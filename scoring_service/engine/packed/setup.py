@@ -13,8 +13,10 @@ from scoring_service.engine.page_budget import (
     BATCH_TOKENS,
     BESIDE_SAMPLES,
     CHUNK_TOKENS,
+    GRAPH_ROWS,
     MEMORY_SHARE,
     SPARE_PAGES,
+    graph_bytes,
     page_bytes,
     pages_beside,
     step_tokens,
@@ -55,6 +57,7 @@ def set_up(
     dtype: torch.dtype,
     device: torch.device,
     cuts: bool,
+    records: bool,
 ) -> PackedSetup:
     """Sizes the pool from what the device has left after the weights and beside a step.
 
@@ -66,6 +69,7 @@ def set_up(
         dtype: of keys and values.
         device: that has the pages.
         cuts: whether segments may be cut.
+        records: whether steps that only go on with samples are recorded.
 
     Raises:
         ConfigurationError: not even a short sequence fits.
@@ -74,6 +78,7 @@ def set_up(
         packed_settings(config, device),
         beside_samples=config.tokens_beside_samples or (BESIDE_SAMPLES if cuts else 0),
         cuts=cuts,
+        graph_rows=GRAPH_ROWS if records else (),
     )
     limits = StepLimits(
         shape=shape,
@@ -83,7 +88,7 @@ def set_up(
         context=context,
     )
     share = config.memory_utilization or MEMORY_SHARE[device.type]
-    left = free_memory(device)
+    left = free_memory(device) - (graph_bytes(shape) if records else 0)
     working = step_bytes(shape, largest_step(limits))
     page = page_bytes(sum(layer.width for layer in shapes), shape.hidden, dtype.itemsize)
     pages = pages_beside(left * share, working, page)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scoring_service.engine.packed.body import DecodeToken
 from scoring_service.engine.packed.call_run import CallRun, Unit
 from scoring_service.engine.packed.sample_run import SampleRun
-from scoring_service.engine.packed.segments import SegmentRange
+from scoring_service.engine.packed.segments import DecodeToken, SegmentRange
 from scoring_service.engine.weights import ModelWeights
 
 

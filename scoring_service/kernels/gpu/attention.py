@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scoring_service.kernels.gpu.rows import tanh
-from scoring_service.kernels.transfer import to_device_async
+from scoring_service.kernels.transfer import copy_async, to_device_async
 
 FEW_QUERIES = 16
 """Queries of a block of sampled tokens: what a matrix unit takes at least."""
@@ -203,6 +203,9 @@ def packed_attention(
 
 SlotArray = npt.NDArray[np.int64]
 
+SegmentPlace = tuple[int, int, int, SlotArray]
+"""First row, tokens, position of the first, and slots of every position before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -214,6 +217,26 @@ class Work:
     """int64: blocks of FEW_QUERIES queries, of what has no more than so many."""
     slots: Tensor
     """int32: where the keys of earlier positions are kept, one segment's after another's."""
+
+    def refill(self, segments: Sequence[SegmentPlace], group: int, dtype: torch.dtype) -> None:
+        """Becomes another step, of as many segments of as many tokens, where it lies.
+
+        Args:
+            segments: see `work_of`.
+            group: heads that share keys.
+            dtype: of the queries.
+
+        Raises:
+            ValueError: the step has other blocks, or more slots than there is room for.
+        """
+        many_N_5, few_N_5, slots = _listed(segments, group, dtype)
+        if many_N_5.shape != self.many_N_5.shape or few_N_5.shape != self.few_N_5.shape:
+            raise ValueError("another step in the same place has to have the same blocks")
+        if len(slots) > len(self.slots):
+            raise ValueError(f"{len(slots)} slots in room for {len(self.slots)}")
+        copy_async(many_N_5, self.many_N_5)
+        copy_async(few_N_5, self.few_N_5)
+        copy_async(slots, self.slots[: len(slots)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,12 +328,12 @@ def tile_of(width: int, value_width: int, element_size: int) -> dict[str, int]:
     }
 
 
-SegmentPlace = tuple[int, int, int, SlotArray]
-"""First row, tokens, position of the first, and slots of every position before it."""
-
-
 def work_of(
-    segments: Sequence[SegmentPlace], group: int, dtype: torch.dtype, device: torch.device
+    segments: Sequence[SegmentPlace],
+    group: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Tensor | None = None,
 ) -> Work:
     """A step as work items.
 
@@ -321,7 +344,26 @@ def work_of(
         dtype: of the queries. Of fp32 ones all blocks are small: larger ones take half a minute to
             compile, and what is fp32 are probes.
         device: that has the step.
+        room: int32, where the slots are to lie; it may be longer.
+
+    Raises:
+        ValueError: it is too short.
     """
+    many_N_5, few_N_5, slots = _listed(segments, group, dtype)
+    work = Work(
+        to_device_async(many_N_5, device),
+        to_device_async(few_N_5, device),
+        to_device_async(slots, device) if room is None else room,
+    )
+    if room is not None:
+        work.refill(segments, group, dtype)
+    return work
+
+
+def _listed(
+    segments: Sequence[SegmentPlace], group: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Work` has, on the host."""
     most = FEW_QUERIES if dtype == torch.float32 else MANY_QUERIES
     items: dict[int, list[tuple[int, int, int, int, int]]] = {FEW_QUERIES: [], MANY_QUERIES: []}
     offsets: dict[int, int] = {}
@@ -336,11 +378,8 @@ def work_of(
         block = FEW_QUERIES if queries <= FEW_QUERIES else most
         offset = offsets[id(slots)]
         items[block] += [(start, tokens, first, offset, q) for q in range(0, queries, block)]
-    many, few = (
-        to_device_async(
-            torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS), device
-        )
+    many_N_5, few_N_5 = (
+        torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS)
         for block in (MANY_QUERIES, FEW_QUERIES)
     )
-    slots_N = to_device_async(torch.from_numpy(np.concatenate(arrays).astype(np.int32)), device)
-    return Work(many, few, slots_N)
+    return many_N_5, few_N_5, torch.from_numpy(np.concatenate(arrays).astype(np.int32))

@@ -59,7 +59,8 @@ def write_kv_rows(
     head = tl.program_id(1).to(tl.int64)
     there = token < tokens
     rows = tl.load(rows_ptr + token, mask=there, other=0)
-    slots = tl.load(slots_ptr + token, mask=there, other=0)
+    slots = tl.load(slots_ptr + token, mask=there, other=-1)
+    there = slots >= 0
     moved(
         key_ptr + head * key_head_stride, kept_key_ptr + head * kept_key_stride,
         rows, slots, there, key_row_stride, D, WIDTH,
@@ -80,7 +81,7 @@ def write_kv(
         values: [kv heads, rows of the step, Dv].
         kept: keys [kv heads, slots, D] and values [kv heads, slots, Dv], written; contiguous.
         rows_T: int64, at least one.
-        slots_T: int64, each of them once.
+        slots_T: int64, each of them once; -1 = the row is kept nowhere.
     """
     if not keys.stride(2) == values.stride(2) == 1:
         keys, values = keys.contiguous(), values.contiguous()

@@ -157,6 +157,27 @@ def test_bits_do_not_depend_on_company() -> None:
         assert torch.equal(run(layer, step, [place])[rows], together[rows])
 
 
+def test_another_step_in_the_same_place() -> None:
+    """Blocks and slots of a step are written over those of another: the same bits as anew."""
+    layer = LAYERS["window"]
+    group, dtype = layer.heads // layer.kv_heads, torch.float32
+    first, other = random_step(layer, dtype), random_step(layer, dtype)
+    moved = [(a, n, first // 2, slots[: first // 2]) for a, n, first, slots in other.places]
+    room = torch.full((1000,), 511, dtype=torch.int32, device=DEVICE)
+    work = work_of(first.places, group, dtype, DEVICE, room)
+    assert work.slots is room
+    for places in (moved, first.places):
+        work.refill(places, group, dtype)
+        output = torch.full((ROWS, layer.heads, layer.value_width), 7.0, device=DEVICE)
+        scores = Scores(layer.width**-0.5, layer.window, None, None)
+        attend(first.queries, first.keys, first.values, first.kept, work, scores, output)
+        assert torch.equal(output, run(layer, first, places))
+    with pytest.raises(ValueError, match="the same blocks"):
+        work.refill(moved[1:], group, dtype)
+    with pytest.raises(ValueError, match="slots in room for 10"):
+        work_of(first.places, group, dtype, DEVICE, room[:10])
+
+
 PACKED = [architecture.name for architecture in ARCHITECTURES if architecture.packs]
 WIDE, HALF, OTHER_HALF = "float32", "bfloat16", "float16"
 FAMILIES = [("gpt-oss", WIDE)]

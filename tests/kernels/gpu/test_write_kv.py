@@ -51,6 +51,18 @@ def test_rows_are_kept_where_they_belong(
         assert torch.equal(found, want)
 
 
+def test_rows_without_a_slot_are_kept_nowhere() -> None:
+    keys = normal(ROWS, 2, 16).transpose(0, 1)
+    kept = torch.zeros(2, SLOTS, 16, device=DEVICE), torch.zeros(2, SLOTS, 16, device=DEVICE)
+    rows_T, slots_T = places(40)
+    slots_T[::3] = -1
+    write_kv(keys, keys, kept, rows_T, slots_T)
+    has_T = slots_T >= 0
+    for found in kept:
+        assert torch.equal(found[:, slots_T[has_T]], keys[:, rows_T[has_T]])
+        assert found.count_nonzero() == keys[:, rows_T[has_T]].count_nonzero()
+
+
 def test_columns_need_not_be_side_by_side() -> None:
     keys, values = (normal(2, 8, ROWS, seed=seed).transpose(1, 2) for seed in range(2))
     kept = torch.zeros(2, SLOTS, 8, device=DEVICE), torch.zeros(2, SLOTS, 8, device=DEVICE)
