@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scoring_client.agreement import Distance, distance
-from scoring_client.cli import main
+from scoring_client.cli.app import main
 from scoring_client.compared_texts import DEFAULT_TEXTS, read_texts
 from scoring_client.diagnosis import explain
 from scoring_client.errors import InvalidRequestError

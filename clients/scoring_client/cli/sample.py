@@ -8,8 +8,9 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
-from scoring_client.cli_console import new_console
-from scoring_client.cli_options import (
+from scoring_client.cli.colours import style_of
+from scoring_client.cli.console import new_console
+from scoring_client.cli.options import (
     Common,
     Labels,
     Shape,
@@ -18,12 +19,11 @@ from scoring_client.cli_options import (
     connect,
     print_json,
 )
-from scoring_client.colours import style_of
+from scoring_client.cli.render import sample_footer
+from scoring_client.cli.visible import harmless
 from scoring_client.errors import InvalidRequestError
 from scoring_client.inputs import SamplePrompt
-from scoring_client.render import sample_footer
 from scoring_client.samples import Sample
-from scoring_client.visible import harmless
 
 
 def sample(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from scoring_client.hints import leading_space_hint
-from scoring_client.visible import harmless, visible
+from scoring_client.cli.hints import leading_space_hint
+from scoring_client.cli.visible import harmless, visible
 
 
 def new_console() -> Console:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from scoring_client.admin import AdminClient
-from scoring_client.cli_options import Common, print_json, saying_what_is_wrong
+from scoring_client.cli.options import Common, print_json, saying_what_is_wrong
 from scoring_client.errors import InvalidRequestError
 from scoring_client.weights.results import (
     ProgressCallback,

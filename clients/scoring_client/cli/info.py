@@ -1,9 +1,9 @@
 """``scoring-client info``: what the server says of its model."""
 
-from scoring_client.cli_console import new_console
-from scoring_client.cli_options import Common, connect, print_json
-from scoring_client.jsonable import jsonable
-from scoring_client.render import info_table
+from scoring_client.cli.console import new_console
+from scoring_client.cli.jsonable import jsonable
+from scoring_client.cli.options import Common, connect, print_json
+from scoring_client.cli.render import info_table
 
 
 def info(*, common: Common = Common()) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from scoring_client.cli.jsonable import jsonable
 from scoring_client.client import ScoringClient
 from scoring_client.errors import InvalidRequestError
 from scoring_client.inputs import RequestContext
-from scoring_client.jsonable import jsonable
 from scoring_client.processing import ProcessingDefaults
 
 CONNECT_ATTEMPTS = 2

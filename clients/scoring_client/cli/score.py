@@ -6,8 +6,10 @@ from typing import Annotated
 from rich.console import Console
 from rich.text import Text
 
-from scoring_client.cli_console import new_console, print_hints, title
-from scoring_client.cli_options import (
+from scoring_client.cli.console import new_console, print_hints, title
+from scoring_client.cli.contrast import contrasts
+from scoring_client.cli.jsonable import jsonable
+from scoring_client.cli.options import (
     Common,
     Labels,
     Shape,
@@ -16,14 +18,17 @@ from scoring_client.cli_options import (
     connect,
     print_json,
 )
+from scoring_client.cli.render import (
+    completion_table,
+    scored_completion,
+    token_count,
+    total_logprob,
+)
+from scoring_client.cli.visible import harmless
 from scoring_client.client import ScoringClient
-from scoring_client.contrast import contrasts
 from scoring_client.errors import InvalidRequestError
 from scoring_client.inputs import PromptGroup
-from scoring_client.jsonable import jsonable
-from scoring_client.render import completion_table, scored_completion, token_count, total_logprob
 from scoring_client.results import CompletionScores
-from scoring_client.visible import harmless
 
 TABLE_ROWS = 64
 """A longer text is shown without its table unless the table is asked for."""

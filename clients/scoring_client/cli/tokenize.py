@@ -4,11 +4,11 @@ from typing import Annotated
 
 from rich.text import Text
 
-from scoring_client.cli_console import new_console
-from scoring_client.cli_options import Common, TextsOption, connect, print_json
+from scoring_client.cli.console import new_console
+from scoring_client.cli.options import Common, TextsOption, connect, print_json
+from scoring_client.cli.render import token_count
+from scoring_client.cli.visible import visible
 from scoring_client.errors import InvalidRequestError
-from scoring_client.render import token_count
-from scoring_client.visible import visible
 
 
 def tokenize(

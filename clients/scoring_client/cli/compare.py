@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scoring_client.cli_options import Common, connect, print_json
+from scoring_client.cli.options import Common, connect, print_json
+from scoring_client.cli.visible import harmless, visible
 from scoring_client.client import ScoringClient
 from scoring_client.compared_texts import DEFAULT_TEXTS, ComparedText, read_texts
 from scoring_client.comparison import WIDER, Comparison, compare, verdict
 from scoring_client.errors import InvalidRequestError, ScoringError
-from scoring_client.visible import harmless, visible
 
 EXIT_DIFFERENT = 1
 

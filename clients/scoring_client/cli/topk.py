@@ -5,12 +5,12 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from scoring_client.cli_console import new_console, print_hints, title
-from scoring_client.cli_options import Common, Labels, Shape, TextOption, connect, print_json
+from scoring_client.cli.console import new_console, print_hints, title
+from scoring_client.cli.jsonable import jsonable
+from scoring_client.cli.options import Common, Labels, Shape, TextOption, connect, print_json
+from scoring_client.cli.render import next_token_table, topk_table
 from scoring_client.errors import InvalidRequestError
 from scoring_client.inputs import Completion, PromptGroup
-from scoring_client.jsonable import jsonable
-from scoring_client.render import next_token_table, topk_table
 
 
 def topk(

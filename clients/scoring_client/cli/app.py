@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from scoring_client import cli_admin, cli_compare
-from scoring_client.cli_console import print_error
-from scoring_client.cli_info import info
-from scoring_client.cli_sample import sample
-from scoring_client.cli_score import score
-from scoring_client.cli_tokenize import tokenize
-from scoring_client.cli_topk import topk
+from scoring_client.cli import admin, compare
+from scoring_client.cli.console import print_error
+from scoring_client.cli.info import info
+from scoring_client.cli.sample import sample
+from scoring_client.cli.score import score
+from scoring_client.cli.tokenize import tokenize
+from scoring_client.cli.topk import topk
 from scoring_client.errors import (
     AccessDeniedError,
     DeadlineError,
@@ -33,8 +33,8 @@ app = App(
     help="Ask a scoring server how likely tokens are, what else was likely, or for samples.",
 )
 
-cli_admin.register(app)
-cli_compare.register(app)
+admin.register(app)
+compare.register(app)
 for command in (score, topk, sample, tokenize, info):
     app.command(command)
 

@@ -7,11 +7,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scoring_client.colours import legend, style_of
+from scoring_client.cli.colours import legend, style_of
+from scoring_client.cli.visible import visible
 from scoring_client.model_info import ModelInfo, ServedModel
 from scoring_client.results import CompletionScores, CompletionTopK
 from scoring_client.samples import Sample
-from scoring_client.visible import visible
 
 BAR_WIDTH = 24
 
