@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoring_client.numpy_buckets import TAIL_RESOLUTION, Tail
+from scoring_client.training.numpy_buckets import TAIL_RESOLUTION, Tail
 
 
 class Buckets(NamedTuple):

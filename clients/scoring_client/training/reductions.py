@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoring_client.chunks import by_chunks
-from scoring_client.truncation import RowValue, per_row
+from scoring_client.training.chunks import by_chunks
+from scoring_client.training.truncation import RowValue, per_row
 
 Reduction = Literal["none", "sum", "mean"]
 """Each row [N], 0 where masked; their sum; their sum over the number of rows not masked."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoring_client.reductions import Reduction, kept_rows, matrix_shape, reduced, working
-from scoring_client.truncation import RowValue
+from scoring_client.training.reductions import Reduction, kept_rows, matrix_shape, reduced, working
+from scoring_client.training.truncation import RowValue
 
 
 def soft_cross_entropy(
