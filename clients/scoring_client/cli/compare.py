@@ -16,8 +16,8 @@ from rich.text import Text
 from scoring_client.cli.options import Common, connect, print_json
 from scoring_client.cli.visible import harmless, visible
 from scoring_client.client import ScoringClient
-from scoring_client.compared_texts import DEFAULT_TEXTS, ComparedText, read_texts
-from scoring_client.comparison import WIDER, Comparison, compare, verdict
+from scoring_client.comparison.compare import WIDER, Comparison, compare, verdict
+from scoring_client.comparison.texts import DEFAULT_TEXTS, ComparedText, read_texts
 from scoring_client.errors import InvalidRequestError, ScoringError
 
 EXIT_DIFFERENT = 1
@@ -101,7 +101,7 @@ def _saying_which(checkpoint: str) -> Iterator[None]:
 
 
 def _hide_progress() -> None:
-    from scoring_client.plain_model import hide_progress
+    from scoring_client.comparison.plain_model import hide_progress
 
     hide_progress()
 
@@ -114,7 +114,7 @@ def _what(
         if texts:
             raise InvalidRequestError("give texts or --file, not both")
         return read_texts(file), []
-    from scoring_client.plain_model import tokenize
+    from scoring_client.comparison.plain_model import tokenize
 
     written = list(texts or DEFAULT_TEXTS)
     with _saying_which(checkpoint):

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.agreement import Distance, Logprobs, distance
+from scoring_client.comparison.agreement import Distance, Logprobs, distance
 
 ByTemperature = Callable[[float], npt.NDArray[np.float64]]
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scoring_client.agreement import Distance, Logprobs, distance
 from scoring_client.client import ScoringClient
-from scoring_client.compared_texts import ComparedText
-from scoring_client.diagnosis import explain
+from scoring_client.comparison.agreement import Distance, Logprobs, distance
+from scoring_client.comparison.diagnosis import explain
+from scoring_client.comparison.texts import ComparedText
 from scoring_client.inputs import PromptGroup
 from scoring_client.model_info import ModelInfo
 
 if TYPE_CHECKING:
-    from scoring_client.plain_model import PlainModel
+    from scoring_client.comparison.plain_model import PlainModel
 
 WIDER = {"bfloat16": "float32", "float16": "float32", "float32": "float64"}
 """The type that the truth is computed in, for each that is compared."""
@@ -91,7 +91,7 @@ def compare(
         ScoringError: see ``scoring_client.errors``.
         OSError: there is no such checkpoint.
     """
-    from scoring_client.plain_model import PlainModel
+    from scoring_client.comparison.plain_model import PlainModel
 
     info, served = client.model_info(), served_logprobs(client, texts)
     ids = [text.token_ids for text in texts]
