@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from scoring_client.admin_channel import AdminSettings
+from scoring_client.connection.admin_channel import AdminSettings
+from scoring_client.connection.retry import time_limit
 from scoring_client.errors import ProtocolError
 from scoring_client.proto import admin_pb2
-from scoring_client.retry import time_limit
 from scoring_client.weights.options import PushOptions, UpdateOptions, update_request
 from scoring_client.weights.results import (
     ProgressCallback,

@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 
-from scoring_client.aio_channel import telling_closed
 from scoring_client.assembly import PartT
+from scoring_client.connection.aio_channel import telling_closed
+from scoring_client.connection.retry import Attempts
 from scoring_client.job import Job
-from scoring_client.retry import Attempts
 from scoring_client.streams import UNREAD, Ended, OpenCall, telling_closed_meanwhile
 
 

@@ -15,6 +15,8 @@ import grpc
 
 from scoring_client.assembly import Assembler, PartT
 from scoring_client.call_state import CallState, JobSettings
+from scoring_client.connection.retry import Attempts
+from scoring_client.connection.status import error_from_rpc, error_from_status
 from scoring_client.decoding import Preamble
 from scoring_client.division import PartSize, Unit, divide
 from scoring_client.errors import (
@@ -30,8 +32,6 @@ from scoring_client.errors import (
 from scoring_client.processing import resolved_processing
 from scoring_client.provenance import provenance, usage
 from scoring_client.resend import GroupIndices, Key, PromptIndices, in_callers_indices
-from scoring_client.retry import Attempts
-from scoring_client.status import error_from_rpc, error_from_status
 
 IndicesT = TypeVar("IndicesT", GroupIndices, PromptIndices)
 ResultsT = TypeVar("ResultsT", covariant=True)

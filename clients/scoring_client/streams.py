@@ -15,9 +15,9 @@ import grpc
 import grpc.aio
 
 from scoring_client.assembly import PartT
+from scoring_client.connection.retry import Attempts
 from scoring_client.errors import CancelledCallError, ScoringError
 from scoring_client.job import Job
-from scoring_client.retry import Attempts
 
 OpenCall = Callable[[Any, float | None], Any]
 """Sends a request with a timeout in seconds and returns the call."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from scoring_client.channel import ChannelOptions, Metadata, channel_options
-from scoring_client.target import checked_target, full_target, stays_on_machine
+from scoring_client.connection.channel import ChannelOptions, Metadata, channel_options
+from scoring_client.connection.target import checked_target, full_target, stays_on_machine
 
 Pem = bytes | str | os.PathLike[str]
 """PEM data as bytes or text, or the path of a file that holds it."""

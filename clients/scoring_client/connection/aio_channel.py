@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import grpc
 import grpc.aio
 
-from scoring_client.endpoint import Endpoint
+from scoring_client.connection.endpoint import Endpoint
+from scoring_client.connection.forks import check_fork, uses_grpc
 from scoring_client.errors import CancelledCallError
-from scoring_client.forks import check_fork, uses_grpc
 
 
 class AioChannel:

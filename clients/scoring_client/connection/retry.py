@@ -10,8 +10,8 @@ from enum import Enum
 from numbers import Real
 from typing import Any, Self
 
+from scoring_client.connection.servers import ServerCount
 from scoring_client.errors import DeadlineError, ScoringError, UnavailableError, invalid
-from scoring_client.servers import ServerCount
 
 INITIAL_BACKOFF = 0.25
 """Seconds before the first retry, before jitter."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import grpc
 
-from scoring_client.channel import Metadata
+from scoring_client.connection.channel import Metadata
+from scoring_client.connection.retry import ClientTimeout, short_time_limit
+from scoring_client.connection.status import error_from_rpc
 from scoring_client.errors import ScoringError, reworded
-from scoring_client.retry import ClientTimeout, short_time_limit
-from scoring_client.status import error_from_rpc
 
 ONE_SERVER = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"pick_first": {}}]}))
 """Channel option: every call goes to one and the same server."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from scoring_client.target import is_loopback
+from scoring_client.connection.target import is_loopback
 
 ChannelOptions = Sequence[tuple[str, Any]]
 

@@ -9,8 +9,8 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from scoring_client.aio_channel import AioChannel
-from scoring_client.endpoint import Endpoint
+from scoring_client.connection.aio_channel import AioChannel
+from scoring_client.connection.endpoint import Endpoint
 
 Reopened = tuple[Callable[..., Any], tuple[Any, ...]]
 """What ``__reduce__`` returns."""

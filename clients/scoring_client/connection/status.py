@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from scoring_client.connection.unreachable import explained, where
 from scoring_client.errors import (
     FieldViolation,
     MessageTooLargeError,
@@ -14,7 +15,6 @@ from scoring_client.errors import (
     UnavailableError,
     error_class,
 )
-from scoring_client.unreachable import explained, where
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
