@@ -2,11 +2,11 @@
 
 from scoring_client.call_state import JobSettings
 from scoring_client.connection.retry import time_limit
-from scoring_client.inputs import Expect, RequestContext
-from scoring_client.messages import set_fields
-from scoring_client.options import CallOptions
 from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2
 from scoring_client.requests import context_message, expect_message
+from scoring_client.values.inputs import Expect, RequestContext
+from scoring_client.values.messages import set_fields
+from scoring_client.values.options import CallOptions
 
 
 def call_defaults(

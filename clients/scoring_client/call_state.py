@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from scoring_client.errors import ItemError, MixedWeightsError, combine_item_errors
-from scoring_client.options import OnError, ProgressCallback
-from scoring_client.processing import ResolvedProcessing
-from scoring_client.provenance import Progress, Provenance, Usage
+from scoring_client.values.options import OnError, ProgressCallback
+from scoring_client.values.processing import ResolvedProcessing
+from scoring_client.values.provenance import Progress, Provenance, Usage
 
 
 @dataclass(frozen=True, slots=True)

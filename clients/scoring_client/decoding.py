@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.arrays import Float32Array, Int32Array
 from scoring_client.errors import ProtocolError
-from scoring_client.processing import ResolvedProcessing
 from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2
-from scoring_client.provenance import Provenance
 from scoring_client.requests import CompletionAsked
-from scoring_client.results import CompletionScores, CompletionTopK, NextToken, TopKNextToken
-from scoring_client.samples import FinishReason, Sample, WeightSpan
-from scoring_client.tensors import float32_array, int32_array
+from scoring_client.values.arrays import Float32Array, Int32Array
+from scoring_client.values.processing import ResolvedProcessing
+from scoring_client.values.provenance import Provenance
+from scoring_client.values.results import CompletionScores, CompletionTopK, NextToken, TopKNextToken
+from scoring_client.values.samples import FinishReason, Sample, WeightSpan
+from scoring_client.values.tensors import float32_array, int32_array
 
 _FINISH_REASONS: dict[int, FinishReason] = {
     sample_pb2.FINISH_REASON_STOP: "stop",

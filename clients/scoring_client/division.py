@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scoring_client.model_info import Limits
 from scoring_client.proto import sample_pb2, sequence_pb2
 from scoring_client.resend import Key
+from scoring_client.values.model_info import Limits
 
 NEVER_DIVIDED_BELOW = 4096
 """Tokens under which a call is one part and the server's preference is not asked for."""

@@ -29,9 +29,9 @@ from scoring_client.errors import (
     invalid,
     reworded,
 )
-from scoring_client.processing import resolved_processing
-from scoring_client.provenance import provenance, usage
 from scoring_client.resend import GroupIndices, Key, PromptIndices, in_callers_indices
+from scoring_client.values.processing import resolved_processing
+from scoring_client.values.provenance import provenance, usage
 
 IndicesT = TypeVar("IndicesT", GroupIndices, PromptIndices)
 ResultsT = TypeVar("ResultsT", covariant=True)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring_client.processing import ResolvedProcessing
 from scoring_client.training.chunks import by_chunks
 from scoring_client.training.fused import fused_linear_processed_logprobs
 from scoring_client.training.mismatch import MismatchKL, importance_ratios, mismatch_kl
@@ -27,6 +26,7 @@ from scoring_client.training.truncation import (
     support_of_rows,
     truncation_by_row,
 )
+from scoring_client.values.processing import ResolvedProcessing
 
 __all__ = [
     "IGNORED",

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.arrays import Int32Array
 from scoring_client.errors import invalid
-from scoring_client.inputs import (
+from scoring_client.proto import context_pb2, sample_pb2, sequence_pb2
+from scoring_client.values.arrays import Int32Array
+from scoring_client.values.inputs import (
     Completion,
     Expect,
     GroupLike,
@@ -19,12 +20,11 @@ from scoring_client.inputs import (
     RequestContext,
     SamplePrompt,
 )
-from scoring_client.messages import no_unicode, set_fields
-from scoring_client.processing import processing_message
-from scoring_client.proto import context_pb2, sample_pb2, sequence_pb2
-from scoring_client.spans import Span, as_spans
-from scoring_client.tensors import int32_tensor
-from scoring_client.tokens import as_array, as_sequence, as_text_or_ids
+from scoring_client.values.messages import no_unicode, set_fields
+from scoring_client.values.processing import processing_message
+from scoring_client.values.spans import Span, as_spans
+from scoring_client.values.tensors import int32_tensor
+from scoring_client.values.tokens import as_array, as_sequence, as_text_or_ids
 
 _NO_ROW: tuple[Span, ...] = ((0, 1),)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from scoring_client.errors import ProtocolError
-from scoring_client.spans import Span
+from scoring_client.values.spans import Span
 
 
 class RowOrder(Protocol):

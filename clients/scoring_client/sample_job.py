@@ -12,15 +12,15 @@ from scoring_client.call_state import JobSettings
 from scoring_client.decoding import sample_slice
 from scoring_client.division import PartSize, Unit, prompt_units
 from scoring_client.errors import ProtocolError, ScoringError, invalid
-from scoring_client.inputs import PromptLike, SamplePrompt
 from scoring_client.job import Job
-from scoring_client.messages import set_fields
-from scoring_client.options import SampleOptions, check_names
 from scoring_client.proto import sample_pb2
 from scoring_client.requests import prompt_messages, sampling_message
 from scoring_client.resend import Key, PromptIndices, unfinished_prompts
 from scoring_client.row_plan import ConsecutiveRows
-from scoring_client.samples import Sample, SampleResults
+from scoring_client.values.inputs import PromptLike, SamplePrompt
+from scoring_client.values.messages import set_fields
+from scoring_client.values.options import SampleOptions, check_names
+from scoring_client.values.samples import Sample, SampleResults
 
 MAX_SAMPLES_PER_PROMPT = 65_536
 """Of one prompt in a call, as the contract has it."""

@@ -13,16 +13,16 @@ from scoring_client.call_state import JobSettings
 from scoring_client.decoding import RowsAsked, scores_slice, topk_slice
 from scoring_client.division import PartSize, Unit, group_unit
 from scoring_client.errors import ProtocolError, ScoringError
-from scoring_client.inputs import GroupLike
 from scoring_client.job import Job
-from scoring_client.messages import set_fields
-from scoring_client.options import ScoreOptions, TopKOptions, check_names
-from scoring_client.processing import Processing, processing_message
 from scoring_client.proto import score_pb2, topk_pb2
 from scoring_client.requests import CompletionAsked, group_messages
 from scoring_client.resend import GroupIndices, Key, unfinished_groups
-from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT
 from scoring_client.row_plan import ConsecutiveRows, ListedRows, RowOrder
+from scoring_client.values.inputs import GroupLike
+from scoring_client.values.messages import set_fields
+from scoring_client.values.options import ScoreOptions, TopKOptions, check_names
+from scoring_client.values.processing import Processing, processing_message
+from scoring_client.values.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT
 
 
 class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scoring_client.messages import set_fields
 from scoring_client.proto import tokenize_pb2
-from scoring_client.tokens import as_sequence
+from scoring_client.values.messages import set_fields
+from scoring_client.values.tokens import as_sequence
 
 
 def tokenize_request(

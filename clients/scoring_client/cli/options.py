@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from scoring_client.cli.jsonable import jsonable
 from scoring_client.client import ScoringClient
 from scoring_client.errors import InvalidRequestError
-from scoring_client.inputs import RequestContext
-from scoring_client.processing import ProcessingDefaults
+from scoring_client.values.inputs import RequestContext
+from scoring_client.values.processing import ProcessingDefaults
 
 CONNECT_ATTEMPTS = 2
 

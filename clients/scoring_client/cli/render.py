@@ -9,9 +9,9 @@ from rich.text import Text
 
 from scoring_client.cli.colours import legend, style_of
 from scoring_client.cli.visible import visible
-from scoring_client.model_info import ModelInfo, ServedModel
-from scoring_client.results import CompletionScores, CompletionTopK
-from scoring_client.samples import Sample
+from scoring_client.values.model_info import ModelInfo, ServedModel
+from scoring_client.values.results import CompletionScores, CompletionTopK
+from scoring_client.values.samples import Sample
 
 BAR_WIDTH = 24
 

@@ -22,8 +22,8 @@ from scoring_client.cli.options import (
 from scoring_client.cli.render import sample_footer
 from scoring_client.cli.visible import harmless
 from scoring_client.errors import InvalidRequestError
-from scoring_client.inputs import SamplePrompt
-from scoring_client.samples import Sample
+from scoring_client.values.inputs import SamplePrompt
+from scoring_client.values.samples import Sample
 
 
 def sample(

@@ -27,8 +27,8 @@ from scoring_client.cli.render import (
 from scoring_client.cli.visible import harmless
 from scoring_client.client import ScoringClient
 from scoring_client.errors import InvalidRequestError
-from scoring_client.inputs import PromptGroup
-from scoring_client.results import CompletionScores
+from scoring_client.values.inputs import PromptGroup
+from scoring_client.values.results import CompletionScores
 
 TABLE_ROWS = 64
 """A longer text is shown without its table unless the table is asked for."""

@@ -10,7 +10,7 @@ from scoring_client.cli.jsonable import jsonable
 from scoring_client.cli.options import Common, Labels, Shape, TextOption, connect, print_json
 from scoring_client.cli.render import next_token_table, topk_table
 from scoring_client.errors import InvalidRequestError
-from scoring_client.inputs import Completion, PromptGroup
+from scoring_client.values.inputs import Completion, PromptGroup
 
 
 def topk(

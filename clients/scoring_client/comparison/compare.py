@@ -10,8 +10,8 @@ from scoring_client.client import ScoringClient
 from scoring_client.comparison.agreement import Distance, Logprobs, distance
 from scoring_client.comparison.diagnosis import explain
 from scoring_client.comparison.texts import ComparedText
-from scoring_client.inputs import PromptGroup
-from scoring_client.model_info import ModelInfo
+from scoring_client.values.inputs import PromptGroup
+from scoring_client.values.model_info import ModelInfo
 
 if TYPE_CHECKING:
     from scoring_client.comparison.plain_model import PlainModel

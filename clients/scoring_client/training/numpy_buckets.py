@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.arrays import Float64Array
+from scoring_client.values.arrays import Float64Array
 
 Tail = Literal["bucket", "renormalize", "drop"]
 """What becomes of the mass outside the list: one more event, which makes two distributions of it;

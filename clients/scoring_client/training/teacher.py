@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoring_client.results import CompletionTopK
+from scoring_client.values.results import CompletionTopK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, Required, TypedDict
 
-from scoring_client.inputs import Expect, RequestContext
-from scoring_client.processing import ProcessingDefaults
-from scoring_client.provenance import Progress
+from scoring_client.values.inputs import Expect, RequestContext
+from scoring_client.values.processing import ProcessingDefaults
+from scoring_client.values.provenance import Progress
 
 OnError = Literal["raise", "return"]
 """What to do with items that failed: raise once the others are in, or return their errors."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, overload
 
-from scoring_client.arrays import Float32Array, Int32Array
 from scoring_client.errors import ScoringError
-from scoring_client.processing import ResolvedProcessing
-from scoring_client.provenance import Provenance, Usage
+from scoring_client.values.arrays import Float32Array, Int32Array
+from scoring_client.values.processing import ResolvedProcessing
+from scoring_client.values.provenance import Provenance, Usage
 
 FinishReason = Literal["stop", "length"]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from scoring_client.arrays import Float32Array, Int32Array
 from scoring_client.errors import ProtocolError
 from scoring_client.proto import tensor_pb2
+from scoring_client.values.arrays import Float32Array, Int32Array
 
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scoring_client.errors import invalid
-from scoring_client.messages import set_fields
 from scoring_client.proto import processing_pb2
+from scoring_client.values.messages import set_fields
 
 ProcessingDefaults = Literal["neutral", "model"]
 """What an unset setting means: neutral (temperature 1, nothing truncated), or what the model's

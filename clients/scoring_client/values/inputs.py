@@ -5,9 +5,9 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import numpy.typing as npt
 
-from scoring_client.processing import Processing
-from scoring_client.spans import Rows
-from scoring_client.tokens import Tokens
+from scoring_client.values.processing import Processing
+from scoring_client.values.spans import Rows
+from scoring_client.values.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

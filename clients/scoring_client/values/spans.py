@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scoring_client.errors import invalid
-from scoring_client.tokens import SupportsArray, as_array
+from scoring_client.values.tokens import SupportsArray, as_array
 
 Span = tuple[int, int]
 """First row and number of rows."""

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.arrays import Int32Array
 from scoring_client.errors import invalid
+from scoring_client.values.arrays import Int32Array
 
 
 class SupportsArray(Protocol):
