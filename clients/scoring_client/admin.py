@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import grpc
 
-from scoring_client.admin_calls import (
+from scoring_client.calls.admin import (
     PUSH_METHOD,
     AdminCall,
     Answer,

@@ -7,8 +7,19 @@ from typing import Any, Unpack
 
 import grpc
 
-from scoring_client.assembly import PartT
-from scoring_client.call import call_defaults
+from scoring_client.calls.assembly import PartT
+from scoring_client.calls.call import call_defaults
+from scoring_client.calls.division import (
+    NEVER_DIVIDED_BELOW,
+    PartSize,
+    checked_parts,
+    preferred_size,
+)
+from scoring_client.calls.job import Job, ResultsT
+from scoring_client.calls.sample_job import sample_job
+from scoring_client.calls.score_job import score_job, topk_job
+from scoring_client.calls.streams import run_alone, run_together
+from scoring_client.calls.tokenize import token_ids, tokenize_request
 from scoring_client.connection.channel import ChannelOptions, with_trace
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.forks import running_call
@@ -26,14 +37,8 @@ from scoring_client.connection.retry import (
 )
 from scoring_client.connection.servers import ServerCount
 from scoring_client.connection.status import error_from_rpc
-from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
-from scoring_client.job import Job, ResultsT
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
-from scoring_client.sample_job import sample_job
-from scoring_client.score_job import score_job, topk_job
-from scoring_client.streams import run_alone, run_together
-from scoring_client.tokenize import token_ids, tokenize_request
 from scoring_client.values.inputs import Expect, GroupLike, PromptLike, RequestContext
 from scoring_client.values.model_info import ModelInfo, ServedModel, model_info, served_models
 from scoring_client.values.options import SampleOptions, ScoreOptions, TopKOptions

@@ -9,11 +9,11 @@ from functools import partial
 from reprlib import repr as short_repr
 from typing import Any, Unpack
 
-from scoring_client.batches import batches
+from scoring_client.calls.batches import batches
+from scoring_client.calls.division import NEVER_DIVIDED_BELOW
+from scoring_client.calls.resend import in_callers_indices
 from scoring_client.client import ScoringClient
-from scoring_client.division import NEVER_DIVIDED_BELOW
 from scoring_client.errors import ItemError, ScoringError, invalid
-from scoring_client.resend import in_callers_indices
 from scoring_client.values.inputs import Completion, PromptGroup
 from scoring_client.values.options import ScoreOptions, TopKOptions
 from scoring_client.values.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT

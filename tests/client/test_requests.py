@@ -14,7 +14,7 @@ from scoring_client import (
     SamplePrompt,
     ScoringClient,
 )
-from scoring_client.requests import group_messages, prompt_messages
+from scoring_client.calls.requests import group_messages, prompt_messages
 from scoring_client.values.spans import as_spans, spans_of_mask
 
 

@@ -6,17 +6,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scoring_client.assembly import Assembler, SliceAssembler, WholeAssembler
-from scoring_client.call import fill_call, job_settings
-from scoring_client.call_state import JobSettings
-from scoring_client.decoding import sample_slice
-from scoring_client.division import PartSize, Unit, prompt_units
+from scoring_client.calls.assembly import Assembler, SliceAssembler, WholeAssembler
+from scoring_client.calls.call import fill_call, job_settings
+from scoring_client.calls.decoding import sample_slice
+from scoring_client.calls.division import PartSize, Unit, prompt_units
+from scoring_client.calls.job import Job
+from scoring_client.calls.requests import prompt_messages, sampling_message
+from scoring_client.calls.resend import Key, PromptIndices, unfinished_prompts
+from scoring_client.calls.row_plan import ConsecutiveRows
+from scoring_client.calls.state import JobSettings
 from scoring_client.errors import ProtocolError, ScoringError, invalid
-from scoring_client.job import Job
 from scoring_client.proto import sample_pb2
-from scoring_client.requests import prompt_messages, sampling_message
-from scoring_client.resend import Key, PromptIndices, unfinished_prompts
-from scoring_client.row_plan import ConsecutiveRows
 from scoring_client.values.inputs import PromptLike, SamplePrompt
 from scoring_client.values.messages import set_fields
 from scoring_client.values.options import SampleOptions, check_names

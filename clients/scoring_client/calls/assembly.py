@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from scoring_client.calls.row_plan import RowOrder
 from scoring_client.errors import ProtocolError, ResultChangedError
-from scoring_client.row_plan import RowOrder
 from scoring_client.values.arrays import Int32Array
 from scoring_client.values.results import CompletionScores
 from scoring_client.values.samples import Sample

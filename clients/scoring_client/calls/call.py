@@ -1,9 +1,9 @@
 """What every streaming call carries beside its content."""
 
-from scoring_client.call_state import JobSettings
+from scoring_client.calls.requests import context_message, expect_message
+from scoring_client.calls.state import JobSettings
 from scoring_client.connection.retry import time_limit
 from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2
-from scoring_client.requests import context_message, expect_message
 from scoring_client.values.inputs import Expect, RequestContext
 from scoring_client.values.messages import set_fields
 from scoring_client.values.options import CallOptions

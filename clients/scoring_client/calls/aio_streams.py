@@ -1,4 +1,4 @@
-"""The twin of ``scoring_client.streams`` for the asynchronous client."""
+"""The twin of ``scoring_client.calls.streams`` for the asynchronous client."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 
-from scoring_client.assembly import PartT
+from scoring_client.calls.assembly import PartT
+from scoring_client.calls.job import Job
+from scoring_client.calls.streams import UNREAD, Ended, OpenCall, telling_closed_meanwhile
 from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.retry import Attempts
-from scoring_client.job import Job
-from scoring_client.streams import UNREAD, Ended, OpenCall, telling_closed_meanwhile
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from scoring_client.assembly import PartT
+from scoring_client.calls.assembly import PartT
+from scoring_client.calls.job import Job
 from scoring_client.connection.retry import Attempts
 from scoring_client.errors import CancelledCallError, ScoringError
-from scoring_client.job import Job
 
 OpenCall = Callable[[Any, float | None], Any]
 """Sends a request with a timeout in seconds and returns the call."""

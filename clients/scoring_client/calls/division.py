@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from scoring_client.calls.resend import Key
 from scoring_client.proto import sample_pb2, sequence_pb2
-from scoring_client.resend import Key
 from scoring_client.values.model_info import Limits
 
 NEVER_DIVIDED_BELOW = 4096

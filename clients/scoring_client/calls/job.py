@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import grpc
 
-from scoring_client.assembly import Assembler, PartT
-from scoring_client.call_state import CallState, JobSettings
+from scoring_client.calls.assembly import Assembler, PartT
+from scoring_client.calls.decoding import Preamble
+from scoring_client.calls.division import PartSize, Unit, divide
+from scoring_client.calls.resend import GroupIndices, Key, PromptIndices, in_callers_indices
+from scoring_client.calls.state import CallState, JobSettings
 from scoring_client.connection.retry import Attempts
 from scoring_client.connection.status import error_from_rpc, error_from_status
-from scoring_client.decoding import Preamble
-from scoring_client.division import PartSize, Unit, divide
 from scoring_client.errors import (
     DeadlineError,
     ItemError,
@@ -29,7 +30,6 @@ from scoring_client.errors import (
     invalid,
     reworded,
 )
-from scoring_client.resend import GroupIndices, Key, PromptIndices, in_callers_indices
 from scoring_client.values.processing import resolved_processing
 from scoring_client.values.provenance import provenance, usage
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scoring_client.calls.requests import CompletionAsked
 from scoring_client.errors import ProtocolError
 from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2
-from scoring_client.requests import CompletionAsked
 from scoring_client.values.arrays import Float32Array, Int32Array
 from scoring_client.values.processing import ResolvedProcessing
 from scoring_client.values.provenance import Provenance

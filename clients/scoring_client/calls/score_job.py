@@ -7,17 +7,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scoring_client.assembly import Assembler, SliceAssembler, WholeAssembler
-from scoring_client.call import fill_call, job_settings
-from scoring_client.call_state import JobSettings
-from scoring_client.decoding import RowsAsked, scores_slice, topk_slice
-from scoring_client.division import PartSize, Unit, group_unit
+from scoring_client.calls.assembly import Assembler, SliceAssembler, WholeAssembler
+from scoring_client.calls.call import fill_call, job_settings
+from scoring_client.calls.decoding import RowsAsked, scores_slice, topk_slice
+from scoring_client.calls.division import PartSize, Unit, group_unit
+from scoring_client.calls.job import Job
+from scoring_client.calls.requests import CompletionAsked, group_messages
+from scoring_client.calls.resend import GroupIndices, Key, unfinished_groups
+from scoring_client.calls.row_plan import ConsecutiveRows, ListedRows, RowOrder
+from scoring_client.calls.state import JobSettings
 from scoring_client.errors import ProtocolError, ScoringError
-from scoring_client.job import Job
 from scoring_client.proto import score_pb2, topk_pb2
-from scoring_client.requests import CompletionAsked, group_messages
-from scoring_client.resend import GroupIndices, Key, unfinished_groups
-from scoring_client.row_plan import ConsecutiveRows, ListedRows, RowOrder
 from scoring_client.values.inputs import GroupLike
 from scoring_client.values.messages import set_fields
 from scoring_client.values.options import ScoreOptions, TopKOptions, check_names
