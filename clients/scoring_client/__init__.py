@@ -36,25 +36,25 @@ from scoring_client.errors import (
     UnavailableError,
     UpdateInProgressError,
 )
-from scoring_client.inputs import (
+from scoring_client.replicated_push import async_push_to_all, push_to_all
+from scoring_client.values.inputs import (
     Completion,
     Expect,
     PromptGroup,
     RequestContext,
     SamplePrompt,
 )
-from scoring_client.model_info import Limits, ModelInfo, ServedModel
-from scoring_client.processing import Processing, ResolvedProcessing
-from scoring_client.provenance import Progress, Provenance, Usage
-from scoring_client.replicated_push import async_push_to_all, push_to_all
-from scoring_client.results import (
+from scoring_client.values.model_info import Limits, ModelInfo, ServedModel
+from scoring_client.values.processing import Processing, ResolvedProcessing
+from scoring_client.values.provenance import Progress, Provenance, Usage
+from scoring_client.values.results import (
     CompletionScores,
     CompletionTopK,
     NextToken,
     ScoreResults,
     TopKNextToken,
 )
-from scoring_client.samples import Sample, SampleResults, WeightSpan
+from scoring_client.values.samples import Sample, SampleResults, WeightSpan
 from scoring_client.weights.given import gather_weights
 from scoring_client.weights.replicas import ReplicaError, replica_targets
 from scoring_client.weights.results import (

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import grpc
 
-from scoring_client.admin_calls import (
+from scoring_client.calls.admin import (
     PUSH_METHOD,
     AdminCall,
     Answer,
@@ -20,14 +20,14 @@ from scoring_client.admin_calls import (
     resume_call,
     update_weights_call,
 )
-from scoring_client.admin_channel import ONE_SERVER, AdminSettings, admin_error
-from scoring_client.channel import ChannelOptions, with_trace
-from scoring_client.endpoint import Pem, call_metadata, endpoint
+from scoring_client.connection.admin_channel import ONE_SERVER, AdminSettings, admin_error
+from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
+from scoring_client.connection.forks import running_call
+from scoring_client.connection.lifecycle import BlockingClient, given
+from scoring_client.connection.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
-from scoring_client.forks import running_call
-from scoring_client.lifecycle import BlockingClient, given
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
-from scoring_client.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
 from scoring_client.weights import health
 from scoring_client.weights.given import Weights
 from scoring_client.weights.options import PushOptions, UpdateOptions

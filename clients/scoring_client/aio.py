@@ -11,28 +11,24 @@ from typing import Any, Unpack
 import grpc
 import grpc.aio
 
-from scoring_client.aio_channel import telling_closed
-from scoring_client.aio_streams import run_alone, run_together
-from scoring_client.assembly import PartT
-from scoring_client.call import call_defaults
-from scoring_client.channel import ChannelOptions, with_trace
-from scoring_client.division import NEVER_DIVIDED_BELOW, PartSize, checked_parts, preferred_size
-from scoring_client.endpoint import Pem, call_metadata, endpoint
-from scoring_client.errors import (
-    CancelledCallError,
-    DeadlineError,
-    NoTlsError,
-    ScoringError,
-    UnavailableError,
+from scoring_client.calls.aio_streams import run_alone, run_together
+from scoring_client.calls.assembly import PartT
+from scoring_client.calls.call import call_defaults
+from scoring_client.calls.division import (
+    NEVER_DIVIDED_BELOW,
+    PartSize,
+    checked_parts,
+    preferred_size,
 )
-from scoring_client.inputs import Expect, GroupLike, PromptLike, RequestContext
-from scoring_client.job import Job, ResultsT
-from scoring_client.lifecycle import AsyncClient, given
-from scoring_client.model_info import ModelInfo, ServedModel, model_info, served_models
-from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
-from scoring_client.proto import model_info_pb2, service_pb2_grpc
-from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults
-from scoring_client.retry import (
+from scoring_client.calls.job import Job, ResultsT
+from scoring_client.calls.sample_job import sample_job
+from scoring_client.calls.score_job import score_job, topk_job
+from scoring_client.calls.tokenize import token_ids, tokenize_request
+from scoring_client.connection.aio_channel import telling_closed
+from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
+from scoring_client.connection.lifecycle import AsyncClient, given
+from scoring_client.connection.retry import (
     MAX_POLL_SECONDS,
     Attempts,
     ClientTimeout,
@@ -43,12 +39,21 @@ from scoring_client.retry import (
     not_ready,
     short_time_limit,
 )
-from scoring_client.sample_job import sample_job
-from scoring_client.samples import Sample, SampleResults
-from scoring_client.score_job import score_job, topk_job
-from scoring_client.servers import ServerCount
-from scoring_client.status import error_from_rpc
-from scoring_client.tokenize import token_ids, tokenize_request
+from scoring_client.connection.servers import ServerCount
+from scoring_client.connection.status import error_from_rpc
+from scoring_client.errors import (
+    CancelledCallError,
+    DeadlineError,
+    NoTlsError,
+    ScoringError,
+    UnavailableError,
+)
+from scoring_client.proto import model_info_pb2, service_pb2_grpc
+from scoring_client.values.inputs import Expect, GroupLike, PromptLike, RequestContext
+from scoring_client.values.model_info import ModelInfo, ServedModel, model_info, served_models
+from scoring_client.values.options import SampleOptions, ScoreOptions, TopKOptions
+from scoring_client.values.results import CompletionScores, CompletionTopK, ScoreResults
+from scoring_client.values.samples import Sample, SampleResults
 
 READY_POLL_SECONDS = 0.5
 

@@ -5,8 +5,8 @@ from time import sleep
 from typing import Any
 
 from scoring_client.admin import AdminClient
+from scoring_client.connection.retry import MAX_POLL_SECONDS, countdown, growing_pauses
 from scoring_client.errors import DeadlineError, NoTlsError, UnavailableError, invalid
-from scoring_client.retry import MAX_POLL_SECONDS, countdown, growing_pauses
 from scoring_client.weights.replicas import replica_targets
 
 _SHOWN = 4

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from scoring_client.aio import AsyncScoringClient
-from scoring_client.arrays import Float32Array, Int32Array
 from scoring_client.client import ScoringClient
-from scoring_client.inputs import Completion, PromptGroup
 from scoring_client.ragged import RaggedCandidates
-from scoring_client.results import CompletionScores, CompletionTopK
+from scoring_client.values.arrays import Float32Array, Int32Array
+from scoring_client.values.inputs import Completion, PromptGroup
+from scoring_client.values.results import CompletionScores, CompletionTopK
 
 
 @dataclass(frozen=True, slots=True, eq=False)

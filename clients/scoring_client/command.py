@@ -18,7 +18,7 @@ def main() -> None:
             f"scoring-client needs {' and '.join(missing)}: pip install '.[cli]' in a clone, or "
             f"pip install {' '.join(missing)}"
         )
-    sys.exit(importlib.import_module("scoring_client.cli").main(sys.argv[1:]))
+    sys.exit(importlib.import_module("scoring_client.cli.app").main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

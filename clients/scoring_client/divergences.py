@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.arrays import Float64Array
-from scoring_client.numpy_buckets import top_k_buckets, union_with_floor
+from scoring_client.training.numpy_buckets import top_k_buckets, union_with_floor
+from scoring_client.values.arrays import Float64Array
 
 __all__ = [
     "Mismatch",

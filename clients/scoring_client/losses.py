@@ -25,14 +25,14 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from scoring_client.buckets import Buckets, buckets, union_with_floor
-from scoring_client.cross_entropy import soft_cross_entropy
 from scoring_client.divergences import check_alpha
-from scoring_client.numpy_buckets import Tail
-from scoring_client.options import check_names
-from scoring_client.reductions import Reduction, kept_rows, matrix_shape, reduced
-from scoring_client.teacher import TeacherRows, teacher_rows
-from scoring_client.truncation import RowValue
+from scoring_client.training.buckets import Buckets, buckets, union_with_floor
+from scoring_client.training.cross_entropy import soft_cross_entropy
+from scoring_client.training.numpy_buckets import Tail
+from scoring_client.training.reductions import Reduction, kept_rows, matrix_shape, reduced
+from scoring_client.training.teacher import TeacherRows, teacher_rows
+from scoring_client.training.truncation import RowValue
+from scoring_client.values.options import check_names
 
 __all__ = [
     "LossOptions",

@@ -9,15 +9,15 @@ from functools import partial
 from reprlib import repr as short_repr
 from typing import Any, Unpack
 
-from scoring_client.batches import batches
+from scoring_client.calls.batches import batches
+from scoring_client.calls.division import NEVER_DIVIDED_BELOW
+from scoring_client.calls.resend import in_callers_indices
 from scoring_client.client import ScoringClient
-from scoring_client.division import NEVER_DIVIDED_BELOW
 from scoring_client.errors import ItemError, ScoringError, invalid
-from scoring_client.inputs import Completion, PromptGroup
-from scoring_client.options import ScoreOptions, TopKOptions
-from scoring_client.resend import in_callers_indices
-from scoring_client.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT
-from scoring_client.tokens import as_text_or_ids
+from scoring_client.values.inputs import Completion, PromptGroup
+from scoring_client.values.options import ScoreOptions, TopKOptions
+from scoring_client.values.results import CompletionScores, CompletionTopK, ScoreResults, ScoresT
+from scoring_client.values.tokens import as_text_or_ids
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of context, at least one, and continuation; an empty one has scores of no rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from scoring_client.arrays import Float32Array, Int32Array
+from scoring_client.values.arrays import Float32Array, Int32Array
 
 
 class RaggedCandidates:

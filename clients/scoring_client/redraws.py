@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scoring_client.arrays import Float32Array, Int32Array
 from scoring_client.client import ScoringClient
-from scoring_client.inputs import Completion, PromptGroup, SamplePrompt
+from scoring_client.values.arrays import Float32Array, Int32Array
+from scoring_client.values.inputs import Completion, PromptGroup, SamplePrompt
 
 
 def redraw_tokens(

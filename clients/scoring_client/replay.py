@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring_client.chunks import by_chunks
-from scoring_client.fused import fused_linear_processed_logprobs
-from scoring_client.mismatch import MismatchKL, importance_ratios, mismatch_kl
-from scoring_client.processing import ResolvedProcessing
-from scoring_client.reductions import below_largest
-from scoring_client.truncation import (
+from scoring_client.training.chunks import by_chunks
+from scoring_client.training.fused import fused_linear_processed_logprobs
+from scoring_client.training.mismatch import MismatchKL, importance_ratios, mismatch_kl
+from scoring_client.training.reductions import below_largest
+from scoring_client.training.truncation import (
     RowValue,
     apply_top_k_top_p,
     check_labels,
@@ -27,6 +26,7 @@ from scoring_client.truncation import (
     support_of_rows,
     truncation_by_row,
 )
+from scoring_client.values.processing import ResolvedProcessing
 
 __all__ = [
     "IGNORED",

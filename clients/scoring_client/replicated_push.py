@@ -5,7 +5,7 @@ from typing import Unpack
 
 from scoring_client.admin import AdminClient
 from scoring_client.admin_aio import AsyncAdminClient
-from scoring_client.admin_calls import push_defaults
+from scoring_client.calls.admin import push_defaults
 from scoring_client.weights import push as blocking
 from scoring_client.weights import push_aio
 from scoring_client.weights.given import Weights

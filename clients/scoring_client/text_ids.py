@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scoring_client.batches import batches
+from scoring_client.calls.batches import batches
 from scoring_client.client import ScoringClient
 from scoring_client.pairs import Pair
 

@@ -77,4 +77,4 @@ def ask(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Ask:
 @pytest.fixture
 def quick_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backoff without the wait; delays that servers name stay."""
-    monkeypatch.setattr("scoring_client.retry.INITIAL_BACKOFF", 0.001)
+    monkeypatch.setattr("scoring_client.connection.retry.INITIAL_BACKOFF", 0.001)

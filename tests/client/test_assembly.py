@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoring_client import Completion, CompletionTopK, PromptGroup, Sample, ScoringClient
-from scoring_client.assembly import SliceAssembler, WholeAssembler, join, without_first_rows
+from scoring_client.calls.assembly import SliceAssembler, WholeAssembler, join, without_first_rows
+from scoring_client.calls.row_plan import ConsecutiveRows, ListedRows
 from scoring_client.errors import ProtocolError, ResultChangedError
-from scoring_client.row_plan import ConsecutiveRows, ListedRows
 from tests.client.toy_server import ToyServer
 from tests.client.truth import assert_sample, assert_scores
 

@@ -25,8 +25,8 @@ from scoring_client import (
     ScoringError,
     UnavailableError,
 )
-from scoring_client.channel import channel_options
-from scoring_client.target import checked_target, full_target
+from scoring_client.connection.channel import channel_options
+from scoring_client.connection.target import checked_target, full_target
 from tests.client.toy_server import ToyServer
 from tests.client.toy_weights import WeightsServer
 from tests.client.truth import assert_scores

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from scoring_client.cli import main
+from scoring_client.cli.app import main
 from tests.client import toy_model
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.toy_weights import WeightsServer
@@ -212,7 +212,7 @@ def test_sample(run):
 def test_sampled_text_appears_as_it_is_drawn(server):
     # In a process of its own, whose output is read while the server still draws.
     with ToyServer(max_slice=1, step_delay=0.25) as slow:
-        code = "import sys; from scoring_client.cli import main; sys.exit(main(sys.argv[1:]))"
+        code = "import sys; from scoring_client.cli.app import main; sys.exit(main(sys.argv[1:]))"
         arguments = ["sample", "ab", "--max-tokens", "60", "--target", slow.target]
         process = subprocess.Popen(
             [sys.executable, "-u", "-c", code, *arguments], stdout=subprocess.PIPE

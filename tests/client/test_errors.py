@@ -29,8 +29,8 @@ from scoring_client import (
     UnavailableError,
     replica_targets,
 )
+from scoring_client.connection.unreachable import explained
 from scoring_client.errors import combine_item_errors
-from scoring_client.unreachable import explained
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_sample, assert_scores
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scoring_client import InvalidRequestError, ScoringClient
-from scoring_client.batches import batches
+from scoring_client.calls.batches import batches
 from scoring_client.evaluation import likelihoods, text_likelihoods
 from scoring_client.pairs import fitting, score_pairs, topk_pairs, windows
 from scoring_client.text_ids import TextIds

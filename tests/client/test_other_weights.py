@@ -5,8 +5,8 @@ from contextlib import ExitStack
 import pytest
 
 from scoring_client import Expect, PreconditionFailedError
-from scoring_client.retry import Attempts, RetryPolicy
-from scoring_client.servers import ServerCount, servers_behind
+from scoring_client.connection.retry import Attempts, RetryPolicy
+from scoring_client.connection.servers import ServerCount, servers_behind
 from tests.client.toy_server import ToyServer
 from tests.client.truth import assert_scores
 

@@ -16,7 +16,7 @@ from scoring_client import (
     command,
     lm_eval_command,
 )
-from scoring_client.options import SampleOptions, ScoreOptions, TopKOptions
+from scoring_client.values.options import SampleOptions, ScoreOptions, TopKOptions
 from tests.client.toy_server import ToyServer
 
 

@@ -17,10 +17,10 @@ from scoring_client import (
     ScoringClient,
     UnavailableError,
 )
-from scoring_client.assembly import join
-from scoring_client.division import PartSize, divide, group_unit, prompt_units
+from scoring_client.calls.assembly import join
+from scoring_client.calls.division import PartSize, divide, group_unit, prompt_units
+from scoring_client.calls.requests import group_messages
 from scoring_client.proto import sample_pb2
-from scoring_client.requests import group_messages
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_sample, assert_scores
 

@@ -14,8 +14,8 @@ from scoring_client import (
     SamplePrompt,
     ScoringClient,
 )
-from scoring_client.requests import group_messages, prompt_messages
-from scoring_client.spans import as_spans, spans_of_mask
+from scoring_client.calls.requests import group_messages, prompt_messages
+from scoring_client.values.spans import as_spans, spans_of_mask
 
 
 @given(mask=st.lists(st.booleans(), max_size=40))

@@ -23,7 +23,7 @@ from scoring_client import (
     UnavailableError,
     Usage,
 )
-from scoring_client.assembly import join
+from scoring_client.calls.assembly import join
 from tests.client import toy_model
 from tests.client.cutting_proxy import CuttingProxy, end_of_data, reset, trailers_without_status
 from tests.client.toy_server import Fault, ToyServer

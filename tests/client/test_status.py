@@ -13,7 +13,7 @@ from scoring_client import (
     ServerError,
     UnavailableError,
 )
-from scoring_client.status import error_from_rpc, error_from_status
+from scoring_client.connection.status import error_from_rpc, error_from_status
 
 
 class Ended(grpc.RpcError):

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from scoring_client import ProtocolError
 from scoring_client.proto import tensor_pb2
-from scoring_client.tensors import float32_array, int32_array, int32_tensor
+from scoring_client.values.tensors import float32_array, int32_array, int32_tensor
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
 

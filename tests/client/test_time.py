@@ -20,8 +20,8 @@ from scoring_client import (
     ScoringClient,
     UnavailableError,
 )
-from scoring_client.admin_channel import AdminSettings
-from scoring_client.retry import Attempts, RetryPolicy
+from scoring_client.connection.admin_channel import AdminSettings
+from scoring_client.connection.retry import Attempts, RetryPolicy
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_scores
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring_client.colours import BANDS, style_of
-from scoring_client.contrast import contrasts, times
-from scoring_client.jsonable import jsonable
-from scoring_client.render import probability
-from scoring_client.visible import harmless, visible
+from scoring_client.cli.colours import BANDS, style_of
+from scoring_client.cli.contrast import contrasts, times
+from scoring_client.cli.jsonable import jsonable
+from scoring_client.cli.render import probability
+from scoring_client.cli.visible import harmless, visible
 
 
 @given(text=st.text())

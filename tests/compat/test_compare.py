@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scoring_client.agreement import Distance, distance
-from scoring_client.cli import main
-from scoring_client.compared_texts import DEFAULT_TEXTS, read_texts
-from scoring_client.diagnosis import explain
+from scoring_client.cli.app import main
+from scoring_client.comparison.agreement import Distance, distance
+from scoring_client.comparison.diagnosis import explain
+from scoring_client.comparison.plain_model import PlainModel
+from scoring_client.comparison.texts import DEFAULT_TEXTS, read_texts
 from scoring_client.errors import InvalidRequestError
-from scoring_client.plain_model import PlainModel
 from scoring_service.models import tiny_model_path
 
 TINY = str(tiny_model_path())

@@ -17,8 +17,8 @@ from scoring_client.adapters.verl import TeacherManager
 from scoring_client.adapters.verl_worker import ServedTeacher
 from scoring_client.by_token import TokenQuestion
 from scoring_client.prompt_end import after_first, only_first_token
-from scoring_client.provenance import Usage
 from scoring_client.ragged import RaggedCandidates
+from scoring_client.values.provenance import Usage
 from tests.compat.conftest import Plain, texts
 from tests.compat.hooks import described, recorded
 

@@ -130,7 +130,7 @@ def test_the_wheel_is_built_from_the_context_alone_and_starts(tmp_path: Path) ->
         archive.extractall(tmp_path / "site")
     shipped = {p for p in context() if p.parts[0] == "scoring_service"}
     assert {str(path) for path in shipped} <= names
-    assert "scoring_client/cli.py" in names
+    assert "scoring_client/cli/app.py" in names
     assert not [name for name in names if name.startswith(("tests/", "tools/"))]
     # What came out is what runs: the checkout's own package is not on its path.
     code = (

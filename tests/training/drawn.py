@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scoring_client import Sample, ScoringClient
-from scoring_client.options import SampleOptions
 from scoring_client.replay import linear_processed_logprobs, row_settings
+from scoring_client.values.options import SampleOptions
 from tests.e2e.served import serving
 
 PROMPTS = [

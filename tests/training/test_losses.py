@@ -19,7 +19,7 @@ from scoring_client.losses import (
     reverse_kl,
     teacher_rows,
 )
-from scoring_client.numpy_buckets import Tail
+from scoring_client.training.numpy_buckets import Tail
 from tests.client.toy_server import ToyServer
 from tests.training.distillation import Divergence, js, kl, pair, reverse, teacher_of, truth
 

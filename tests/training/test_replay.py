@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scoring_client import replay
-from scoring_client.fused import FusedLinear, fused_linear_processed_logprobs
-from scoring_client.processing import ProcessingSources, ResolvedProcessing
 from scoring_client.replay import (
     entropy,
     linear_processed_logprobs,
     processed_logprobs,
     row_settings,
 )
+from scoring_client.training.fused import FusedLinear, fused_linear_processed_logprobs
+from scoring_client.values.processing import ProcessingSources, ResolvedProcessing
 from tests.kernels import cases, oracle
 from tests.kernels.checks import EDGE
 

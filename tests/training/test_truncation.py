@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoring_client.truncation import apply_top_k_top_p, support
+from scoring_client.training.truncation import apply_top_k_top_p, support
 from scoring_service.kernels import reference
 from tests.kernels import cases, oracle
 from tests.kernels.checks import EDGE

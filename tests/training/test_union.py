@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoring_client.buckets import buckets
 from scoring_client.losses import TeacherRows, forward_kl, generalized_js, reverse_kl
-from scoring_client.numpy_buckets import TAIL_RESOLUTION
+from scoring_client.training.buckets import buckets
+from scoring_client.training.numpy_buckets import TAIL_RESOLUTION
 from scoring_service.kernels import reference
 from tests.training.distillation import pair, teacher_of
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from scoring_client.cli import main
+from scoring_client.cli.app import main
 from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_service.rpc.admin_config import AdminConfig
 from tests.helm.hub import serving_hub

@@ -16,10 +16,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import maybe_truncate, normalize_gen_kwargs
 
 from scoring_client.client import ScoringClient
-from scoring_client.endpoint import Pem
+from scoring_client.connection.endpoint import Pem
 from scoring_client.evaluation import likelihoods, text_likelihoods
-from scoring_client.inputs import Expect, RequestContext, SamplePrompt
 from scoring_client.text_ids import TextIds
+from scoring_client.values.inputs import Expect, RequestContext, SamplePrompt
 
 
 @register_model("scoring-service")

@@ -14,7 +14,7 @@ from tinker.types.topk_logprobs import TopkLogprobs
 
 from scoring_client.client import ScoringClient
 from scoring_client.redraws import redraw_tokens
-from scoring_client.samples import Sample
+from scoring_client.values.samples import Sample
 
 
 def draw(

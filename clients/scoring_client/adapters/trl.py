@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scoring_client.client import ScoringClient
-from scoring_client.options import TopKOptions
 from scoring_client.pairs import topk_pairs
+from scoring_client.values.options import TopKOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from typing import Any, TypedDict
 
 from scoring_client.errors import invalid
-from scoring_client.messages import set_fields
 from scoring_client.proto import admin_pb2, weights_pb2
+from scoring_client.values.messages import set_fields
 from scoring_client.weights.given import GivenWeights
 from scoring_client.weights.plan import PlanOptions, Rename
 from scoring_client.weights.results import ProgressCallback, RunningSamples, Staging

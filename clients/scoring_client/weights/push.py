@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from scoring_client.connection.forks import running_call
+from scoring_client.connection.retry import growing_pauses
 from scoring_client.errors import ScoringError
-from scoring_client.forks import running_call
-from scoring_client.retry import growing_pauses
 from scoring_client.weights.given import GivenWeights, Weights
 from scoring_client.weights.messages import part_messages
 from scoring_client.weights.options import (

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import grpc
 
-from scoring_client.admin_channel import admin_error
-from scoring_client.aio_channel import telling_closed
+from scoring_client.connection.admin_channel import admin_error
+from scoring_client.connection.aio_channel import telling_closed
+from scoring_client.connection.retry import growing_pauses
 from scoring_client.errors import CancelledCallError, ProtocolError, ScoringError
-from scoring_client.retry import growing_pauses
 from scoring_client.weights.given import GivenWeights, Weights
 from scoring_client.weights.messages import part_messages
 from scoring_client.weights.options import (

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from scoring_client.connection.status import error_from_status
 from scoring_client.errors import ScoringError
 from scoring_client.proto import weights_pb2
-from scoring_client.status import error_from_status
 
 Phase = Literal[
     "unspecified",

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from scoring_client.admin_channel import admin_error
+from scoring_client.connection.admin_channel import admin_error
 from scoring_client.errors import ProtocolError, ScoringError
 from scoring_client.weights.mailbox import Mailbox
 from scoring_client.weights.results import WeightUpdate, weight_update

@@ -1,0 +1,1 @@
+"""Calls from what was asked to what came back: divided, sent, resumed, put together."""

@@ -1,0 +1,1 @@
+"""The ``scoring-client`` command: a file for each command, and what they print."""

@@ -1,0 +1,1 @@
+"""What callers hand in and what they get back, and how the contract's messages hold it."""

@@ -1,0 +1,123 @@
+"""Keyword arguments that the calls share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, Required, TypedDict
+
+from scoring_client.values.inputs import Expect, RequestContext
+from scoring_client.values.processing import ProcessingDefaults
+from scoring_client.values.provenance import Progress
+
+OnError = Literal["raise", "return"]
+"""What to do with items that failed: raise once the others are in, or return their errors."""
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class CallOptions(TypedDict, total=False):
+    """Of every call that streams."""
+
+    model: str
+    """Model to ask. Default: the client's; empty = the only one served."""
+    expect: Expect | None
+    """Conditions for the answer; None = none. Default: the client's."""
+    context: RequestContext | None
+    """Who asks; None = nothing is said. Default: the client's."""
+    timeout: float | None
+    """Seconds for the whole call, retries included; None = no limit. Default: the client's."""
+    on_error: OnError
+    """What to do with items that failed. Default: "raise"."""
+    on_progress: ProgressCallback | None
+    """Called with a Progress whenever the server says where the call stands, or an item ends."""
+
+
+class ProcessingOptions(TypedDict, total=False):
+    """Of every call: what shapes the distribution. See Processing."""
+
+    temperature: float | None
+    """Divisor of the logits. Neutral: 1."""
+    top_k: int | None
+    """Tokens kept. Neutral: all."""
+    top_p: float | None
+    """Mass kept. Neutral: 1."""
+    min_p: float | None
+    """Least probability kept, relative to the most likely token. Neutral: 0."""
+    defaults: ProcessingDefaults | None
+    """What unset settings mean. Default: "neutral"."""
+
+
+class ScoreOptions(ProcessingOptions, CallOptions, total=False):
+    """Of score, score_iter and score_slices."""
+
+    keep_realised: bool | None
+    """The realised token always belongs to the support. Default: False."""
+    processed_logprobs: bool
+    """Want log-probs after truncation."""
+    entropy: bool
+    """Want entropies."""
+    rank: bool
+    """Want ranks of the realised tokens."""
+    logsumexp: bool
+    """Want log-sum-exps."""
+    log_kept_mass: bool
+    """Want the log of the support's mass."""
+    tokens: bool
+    """Want the tokens as text."""
+    token_ids: bool
+    """Have the server send token ids also for input that came as ids."""
+    next_token: bool
+    """Want one row more: the distribution after each completion's last token."""
+
+
+class TopKOptions(ScoreOptions, total=False):
+    """Of topk_logprobs, topk_logprobs_iter and topk_logprobs_slices."""
+
+    token_id_limit: int | None
+    """Only ids below this are ranked and listed; the rest count as tail. Default: all."""
+
+
+class SampleOptions(ProcessingOptions, CallOptions, total=False):
+    """Of sample, sample_iter and sample_slices."""
+
+    n: int
+    """Samples of each prompt. Default: 1."""
+    max_tokens: Required[int | None]
+    """Most tokens to draw; None when every prompt sets its own."""
+    min_tokens: int | None
+    """Stops are banned until this many tokens were drawn."""
+    seed: int | None
+    """Seed of every prompt that has none of its own. Default: the server draws one a prompt, which
+    is what you want for several prompts: equal seeds give them the same random numbers."""
+    stop: str | Sequence[str]
+    """Texts that end a sample."""
+    stop_token_ids: Sequence[int]
+    """Token ids that end a sample, beside the model's own."""
+    ignore_eos: bool | None
+    """The model's end-of-sequence ids do not stop."""
+    top_logprobs: int
+    """Most likely tokens listed with each drawn token. Default: 0."""
+    return_text: bool
+    """Want the text."""
+
+
+def check_names(options: Mapping[str, Any], known: Any, call: str) -> None:
+    """Refuse what is no option, as Python does for keyword arguments.
+
+    Args:
+        options: What the caller gave.
+        known: The TypedDict with the names of the options.
+        call: Name of the call, for the error.
+
+    Raises:
+        TypeError: an option is unknown, or a required one is missing.
+    """
+    names = sorted(known.__required_keys__ | known.__optional_keys__)
+    for name in options:
+        if name not in names:
+            # Fields of results are called alike: `entropy` gives `entropies`.
+            near = get_close_matches(name, names, n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
+    for name in sorted(known.__required_keys__):
+        if name not in options:
+            raise TypeError(f"{call}() missing required keyword argument {name!r}")
