@@ -47,9 +47,6 @@ class CausalModel:
         self.row_multiple = ROW_MULTIPLE
         self.weights: ModelWeights | None = None
         """What answers now; None until `keep_weights`."""
-        self.placements = 0
-        """How often other tensors took the place of the weights: what was recorded with those that
-        were there before reads memory that may be gone."""
         self.slots: Slots | None = None
         self.fused = Fused()
         """What kernels do of the body; nothing until `fuse_layers`."""
@@ -133,14 +130,12 @@ class CausalModel:
         """Lets these weights answer from now on; None leaves those that do."""
         if weights is not None and weights is not self.weights and self.slots is not None:
             self.slots.point_to(weights)
-            self.placements += 1
             self.head, self.weight_version, self.weights = weights.head, weights.version, weights
 
     def forget_weights(self) -> None:
         """Lets go of the weights that answer, and of the head that was made of them."""
         if self.slots is not None:
             self.slots.forget()
-            self.placements += 1
             self.head = self.slots.bare_head
         self.weights = None
 

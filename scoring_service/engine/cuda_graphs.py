@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._memory = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._stream = _recording_stream(torch.cuda.current_device())
 
     def __call__(self, compute: Compute) -> Compute:
         """Records a computation that was done before, so that nothing is compiled meanwhile.
@@ -40,8 +42,10 @@ class CudaRecorder:
             graph.capture_begin(self._memory, capture_error_mode="thread_local")
             try:
                 output = compute()
-            finally:
                 graph.capture_end()
+            except BaseException:
+                self._abandon(graph)
+                raise
         current.wait_stream(self._stream)
 
         def replay() -> Tensor:
@@ -49,3 +53,27 @@ class CudaRecorder:
             return output
 
         return replay
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Ends a recording that failed.
+
+        Torch goes on allocating for one whose end fails too, and then can neither give back cached
+        memory nor get over a want of it.
+        """
+        with suppress(RuntimeError):
+            graph.capture_end()
+        with suppress(RuntimeError, AttributeError):  # it ended, or this torch has another name
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._memory)
+
+
+@functools.cache
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    """One for good: cuBLAS keeps a workspace of tens of megabytes for each stream it ever saw.
+
+    It takes it here, not while something is recorded, where it would come out of that memory.
+    """
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        square = torch.zeros(16, 16, device=torch.device("cuda", device))
+        torch.mm(square, square)
+    return stream

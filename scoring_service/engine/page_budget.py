@@ -33,6 +33,9 @@ GRAPH_SLOTS = 1 << 22
 _GRAPH_BYTES = 16 << 20
 """Of a recorded step itself: what the driver keeps of a thousand launches, about."""
 
+_GRAPH_WORKSPACE_BYTES = 64 << 20
+"""Of matrix products that are recorded: cuBLAS takes half of it on the newest devices."""
+
 _SEGMENT_BYTES = 2 << 10
 """Of a segment itself, about: its ids, slots, key and place in the prefix cache."""
 
@@ -63,7 +66,8 @@ def graph_bytes(shape: StepShape) -> int:
     """
     # Twice: blocks of one step's sizes do not always fit those of another's.
     activations = 2 * body_bytes(shape, StepWork(tokens=GRAPH_ROWS[-1], rows=0))
-    return activations + 4 * GRAPH_SLOTS + len(GRAPH_ROWS) * _GRAPH_BYTES
+    own = len(GRAPH_ROWS) * _GRAPH_BYTES + _GRAPH_WORKSPACE_BYTES
+    return activations + 4 * GRAPH_SLOTS + own
 
 
 MIN_STEP = 2

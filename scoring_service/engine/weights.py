@@ -22,7 +22,7 @@ _SPARE = 1.25
 """New weights are put beside old ones if so many times their size is free."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class ModelWeights:
     """Tensors of one version, and what is made of them."""
 

@@ -9,6 +9,8 @@ attend to themselves alone and are kept nowhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,8 +31,8 @@ class DecodeGraphs:
     """Recorded steps of a model, by their rows.
 
     A step is computed as it stands when its number of rows is first wanted, which also compiles
-    what has to be, and recorded when it is wanted again. What was recorded reads the weights where
-    they were: with others in their place all is recorded anew.
+    what has to be, and recorded when it is wanted again. What was recorded reads weights where they
+    lie: each version has its own, which are gone when it is.
 
     Args:
         model: whose attention is Triton's.
@@ -54,9 +56,8 @@ class DecodeGraphs:
         self._tell = tell
         self._make_recorder = make_recorder
         self._slots = torch.empty(GRAPH_SLOTS, dtype=torch.int32, device=model.device)
-        self._steps: dict[int, _Step] = {}
-        self._recorder: Recorder | None = None
-        self._placements = model.placements
+        self._recorded: WeakKeyDictionary[object, _Recorded] = WeakKeyDictionary()
+        """By the weights, or by the model before they are named."""
         self._failed = False
 
     def run(self, tokens: Sequence[DecodeToken]) -> Tensor | None:
@@ -69,23 +70,32 @@ class DecodeGraphs:
         slots = sum(len(token.slots) for token in tokens)
         if self._failed or rows is None or slots > len(self._slots):
             return None
-        if self._recorder is None or self._placements != self._model.placements:
-            self._steps.clear()
-            self._recorder = self._make_recorder()
-            self._placements = self._model.placements
-        step = self._steps.get(rows)
+        weights = self._model.weights or self._model
+        recorded = self._recorded.get(weights)
+        if recorded is None:
+            recorded = self._recorded[weights] = _Recorded(self._make_recorder())
+        step = recorded.steps.get(rows)
         if step is None:
-            step = self._steps[rows] = _Step(self._model, self._pool, rows, self._slots)
+            step = recorded.steps[rows] = _Step(self._model, self._pool, rows, self._slots)
         step.take(tokens)
         try:
-            return step.states(self._recorder)[: len(tokens)]
+            return step.states(recorded.recorder)[: len(tokens)]
         except RuntimeError as error:
             if step.is_recorded:
                 raise
             self._failed = True
-            self._steps.clear()
+            self._recorded.clear()
             self._tell(error)
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Of one version of the weights."""
+
+    recorder: Recorder
+    steps: dict[int, _Step] = field(default_factory=dict)
+    """By their rows."""
 
 
 class _Step:

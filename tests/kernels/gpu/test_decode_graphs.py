@@ -7,6 +7,7 @@ some from the host. What it has of earlier steps by any other way shows in the n
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,12 +19,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers import AttentionMaskInterface
 
 from scoring_service.engine import path, service_loop
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.cuda_graphs import Compute, CudaRecorder, Recorder
 from scoring_service.engine.loader import LoadedModel, load
 from scoring_service.engine.packed import setup
+from scoring_service.engine.packed.attention import ATTENTION_NAME
 from scoring_service.engine.packed.body import PackedBody, Step
 from scoring_service.engine.packed.decode_graphs import DecodeGraphs
 from scoring_service.engine.packed.graph_trial import graphs_failure
@@ -213,7 +216,10 @@ def test_other_weights_are_recorded_anew(loaded: LoadedModel) -> None:
     finally:
         model.use(own)
     samples.check(graphs.run(tokens), tokens)
-    assert len(made) == 3
+    assert len(made) == 2, "two versions that answer by turns are recorded once each"
+    before = weakref.ref(made[1])
+    del other, made[1]
+    assert before() is None, "what was recorded of weights that are dropped is held"
 
 
 def test_what_cannot_be_recorded_goes_on_without(loaded: LoadedModel) -> None:
@@ -231,6 +237,24 @@ def test_what_cannot_be_recorded_goes_on_without(loaded: LoadedModel) -> None:
         samples.check(body.run(Step((), tokens)).states_T_H, tokens)
     assert len(tries) == len(samples.told) == 1
     assert "not permitted" in str(samples.told[0])
+
+
+if DEVICE.type == "cuda":
+
+    def test_a_recording_that_fails_leaves_the_device_as_it_was() -> None:
+        """Cached memory can be given back, and the next recording works."""
+        total = torch.ones(1000, device=DEVICE)
+        recorder = CudaRecorder()
+        with pytest.raises(RuntimeError):
+            recorder(lambda: total * total.sum().item())
+        torch.cuda.empty_cache()
+        replay = recorder(lambda: total * 2)
+        assert torch.equal(replay(), total * 2)
+
+
+def test_no_mask_is_asked_for() -> None:
+    """Transformers asks the device in each step where a function is registered that makes one."""
+    assert ATTENTION_NAME not in AttentionMaskInterface._global_mapping
 
 
 def test_the_trial_accepts_what_gives_the_same(loaded: LoadedModel) -> None:
