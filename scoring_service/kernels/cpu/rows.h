@@ -191,8 +191,44 @@ inline float from_ordered(int32_t key) {
 // Scratch of one thread, kept from row to row.
 struct TopScratch {
   std::vector<float> maxima;
+  std::vector<float> x;
+  std::vector<int32_t> ids;
   std::vector<uint64_t> keys;
+  std::vector<uint64_t> sorted;
 };
+
+// Sorts keys by their upper halves, largest first; equal ones stay as they stand. A digit after the
+// other: a comparing sort of a thousand keys takes as long as all else of their row.
+inline void sort_by_upper_half(std::vector<uint64_t>& keys, std::vector<uint64_t>& spare) {
+  constexpr int kDigits = 4, kValues = 256;
+  uint32_t places[kDigits][kValues] = {};
+  const auto value = [](uint64_t key, int digit) {
+    return kValues - 1 - (key >> (32 + 8 * digit) & (kValues - 1));
+  };
+  for (const uint64_t key : keys) {
+    for (int digit = 0; digit < kDigits; ++digit) {
+      ++places[digit][value(key, digit)];
+    }
+  }
+  spare.resize(keys.size());
+  for (int digit = 0; digit < kDigits; ++digit) {
+    bool all_equal = false;
+    uint32_t before = 0;
+    for (uint32_t& place : places[digit]) {
+      const uint32_t count = place;
+      all_equal |= count == keys.size();
+      place = before;
+      before += count;
+    }
+    if (all_equal) {
+      continue;
+    }
+    for (const uint64_t key : keys) {
+      spare[places[digit][value(key, digit)]++] = key;
+    }
+    keys.swap(spare);
+  }
+}
 
 // The largest bound that at least k of n numbers reach: the k-th largest. n is a multiple of the
 // vector's size.
@@ -247,33 +283,33 @@ float lower_bound_of_top(const Row<T>& row, int64_t k, int64_t limit, TopScratch
 template <typename T>
 void top_ids(const Row<T>& row, int64_t k, int64_t limit, TopScratch& scratch, int64_t* ids) {
   const Vec bound(lower_bound_of_top(row, k, limit, scratch));
-  auto& keys = scratch.keys;
-  keys.clear();
-  const auto add = [&](int64_t place, const Vec& x) {
-    const Vec comparison = x >= bound;
-    uint32_t reached = ~static_cast<uint32_t>(comparison.zero_mask());
-    reached &= Vec::size() == 32 ? ~0u : (1u << Vec::size()) - 1;
-    for (; reached != 0; reached &= reached - 1) {
-      const int64_t id = place + std::countr_zero(reached);
-      if (id < limit) {
-        const uint32_t order = static_cast<uint32_t>(ordered(row.at(id))) ^ 0x80000000u;
-        keys.push_back((static_cast<uint64_t>(order) << 32) | (0xFFFFFFFFu - static_cast<uint32_t>(id)));
-      }
-    }
-  };
+  const size_t room = std::max<size_t>(scratch.x.size(), limit + 2 * Vec::size());
+  scratch.x.resize(room);
+  scratch.ids.resize(room);
+  float* x = scratch.x.data();
+  int32_t* places = scratch.ids.data();
+  int64_t n = 0;
   row.each(0, limit, -kInfinity, [&](int64_t i, const Vec& a, const Vec& b) {
-    add(i, a);
-    add(i + Vec::size(), b);
+    if (lanes_that(larger(a, b) >= bound) == 0) {
+      return;
+    }
+    n += put_reaching(a, bound, static_cast<int32_t>(i), x + n, places + n);
+    n += put_reaching(b, bound, static_cast<int32_t>(i + Vec::size()), x + n, places + n);
   });
+  while (n > 0 && places[n - 1] >= limit) {
+    --n; // what fills the last vectors, where all reach the bound
+  }
+  auto& keys = scratch.keys;
+  keys.resize(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t order = static_cast<uint32_t>(ordered(x[i])) ^ 0x80000000u;
+    keys[i] = static_cast<uint64_t>(order) << 32 | static_cast<uint32_t>(places[i]);
+  }
   // A row with NaN has too few; such a row is refused, but its ids must be some token's.
   const int64_t found = std::min<int64_t>(k, keys.size());
-  const auto middle = keys.begin() + found;
-  if (middle != keys.end()) {
-    std::nth_element(keys.begin(), middle, keys.end(), std::greater<>());
-  }
-  std::sort(keys.begin(), middle, std::greater<>());
+  sort_by_upper_half(keys, scratch.sorted);
   for (int64_t i = 0; i < k; ++i) {
-    ids[i] = i < found ? static_cast<int64_t>(0xFFFFFFFFu - static_cast<uint32_t>(keys[i])) : 0;
+    ids[i] = i < found ? static_cast<int64_t>(static_cast<uint32_t>(keys[i])) : 0;
   }
 }
 

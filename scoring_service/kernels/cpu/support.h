@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "rows.h"
@@ -34,26 +35,19 @@ struct SupportScratch {
   std::vector<int64_t> masses;
 };
 
-// The x that reach a bound.
+// The x that reach a bound, in `found`, which grows and never shrinks.
 template <typename T>
-void gather_from(const Row<T>& row, float bound, std::vector<float>& found) {
-  found.clear();
+std::span<float> gather_from(const Row<T>& row, float bound, std::vector<float>& found) {
+  found.resize(std::max<size_t>(found.size(), row.size + 2 * Vec::size()));
   const Vec least(bound);
-  float lanes[Vec::size()];
-  const auto add = [&](const Vec& x) {
-    const Vec comparison = x >= least;
-    uint32_t reached = ~static_cast<uint32_t>(comparison.zero_mask()) & ((1u << Vec::size()) - 1);
-    if (reached != 0) {
-      x.store(lanes);
-      for (; reached != 0; reached &= reached - 1) {
-        found.push_back(lanes[std::countr_zero(reached)]);
-      }
-    }
-  };
+  int64_t n = 0;
   row.each(0, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
-    add(a);
-    add(b);
+    if (lanes_that(larger(a, b) >= least) != 0) {
+      n += put_reaching(a, least, found.data() + n);
+      n += put_reaching(b, least, found.data() + n);
+    }
   });
+  return {found.data(), static_cast<size_t>(n)};
 }
 
 // The least float x with x - max >= log_min_p, compared in double.
@@ -74,7 +68,7 @@ inline float least_of_min_p(float max, double log_min_p) {
 constexpr double kMassUnit = 1099511627776.0; // 2^40
 
 // Fills keys and masses of x, int64(exp(x - max) * 2^40); returns the sum of masses.
-inline int64_t weigh(const std::vector<float>& x, float max, SupportScratch& scratch) {
+inline int64_t weigh(std::span<const float> x, float max, SupportScratch& scratch) {
   using Doubles = at::vec::Vectorized<double>;
   const auto n = static_cast<int64_t>(x.size());
   scratch.keys.resize(n);
@@ -161,18 +155,28 @@ int64_t id_after(const Row<T>& row, float equal, int64_t skipped) {
   return found;
 }
 
+// The tokens of a row whose x equal a number, from an id on.
 template <typename T>
-Support measured(const Row<T>& row, float max, float pivot, int64_t least_id) {
+int64_t count_equal(const Row<T>& row, float x, int64_t least_id) {
+  const Vec wanted(x);
+  int64_t count = 0;
+  row.each(least_id, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
+    count += lanes_that(a == wanted) + lanes_that(b == wanted);
+  });
+  return count;
+}
+
+// The support with `ties` at the pivot. `among` has all x above it: the row itself, or what was
+// gathered of it.
+template <typename T>
+Support measured(const Row<T>& among, float max, float pivot, int64_t least_id, int64_t ties) {
   const Vec bound(pivot), none(-kInfinity);
   const auto above = [&](const Vec& x) { return Vec::blendv(none, x, x > bound); };
-  int64_t size = 0, ties = 0;
-  row.each(0, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
+  int64_t size = 0;
+  among.each(0, among.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
     size += lanes_that(a > bound) + lanes_that(b > bound);
   });
-  row.each(least_id, row.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
-    ties += lanes_that(a == bound) + lanes_that(b == bound);
-  });
-  double mass = size == 0 ? 0.0 : sum_of_exp(row, 0, row.size, max, above);
+  double mass = size == 0 ? 0.0 : sum_of_exp(among, 0, among.size, max, above);
   mass += static_cast<double>(ties) * std::exp(static_cast<double>(pivot) - static_cast<double>(max));
   return {pivot, least_id, size + ties, std::log(mass)};
 }
@@ -186,15 +190,17 @@ Support support_of(const Row<T>& row, float max, const Rule& rule, SupportScratc
     return {pivot, 0, 0, -kInfinity};
   }
   const bool ranked = 0 < rule.top_k && rule.top_k < row.size;
+  std::span<float> x;
   if (ranked) {
-    gather_from(row, lower_bound_of_top(row, rule.top_k, row.size, scratch.top), scratch.x);
-    const auto kth = scratch.x.begin() + std::min<int64_t>(rule.top_k, scratch.x.size()) - 1;
-    std::nth_element(scratch.x.begin(), kth, scratch.x.end(), std::greater<>());
+    const float bound = lower_bound_of_top(row, rule.top_k, row.size, scratch.top);
+    x = gather_from(row, bound, scratch.x);
+    const auto kth = x.begin() + std::min<int64_t>(rule.top_k, x.size()) - 1;
+    std::nth_element(x.begin(), kth, x.end(), std::greater<>());
     pivot = std::max(pivot, *kth);
   }
   if (rule.top_p < 1.0) {
-    gather_from(row, pivot, scratch.x);
-    const int64_t total = weigh(scratch.x, max, scratch);
+    x = gather_from(row, pivot, scratch.x);
+    const int64_t total = weigh(x, max, scratch);
     const auto bound = static_cast<int64_t>(std::floor((1.0 - rule.top_p) * static_cast<double>(total)));
     const Edge edge = edge_of_nucleus(scratch, bound);
     pivot = edge.x;
@@ -207,7 +213,12 @@ Support support_of(const Row<T>& row, float max, const Rule& rule, SupportScratc
       least_id = 0;
     }
   }
-  return measured(row, max, pivot, least_id);
+  const int64_t ties = count_equal(row, pivot, least_id);
+  if (x.empty()) {
+    return measured(row, max, pivot, least_id, ties);
+  }
+  const Row<float> gathered{x.data(), static_cast<int64_t>(x.size()), 1.0f};
+  return measured(gathered, max, pivot, least_id, ties);
 }
 
 } // namespace scoring

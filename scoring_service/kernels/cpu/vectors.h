@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <tuple>
 #include <type_traits>
@@ -46,6 +48,46 @@ inline HalfVec narrow(const Vec& a, const Vec& b) {
 #else
   return at::vec::convert_float_bfloat16(a, b);
 #endif
+}
+
+// Writes the numbers of x that reach a bound to `found`, one behind the other; returns how many. All
+// that is there may be written to up to a whole vector. Without a branch for each number: which
+// ones reach it cannot be foreseen.
+inline int64_t put_reaching(const Vec& x, const Vec& bound, float* found) {
+#ifdef __AVX512F__
+  const __mmask16 reaching = _mm512_cmp_ps_mask(x, bound, _CMP_GE_OQ);
+  _mm512_storeu_ps(found, _mm512_maskz_compress_ps(reaching, x));
+  return std::popcount(static_cast<uint32_t>(reaching));
+#else
+  float lanes[Vec::size()];
+  x.store(lanes);
+  const uint32_t below = static_cast<uint32_t>((x >= bound).zero_mask());
+  int64_t count = 0;
+  for (int64_t lane = 0; lane < Vec::size(); ++lane) {
+    found[count] = lanes[lane];
+    count += ~below >> lane & 1;
+  }
+  return count;
+#endif
+}
+
+// The same, and the places of those numbers: that of the first one of x is `place`.
+inline int64_t put_reaching(
+    const Vec& x, const Vec& bound, int32_t place, float* found, int32_t* places) {
+#ifdef __AVX512F__
+  const __mmask16 reaching = _mm512_cmp_ps_mask(x, bound, _CMP_GE_OQ);
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i here = _mm512_add_epi32(_mm512_set1_epi32(place), lanes);
+  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(reaching, here));
+#else
+  const uint32_t below = static_cast<uint32_t>((x >= bound).zero_mask());
+  int64_t count = 0;
+  for (int32_t lane = 0; lane < Vec::size(); ++lane) {
+    places[count] = place + lane;
+    count += ~below >> lane & 1;
+  }
+#endif
+  return put_reaching(x, bound, found);
 }
 
 inline float reduce_sum(const Vec& vector) {
