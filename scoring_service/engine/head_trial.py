@@ -23,7 +23,7 @@ from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.packed.draws import DrawRow, draw_rows
 from scoring_service.engine.packed.head_jobs import as_they_are
 from scoring_service.engine.rows import compute_rows
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.errors import Fault
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels

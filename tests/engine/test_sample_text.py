@@ -11,7 +11,7 @@ from scoring_service.engine import sampling
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import head_jobs
 from scoring_service.engine.packed.draws import DrawRow
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.types import Processing
 from tests.engine.sampling import Sampled, sample
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.errors import Fault, Reason
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels

@@ -15,7 +15,7 @@ from scoring_service.engine.packed.draws import draw_rows
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
 from scoring_service.engine.rows import begin_rows, cut_rows
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels import dispatch

@@ -10,7 +10,7 @@ from scoring_service.engine.events import SampleSlice
 from scoring_service.engine.packed.draws import DrawRow
 from scoring_service.engine.packed.pages import slots_of
 from scoring_service.engine.packed.segments import DecodeToken, Segment, SlotArray
-from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
+from scoring_service.engine.sample_slices import DrawnToken, PendingTokens, is_due, sample_slice
 from scoring_service.engine.stops import StopChecker
 from scoring_service.types import PAGE_TOKENS, SampleCall, SamplingTask
 

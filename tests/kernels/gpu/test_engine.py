@@ -15,7 +15,7 @@ from scoring_service.engine.head_product import PlainProduct
 from scoring_service.engine.packed.draws import DrawRow, draw_rows
 from scoring_service.engine.packed.head_jobs import _finished
 from scoring_service.engine.rows import compute_rows
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.kernels import dispatch, reference
 from scoring_service.types import Processing, RowWants, SamplingTask
 from tests.kernels import cases
