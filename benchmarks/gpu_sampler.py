@@ -54,7 +54,7 @@ def sampler_figure(
     def ours(n: int) -> Tensor:
         tile = TritonTile(tiles[n])
         found = None if name == "no filter" else tile.support(*filters)
-        return tile.draw(found, numbers_T, numbers_T, numbers_T)
+        return tile.draw_from(found, numbers_T, numbers_T, numbers_T)
 
     sides = Sides(len(tiles))
     sides.ours("ours", ours)

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scoring_service.engine.draws import DrawRow, draw_rows
 from scoring_service.engine.head import LinearHead, RowHead
-from scoring_service.engine.packed.draws import DrawRow, draw_rows
 from scoring_service.engine.packed.head_jobs import as_they_are
 from scoring_service.engine.rows import compute_rows
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.errors import Fault
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
@@ -143,8 +144,9 @@ def _answers(
     tile = dispatch.make_tile(logits_T_V, processing.temperature, realised_T, limit, kernels)
     block = compute_rows(tile, realised_T, processing, wants, candidates_T_C)
     draws = [_draw_row(place, banned) for place in range(rows)]
-    drawn = draw_rows(logits_T_V, draws, processing, 0, kernels)
-    return block, drawn + draw_rows(logits_T_V, draws, _GREEDY, 1 if banned else 0, kernels)
+    make_tile = partial(dispatch.make_tile, kernels=kernels)
+    drawn = draw_rows(logits_T_V, draws, processing, 0, make_tile)
+    return block, drawn + draw_rows(logits_T_V, draws, _GREEDY, 1 if banned else 0, make_tile)
 
 
 def _draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:

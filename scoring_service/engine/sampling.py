@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.draws import DrawRow, draw_rows
 from scoring_service.engine.events import SampleSlice
-from scoring_service.engine.stops import Stop, StopChecker
-from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.kernels import reference
+from scoring_service.engine.sample_slices import DrawnToken, PendingTokens, is_due, sample_slice
+from scoring_service.engine.stops import StopChecker
+from scoring_service.errors import Fault, ServiceError
+from scoring_service.kernels import dispatch
 from scoring_service.types import SampleCall, SamplingTask
-
-_FLUSH_SECONDS = 0.1
-"""A slice is sent at least this often while a sample is drawn."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnToken:
-    """One token of a sample."""
-
-    token_id: int
-    logprob: float
-    processed_logprob: float
-    top_ids: npt.ArrayLike
-    """int32 [K]."""
-    top_logprobs: npt.ArrayLike
-    """float32 [K]."""
-
-
-@dataclass(slots=True)
-class PendingTokens:
-    """Tokens drawn since the last slice."""
-
-    start: int = 0
-    """Tokens of the sample before them."""
-    tokens: list[DrawnToken] = field(default_factory=list)
-    text: str = ""
-    since: float = field(default_factory=time.monotonic)
 
 
 def draw_sample(
@@ -79,10 +49,8 @@ def draw_sample(
         yield None
     pending = PendingTokens(start=len(ids) - len(task.prompt_ids))
     while True:
-        logits_1_V = model.head.logits(state)
-        token = draw_token(
-            logits_1_V, task, call.top_logprobs, sample_index, len(ids), stop_checker
-        )
+        row = DrawRow(task, sample_index, len(ids), stop_checker.banned_ids)
+        token = _draw(model.head.logits(state), row, call.top_logprobs)
         ids.append(token.token_id)
         pending.tokens.append(token)
         text, stop = stop_checker.push(token.token_id)
@@ -98,95 +66,11 @@ def draw_sample(
         state, cache = model.continued(ids, cache)
 
 
-def draw_token(
-    logits_1_V: Tensor,
-    task: SamplingTask,
-    top_logprobs: int,
-    sample_index: int,
-    position: int,
-    stop_checker: StopChecker,
-) -> DrawnToken:
-    """Draws one token and says how likely it was.
-
-    Raises:
-        ServiceError: NON_FINITE_LOGITS.
-    """
-    processing = task.processing
-    greedy = processing.temperature == 0.0
-    x_1_V = reference.scale(logits_1_V, 1.0 if greedy else processing.temperature)
-    lse_1 = reference.logsumexp(x_1_V)
-    if not bool(torch.isfinite(lse_1).all()):
-        raise ServiceError(
-            Fault(Reason.NON_FINITE_LOGITS, f"the logits at position {position} are not finite")
-        )
-    allowed_1_V, allowed_lse_1 = x_1_V, lse_1
-    if stop_checker.bans_stops and stop_checker.stop_ids:
-        allowed_1_V = x_1_V.clone()
-        allowed_1_V[:, sorted(stop_checker.stop_ids)] = -torch.inf
-        allowed_lse_1 = reference.logsumexp(allowed_1_V)
-        if not bool(torch.isfinite(allowed_lse_1).all()):
-            raise ServiceError(
-                Fault(Reason.INVALID_FIELD, "min_tokens and the stop ids leave no token to draw")
-            )
-    if greedy:
-        id_1 = reference.greedy(allowed_1_V)
-        processed_1 = torch.zeros(1)
-    else:
-        keep_1_V = reference.support(
-            allowed_1_V, processing.top_k, processing.top_p, processing.min_p
-        )
-        id_1 = reference.draw(allowed_1_V, keep_1_V, [task.seed], [sample_index], [position])
-        kept_1 = reference.log_kept_mass(allowed_1_V, allowed_lse_1, keep_1_V)
-        processed_1 = reference.processed_logprobs_at(
-            allowed_1_V, allowed_lse_1, keep_1_V, kept_1, id_1
-        )
-    top_ids: npt.ArrayLike = ()
-    top_values: npt.ArrayLike = ()
-    if top_logprobs:
-        top_1_K = reference.top_k_ids(x_1_V, top_logprobs)
-        top_ids = top_1_K[0].int().cpu().numpy()
-        top_values = reference.logprobs_at(x_1_V, lse_1, top_1_K)[0].cpu().numpy()
-    logprob = reference.logprobs_at(x_1_V, lse_1, id_1[:, None]).item()
-    return DrawnToken(int(id_1.item()), logprob, processed_1.item(), top_ids, top_values)
-
-
-def is_due(pending: PendingTokens, call: SampleCall) -> bool:
-    """Whether the pending tokens should be sent now."""
-    if time.monotonic() - pending.since >= _FLUSH_SECONDS:
-        return True
-    return len(pending.tokens) * call.token_bytes >= call.slice_bytes
-
-
-def sample_slice(
-    call: SampleCall,
-    task: SamplingTask,
-    sample_index: int,
-    pending: PendingTokens,
-    stop: Stop | None,
-    weight_version: int,
-) -> SampleSlice:
-    """The pending tokens as a slice, the last one with `stop`."""
-    tokens = pending.tokens
-    listed = call.top_logprobs > 0
-    top_ids = np.array([t.top_ids for t in tokens], dtype=np.int32) if listed else None
-    top_values = np.array([t.top_logprobs for t in tokens], dtype=np.float32) if listed else None
-    return SampleSlice(
-        call_id=call.call_id,
-        prompt_index=task.index,
-        sample_index=sample_index,
-        processing_index=task.processing_index,
-        prompt_length=len(task.prompt_ids),
-        seed=task.seed,
-        start=pending.start,
-        last=stop is not None,
-        token_ids=np.array([t.token_id for t in tokens], dtype=np.int32),
-        logprobs=np.array([t.logprob for t in tokens], dtype=np.float32),
-        processed_logprobs=np.array([t.processed_logprob for t in tokens], dtype=np.float32),
-        top_token_ids=top_ids,
-        top_logprobs=top_values,
-        text=pending.text,
-        finish_reason=None if stop is None else stop.finish_reason,
-        matched_stop=None if stop is None else stop.matched,
-        weight_version=weight_version,
-        size=len(tokens) * call.token_bytes + len(pending.text),
+def _draw(logits_1_V: Tensor, row: DrawRow, top_logprobs: int) -> DrawnToken:
+    """One row's token; raises ServiceError where there is none to draw."""
+    (drawn,) = draw_rows(
+        logits_1_V, [row], row.task.processing, top_logprobs, dispatch.reference_tile
     )
+    if isinstance(drawn, Fault):
+        raise ServiceError(drawn)
+    return drawn

@@ -10,8 +10,7 @@ from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.rows import block_bytes, compute_rows, cut_rows, join_rows
 from scoring_service.engine.tiles import plain_tile_rows
-from scoring_service.kernels import reference
-from scoring_service.kernels.tile import ReferenceTile
+from scoring_service.kernels import dispatch
 from scoring_service.types import CompletionTask, GroupTask, Int32Array, RowBlock, ScoreCall
 
 Run = tuple[int, RowBlock]
@@ -116,7 +115,7 @@ def _tile_runs(
         realised = realised_ids(completion, tile_indices)
         logits_T_V = model.head.logits(states[tile_indices])
         block = compute_rows(
-            ReferenceTile(reference.scale(logits_T_V, group.processing.temperature)),
+            dispatch.reference_tile(logits_T_V, group.processing.temperature),
             realised,
             group.processing,
             call.wants,

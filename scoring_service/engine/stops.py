@@ -43,6 +43,11 @@ class StopChecker:
         """Whether the next token may not be a stop."""
         return self._drawn < self._task.min_tokens
 
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that the next token may not be, ascending."""
+        return tuple(sorted(self.stop_ids)) if self.bans_stops else ()
+
     def push(self, token_id: int) -> tuple[str, Stop | None]:
         """Takes a drawn token; returns the text that became certain, and the end if it is one."""
         self._drawn += 1

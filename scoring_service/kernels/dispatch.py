@@ -19,7 +19,7 @@ from scoring_service.kernels import reference
 from scoring_service.kernels.body import BodyKernels
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.cpu.tile import CompiledTile
-from scoring_service.kernels.tile import EagerTile, Tile
+from scoring_service.kernels.tile import EagerTile, ReferenceTile, Tile
 from scoring_service.types import Int32Array
 
 _MIN_CAPABILITY = (8, 0)
@@ -103,8 +103,8 @@ def _has_triton(index: int | None) -> bool:
 def make_tile(
     logits_T_V: Tensor,
     temperature: float,
-    realised_ids_T: Int32Array,
-    token_id_limit: int | None,
+    realised_ids_T: Int32Array | None = None,
+    token_id_limit: int | None = None,
     kernels: CpuKernels | None = None,
 ) -> Tile:
     """Rows at a temperature.
@@ -116,32 +116,36 @@ def make_tile(
         token_id_limit: of those ranks.
         kernels: the C++ kernels, for logits on a CPU.
     """
-    if backend(logits_T_V.device) == "eager":
-        return candidate_tile(logits_T_V, temperature, kernels)
-    # Imported where a CUDA device is, and nowhere else.
-    from scoring_service.kernels.gpu.tile import TritonTile
-
-    return TritonTile(
-        logits_T_V,
-        temperature,
-        targets_T=torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0),
-        token_id_limit=token_id_limit,
-    )
-
-
-def candidate_tile(
-    logits_T_V: Tensor, temperature: float, kernels: CpuKernels | None = None
-) -> EagerTile | CompiledTile:
-    """Rows at a temperature, whose supports are found among their most likely tokens.
-
-    Args:
-        logits_T_V: as for `make_tile`.
-        temperature: of all rows.
-        kernels: the C++ kernels, for logits on a CPU.
-    """
+    if backend(logits_T_V.device) == "triton":
+        return _triton_tile(logits_T_V, temperature, realised_ids_T, token_id_limit)
     if kernels is not None and logits_T_V.device.type == "cpu" and kernels.takes(logits_T_V.dtype):
         return CompiledTile(kernels, logits_T_V, temperature)
     return EagerTile(reference.scale(logits_T_V, temperature))
+
+
+def _triton_tile(
+    logits_T_V: Tensor,
+    temperature: float,
+    realised_ids_T: Int32Array | None,
+    token_id_limit: int | None,
+) -> Tile:
+    # Imported where a CUDA device is, and nowhere else.
+    from scoring_service.kernels.gpu.tile import TritonTile
+
+    targets_T = None
+    if realised_ids_T is not None:
+        targets_T = torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0)
+    return TritonTile(logits_T_V, temperature, targets_T=targets_T, token_id_limit=token_id_limit)
+
+
+def reference_tile(logits_T_V: Tensor, temperature: float) -> Tile:
+    """Rows at a temperature as the plain path has them, on every device.
+
+    Args:
+        logits_T_V: finished, float32.
+        temperature: of all rows.
+    """
+    return ReferenceTile(reference.scale(logits_T_V, temperature))
 
 
 def linear_route(device: torch.device, rows: int) -> str:

@@ -145,7 +145,7 @@ def _triton_tile(rows: SampleRows, head: LinearHead) -> Tensor:
     tile = TritonTile(x_of(rows.hidden_T_H, head), rows.temperature_T, overwrite=True)
     truncation = rows.truncation
     found = tile.support(truncation.top_k_T, truncation.top_p_T, truncation.min_p_T)
-    drawn_T = tile.draw(found, *rows.random)
+    drawn_T = tile.draw_from(found, *rows.random)
     return drawn_T.masked_fill(~tile.logsumexp_T.isfinite(), -1)
 
 

@@ -53,6 +53,36 @@ class Tile(Protocol):
         """Log of the probability outside the list that `top_k_ids` gave, float32 [T]."""
         ...
 
+    def greedy(self) -> Tensor:
+        """The id of the largest x of each row, the lowest among equals. int64 [T].
+
+        Here and in `draw`, the id of a row that is no distribution means nothing, but exists.
+        """
+        ...
+
+    def draw(
+        self,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seeds_T: list[int],
+        sample_indices_T: list[int],
+        positions_T: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, int64 [T], and their processed log-probs, float32 [T].
+
+        `reference.draw` of what truncation keeps.
+
+        Args:
+            top_k: 0 = off.
+            top_p: 1 = off.
+            min_p: 0 = off.
+            seeds_T: uint64.
+            sample_indices_T: of the prompt.
+            positions_T: absolute, of the token to draw.
+        """
+        ...
+
     def truncate(
         self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
     ) -> Truncation:
@@ -100,6 +130,27 @@ class ReferenceTile:
         """Log of the probability outside the list, float32 [T]."""
         return reference.log_tail_mass(self.x_T_V, self.logsumexp_T, top_ids_T_K)
 
+    def greedy(self) -> Tensor:
+        """The id of the largest x of each row, the lowest among equals. int64 [T]."""
+        return reference.greedy(self.x_T_V)
+
+    def draw(
+        self,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seeds_T: list[int],
+        sample_indices_T: list[int],
+        positions_T: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, int64 [T], and their processed log-probs, float32 [T]."""
+        keep_T_V = reference.support(self.x_T_V, top_k, top_p, min_p)
+        ids_T = reference.draw(self.x_T_V, keep_T_V, seeds_T, sample_indices_T, positions_T)
+        kept_T = reference.log_kept_mass(self.x_T_V, self.logsumexp_T, keep_T_V)
+        return ids_T, reference.processed_logprobs_at(
+            self.x_T_V, self.logsumexp_T, keep_T_V, kept_T, ids_T
+        )
+
     def truncate(
         self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
     ) -> Truncation:
@@ -143,6 +194,10 @@ class EagerTile:
         """Log of the probability outside the list, float32 [T]."""
         return eager.log_tail_mass(self.x_T_V, self._masses, top_ids_T_K)
 
+    def greedy(self) -> Tensor:
+        """The id of the largest x of each row, the lowest among equals. int64 [T]."""
+        return self.top_k_ids(1, self.vocab_size)[:, 0]
+
     def draw(
         self,
         top_k: int,
@@ -152,18 +207,7 @@ class EagerTile:
         sample_indices_T: list[int],
         positions_T: list[int],
     ) -> tuple[Tensor, Tensor]:
-        """Tokens, int64 [T], and their processed log-probs, float32 [T].
-
-        `reference.draw` of what truncation keeps; tokens of broken rows mean nothing.
-
-        Args:
-            top_k: 0 = off.
-            top_p: 1 = off.
-            min_p: 0 = off.
-            seeds_T: uint64.
-            sample_indices_T: of the prompt.
-            positions_T: absolute, of the token to draw.
-        """
+        """Tokens, int64 [T], and their processed log-probs, float32 [T]."""
         numbers = seeds_T, sample_indices_T, positions_T
         if not (0 < top_k < self.vocab_size or top_p < 1.0 or min_p > 0.0):
             ids_T = reference.draw(self.x_T_V, self.x_T_V > -torch.inf, *numbers)

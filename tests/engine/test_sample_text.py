@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from scoring_service.engine import sampling
+from scoring_service.engine.draws import DrawRow
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.engine.packed import head_jobs
-from scoring_service.engine.packed.draws import DrawRow
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.types import Processing
 from tests.engine.sampling import Sampled, sample
 
@@ -23,16 +23,11 @@ def says(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Token ids that the model draws one after another; fill it."""
     script: list[int] = []
 
-    def next_of_script(*arguments: object) -> DrawnToken:
-        position = arguments[4]
-        assert isinstance(position, int)
-        return DrawnToken(script[position - len(PROMPT)], -1.0, -1.0, [], [])
-
     def next_rows(_logits: object, rows: Sequence[DrawRow], *_: object) -> list[DrawnToken]:
         return [DrawnToken(script[row.position - len(PROMPT)], -1.0, -1.0, [], []) for row in rows]
 
-    monkeypatch.setattr(sampling, "draw_token", next_of_script)
-    monkeypatch.setattr(head_jobs, "draw_rows", next_rows)
+    for path in (sampling, head_jobs):
+        monkeypatch.setattr(path, "draw_rows", next_rows)
     return script
 
 

@@ -13,7 +13,7 @@ from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.pages import PagePool
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.engine.packed.step_plan import StepPlan
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.types import (
     CompletionTask,
     GroupTask,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoring_service.engine.draws import draw_rows
 from scoring_service.engine.head import RowHead
-from scoring_service.engine.packed.draws import draw_rows
 from scoring_service.engine.packed.sample_run import SampleRun
 from scoring_service.engine.packed.score_run import CompletionRun, ScoreRows
 from scoring_service.engine.rows import begin_rows, cut_rows
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.engine.tiles import block_rows, tile_rows
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels import dispatch
@@ -229,6 +230,7 @@ def _draw(
     height = len(samples)
     if not as_they_are(head, product_T_V.device, kernels) or any(row.banned for row in rows):
         height = block_rows(head.vocab_size, product_T_V.device.type, top_logprobs)
+    make_tile = partial(dispatch.make_tile, kernels=kernels)
     for a in range(0, len(samples), height):
         b = min(a + height, len(samples))
         drawn = draw_rows(
@@ -236,7 +238,7 @@ def _draw(
             rows[a:b],
             samples[0].task.processing,
             top_logprobs,
-            kernels,
+            make_tile,
         )
         yield from zip(samples[a:b], drawn, strict=True)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scoring_service.engine.draws import DrawRow
 from scoring_service.engine.events import SampleSlice
-from scoring_service.engine.packed.draws import DrawRow
 from scoring_service.engine.packed.pages import slots_of
 from scoring_service.engine.packed.segments import DecodeToken, Segment, SlotArray
-from scoring_service.engine.sampling import DrawnToken, PendingTokens, is_due, sample_slice
+from scoring_service.engine.sample_slices import DrawnToken, PendingTokens, is_due, sample_slice
 from scoring_service.engine.stops import StopChecker
 from scoring_service.types import PAGE_TOKENS, SampleCall, SamplingTask
 
@@ -102,9 +102,8 @@ class SampleRun:
 
     def draw_row(self) -> DrawRow:
         """What to draw next."""
-        banned = tuple(sorted(self.stop_checker.stop_ids)) if self.stop_checker.bans_stops else ()
         position = self.prompt_end.stop + len(self.token_ids)
-        return DrawRow(self.task, self.index, position, banned)
+        return DrawRow(self.task, self.index, position, self.stop_checker.banned_ids)
 
     def push(self, token: DrawnToken, weight_version: int) -> SampleSlice | None:
         """Takes a drawn token; gives a slice when one is due. The last one ends the sample."""

@@ -78,6 +78,10 @@ class CompiledTile:
         )
         return (log_rests_T - self.logsumexp_T).float().clamp_(max=0.0)
 
+    def greedy(self) -> Tensor:
+        """The id of the largest x of each row, the lowest among equals. int64 [T]."""
+        return self._kernels.top_ids(self._logits_T_V, self._temperature, 1, self.vocab_size)[:, 0]
+
     def draw(
         self,
         top_k: int,
@@ -87,7 +91,7 @@ class CompiledTile:
         sample_indices_T: list[int],
         positions_T: list[int],
     ) -> tuple[Tensor, Tensor]:
-        """Tokens, int64 [T], and their processed log-probs, float32 [T]; as `EagerTile` has it."""
+        """Tokens, int64 [T], and their processed log-probs, float32 [T]."""
         found = self._support(top_k, top_p, min_p)
         ids_T = self._kernels.race(
             self._logits_T_V,

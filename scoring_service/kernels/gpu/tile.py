@@ -322,12 +322,35 @@ class TritonTile:
 
     def draw(
         self,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seeds_T: list[int],
+        sample_indices_T: list[int],
+        positions_T: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, int64 [T], and their processed log-probs, float32 [T]."""
+        found = None
+        if top_k > 0 or top_p < 1.0 or min_p > 0.0:
+            found = self.support(top_k, top_p, min_p)
+        ids_T = self.draw_from(found, seeds_T, sample_indices_T, positions_T)
+        ids_T = ids_T.clamp(max=self.vocab_size - 1)  # of a row that is not a distribution
+        x_T = self.x_T_V.gather(1, ids_T[:, None])[:, 0].double()
+        processed_T = x_T - self.logsumexp_T
+        if found is not None:
+            processed_T = processed_T - found.log_kept_mass_T
+        return ids_T, processed_T.float()
+
+    def draw_from(
+        self,
         found: Support | None,
         seeds_T: Numbers,
         sample_indices_T: Numbers,
         positions_T: Numbers,
     ) -> Tensor:
-        """One token of each row, distributed exactly as softmax of x over the support. int64 [T].
+        """One token of each row, distributed exactly as softmax of x over a support. int64 [T].
+
+        Of a row that is not a distribution it may be no token at all.
 
         Args:
             found: the support; None = every token that is not at -inf.

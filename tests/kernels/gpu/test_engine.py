@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scoring_service.engine.draws import DrawRow, draw_rows
 from scoring_service.engine.head import make_head
 from scoring_service.engine.head_product import PlainProduct
-from scoring_service.engine.packed.draws import DrawRow, draw_rows
 from scoring_service.engine.packed.head_jobs import _finished
 from scoring_service.engine.rows import compute_rows
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.kernels import dispatch, reference
 from scoring_service.types import Processing, RowWants, SamplingTask
 from tests.kernels import cases
@@ -123,7 +123,7 @@ def test_tokens_are_drawn_alike(
     answers = []
     for backend in ("eager", "triton"):
         use(monkeypatch, backend)
-        answers.append(draw_rows(logits_T_V, rows, processing, top_logprobs=5))
+        answers.append(draw_rows(logits_T_V, rows, processing, 5, dispatch.make_tile))
     for eager, triton in zip(*answers, strict=True):
         if not isinstance(eager, DrawnToken) or not isinstance(triton, DrawnToken):
             assert eager == triton
@@ -133,6 +133,19 @@ def test_tokens_are_drawn_alike(
         for name in ("logprob", "processed_logprob", "top_logprobs"):
             assert getattr(triton, name) == pytest.approx(getattr(eager, name), abs=1e-5)
     assert sum(not isinstance(answer, DrawnToken) for answer in answers[1]) == 1
+
+
+@pytest.mark.parametrize("processing", [Processing(0.0), *PROCESSINGS])
+def test_tokens_are_waited_for_once(
+    processing: Processing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On either path: what is said of them comes to the host as one tensor, no number by itself."""
+    use(monkeypatch, "triton")
+    rows = [draw_row(place, (5, 700)) for place in range(4)]
+    for make_tile in (dispatch.make_tile, dispatch.reference_tile):
+        with Asked() as asked:
+            draw_rows(random_logits(4), rows, processing, 0, make_tile)
+        assert not asked.names & {"_local_scalar_dense", "nonzero"}
 
 
 def test_half_precision_logits_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine import head_trial, path
+from scoring_service.engine.draws import draw_rows
 from scoring_service.engine.head import LinearHead, make_head
 from scoring_service.engine.head_product import PlainProduct
 from scoring_service.engine.head_trial import head_failure
 from scoring_service.engine.loader import LoadedModel, load
-from scoring_service.engine.packed.draws import draw_rows
 from scoring_service.engine.rows import compute_rows
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.gpu import tile
@@ -73,7 +73,7 @@ def test_kernels_that_work_stay_and_are_compiled(
             made = dispatch.make_tile(rows, temperature, ids, limit)
             compute_rows(made, ids, Processing(temperature, top_k=k), some, None)
             draws = [head_trial._draw_row(place, ()) for place in range(len(rows))]
-            draw_rows(rows, draws, Processing(temperature, min_p=0.5), 0)
+            draw_rows(rows, draws, Processing(temperature, min_p=0.5), 0, dispatch.make_tile)
     assert {name for name, _ in since} == {name for name, _ in before}
     assert since <= before
 

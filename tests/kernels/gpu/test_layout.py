@@ -138,7 +138,7 @@ def test_tiles() -> None:
     def numbers(change: Callable[[Tensor], Tensor], logits: Tensor, **options: Any) -> list[Tensor]:
         tile = TritonTile(logits, change(temperature_T), targets_T=change(ids_T), **options)
         found = tile.support(change(top_k_T), change(p_T), change(p_T / 100))
-        drawn_T = tile.draw(found, *(change(column) for column in words))
+        drawn_T = tile.draw_from(found, *(change(column) for column in words))
         return [tile.logsumexp_T, tile.rank_of_targets(), found.pivots_T, drawn_T, tile.x_T_V]
 
     want = numbers(torch.clone, logits_T_V.clone())

@@ -71,7 +71,7 @@ def test_mixed_rows_draw_the_references_tokens(vocab: int) -> None:
     row_settings = [cases.random_setting(rng, vocab) for _ in range(rows)]
     inputs = random_inputs(rng, rows)
     tile = TritonTile(x_T_V)
-    drawn_T = tile.draw(tile.support(*row_parameters(row_settings)), *inputs)
+    drawn_T = tile.draw_from(tile.support(*row_parameters(row_settings)), *inputs)
     keep_T_V = torch.cat(
         [
             reference.support(x_T_V[row : row + 1], **setting.truncation)
@@ -93,9 +93,9 @@ def test_rows_without_filters() -> None:
     x_T_V = x_T_V.to(DEVICE)
     inputs = random_inputs(rng, 20)
     tile = TritonTile(x_T_V)
-    drawn_T = tile.draw(None, *inputs)
+    drawn_T = tile.draw_from(None, *inputs)
     assert torch.equal(drawn_T, reference.draw(x_T_V, x_T_V > -math.inf, *inputs))
-    assert torch.equal(drawn_T, tile.draw(tile.support(0, 1.0, 0.0), *inputs))
+    assert torch.equal(drawn_T, tile.draw_from(tile.support(0, 1.0, 0.0), *inputs))
 
 
 def test_a_token_alone_and_in_company() -> None:
@@ -108,7 +108,7 @@ def test_a_token_alone_and_in_company() -> None:
     def drawn(rows: list[int]) -> list[int]:
         tile = TritonTile(x_T_V[rows].contiguous())
         found = tile.support(*row_parameters([row_settings[row] for row in rows]))
-        return tile.draw(found, *([column[row] for row in rows] for column in inputs)).tolist()
+        return tile.draw_from(found, *([column[row] for row in rows] for column in inputs)).tolist()
 
     together = drawn(list(range(12)))
     assert [drawn([row])[0] for row in range(12)] == together
@@ -119,8 +119,17 @@ def test_a_token_alone_and_in_company() -> None:
 @pytest.mark.parametrize("spread", [1000.0, 1e38])
 def test_the_least_likely_tokens_neither_overflow_nor_win(spread: float) -> None:
     x_T_V = torch.linspace(-spread, spread, 101, device=DEVICE).expand(50, -1).contiguous()
-    drawn_T = TritonTile(x_T_V).draw(None, [3] * 50, [0] * 50, list(range(50)))
+    drawn_T = TritonTile(x_T_V).draw_from(None, [3] * 50, [0] * 50, list(range(50)))
     assert drawn_T.tolist() == [100] * 50
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_ids_of_broken_rows_exist(broken: float) -> None:
+    """They are looked up before anybody knows."""
+    tile = TritonTile(torch.full((2, 60), broken, device=DEVICE))
+    for filters in ((0, 1.0, 0.0), (5, 0.9, 0.0), (5, 0.9, 0.01)):
+        ids_T, _ = tile.draw(*filters, [1, 2], [0, 0], [5, 5])
+        assert ((ids_T >= 0) & (ids_T < 60)).all()
 
 
 def test_support_of_the_race_is_the_mask() -> None:
@@ -129,6 +138,6 @@ def test_support_of_the_race_is_the_mask() -> None:
     x_T_V[:, 5] = 0.5
     tile = TritonTile(x_T_V)
     found = tile.support(0, 0.25, 0.0)
-    drawn_T = tile.draw(found, [9] * 30, [0] * 30, list(range(30)))
+    drawn_T = tile.draw_from(found, [9] * 30, [0] * 30, list(range(30)))
     assert support_mask(tile, found).gather(1, drawn_T[:, None]).all()
     assert len(drawn_T.unique()) > 5

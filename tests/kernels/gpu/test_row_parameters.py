@@ -47,7 +47,7 @@ def test_row_parameters(
     rows = [cases.Setting(1.0, top_k, top_p, min_p), cases.Setting(1.0, 0, 1.0, min_p)]
     assert_like_reference(x_T_V, rows)
     inputs = [seed] * 2, [sample] * 2, [position] * 2
-    drawn_T = tile.draw(tile.support(*row_parameters(rows)), *inputs)
+    drawn_T = tile.draw_from(tile.support(*row_parameters(rows)), *inputs)
     keep_T_V = torch.cat(
         [reference.support(x_T_V[i : i + 1], **row.truncation) for i, row in enumerate(rows)]
     )

@@ -118,7 +118,7 @@ def test_the_nucleus_is_decided_in_fp32() -> None:
 
 def our_draw(x_T_V: Tensor, settings: Sequence[Setting], inputs: Inputs) -> Tensor:
     tile = TritonTile(x_T_V)
-    return tile.draw(tile.support(*row_parameters(settings)), *inputs)
+    return tile.draw_from(tile.support(*row_parameters(settings)), *inputs)
 
 
 def draw_of(mode: str) -> Draw:
@@ -218,7 +218,7 @@ def our_draw_with_log_probs(x_T_V: Tensor, settings: Sequence[Setting], inputs: 
     tile = TritonTile(x_T_V, targets_T=ids_T)
     tile.rank(ids_T, None)
     tile.log_tail_mass(tile.top_k_ids(5, x_T_V.shape[1]))
-    return tile.draw(tile.support(*row_parameters(settings)), *inputs)
+    return tile.draw_from(tile.support(*row_parameters(settings)), *inputs)
 
 
 def test_the_stream_depends_on_what_else_is_asked_and_on_replay() -> None:

@@ -1,18 +1,16 @@
-"""Drawing the next tokens of many samples from one tile of logits."""
+"""Drawing the next tokens of samples from one tile of logits: of many, or of one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scoring_service.engine.sampling import DrawnToken
+from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.errors import Fault, Reason
-from scoring_service.kernels import dispatch
-from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.tile import Tile
 from scoring_service.kernels.transfer import to_device_async
 from scoring_service.types import Processing, SamplingTask
@@ -35,27 +33,25 @@ def draw_rows(
     rows: Sequence[DrawRow],
     processing: Processing,
     top_logprobs: int,
-    kernels: CpuKernels | None = None,
+    make_tile: Callable[[Tensor, float], Tile],
 ) -> list[DrawnToken | Fault]:
     """Draws one token a row, each by its own seed, and says how likely it was.
 
     Args:
-        logits_T_V: float32, or what kernels of ours take.
+        logits_T_V: float32, or what tiles take.
         rows: one for each.
         processing: of all of them.
         top_logprobs: tokens to list beside each.
-        kernels: what reads logits on a CPU, if there is anything.
+        make_tile: of logits and a temperature.
     """
-    if dispatch.backend(logits_T_V.device) == "triton":
-        return draw_rows_on_gpu(logits_T_V, rows, processing, top_logprobs)
     greedy = processing.temperature == 0.0
-    tile = dispatch.candidate_tile(logits_T_V, 1.0 if greedy else processing.temperature, kernels)
+    tile = make_tile(logits_T_V, 1.0 if greedy else processing.temperature)
     allowed = tile
     if any(row.banned for row in rows):
-        allowed = dispatch.candidate_tile(without_banned(tile.x_T_V, rows), 1.0, kernels)
+        allowed = make_tile(without_banned(tile.x_T_V, rows), 1.0)
     if greedy:
-        ids_T = allowed.top_k_ids(1, allowed.vocab_size)[:, 0]
-        processed_T = torch.zeros_like(tile.max_T)
+        ids_T = allowed.greedy()
+        processed_T = torch.zeros_like(tile.logsumexp_T)
     else:
         ids_T, processed_T = allowed.draw(
             processing.top_k,
@@ -124,38 +120,3 @@ def drawn_tokens(
                 )
             )
     return drawn
-
-
-def draw_rows_on_gpu(
-    logits_T_V: Tensor, rows: Sequence[DrawRow], processing: Processing, top_logprobs: int
-) -> list[DrawnToken | Fault]:
-    """`draw_rows` by Triton kernels."""
-    # Imported where a CUDA device is, and nowhere else.
-    from scoring_service.kernels.gpu.tile import TritonTile
-
-    greedy = processing.temperature == 0.0
-    tile = TritonTile(logits_T_V, 1.0 if greedy else processing.temperature)
-    allowed = tile
-    if any(row.banned for row in rows):
-        allowed = TritonTile(without_banned(tile.x_T_V, rows))
-    if greedy:
-        ids_T = allowed.greedy()
-        processed_T = torch.zeros_like(tile.max_T)
-    else:
-        support = None
-        if processing.truncates:
-            support = allowed.support(processing.top_k, processing.top_p, processing.min_p)
-        ids_T = allowed.draw(
-            support,
-            [row.task.seed for row in rows],
-            [row.sample_index for row in rows],
-            [row.position for row in rows],
-        )
-        ids_T = ids_T.clamp(max=logits_T_V.shape[1] - 1)  # of a row that is not a distribution
-        x_T = allowed.x_T_V.gather(1, ids_T[:, None])[:, 0].double()
-        processed_T = x_T - allowed.logsumexp_T
-        if support is not None:
-            processed_T = processed_T - support.log_kept_mass_T
-        processed_T = processed_T.float()
-    top_T_K = tile.top_k_ids(top_logprobs, logits_T_V.shape[1]) if top_logprobs else None
-    return drawn_tokens(rows, tile, allowed.logsumexp_T, ids_T, processed_T, top_T_K)
