@@ -156,7 +156,8 @@ def part_credit(step_tokens: int) -> int:
 def largest_step(limits: StepLimits) -> StepWork:
     """A step that is full of everything, as pages leave room for it.
 
-    Wider lists than `answer_limit` has room for are left to admission (`pool.call_memory`).
+    Wider lists than `answer_limit` has room for are left to admission
+    (`pool.admission.call_memory`).
     """
     return StepWork(
         tokens=limits.step_tokens,

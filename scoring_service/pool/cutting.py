@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from scoring_service.peak_memory import StepLimits
-from scoring_service.pool.call_memory import check_memory
+from scoring_service.pool.admission.call_memory import check_memory
 from scoring_service.pool.parts import Size, size_of, split
 from scoring_service.pool.routing import prompt_keys
 from scoring_service.types import Call, ScoreCall

@@ -8,7 +8,7 @@ import pytest
 
 from scoring_service.engine.events import CallFailed, CallFinished
 from scoring_service.errors import Reason
-from scoring_service.pool.reply_memory import MAX_BYTES
+from scoring_service.pool.admission.reply_memory import MAX_BYTES
 from tests.pool.scripted import Scripted, score_call, settled
 
 

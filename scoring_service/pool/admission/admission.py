@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from scoring_service.errors import ServiceError, queue_full
-from scoring_service.pool.throughput import Mark, Throughput
+from scoring_service.pool.admission.throughput import Mark, Throughput
 
 SHARE = 16
 """A client may take so many times what it leaves free: alone 16/17 of the queue, two of them 16/33

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scoring_service.pool.admission import SHARE
+from scoring_service.pool.admission.admission import SHARE
 
 MAX_BYTES = 512 << 20
 """Results of all calls that wait for their readers, beyond which nothing more is begun."""
