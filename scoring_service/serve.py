@@ -24,8 +24,8 @@ from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.readiness import PoolState
-from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.streams.self_audit import AuditSettings
 from scoring_service.rpc.admin_config import AdminConfig
 from scoring_service.rpc.listening import AddressError, bracketed
 from scoring_service.rpc.models import RequestLimits

@@ -10,7 +10,7 @@ from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.admission.fair_queue import FairQueue
 from scoring_service.pool.admission.reply_memory import ReplyMemory
 from scoring_service.pool.admission.throughput import Throughput
-from scoring_service.pool.stream import CallStream, Part
+from scoring_service.pool.streams.stream import CallStream, Part
 from scoring_service.pool.weights import PoolWeights
 from scoring_service.pool.window import cost, has_room, has_slots
 from scoring_service.pool.worker import Worker

@@ -9,7 +9,7 @@ import structlog
 
 from scoring_service.errors import Fault, Reason
 from scoring_service.pool.admitted_calls import AdmittedCalls
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.streams.stream import CallStream
 
 log = structlog.get_logger(__name__)
 

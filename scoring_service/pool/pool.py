@@ -10,7 +10,6 @@ import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admitted_calls import AdmittedCalls
-from scoring_service.pool.auditor import Auditor
 from scoring_service.pool.cache_flush import CacheFlush
 from scoring_service.pool.executor import Executor
 from scoring_service.pool.housekeeping import expire_calls_periodically
@@ -18,7 +17,8 @@ from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.running_samples import change_samples
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.streams.auditor import Auditor
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.supervision import Supervision
 from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weight_status import RunningSamples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scoring_service.engine.page_budget import MAX_SAMPLES
-from scoring_service.pool.stream import Part
+from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.worker import Worker
 from scoring_service.pool.workload import Taken
 

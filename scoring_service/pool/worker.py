@@ -32,7 +32,7 @@ from scoring_service.pool.executor import Executor, WorkerExited
 from scoring_service.pool.restarts import RestartPolicy
 from scoring_service.pool.routing import PrefixIndex
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.pool.stream import Part
+from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.workload import Workload
 from scoring_service.types import EngineInfo
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scoring_service.pool.stream import Part
+from scoring_service.pool.streams.stream import Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from scoring_service.engine.events import (
     WeightsChanged,
 )
 from scoring_service.errors import Fault, ServiceError
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.rpc.parse_score import ItemFault
 from scoring_service.rpc.reply_bytes import ReplyBytes
 from scoring_service.rpc.results import bytes_beside

@@ -21,7 +21,7 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Reason
 from scoring_service.pool.executor import OnEvent, WorkerExited
 from scoring_service.pool.readiness import PoolState
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.worker import WorkerState
 from scoring_service.types import EngineInfo

@@ -25,7 +25,7 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool import phase_limits
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.self_audit import AuditSettings
+from scoring_service.pool.streams.self_audit import AuditSettings
 from scoring_service.pool.weight_receiver import TensorChunk
 from scoring_service.pool.weight_status import Phase, RunningSamples, Staging, UpdateOptions
 from scoring_service.pool.weight_update import WeightUpdate

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from scoring_service.engine.events import SampleSlice, ScoreSlice, StreamEvent
 from scoring_service.pool.admission.throughput import Mark
-from scoring_service.pool.delivered import Delivered
-from scoring_service.pool.parts import Size
-from scoring_service.pool.self_audit import Watch
+from scoring_service.pool.streams.delivered import Delivered
+from scoring_service.pool.streams.parts import Size
+from scoring_service.pool.streams.self_audit import Watch
 from scoring_service.types import Call, EngineInfo, SampleCall, ScoreCall, Usage
 
 UNREAD_LIMIT = 8 << 20

@@ -13,7 +13,7 @@ import structlog
 from scoring_service.engine.events import CallFailed, CallFinished, ScoreSlice
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.self_audit import (
+from scoring_service.pool.streams.self_audit import (
     CLIENT,
     AuditSettings,
     Watch,
@@ -21,7 +21,7 @@ from scoring_service.pool.self_audit import (
     largest_difference,
     widest,
 )
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)
