@@ -23,14 +23,14 @@ from scoring_service.pool.admission.admission import Admission, Ticket
 from scoring_service.pool.cutting import CallPiece, Cut, CutSettings, cut, piece_of
 from scoring_service.pool.dispatch import Dispatcher
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.auditor import Auditor
 from scoring_service.pool.streams.self_audit import PRIORITY
 from scoring_service.pool.streams.stream import CallStream, Part
 from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weights import PoolWeights
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.readiness import PoolState, Readiness
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from scoring_service.peak_memory import StepLimits
 from scoring_service.pool.admission.call_memory import check_memory
-from scoring_service.pool.routing import prompt_keys
 from scoring_service.pool.streams.parts import Size, size_of, split
+from scoring_service.pool.workers.routing import prompt_keys
 from scoring_service.types import Call, ScoreCall
 
 _AT_ONCE = 512

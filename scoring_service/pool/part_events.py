@@ -9,7 +9,7 @@ from scoring_service.engine.events import CallEvent, CallFailed, CallFinished, C
 from scoring_service.errors import Fault
 from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.streams.stream import Part
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import Usage
 
 

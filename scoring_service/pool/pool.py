@@ -10,11 +10,8 @@ import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.admitted_calls import AdmittedCalls
-from scoring_service.pool.cache_flush import CacheFlush
-from scoring_service.pool.executor import Executor
 from scoring_service.pool.housekeeping import expire_calls_periodically
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.readiness import PoolState, Readiness
 from scoring_service.pool.running_samples import change_samples
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.auditor import Auditor
@@ -23,7 +20,10 @@ from scoring_service.pool.supervision import Supervision
 from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weight_status import RunningSamples
 from scoring_service.pool.weights import PoolWeights
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.cache_flush import CacheFlush
+from scoring_service.pool.workers.executor import Executor
+from scoring_service.pool.workers.readiness import PoolState, Readiness
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)

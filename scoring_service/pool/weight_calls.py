@@ -7,7 +7,7 @@ from typing import Protocol
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.weight_sets import WeightSet
 from scoring_service.pool.weight_status import RunningSamples
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
 

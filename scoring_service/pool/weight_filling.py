@@ -16,7 +16,7 @@ from scoring_service.pool.weight_receiver import (
 )
 from scoring_service.pool.weight_sets import WeightSet, WeightSets
 from scoring_service.pool.weight_status import UpdateOptions, UpdateStatus
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineConfig
 
 _USUAL_BYTES = 4

@@ -9,7 +9,7 @@ from scoring_service.engine.events import LOADED, DropWeights
 from scoring_service.engine.host_memory import free_host_memory
 from scoring_service.engine.weight_memory import Layout, WeightMemory, WriterState
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
 _SPARE = 1.1

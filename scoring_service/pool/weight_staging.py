@@ -10,7 +10,7 @@ from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.weight_receiver import WeightReceiver
 from scoring_service.pool.weight_sets import WeightSets
 from scoring_service.pool.weight_status import Staging, UpdateOptions
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 
 
 class WorkerStaging:

@@ -28,7 +28,7 @@ from scoring_service.pool.weight_status import (
     UpdateOptions,
     UpdateStatus,
 )
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineConfig, EngineInfo
 
 _MAX_DEATHS = 3

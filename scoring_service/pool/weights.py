@@ -23,7 +23,7 @@ from scoring_service.pool.weight_receiver import unsupported
 from scoring_service.pool.weight_sets import WeightSet, WeightSets
 from scoring_service.pool.weight_status import ENDED, Phase, UpdateOptions, UpdateStatus
 from scoring_service.pool.weight_update import WeightUpdate
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)

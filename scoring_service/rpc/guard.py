@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, topk_pb2
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.readiness import PoolState
+from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.caller import Caller, deadline_of, peer_host
 from scoring_service.rpc.context import check_context, check_expectations, new_request_id

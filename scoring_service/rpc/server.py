@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from scoring_client.proto import service_pb2, service_pb2_grpc
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.readiness import PoolState
+from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc import admin
 from scoring_service.rpc.admin import AdminServicer
 from scoring_service.rpc.admin_config import AdminConfig

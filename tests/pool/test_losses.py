@@ -19,11 +19,11 @@ from scoring_service.engine.events import (
     WeightsChanged,
 )
 from scoring_service.errors import Reason
-from scoring_service.pool.executor import OnEvent, WorkerExited
-from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.worker import WorkerState
+from scoring_service.pool.workers.executor import OnEvent, WorkerExited
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.pool.workers.worker import WorkerState
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, score_call, settled
 

@@ -22,10 +22,10 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.peak_memory import part_credit
-from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.streams.stream import UNREAD_LIMIT, CallStream
-from scoring_service.pool.window import MAX_REPLY_BYTES
-from scoring_service.pool.workload import Taken
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.pool.workers.window import MAX_REPLY_BYTES
+from scoring_service.pool.workers.workload import Taken
 from scoring_service.types import RowWants
 from tests.pool.scripted import (
     INFO,

@@ -22,7 +22,7 @@ from scoring_client.proto import context_pb2, model_info_pb2, score_pb2, service
 from scoring_service.engine.events import Command, Credit, Submit
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
+from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.rpc.tls import TlsFiles, _RotatingFiles, is_public, server_credentials
 from scoring_service.rpc.tokens import TokenFile
 from scoring_service.types import Call, EngineConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from scoring_service.engine.page_budget import MAX_SAMPLES
 from scoring_service.pool.streams.stream import Part
-from scoring_service.pool.worker import Worker
-from scoring_service.pool.workload import Taken
+from scoring_service.pool.workers.worker import Worker
+from scoring_service.pool.workers.workload import Taken
 
 STEPS = 8
 """Steps' worth of tokens that a worker may have."""

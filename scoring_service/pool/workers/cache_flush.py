@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 from scoring_service.engine.events import FlushCache
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 
 
 class CacheFlush:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 
 
 def describe_loop(workers: list[Worker]) -> str:

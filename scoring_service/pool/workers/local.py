@@ -1,4 +1,4 @@
-"""A worker in a thread of this process, for tests. Alone in this room it imports torch."""
+"""A worker in a thread of this process, for tests. Alone in `pool` it imports torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 from scoring_service.engine.events import Command, Shutdown
 from scoring_service.engine.service_loop import run_worker
-from scoring_service.pool.executor import OnEvent, WorkerExited
+from scoring_service.pool.workers.executor import OnEvent, WorkerExited
 from scoring_service.types import EngineConfig
 
 

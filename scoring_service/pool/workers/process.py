@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Shutdown
-from scoring_service.pool.executor import OnEvent, WorkerExited
-from scoring_service.pool.oom_kills import oom_kills
+from scoring_service.pool.workers.executor import OnEvent, WorkerExited
+from scoring_service.pool.workers.oom_kills import oom_kills
 from scoring_service.types import EngineConfig
 
 WORKER_MODULE = "scoring_service.engine.worker"

@@ -28,12 +28,12 @@ from scoring_service.engine.events import (
     WeightsStaged,
     WorkerStats,
 )
-from scoring_service.pool.executor import Executor, WorkerExited
-from scoring_service.pool.restarts import RestartPolicy
-from scoring_service.pool.routing import PrefixIndex
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.stream import Part
-from scoring_service.pool.workload import Workload
+from scoring_service.pool.workers.executor import Executor, WorkerExited
+from scoring_service.pool.workers.restarts import RestartPolicy
+from scoring_service.pool.workers.routing import PrefixIndex
+from scoring_service.pool.workers.workload import Workload
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)

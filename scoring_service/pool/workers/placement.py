@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from scoring_service.pool.processors import processor_quota, usable_processors
+from scoring_service.pool.workers.processors import processor_quota, usable_processors
 from scoring_service.types import EngineConfig
 
 
