@@ -27,8 +27,8 @@ from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.auditor import Auditor
 from scoring_service.pool.streams.self_audit import PRIORITY
 from scoring_service.pool.streams.stream import CallStream, Part
-from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.weights import PoolWeights
+from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.readiness import PoolState, Readiness
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import Call, EngineInfo

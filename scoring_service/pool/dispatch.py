@@ -11,7 +11,7 @@ from scoring_service.pool.admission.fair_queue import FairQueue
 from scoring_service.pool.admission.reply_memory import ReplyMemory
 from scoring_service.pool.admission.throughput import Throughput
 from scoring_service.pool.streams.stream import CallStream, Part
-from scoring_service.pool.weights import PoolWeights
+from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.window import cost, has_room, has_slots
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo

@@ -17,9 +17,9 @@ from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.auditor import Auditor
 from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.supervision import Supervision
-from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.weight_status import RunningSamples
-from scoring_service.pool.weights import PoolWeights
+from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.status import RunningSamples
+from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.cache_flush import CacheFlush
 from scoring_service.pool.workers.executor import Executor
 from scoring_service.pool.workers.readiness import PoolState, Readiness
@@ -243,7 +243,7 @@ class WorkerPool:
         await asyncio.gather(*(worker.stop(_STOP_SECONDS) for worker in self.workers))
         self.weights.close()
 
-    # What the weights need of their pool; see `weight_calls`.
+    # What the weights need of their pool; see `weights.calls`.
 
     def worker_admitted(self, worker: Worker) -> None:
         """It computes what the others compute."""

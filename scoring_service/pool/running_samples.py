@@ -10,7 +10,7 @@ from scoring_service.engine.events import Cancel, ItemFailed
 from scoring_service.errors import Fault, Reason
 from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.streams.stream import Part
-from scoring_service.pool.weight_status import RunningSamples
+from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.types import EngineInfo, SampleCall
 
 log = structlog.get_logger(__name__)

@@ -11,8 +11,8 @@ from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.admitted_calls import AdmittedCalls
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.part_events import move_parts, part_event
-from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.weights import PoolWeights
+from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.cache_flush import CacheFlush
 from scoring_service.pool.workers.executor import WorkerExited
 from scoring_service.pool.workers.readiness import PoolState, Readiness

@@ -19,7 +19,7 @@ from scoring_client.proto import admin_pb2 as pb
 from scoring_client.proto import admin_pb2_grpc
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.weight_update import WeightUpdate
+from scoring_service.pool.weights.update import WeightUpdate
 from scoring_service.rpc.admin_config import AdminConfig, weight_source
 from scoring_service.rpc.authentication import identity_of
 from scoring_service.rpc.context import new_request_id

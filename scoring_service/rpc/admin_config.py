@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scoring_client.proto import admin_pb2 as pb
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
-from scoring_service.pool.checkpoint import allowed_path, source_config
+from scoring_service.pool.weights.checkpoint import allowed_path, source_config
 from scoring_service.types import EngineConfig, EngineInfo
 
 

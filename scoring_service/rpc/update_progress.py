@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable
 
 from scoring_client.proto.weights_pb2 import WeightUpdateStatus
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.weight_status import Phase
-from scoring_service.pool.weight_update import WeightUpdate
+from scoring_service.pool.weights.status import Phase
+from scoring_service.pool.weights.update import WeightUpdate
 from scoring_service.rpc.weight_messages import status_message
 
 STATUS_SECONDS = 5.0

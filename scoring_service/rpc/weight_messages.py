@@ -6,8 +6,8 @@ from typing import Any
 
 from scoring_client.proto import weights_pb2 as pb
 from scoring_service.errors import invalid
-from scoring_service.pool.weight_receiver import TensorChunk
-from scoring_service.pool.weight_status import (
+from scoring_service.pool.weights.receiver import TensorChunk
+from scoring_service.pool.weights.status import (
     Phase,
     RunningSamples,
     Staging,

@@ -20,7 +20,7 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Reason
 from scoring_service.pool.streams.stream import CallStream
-from scoring_service.pool.weight_sets import WeightSet
+from scoring_service.pool.weights.sets import WeightSet
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.pool.workers.worker import WorkerState

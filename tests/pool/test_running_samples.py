@@ -12,7 +12,7 @@ import pytest
 from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed, StreamEvent
 from scoring_service.errors import Reason
 from scoring_service.pool.streams.stream import CallStream
-from scoring_service.pool.weight_status import RunningSamples
+from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.types import SampleCall
 from tests.pool.scripted import INFO, Scripted, sample_call, settled
 

@@ -18,11 +18,11 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.weight_calls import WeightCalls
-from scoring_service.pool.weight_receiver import unsupported
-from scoring_service.pool.weight_sets import WeightSet, WeightSets
-from scoring_service.pool.weight_status import ENDED, Phase, UpdateOptions, UpdateStatus
-from scoring_service.pool.weight_update import WeightUpdate
+from scoring_service.pool.weights.calls import WeightCalls
+from scoring_service.pool.weights.receiver import unsupported
+from scoring_service.pool.weights.sets import WeightSet, WeightSets
+from scoring_service.pool.weights.status import ENDED, Phase, UpdateOptions, UpdateStatus
+from scoring_service.pool.weights.update import WeightUpdate
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.weight_status import RunningSamples
+from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from scoring_service.engine.events import ApplyWeights, StageWeights, WeightsStaged
 from scoring_service.engine.weight_memory import WeightMemory
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.weight_receiver import WeightReceiver
-from scoring_service.pool.weight_sets import WeightSets
-from scoring_service.pool.weight_status import Staging, UpdateOptions
+from scoring_service.pool.weights.receiver import WeightReceiver
+from scoring_service.pool.weights.sets import WeightSets
+from scoring_service.pool.weights.status import Staging, UpdateOptions
 from scoring_service.pool.workers.worker import Worker
 
 

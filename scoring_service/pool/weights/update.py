@@ -13,15 +13,15 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool import phase_limits
-from scoring_service.pool.weight_calls import Calls
-from scoring_service.pool.weight_filling import WeightFilling
-from scoring_service.pool.weight_receiver import (
+from scoring_service.pool.weights import phase_limits
+from scoring_service.pool.weights.calls import Calls
+from scoring_service.pool.weights.filling import WeightFilling
+from scoring_service.pool.weights.receiver import (
     TensorChunk,
 )
-from scoring_service.pool.weight_sets import WeightSet, WeightSets
-from scoring_service.pool.weight_staging import WorkerStaging, check_digest
-from scoring_service.pool.weight_status import (
+from scoring_service.pool.weights.sets import WeightSet, WeightSets
+from scoring_service.pool.weights.staging import WorkerStaging, check_digest
+from scoring_service.pool.weights.status import (
     ENDED,
     Phase,
     Staging,

@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from scoring_service.engine.events import FillWeights
 from scoring_service.engine.weight_memory import HEADER_BYTES, lay_out
-from scoring_service.pool.checkpoint import read_checkpoint
-from scoring_service.pool.weight_receiver import (
+from scoring_service.pool.weights.checkpoint import read_checkpoint
+from scoring_service.pool.weights.receiver import (
     TensorChunk,
     WeightReceiver,
     incomplete,
     widest_element,
 )
-from scoring_service.pool.weight_sets import WeightSet, WeightSets
-from scoring_service.pool.weight_status import UpdateOptions, UpdateStatus
+from scoring_service.pool.weights.sets import WeightSet, WeightSets
+from scoring_service.pool.weights.status import UpdateOptions, UpdateStatus
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineConfig
 
