@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.admitted_calls import AdmittedCalls
-from scoring_service.pool.housekeeping import expire_calls_periodically
+from scoring_service.pool.calls.admitted import AdmittedCalls
+from scoring_service.pool.calls.housekeeping import expire_calls_periodically
+from scoring_service.pool.calls.running_samples import change_samples
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.running_samples import change_samples
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.auditor import Auditor
 from scoring_service.pool.streams.stream import CallStream

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool import cutting
+from scoring_service.pool.calls import cutting
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.streams.stream import CallStream
 from scoring_service.types import ScoreCall

@@ -94,7 +94,7 @@ async def test_however_many_calls_end_at_once_every_reader_is_told(
         ]
         begun = set(made.workers[0].calls)
         later = SimpleNamespace(monotonic=lambda: deadline + 1.0)
-        monkeypatch.setattr("scoring_service.pool.dispatch.time", later)
+        monkeypatch.setattr("scoring_service.pool.calls.dispatch.time", later)
         made.workers[0].finish(next(iter(begun)))
         await settled()
         last = [drain(stream)[-1:] for stream in streams]

@@ -393,7 +393,7 @@ async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
 async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scoring_service.pool.housekeeping._SECONDS", 0.1)
+    monkeypatch.setattr("scoring_service.pool.calls.housekeeping._SECONDS", 0.1)
     made = await Scripted(1, reader_timeout=0.2).start()
     async with (
         made.pool.run(score_call(1, [1], *[60] * 8)) as slow,

@@ -8,7 +8,7 @@ import structlog
 
 from scoring_service.engine.events import Cancel, ItemFailed
 from scoring_service.errors import Fault, Reason
-from scoring_service.pool.admitted_calls import AdmittedCalls
+from scoring_service.pool.calls.admitted import AdmittedCalls
 from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.types import EngineInfo, SampleCall

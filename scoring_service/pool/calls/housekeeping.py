@@ -8,7 +8,7 @@ import time
 import structlog
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.pool.admitted_calls import AdmittedCalls
+from scoring_service.pool.calls.admitted import AdmittedCalls
 from scoring_service.pool.streams.stream import CallStream
 
 log = structlog.get_logger(__name__)

@@ -20,8 +20,8 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Fault, Reason, ServiceError, deadline_passed
 from scoring_service.peak_memory import part_credit
 from scoring_service.pool.admission.admission import Admission, Ticket
-from scoring_service.pool.cutting import CallPiece, Cut, CutSettings, cut, piece_of
-from scoring_service.pool.dispatch import Dispatcher
+from scoring_service.pool.calls.cutting import CallPiece, Cut, CutSettings, cut, piece_of
+from scoring_service.pool.calls.dispatch import Dispatcher
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.auditor import Auditor

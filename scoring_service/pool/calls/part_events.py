@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from scoring_service.engine.events import CallEvent, CallFailed, CallFinished, CallStarted
 from scoring_service.errors import Fault
-from scoring_service.pool.admitted_calls import AdmittedCalls
+from scoring_service.pool.calls.admitted import AdmittedCalls
 from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import Usage
