@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.rpc.caller import peer_host
-from scoring_service.rpc.handlers import Context, Handler, refusing
+from scoring_service.rpc.handling.caller import peer_host
+from scoring_service.rpc.handling.handlers import Context, Handler, refusing
 from scoring_service.rpc.refusal_log import RefusalLog
 from scoring_service.rpc.tokens import Principal, TokenFile
 

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.rpc.handlers import MAKERS, Context, Handler, behaviour_of
-from scoring_service.rpc.status import abort
+from scoring_service.rpc.handling.handlers import MAKERS, Context, Handler, behaviour_of
+from scoring_service.rpc.handling.status import abort
 
 
 class FirstMessageInterceptor(grpc.aio.ServerInterceptor):

@@ -12,10 +12,10 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 
-from scoring_service.rpc.handlers import Context, Handler, behaviour_of, replacing
-from scoring_service.rpc.malformed import MalformedRequest, catch_decode_errors
-from scoring_service.rpc.reply_bytes import counted
-from scoring_service.rpc.status import abort, code_of
+from scoring_service.rpc.handling.handlers import Context, Handler, behaviour_of, replacing
+from scoring_service.rpc.handling.malformed import MalformedRequest, catch_decode_errors
+from scoring_service.rpc.handling.reply_bytes import counted
+from scoring_service.rpc.handling.status import abort, code_of
 from scoring_service.telemetry.metrics import Metrics
 
 _KINDS = {

@@ -11,10 +11,10 @@ import grpc
 
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.authentication import OPEN_SERVICES
-from scoring_service.rpc.caller import peer_host
-from scoring_service.rpc.handlers import Context, Handler, behaviour_of, replacing
+from scoring_service.rpc.handling.caller import peer_host
+from scoring_service.rpc.handling.handlers import Context, Handler, behaviour_of, replacing
+from scoring_service.rpc.handling.status import abort
 from scoring_service.rpc.refusal_log import RefusalLog
-from scoring_service.rpc.status import abort
 
 _RETRY_SECONDS = 10.0
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from scoring_client.proto import processing_pb2, sample_pb2
 from scoring_service.errors import ServiceError, invalid
-from scoring_service.rpc.caller import Caller
+from scoring_service.rpc.handling.caller import Caller
 from scoring_service.rpc.items import MAX_ITEMS, check_items
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.parse_score import SLICE_BYTES, ItemFault

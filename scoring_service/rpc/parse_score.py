@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from scoring_client.proto import score_pb2, sequence_pb2, topk_pb2
 from scoring_service.errors import Fault, ServiceError, invalid
-from scoring_service.rpc.caller import Caller
+from scoring_service.rpc.handling.caller import Caller
 from scoring_service.rpc.items import check_items
 from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.processing import ProcessingTable, resolve

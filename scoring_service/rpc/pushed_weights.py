@@ -10,7 +10,7 @@ from scoring_client.proto import admin_pb2 as pb
 from scoring_client.proto.weights_pb2 import WeightChunk
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
 from scoring_service.pool.weights.update import WeightUpdate
-from scoring_service.rpc.malformed import MalformedRequest
+from scoring_service.rpc.handling.malformed import MalformedRequest
 from scoring_service.rpc.unknown_fields import refuse_unknown_fields
 from scoring_service.rpc.weight_messages import parse_chunk, parse_digest
 from scoring_service.rpc.weight_wire import WirePart

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from scoring_service.errors import Fault, Reason, ServiceError, Violation, invalid
-from scoring_service.rpc.malformed import received_bytes
+from scoring_service.rpc.handling.malformed import received_bytes
 
 MAX_MESSAGES = 1 << 21
 """Messages inside a request: a second of walking. A call of as many items as one may have, each

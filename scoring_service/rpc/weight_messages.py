@@ -14,7 +14,7 @@ from scoring_service.pool.weights.status import (
     UpdateOptions,
     UpdateStatus,
 )
-from scoring_service.rpc.status import to_status
+from scoring_service.rpc.handling.status import to_status
 from scoring_service.types import TensorSpec
 
 _DTYPES: dict[int, str] = {

@@ -11,8 +11,8 @@ from typing import Any
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.rpc.handlers import Context
-from scoring_service.rpc.status import abort, bounded, code_of
+from scoring_service.rpc.handling.handlers import Context
+from scoring_service.rpc.handling.status import abort, bounded, code_of
 
 log = structlog.get_logger(__name__)
 

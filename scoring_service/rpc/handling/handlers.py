@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from scoring_service.errors import Fault
-from scoring_service.rpc.status import abort
+from scoring_service.rpc.handling.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """What gRPC hands an RPC beside its request."""
