@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 
 from scoring_service.errors import Fault, queue_full
-from scoring_service.rpc.authentication import ADMIN_SERVICES, OPEN_SERVICES, identity_of
 from scoring_service.rpc.handling.caller import peer_host
 from scoring_service.rpc.handling.handlers import (
     Context,
@@ -21,7 +20,12 @@ from scoring_service.rpc.handling.handlers import (
     replacing,
 )
 from scoring_service.rpc.handling.status import abort
-from scoring_service.rpc.refusal_log import RefusalLog
+from scoring_service.rpc.interceptors.authentication import (
+    ADMIN_SERVICES,
+    OPEN_SERVICES,
+    identity_of,
+)
+from scoring_service.rpc.interceptors.refusal_log import RefusalLog
 
 _UNCOUNTED = OPEN_SERVICES + ADMIN_SERVICES
 """Probes, and whoever has the server drained or an update given up because it has too much to do:

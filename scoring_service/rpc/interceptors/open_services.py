@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.rpc.authentication import OPEN_SERVICES
 from scoring_service.rpc.handling.caller import peer_host
 from scoring_service.rpc.handling.handlers import Context, Handler, behaviour_of, replacing
 from scoring_service.rpc.handling.status import abort
-from scoring_service.rpc.refusal_log import RefusalLog
+from scoring_service.rpc.interceptors.authentication import OPEN_SERVICES
+from scoring_service.rpc.interceptors.refusal_log import RefusalLog
 
 _RETRY_SECONDS = 10.0
 

@@ -11,8 +11,8 @@ import grpc
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.handling.caller import peer_host
 from scoring_service.rpc.handling.handlers import Context, Handler, refusing
-from scoring_service.rpc.refusal_log import RefusalLog
-from scoring_service.rpc.tokens import Principal, TokenFile
+from scoring_service.rpc.interceptors.refusal_log import RefusalLog
+from scoring_service.rpc.interceptors.tokens import Principal, TokenFile
 
 _principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 
