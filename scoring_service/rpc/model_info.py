@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from scoring_client.proto import model_info_pb2 as pb
 from scoring_service import __version__
-from scoring_service.rpc.model_view import ModelView
-from scoring_service.rpc.processing import unsupported_settings
+from scoring_service.rpc.parsing.model_view import ModelView
+from scoring_service.rpc.parsing.processing import unsupported_settings
 
 CONTRACT_REVISION = 4
 """Grows with every addition to the contract."""

@@ -8,9 +8,9 @@ from google.rpc import status_pb2
 from scoring_client.proto import sample_pb2, score_pb2, topk_pb2
 from scoring_service.engine.events import SampleSlice, ScoreSlice
 from scoring_service.engine.tokenizer import TextCodec
-from scoring_service.rpc.parse_sample import ParsedSample
-from scoring_service.rpc.parse_score import ParsedScore
-from scoring_service.rpc.tensors import write_float32, write_int32
+from scoring_service.rpc.parsing.sample import ParsedSample
+from scoring_service.rpc.parsing.score import ParsedScore
+from scoring_service.rpc.parsing.tensors import write_float32, write_int32
 
 _FINISH_REASONS = {
     None: sample_pb2.FINISH_REASON_UNSPECIFIED,

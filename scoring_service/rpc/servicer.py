@@ -27,17 +27,17 @@ from scoring_client.proto import (
 )
 from scoring_service.errors import Fault
 from scoring_service.rpc.answers import Answer
-from scoring_service.rpc.context import accepted_weights, provenance, wants_bytes
 from scoring_service.rpc.guard import Guard
 from scoring_service.rpc.handling.caller import Caller
 from scoring_service.rpc.handling.handlers import Context
 from scoring_service.rpc.handling.reply_bytes import reply_bytes
 from scoring_service.rpc.handling.status import to_status
 from scoring_service.rpc.model_info import model_info
-from scoring_service.rpc.model_view import ModelView
 from scoring_service.rpc.models import Models, ServedModel
-from scoring_service.rpc.parse_sample import ParsedSample, parse_sample
-from scoring_service.rpc.parse_score import ParsedScore, parse_score
+from scoring_service.rpc.parsing.context import accepted_weights, provenance, wants_bytes
+from scoring_service.rpc.parsing.model_view import ModelView
+from scoring_service.rpc.parsing.sample import ParsedSample, parse_sample
+from scoring_service.rpc.parsing.score import ParsedScore, parse_score
 from scoring_service.rpc.report import report
 from scoring_service.rpc.results import (
     WeightSpans,

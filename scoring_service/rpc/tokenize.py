@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from scoring_client.proto import tokenize_pb2 as pb
 from scoring_service.errors import invalid
-from scoring_service.rpc.items import check_items
-from scoring_service.rpc.model_view import ModelView
+from scoring_service.rpc.parsing.items import check_items
+from scoring_service.rpc.parsing.model_view import ModelView
 
 
 def tokenize(request: pb.TokenizeRequest, view: ModelView) -> pb.TokenizeResponse:

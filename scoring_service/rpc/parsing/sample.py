@@ -10,11 +10,11 @@ import numpy as np
 from scoring_client.proto import processing_pb2, sample_pb2
 from scoring_service.errors import ServiceError, invalid
 from scoring_service.rpc.handling.caller import Caller
-from scoring_service.rpc.items import MAX_ITEMS, check_items
-from scoring_service.rpc.model_view import ModelView
-from scoring_service.rpc.parse_score import SLICE_BYTES, ItemFault
-from scoring_service.rpc.processing import ProcessingTable, resolve
-from scoring_service.rpc.sequences import check_ids, read_tokens
+from scoring_service.rpc.parsing.items import MAX_ITEMS, check_items
+from scoring_service.rpc.parsing.model_view import ModelView
+from scoring_service.rpc.parsing.processing import ProcessingTable, resolve
+from scoring_service.rpc.parsing.score import SLICE_BYTES, ItemFault
+from scoring_service.rpc.parsing.sequences import check_ids, read_tokens
 from scoring_service.types import Int32Array, ResolvedProcessing, SampleCall, SamplingTask
 
 _MAX_STOPS = 16

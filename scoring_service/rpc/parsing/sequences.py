@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scoring_service.errors import invalid
-from scoring_service.rpc.model_view import ModelView
+from scoring_service.rpc.parsing.model_view import ModelView
 from scoring_service.types import Int32Array
 
 

@@ -9,7 +9,7 @@ from scoring_client.proto import context_pb2 as pb
 from scoring_client.proto import tensor_pb2
 from scoring_service import __version__
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
-from scoring_service.rpc.model_view import ModelView
+from scoring_service.rpc.parsing.model_view import ModelView
 from scoring_service.types import EngineInfo
 
 _MAX_ID = 128

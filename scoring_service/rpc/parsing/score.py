@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from scoring_client.proto import score_pb2, sequence_pb2, topk_pb2
 from scoring_service.errors import Fault, ServiceError, invalid
 from scoring_service.rpc.handling.caller import Caller
-from scoring_service.rpc.items import check_items
-from scoring_service.rpc.model_view import ModelView
-from scoring_service.rpc.processing import ProcessingTable, resolve
-from scoring_service.rpc.sequences import check_ids, read_tokens
-from scoring_service.rpc.tensors import read_int32
+from scoring_service.rpc.parsing.items import check_items
+from scoring_service.rpc.parsing.model_view import ModelView
+from scoring_service.rpc.parsing.processing import ProcessingTable, resolve
+from scoring_service.rpc.parsing.sequences import check_ids, read_tokens
+from scoring_service.rpc.parsing.tensors import read_int32
 from scoring_service.types import (
     CompletionTask,
     GroupTask,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoring_client.proto import sample_pb2
-from scoring_service.rpc.items import MAX_ITEMS
-from scoring_service.rpc.model_view import ModelView
+from scoring_service.rpc.parsing.items import MAX_ITEMS
+from scoring_service.rpc.parsing.model_view import ModelView
 
 _MAX_SEQUENCES = 4096
 """Sequences of a request that are looked at: five milliseconds."""
