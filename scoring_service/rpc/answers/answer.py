@@ -22,9 +22,9 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, ServiceError
 from scoring_service.pool.streams.stream import CallStream
+from scoring_service.rpc.answers.results import bytes_beside
 from scoring_service.rpc.handling.reply_bytes import ReplyBytes
 from scoring_service.rpc.parsing.score import ItemFault
-from scoring_service.rpc.results import bytes_beside
 from scoring_service.types import EngineInfo, Usage
 
 MESSAGE_BYTES = 1 << 19
