@@ -26,7 +26,7 @@ from scoring_service.pool.streams.self_audit import AuditSettings
 from scoring_service.pool.workers.placement import default_workers, placed
 from scoring_service.pool.workers.process import ProcessExecutor
 from scoring_service.pool.workers.readiness import PoolState
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.rpc.listening import AddressError, bracketed
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig

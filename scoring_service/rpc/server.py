@@ -15,9 +15,9 @@ from grpc_reflection.v1alpha import reflection
 from scoring_client.proto import service_pb2, service_pb2_grpc
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.workers.readiness import PoolState
-from scoring_service.rpc import admin
-from scoring_service.rpc.admin import AdminServicer
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.admin import servicer as admin
+from scoring_service.rpc.admin.config import AdminConfig
+from scoring_service.rpc.admin.servicer import AdminServicer
 from scoring_service.rpc.interceptors.authentication import TokenInterceptor
 from scoring_service.rpc.interceptors.concurrency_limit import ConcurrencyLimitInterceptor
 from scoring_service.rpc.interceptors.first_message import FirstMessageInterceptor

@@ -28,7 +28,7 @@ from scoring_service.engine.events import BugReport
 from scoring_service.errors import Fault, Reason
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.local import LocalExecutor
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.rpc.interceptors.refusal_log import RefusalLog
 from scoring_service.telemetry.logs import configure_logs
 from scoring_service.telemetry.telemetry import Telemetry

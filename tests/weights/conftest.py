@@ -15,7 +15,7 @@ from scoring_service.models import tiny_model_path
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.workers.local import LocalExecutor
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineConfig

@@ -20,7 +20,7 @@ from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.workers.process import ProcessExecutor
 from scoring_service.pool.workers.worker import Worker
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.admin.config import AdminConfig
 from tests.rpc.calls import failure, reason
 from tests.rpc.conftest import LIMITS, run_server
 from tests.weights.conftest import ENGINE, WeightServer

@@ -20,7 +20,11 @@ from scoring_client.proto import admin_pb2_grpc
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.weights.update import WeightUpdate
-from scoring_service.rpc.admin_config import AdminConfig, weight_source
+from scoring_service.rpc.admin.config import AdminConfig, weight_source
+from scoring_service.rpc.admin.pushed_weights import PushedWeights
+from scoring_service.rpc.admin.update_progress import LOOK_SECONDS, STATUS_SECONDS, report_progress
+from scoring_service.rpc.admin.weight_messages import parse_options, status_message, tensor_message
+from scoring_service.rpc.admin.weight_wire import WirePart, read_push
 from scoring_service.rpc.handling.errors import abort_on_fault
 from scoring_service.rpc.handling.handlers import Context
 from scoring_service.rpc.handling.malformed import MalformedRequest
@@ -28,10 +32,6 @@ from scoring_service.rpc.interceptors.authentication import identity_of
 from scoring_service.rpc.models import Models
 from scoring_service.rpc.parsing.context import new_request_id
 from scoring_service.rpc.parsing.unknown_fields import refuse_unknown_fields
-from scoring_service.rpc.pushed_weights import PushedWeights
-from scoring_service.rpc.update_progress import LOOK_SECONDS, STATUS_SECONDS, report_progress
-from scoring_service.rpc.weight_messages import parse_options, status_message, tensor_message
-from scoring_service.rpc.weight_wire import WirePart, read_push
 from scoring_service.types import EngineConfig
 
 log = structlog.get_logger(__name__)

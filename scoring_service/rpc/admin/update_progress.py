@@ -10,7 +10,7 @@ from scoring_client.proto.weights_pb2 import WeightUpdateStatus
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.weights.status import Phase
 from scoring_service.pool.weights.update import WeightUpdate
-from scoring_service.rpc.weight_messages import status_message
+from scoring_service.rpc.admin.weight_messages import status_message
 
 STATUS_SECONDS = 5.0
 """How often an update, or a drain, tells how far it is."""

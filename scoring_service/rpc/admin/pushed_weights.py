@@ -10,10 +10,10 @@ from scoring_client.proto import admin_pb2 as pb
 from scoring_client.proto.weights_pb2 import WeightChunk
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
 from scoring_service.pool.weights.update import WeightUpdate
+from scoring_service.rpc.admin.weight_messages import parse_chunk, parse_digest
+from scoring_service.rpc.admin.weight_wire import WirePart
 from scoring_service.rpc.handling.malformed import MalformedRequest
 from scoring_service.rpc.parsing.unknown_fields import refuse_unknown_fields
-from scoring_service.rpc.weight_messages import parse_chunk, parse_digest
-from scoring_service.rpc.weight_wire import WirePart
 
 
 class PushedWeights:
