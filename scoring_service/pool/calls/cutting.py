@@ -23,7 +23,7 @@ class CallPiece:
     call: Call
     size: Size
     keys: list[bytes]
-    """Keys of its prompts; see `routing`."""
+    """Keys of its prompts; see `workers.routing`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class Part:
     stream: CallStream
     size: Size
     keys: list[bytes]
-    """Keys of its prompts; see `routing`."""
+    """Keys of its prompts; see `workers.routing`."""
     credit: int
     """Bytes of results that it may have on their way before its reader must take some."""
     delivered: Delivered = field(default_factory=Delivered)
