@@ -179,8 +179,8 @@ async def _run_server(pipe: Connection, traces_per_second: float) -> None:
 
     from scoring_service.models import tiny_model_path
     from scoring_service.pool.pool import WorkerPool
-    from scoring_service.pool.process import ProcessExecutor
     from scoring_service.pool.settings import PoolSettings
+    from scoring_service.pool.workers.process import ProcessExecutor
     from scoring_service.rpc.models import RequestLimits
     from scoring_service.rpc.server import Server, ServerConfig
     from scoring_service.telemetry.logs import configure_logs

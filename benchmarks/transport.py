@@ -183,9 +183,9 @@ def _serve(pipe: Connection, side: str) -> None:
 async def _run_server(pipe: Connection, side: str) -> None:
     from scoring_service.allocator import keep_freed_memory
     from scoring_service.models import tiny_model_path
-    from scoring_service.pool import process
     from scoring_service.pool.pool import WorkerPool
     from scoring_service.pool.settings import PoolSettings
+    from scoring_service.pool.workers import process
     from scoring_service.rpc.models import RequestLimits
     from scoring_service.rpc.server import Server, ServerConfig
     from scoring_service.telemetry.logs import configure_logs

@@ -1,7 +1,7 @@
 """Faults as data, and the exception that carries one.
 
 Rooms below `rpc` know nothing of gRPC: a code here has the name of the gRPC status code that
-`rpc.status` turns it into.
+`rpc.handling.status` turns it into.
 """
 
 from __future__ import annotations

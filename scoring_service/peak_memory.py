@@ -27,8 +27,8 @@ _CREDIT_BYTES = 4 << 10
 """Of results, for each token of a step: lists of 500 tokens a row fill it."""
 
 _MIN_CREDIT, _MAX_CREDIT = 4 << 20, 32 << 20
-"""At most half of what a worker may have on its way (`pool.window`), so that it may begin another
-part while a reader takes the results of one."""
+"""At most half of what a worker may have on its way (`pool.workers.window`), so that it may begin
+another part while a reader takes the results of one."""
 
 _FLOAT = 4
 _SLOT_BYTES = 8
@@ -156,7 +156,8 @@ def part_credit(step_tokens: int) -> int:
 def largest_step(limits: StepLimits) -> StepWork:
     """A step that is full of everything, as pages leave room for it.
 
-    Wider lists than `answer_limit` has room for are left to admission (`pool.call_memory`).
+    Wider lists than `answer_limit` has room for are left to admission
+    (`pool.admission.call_memory`).
     """
     return StepWork(
         tokens=limits.step_tokens,

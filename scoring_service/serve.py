@@ -20,13 +20,13 @@ from scoring_service.engine.model_source import source_of
 from scoring_service.errors import ConfigurationError
 from scoring_service.garbage import freeze_startup_objects
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.placement import default_workers, placed
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.process import ProcessExecutor
-from scoring_service.pool.readiness import PoolState
-from scoring_service.pool.self_audit import AuditSettings
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.pool.streams.self_audit import AuditSettings
+from scoring_service.pool.workers.placement import default_workers, placed
+from scoring_service.pool.workers.process import ProcessExecutor
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.rpc.listening import AddressError, bracketed
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-revision=$(sed -n 's/^CONTRACT_REVISION = //p' scoring_service/rpc/model_info.py)
+revision=$(sed -n 's/^CONTRACT_REVISION = //p' scoring_service/rpc/answers/model_info.py)
 if [[ ! -f protos/revisions/$revision.binpb ]]; then
     printf 'protos/revisions/%s.binpb is missing: record what the contract is (%s).\n' "$revision" "$0" >&2
     exit 1

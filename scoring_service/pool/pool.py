@@ -9,21 +9,21 @@ from contextlib import asynccontextmanager
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.admitted_calls import AdmittedCalls
-from scoring_service.pool.auditor import Auditor
-from scoring_service.pool.cache_flush import CacheFlush
-from scoring_service.pool.executor import Executor
-from scoring_service.pool.housekeeping import expire_calls_periodically
+from scoring_service.pool.calls.admitted import AdmittedCalls
+from scoring_service.pool.calls.housekeeping import expire_calls_periodically
+from scoring_service.pool.calls.running_samples import change_samples
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.readiness import PoolState, Readiness
-from scoring_service.pool.running_samples import change_samples
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.streams.auditor import Auditor
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.supervision import Supervision
-from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.weight_status import RunningSamples
-from scoring_service.pool.weights import PoolWeights
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.status import RunningSamples
+from scoring_service.pool.weights.weights import PoolWeights
+from scoring_service.pool.workers.cache_flush import CacheFlush
+from scoring_service.pool.workers.executor import Executor
+from scoring_service.pool.workers.readiness import PoolState, Readiness
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import Call, EngineInfo
 
 log = structlog.get_logger(__name__)
@@ -243,7 +243,7 @@ class WorkerPool:
         await asyncio.gather(*(worker.stop(_STOP_SECONDS) for worker in self.workers))
         self.weights.close()
 
-    # What the weights need of their pool; see `weight_calls`.
+    # What the weights need of their pool; see `weights.calls`.
 
     def worker_admitted(self, worker: Worker) -> None:
         """It computes what the others compute."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scoring_service.pool.self_audit import AuditSettings
+from scoring_service.pool.streams.self_audit import AuditSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

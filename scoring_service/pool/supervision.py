@@ -8,15 +8,15 @@ import structlog
 
 from scoring_service.engine.events import CallEvent, WeightEvent
 from scoring_service.errors import Fault, Reason, required_weights_replaced
-from scoring_service.pool.admitted_calls import AdmittedCalls
-from scoring_service.pool.cache_flush import CacheFlush
-from scoring_service.pool.executor import WorkerExited
+from scoring_service.pool.calls.admitted import AdmittedCalls
+from scoring_service.pool.calls.part_events import move_parts, part_event
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.part_events import move_parts, part_event
-from scoring_service.pool.readiness import PoolState, Readiness
-from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.weights import PoolWeights
-from scoring_service.pool.worker import Worker, WorkerState
+from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.weights import PoolWeights
+from scoring_service.pool.workers.cache_flush import CacheFlush
+from scoring_service.pool.workers.executor import WorkerExited
+from scoring_service.pool.workers.readiness import PoolState, Readiness
+from scoring_service.pool.workers.worker import Worker, WorkerState
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)

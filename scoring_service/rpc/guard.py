@@ -13,17 +13,17 @@ from google.protobuf.message import Message
 
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, topk_pb2
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.readiness import PoolState
-from scoring_service.rpc.authentication import identity_of
-from scoring_service.rpc.caller import Caller, deadline_of, peer_host
-from scoring_service.rpc.context import check_context, check_expectations, new_request_id
-from scoring_service.rpc.cost_bound import token_lower_bound
-from scoring_service.rpc.error_handling import abort_on_fault
-from scoring_service.rpc.handlers import Context
-from scoring_service.rpc.model_view import ModelView
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.rpc.handling.caller import Caller, deadline_of, peer_host
+from scoring_service.rpc.handling.errors import abort_on_fault
+from scoring_service.rpc.handling.handlers import Context
+from scoring_service.rpc.handling.status import bounded
+from scoring_service.rpc.interceptors.authentication import identity_of
 from scoring_service.rpc.models import Models, ServedModel
-from scoring_service.rpc.status import bounded
-from scoring_service.rpc.unknown_fields import refuse_unknown_fields
+from scoring_service.rpc.parsing.context import check_context, check_expectations, new_request_id
+from scoring_service.rpc.parsing.cost_bound import token_lower_bound
+from scoring_service.rpc.parsing.model_view import ModelView
+from scoring_service.rpc.parsing.unknown_fields import refuse_unknown_fields
 from scoring_service.telemetry.traces import Traces
 
 _LAST_WORD_SECONDS = 0.25

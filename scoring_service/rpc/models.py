@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from scoring_service.engine.tokenizer import TextCodec
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.readiness import PoolState
-from scoring_service.rpc.model_view import ModelView
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.rpc.parsing.model_view import ModelView
 from scoring_service.types import EngineInfo, Limits
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import structlog
 
-from scoring_service.rpc.answers import Answer
-from scoring_service.rpc.caller import Caller
+from scoring_service.rpc.answers.answer import Answer
 from scoring_service.rpc.guard import rpc_name
+from scoring_service.rpc.handling.caller import Caller
 from scoring_service.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)

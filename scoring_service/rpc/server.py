@@ -14,20 +14,20 @@ from grpc_reflection.v1alpha import reflection
 
 from scoring_client.proto import service_pb2, service_pb2_grpc
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.readiness import PoolState
-from scoring_service.rpc import admin
-from scoring_service.rpc.admin import AdminServicer
-from scoring_service.rpc.admin_config import AdminConfig
-from scoring_service.rpc.authentication import TokenInterceptor
-from scoring_service.rpc.concurrency_limit import ConcurrencyLimitInterceptor
-from scoring_service.rpc.first_message import FirstMessageInterceptor
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.rpc.admin import servicer as admin
+from scoring_service.rpc.admin.config import AdminConfig
+from scoring_service.rpc.admin.servicer import AdminServicer
+from scoring_service.rpc.interceptors.authentication import TokenInterceptor
+from scoring_service.rpc.interceptors.concurrency_limit import ConcurrencyLimitInterceptor
+from scoring_service.rpc.interceptors.first_message import FirstMessageInterceptor
+from scoring_service.rpc.interceptors.metrics import MetricsInterceptor, expect_rpcs
+from scoring_service.rpc.interceptors.open_services import OpenServicesInterceptor
+from scoring_service.rpc.interceptors.tokens import TokenFile
 from scoring_service.rpc.listening import listen
-from scoring_service.rpc.metrics_interceptor import MetricsInterceptor, expect_rpcs
 from scoring_service.rpc.models import Models, RequestLimits, ServedModel
-from scoring_service.rpc.open_services import OpenServicesInterceptor
 from scoring_service.rpc.servicer import ScoringServicer
 from scoring_service.rpc.tls import TlsFiles, server_credentials
-from scoring_service.rpc.tokens import TokenFile
 from scoring_service.telemetry.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)

@@ -26,19 +26,9 @@ from scoring_client.proto import (
     topk_pb2,
 )
 from scoring_service.errors import Fault
-from scoring_service.rpc.answers import Answer
-from scoring_service.rpc.caller import Caller
-from scoring_service.rpc.context import accepted_weights, provenance, wants_bytes
-from scoring_service.rpc.guard import Guard
-from scoring_service.rpc.handlers import Context
-from scoring_service.rpc.model_info import model_info
-from scoring_service.rpc.model_view import ModelView
-from scoring_service.rpc.models import Models, ServedModel
-from scoring_service.rpc.parse_sample import ParsedSample, parse_sample
-from scoring_service.rpc.parse_score import ParsedScore, parse_score
-from scoring_service.rpc.reply_bytes import reply_bytes
-from scoring_service.rpc.report import report
-from scoring_service.rpc.results import (
+from scoring_service.rpc.answers.answer import Answer
+from scoring_service.rpc.answers.model_info import model_info
+from scoring_service.rpc.answers.results import (
     WeightSpans,
     failed_sample,
     failed_score,
@@ -46,8 +36,18 @@ from scoring_service.rpc.results import (
     score_result,
     top_k_result,
 )
-from scoring_service.rpc.status import to_status
-from scoring_service.rpc.tokenize import tokenize
+from scoring_service.rpc.answers.tokenize import tokenize
+from scoring_service.rpc.guard import Guard
+from scoring_service.rpc.handling.caller import Caller
+from scoring_service.rpc.handling.handlers import Context
+from scoring_service.rpc.handling.reply_bytes import reply_bytes
+from scoring_service.rpc.handling.status import to_status
+from scoring_service.rpc.models import Models, ServedModel
+from scoring_service.rpc.parsing.context import accepted_weights, provenance, wants_bytes
+from scoring_service.rpc.parsing.model_view import ModelView
+from scoring_service.rpc.parsing.sample import ParsedSample, parse_sample
+from scoring_service.rpc.parsing.score import ParsedScore, parse_score
+from scoring_service.rpc.report import report
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineInfo
 

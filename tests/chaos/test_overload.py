@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.machine import describe, origin
 from scoring_client.proto import service_pb2_grpc
-from scoring_service.pool.admission import SHARE
+from scoring_service.pool.admission.admission import SHARE
 from tests.chaos.ticker import ticking
 from tests.e2e.calls import reason_of, retry_delay_of, score_request
 from tests.e2e.processes import forget_peak, peak, resident

@@ -188,7 +188,7 @@ def test_a_model_that_is_not_there_is_told_before_a_worker_is_started(
     def never(_channel: socket.socket) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("scoring_service.pool.process._spawn", never)
+    monkeypatch.setattr("scoring_service.pool.workers.process._spawn", never)
     assert asyncio.run(serve(model, ServeConfig(port=0))) == 1
     assert re.fullmatch(rf"error: there is no (folder|file) {model}\n", capsys.readouterr().err)
 

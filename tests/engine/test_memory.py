@@ -31,7 +31,7 @@ def test_a_long_text_under_a_large_vocabulary(wide_vocabulary: Path) -> None:
     found = measured(
         f"""
         from scoring_service.peak_memory import step_bytes
-        from scoring_service.pool.call_memory import call_work
+        from scoring_service.pool.admission.call_memory import call_work
 
         loaded = load_touched({str(wide_vocabulary)!r}, memory_utilization=0.02)
         wants = RowWants(top_k=128, entropy=True, rank=True)

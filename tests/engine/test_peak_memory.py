@@ -97,7 +97,7 @@ def test_a_call_takes_what_was_predicted(
     found = measured(
         f"""
         from scoring_service.peak_memory import step_bytes
-        from scoring_service.pool.call_memory import call_work
+        from scoring_service.pool.admission.call_memory import call_work
 
         TRUNCATED = RowWants(processed_logprobs=True, support_size=True, log_kept_mass=True)
 

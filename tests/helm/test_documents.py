@@ -16,7 +16,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from scoring_service.rpc.tokens import TokenFile
+from scoring_service.rpc.interceptors.tokens import TokenFile
 from tests.e2e.served import BIN, ROOT
 from tests.helm.charts import (
     CHART,

@@ -21,10 +21,10 @@ from scoring_service.engine.events import (
     Submit,
 )
 from scoring_service.engine.scoring import wanted_rows
-from scoring_service.pool.executor import OnEvent, WorkerExited
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.workers.executor import OnEvent, WorkerExited
 from scoring_service.types import (
     Call,
     CompletionTask,

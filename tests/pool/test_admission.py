@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scoring_service.errors import Reason, ServiceError
-from scoring_service.pool.admission import Admission, Ticket
+from scoring_service.pool.admission.admission import Admission, Ticket
 
 
 class Clock:

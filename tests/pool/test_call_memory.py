@@ -10,7 +10,7 @@ import pytest
 from scoring_service.engine.step_shape import step_shape
 from scoring_service.errors import Code, Reason, ServiceError
 from scoring_service.peak_memory import StepLimits, largest_step, part_credit, step_bytes
-from scoring_service.pool.call_memory import call_work, check_memory
+from scoring_service.pool.admission.call_memory import call_work, check_memory
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.types import (
     CompletionTask,

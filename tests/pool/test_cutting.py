@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool import cutting
+from scoring_service.pool.calls import cutting
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.stream import CallStream
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.types import ScoreCall
 from tests.pool.scripted import Scripted, score_call, settled
 

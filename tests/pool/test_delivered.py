@@ -9,8 +9,8 @@ import numpy as np
 from scoring_service.engine.events import ItemFailed, SampleSlice, ScoreSlice
 from scoring_service.engine.scoring import wanted_rows
 from scoring_service.errors import Fault, Reason
-from scoring_service.pool.delivered import Delivered
-from scoring_service.pool.parts import MAX_SAMPLES_PER_PART, size_of, split
+from scoring_service.pool.streams.delivered import Delivered
+from scoring_service.pool.streams.parts import MAX_SAMPLES_PER_PART, size_of, split
 from scoring_service.types import (
     CompletionTask,
     GroupTask,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from scoring_service.engine.weight_memory import HEADER_BYTES, WeightMemory
-from scoring_service.pool import weight_sets
-from scoring_service.pool.weight_sets import WeightSets
+from scoring_service.pool.weights import sets as weight_sets
+from scoring_service.pool.weights.sets import WeightSets
 
 SIZE = HEADER_BYTES + (1 << 20)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from scoring_service.pool.fair_queue import FairQueue
+from scoring_service.pool.admission.fair_queue import FairQueue
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import time
 
 from scoring_service.engine.events import Heartbeat, LoadProgress, WorkerStats
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.executor import Executor, OnEvent
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.workers.executor import Executor, OnEvent
+from scoring_service.pool.workers.process import ProcessExecutor
 from scoring_service.types import EngineConfig
 from tests.e2e.processes import alive
 from tests.pool.scripted import Scripted, ScriptedExecutor

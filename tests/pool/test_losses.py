@@ -19,11 +19,11 @@ from scoring_service.engine.events import (
     WeightsChanged,
 )
 from scoring_service.errors import Reason
-from scoring_service.pool.executor import OnEvent, WorkerExited
-from scoring_service.pool.readiness import PoolState
-from scoring_service.pool.stream import CallStream
-from scoring_service.pool.weight_sets import WeightSet
-from scoring_service.pool.worker import WorkerState
+from scoring_service.pool.streams.stream import CallStream
+from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.workers.executor import OnEvent, WorkerExited
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.pool.workers.worker import WorkerState
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, score_call, settled
 
@@ -94,7 +94,7 @@ async def test_however_many_calls_end_at_once_every_reader_is_told(
         ]
         begun = set(made.workers[0].calls)
         later = SimpleNamespace(monotonic=lambda: deadline + 1.0)
-        monkeypatch.setattr("scoring_service.pool.dispatch.time", later)
+        monkeypatch.setattr("scoring_service.pool.calls.dispatch.time", later)
         made.workers[0].finish(next(iter(begun)))
         await settled()
         last = [drain(stream)[-1:] for stream in streams]

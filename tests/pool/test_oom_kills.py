@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring_service.pool.oom_kills import oom_kills
+from scoring_service.pool.workers.oom_kills import oom_kills
 
 V2 = "0::/pods/one\n"
 V1 = "9:name=systemd:/\n4:cpu,memory:/pods/one\n0::/\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scoring_service.pool import processors
-from scoring_service.pool.placement import default_workers, gpu_count, placed
+from scoring_service.pool.workers import processors
+from scoring_service.pool.workers.placement import default_workers, gpu_count, placed
 from scoring_service.types import EngineConfig
 
 CONFIG = EngineConfig(model="m", device="auto")

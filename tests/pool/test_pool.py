@@ -22,10 +22,10 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.peak_memory import part_credit
-from scoring_service.pool.readiness import PoolState
-from scoring_service.pool.stream import UNREAD_LIMIT, CallStream
-from scoring_service.pool.window import MAX_REPLY_BYTES
-from scoring_service.pool.workload import Taken
+from scoring_service.pool.streams.stream import UNREAD_LIMIT, CallStream
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.pool.workers.window import MAX_REPLY_BYTES
+from scoring_service.pool.workers.workload import Taken
 from scoring_service.types import RowWants
 from tests.pool.scripted import (
     INFO,
@@ -393,7 +393,7 @@ async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
 async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scoring_service.pool.housekeeping._SECONDS", 0.1)
+    monkeypatch.setattr("scoring_service.pool.calls.housekeeping._SECONDS", 0.1)
     made = await Scripted(1, reader_timeout=0.2).start()
     async with (
         made.pool.run(score_call(1, [1], *[60] * 8)) as slow,

@@ -8,7 +8,7 @@ import pytest
 
 from scoring_service.engine.events import CallFailed, CallFinished
 from scoring_service.errors import Reason
-from scoring_service.pool.reply_memory import MAX_BYTES
+from scoring_service.pool.admission.reply_memory import MAX_BYTES
 from tests.pool.scripted import Scripted, score_call, settled
 
 
@@ -27,7 +27,7 @@ async def test_a_call_that_others_results_held_back_goes_on_once_those_are_read(
 async def test_results_of_a_call_that_is_computed_do_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scoring_service.pool.housekeeping._SECONDS", 0.02)
+    monkeypatch.setattr("scoring_service.pool.calls.housekeeping._SECONDS", 0.02)
     made = await Scripted(1, reader_timeout=0.1).start()
     async with made.pool.run(score_call(1, [1], 5)) as stream:
         (part,) = made.workers[0].calls
@@ -46,7 +46,7 @@ async def test_results_of_a_call_that_is_computed_do_not_wait_for_ever(
 async def test_a_reader_that_took_all_results_may_be_late_for_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scoring_service.pool.housekeeping._SECONDS", 0.02)
+    monkeypatch.setattr("scoring_service.pool.calls.housekeeping._SECONDS", 0.02)
     made = await Scripted(1, reader_timeout=0.1).start()
     async with made.pool.run(score_call(1, [1], 5)) as stream:
         (part,) = made.workers[0].calls

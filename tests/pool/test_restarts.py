@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from scoring_service.pool.readiness import PoolState
-from scoring_service.pool.restarts import RestartPolicy
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.pool.workers.restarts import RestartPolicy
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor
 
 SETTINGS = PoolSettings(max_queue_tokens=1)

@@ -11,8 +11,8 @@ import pytest
 
 from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed, StreamEvent
 from scoring_service.errors import Reason
-from scoring_service.pool.stream import CallStream
-from scoring_service.pool.weight_status import RunningSamples
+from scoring_service.pool.streams.stream import CallStream
+from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.types import SampleCall
 from tests.pool.scripted import INFO, Scripted, sample_call, settled
 
@@ -69,7 +69,7 @@ async def test_a_call_that_expires_while_samples_are_changed_is_over(
         assert expired.running
         assert expired.waiting
         later = SimpleNamespace(monotonic=lambda: deadline + 1.0)
-        monkeypatch.setattr("scoring_service.pool.dispatch.time", later)
+        monkeypatch.setattr("scoring_service.pool.calls.dispatch.time", later)
         made.pool.change_samples(RunningSamples.CONTINUE, INFO, "committed")
         assert isinstance(drain(answered)[-1], CallFinished)
         (failed,) = drain(expired)

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from scoring_service.engine.events import CallFinished
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.pool.self_audit import AuditSettings, largest_difference, widest
-from scoring_service.pool.weight_sets import WeightSet
+from scoring_service.pool.streams.self_audit import AuditSettings, largest_difference, widest
+from scoring_service.pool.weights.sets import WeightSet
 from scoring_service.types import ScoreCall
 from tests.pool.scripted import INFO, Scripted, score_call, settled
 

@@ -8,10 +8,10 @@ import pytest
 
 from scoring_service.engine.page_budget import MAX_SAMPLES
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.pool.workload import Taken
+from scoring_service.pool.workers.local import LocalExecutor
+from scoring_service.pool.workers.workload import Taken
 from scoring_service.types import Call, EngineConfig, SampleCall
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, sample_call, score_call, settled
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from scoring_service.errors import Reason, ServiceError
-from scoring_service.pool.admission import Admission, Ticket
-from scoring_service.pool.throughput import Mark, Throughput
+from scoring_service.pool.admission.admission import Admission, Ticket
+from scoring_service.pool.admission.throughput import Mark, Throughput
 
 BATCH = 1000
 """Tokens of a step, at most."""

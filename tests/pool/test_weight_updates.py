@@ -23,12 +23,12 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.errors import Reason, ServiceError
-from scoring_service.pool import phase_limits
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.self_audit import AuditSettings
-from scoring_service.pool.weight_receiver import TensorChunk
-from scoring_service.pool.weight_status import Phase, RunningSamples, Staging, UpdateOptions
-from scoring_service.pool.weight_update import WeightUpdate
+from scoring_service.pool.streams.self_audit import AuditSettings
+from scoring_service.pool.weights import phase_limits
+from scoring_service.pool.weights.receiver import TensorChunk
+from scoring_service.pool.weights.status import Phase, RunningSamples, Staging, UpdateOptions
+from scoring_service.pool.weights.update import WeightUpdate
 from scoring_service.types import EngineInfo, ScoreCall, TensorSpec
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, sample_call, score_call, settled
 from tests.pool.test_running_samples import drain

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.executor import Executor
-from scoring_service.pool.local import LocalExecutor
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.workers.executor import Executor
+from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.telemetry.telemetry import Telemetry

@@ -12,11 +12,11 @@ import numpy as np
 
 from scoring_client.proto import score_pb2
 from scoring_service.engine.events import CallFinished, ScoreSlice
-from scoring_service.rpc.answers import AT_ONCE_BYTES, MESSAGE_BYTES, Answer
-from scoring_service.rpc.parse_score import ParsedScore
-from scoring_service.rpc.processing import ProcessingTable
-from scoring_service.rpc.reply_bytes import ReplyBytes
-from scoring_service.rpc.results import score_result
+from scoring_service.rpc.answers.answer import AT_ONCE_BYTES, MESSAGE_BYTES, Answer
+from scoring_service.rpc.answers.results import score_result
+from scoring_service.rpc.handling.reply_bytes import ReplyBytes
+from scoring_service.rpc.parsing.processing import ProcessingTable
+from scoring_service.rpc.parsing.score import ParsedScore
 from scoring_service.types import RowBlock, RowWants, Usage
 
 

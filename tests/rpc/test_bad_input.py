@@ -21,7 +21,7 @@ from scoring_client.proto import (
     topk_pb2,
 )
 from scoring_service.errors import ServiceError
-from scoring_service.rpc import unknown_fields
+from scoring_service.rpc.parsing import unknown_fields
 from tests.rpc.calls import collect, failure, group, reason, violations
 from tests.rpc.conftest import RunningServer
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 from scoring_client.proto import score_pb2
 from scoring_service.engine.events import Command, Submit
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
+from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.types import Call, EngineConfig
 from tests.rpc.calls import collect, group
 from tests.rpc.conftest import RunningServer, run_server

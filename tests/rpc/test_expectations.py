@@ -17,7 +17,7 @@ from scoring_client.proto import (
     score_pb2,
 )
 from scoring_service.models import tiny_model_path
-from scoring_service.rpc.processing import unsupported_settings
+from scoring_service.rpc.parsing.processing import unsupported_settings
 from tests.rpc.calls import collect, failure, group, reason, score_one
 from tests.rpc.conftest import PlainModel, RunningServer
 

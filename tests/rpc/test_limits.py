@@ -20,8 +20,8 @@ from scoring_client.proto import (
     service_pb2_grpc,
 )
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.readiness import PoolState
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineConfig

@@ -27,9 +27,9 @@ from scoring_client.proto import (
 from scoring_service.engine.events import BugReport
 from scoring_service.errors import Fault, Reason
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
-from scoring_service.rpc.admin_config import AdminConfig
-from scoring_service.rpc.refusal_log import RefusalLog
+from scoring_service.pool.workers.local import LocalExecutor
+from scoring_service.rpc.admin.config import AdminConfig
+from scoring_service.rpc.interceptors.refusal_log import RefusalLog
 from scoring_service.telemetry.logs import configure_logs
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import Span, Traces

@@ -16,7 +16,7 @@ from scoring_client.proto import (
     sequence_pb2,
 )
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
+from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.types import EngineConfig
 from tests.rpc.calls import collect, group
 from tests.rpc.conftest import RunningServer, run_server

@@ -12,7 +12,7 @@ import pytest
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, sequence_pb2
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.rpc.cost_bound import token_lower_bound
+from scoring_service.rpc.parsing.cost_bound import token_lower_bound
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, ScriptedExecutor
 from tests.rpc.calls import failure, group, reason

@@ -22,9 +22,9 @@ from scoring_client.proto import context_pb2, model_info_pb2, score_pb2, service
 from scoring_service.engine.events import Command, Credit, Submit
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
+from scoring_service.pool.workers.local import LocalExecutor
+from scoring_service.rpc.interceptors.tokens import TokenFile
 from scoring_service.rpc.tls import TlsFiles, _RotatingFiles, is_public, server_credentials
-from scoring_service.rpc.tokens import TokenFile
 from scoring_service.types import Call, EngineConfig
 from tests.rpc.authorities import Authority, credentials, write_pair
 from tests.rpc.calls import collect, failure, group, reason
@@ -266,7 +266,7 @@ async def test_rotated_certificates_are_taken_up_without_a_dropped_call(secured:
 async def test_rotated_tokens_are_taken_up(
     secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoring_service.rpc.tokens._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("scoring_service.rpc.interceptors.tokens._LOOK_SECONDS", 0.1)
     new = "n" * 20
     secured.tokens.write_text(TOKENS.replace(GOOD, new))
     async with secured.channel() as channel:
@@ -287,7 +287,7 @@ def test_a_token_file_that_was_unusable_is_read_until_it_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rights that are set late, and what a coarse clock does not tell apart, change no time."""
-    monkeypatch.setattr("scoring_service.rpc.tokens._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("scoring_service.rpc.interceptors.tokens._LOOK_SECONDS", 0.0)
     old, new, path = "o" * 20, "n" * 20, tmp_path / "tokens"
     path.write_text(f"trainer score {old}\n")
     tokens = TokenFile(path)

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, service_pb2
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
+from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.telemetry.labels import OTHER, BoundedLabel
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.sampling import RateLimited

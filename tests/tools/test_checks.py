@@ -30,7 +30,12 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The contract, what is made of it and what checks both; no git."""
-    for name in (*CONTRACT, "tools", "scoring_service/rpc/model_info.py", "constraints.txt"):
+    for name in (
+        *CONTRACT,
+        "tools",
+        "scoring_service/rpc/answers/model_info.py",
+        "constraints.txt",
+    ):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
@@ -74,7 +79,9 @@ def test_a_change_of_the_contract_is_seen(
 
 def test_a_revision_that_was_not_recorded_is_no_comparison(copy: Path) -> None:
     change(
-        copy / "scoring_service/rpc/model_info.py", "CONTRACT_REVISION = ", "CONTRACT_REVISION = 9"
+        copy / "scoring_service/rpc/answers/model_info.py",
+        "CONTRACT_REVISION = ",
+        "CONTRACT_REVISION = 9",
     )
     done = run(copy, *CHECKS["check_protos_breaking"])
     assert done.returncode == 1

@@ -12,10 +12,10 @@ import pytest_asyncio
 
 from scoring_client.proto import admin_pb2, admin_pb2_grpc, score_pb2
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.local import LocalExecutor
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.pool.workers.local import LocalExecutor
+from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineConfig

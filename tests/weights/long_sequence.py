@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from scoring_client.proto import score_pb2, weights_pb2
-from scoring_service.pool.worker import Worker
+from scoring_service.pool.workers.worker import Worker
 from tests.rpc.calls import group
 from tests.weights.conftest import WeightServer
 from tests.weights.trainer import TOLERANCE, State, Trainer, commit, messages

@@ -12,8 +12,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_service.config import ServeConfig
-from scoring_service.pool.local import LocalExecutor
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.pool.workers.local import LocalExecutor
+from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.serve import _admin_config
 from tests.rpc.calls import failure, reason, violations
 from tests.rpc.conftest import run_server

@@ -20,11 +20,11 @@ from scoring_client.proto import (
 )
 from scoring_service.config import ServeConfig
 from scoring_service.errors import ConfigurationError
-from scoring_service.pool.local import LocalExecutor
 from scoring_service.pool.pool import WorkerPool
-from scoring_service.pool.readiness import PoolState
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.rpc.admin import AdminConfig
+from scoring_service.pool.workers.local import LocalExecutor
+from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.rpc.admin.servicer import AdminConfig
 from scoring_service.rpc.server import Server, ServerConfig
 from scoring_service.serve import _admin_config
 from scoring_service.telemetry.metrics import Metrics

@@ -11,8 +11,8 @@ import pytest
 from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_service.errors import ServiceError
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.checkpoint import allowed_path
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.pool.weights.checkpoint import allowed_path
+from scoring_service.rpc.admin.config import AdminConfig
 from tests.helm.hub import serving_hub
 from tests.rpc.calls import collect, failure, reason
 from tests.weights.conftest import ENGINE, WeightServer, weight_server

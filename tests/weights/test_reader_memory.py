@@ -27,10 +27,10 @@ from scoring_service.engine.weight_memory import (
 )
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.models import tiny_model_path
-from scoring_service.pool.checkpoint import READER_MODULE, read_checkpoint
-from scoring_service.pool.weight_filling import WeightFilling
-from scoring_service.pool.weight_sets import WeightSet, WeightSets
-from scoring_service.pool.weight_status import UpdateOptions, UpdateStatus
+from scoring_service.pool.weights.checkpoint import READER_MODULE, read_checkpoint
+from scoring_service.pool.weights.filling import WeightFilling
+from scoring_service.pool.weights.sets import WeightSet, WeightSets
+from scoring_service.pool.weights.status import UpdateOptions, UpdateStatus
 from scoring_service.types import TensorSpec
 from tests.e2e.processes import alive, until
 from tests.pool.scripted import INFO, settled
@@ -101,7 +101,7 @@ async def test_how_far_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         publish_ready(memory, first.offset + first.size - HEADER_BYTES)
         await release.wait()
 
-    monkeypatch.setattr("scoring_service.pool.weight_filling.read_checkpoint", read)
+    monkeypatch.setattr("scoring_service.pool.weights.filling.read_checkpoint", read)
     base = WeightSet(0, replace(INFO, tensors=SPECS))
     status = UpdateStatus("id", 1)
     filling = WeightFilling(1, UpdateOptions(1), status, base, WeightSets([]))
@@ -120,7 +120,7 @@ async def test_how_far_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_reader_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the kernel does where memory runs out."""
     monkeypatch.setattr(
-        "scoring_service.pool.checkpoint.READER_MODULE", "tests.weights.killed_reader"
+        "scoring_service.pool.weights.checkpoint.READER_MODULE", "tests.weights.killed_reader"
     )
     with pytest.raises(ServiceError) as caught:
         await read_checkpoint(ENGINE, SPECS, lay_out(SPECS), "")

@@ -11,7 +11,7 @@ import pytest_asyncio
 import torch
 
 from scoring_client.proto import admin_pb2, weights_pb2
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.admin.config import AdminConfig
 from tests.rpc.calls import failure, reason, violations
 from tests.weights.conftest import ENGINE, WeightServer, the_rest, weight_server
 from tests.weights.trainer import State, Trainer, begin, chunk, commit, messages, part, pieces

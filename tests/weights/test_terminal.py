@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from scoring_client.cli.app import main
 from scoring_client.proto import admin_pb2, weights_pb2
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.rpc.admin.config import AdminConfig
 from tests.helm.hub import serving_hub
 from tests.rpc.calls import failure, reason
 from tests.weights.conftest import ENGINE, WeightServer, the_rest, weight_server

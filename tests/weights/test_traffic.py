@@ -16,11 +16,11 @@ import pytest
 import pytest_asyncio
 
 from scoring_client.proto import admin_pb2_grpc, weights_pb2
-from scoring_service.pool.process import ProcessExecutor
 from scoring_service.pool.settings import PoolSettings
-from scoring_service.pool.stream import Part
-from scoring_service.pool.worker import Worker
-from scoring_service.rpc.admin_config import AdminConfig
+from scoring_service.pool.streams.stream import Part
+from scoring_service.pool.workers.process import ProcessExecutor
+from scoring_service.pool.workers.worker import Worker
+from scoring_service.rpc.admin.config import AdminConfig
 from tests.rpc.calls import failure, reason
 from tests.rpc.conftest import LIMITS, run_server
 from tests.weights.conftest import ENGINE, WeightServer

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_service.errors import ServiceError
-from scoring_service.rpc.unknown_fields import refuse_unknown_fields
-from scoring_service.rpc.weight_wire import WirePart, read_push
+from scoring_service.rpc.admin.weight_wire import WirePart, read_push
+from scoring_service.rpc.parsing.unknown_fields import refuse_unknown_fields
 
 UNKNOWN = [b"\x78\x05", b"\x79" + bytes(8), b"\x7d" + bytes(4), b"\x7a\x01a", b"\x7b\x7c"]
 """Field 15, which no message of a push has, in every wire type, a group last."""

@@ -1,0 +1,1 @@
+"""Calls from their admission to their end: cut, handed to workers, moved, given up."""

@@ -1,0 +1,39 @@
+"""Ends calls that nobody waits for any more, and those whose readers stall."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from scoring_service.errors import Fault, Reason
+from scoring_service.pool.calls.admitted import AdmittedCalls
+from scoring_service.pool.streams.stream import CallStream
+
+log = structlog.get_logger(__name__)
+
+_SECONDS = 1.0
+
+
+async def expire_calls_periodically(calls: AdmittedCalls, reader_timeout: float) -> None:
+    """Looks at all calls once a second, until it is cancelled.
+
+    Args:
+        calls: that were admitted.
+        reader_timeout: seconds after which a reader stalls that takes nothing of what waits for it.
+    """
+    while True:
+        await asyncio.sleep(_SECONDS)
+        now = time.monotonic()
+        for stream in list(calls.readers):
+            if stream.call.deadline < now and not stream.ended:
+                calls.expire(stream)
+            elif stream.unread and now - stream.last_read > reader_timeout:
+                _stalled(calls, stream, reader_timeout)
+
+
+def _stalled(calls: AdmittedCalls, stream: CallStream, seconds: float) -> None:
+    message = f"the reader took nothing for {seconds:g} s while {stream.unread} bytes waited"
+    log.warning("reader_stalled", request_id=stream.call.request_id, unread=stream.unread)
+    calls.stalled(stream, Fault(Reason.READER_STALLED, message))

@@ -1,0 +1,293 @@
+"""One worker of a pool: started, watched, ended, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from scoring_service.engine.events import (
+    BugReport,
+    CacheFlushed,
+    CallEvent,
+    Command,
+    Event,
+    Heartbeat,
+    LoadFailed,
+    LoadProgress,
+    Ready,
+    WeightEvent,
+    WeightsDropped,
+    WeightsFailed,
+    WeightsFilled,
+    WeightsStaged,
+    WorkerStats,
+)
+from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.streams.stream import Part
+from scoring_service.pool.workers.executor import Executor, WorkerExited
+from scoring_service.pool.workers.restarts import RestartPolicy
+from scoring_service.pool.workers.routing import PrefixIndex
+from scoring_service.pool.workers.workload import Workload
+from scoring_service.types import EngineInfo
+
+log = structlog.get_logger(__name__)
+
+_WATCH_SECONDS = 1.0
+
+
+class WorkerState(StrEnum):
+    """Where a worker is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DOWN = "down"
+    """Dead, and to be started again after a pause."""
+    GONE = "gone"
+    """Dead for good."""
+
+
+class Owner(Protocol):
+    """What a worker tells its pool."""
+
+    def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
+        """It loaded its model."""
+        ...
+
+    def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
+        """It died, or could not be started; its parts are still in `parts`."""
+        ...
+
+    def worker_refused(self, worker: Worker, message: str) -> None:
+        """It says that its model cannot be loaded."""
+        ...
+
+    def worker_changed(self, worker: Worker) -> None:
+        """Its state or stage is another."""
+        ...
+
+    def part_event(self, worker: Worker, event: CallEvent) -> None:
+        """Something of a part."""
+        ...
+
+    def weight_event(self, worker: Worker, event: WeightEvent) -> None:
+        """Something about weights."""
+        ...
+
+    def cache_flushed(self, worker: Worker, pages: int) -> None:
+        """It forgot cached prompts."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """A slot for one worker, and whatever runs in it at the time. Lives in the event loop."""
+
+    index: int
+    make_executor: Callable[[int], Executor]
+    settings: PoolSettings
+    owner: Owner
+    state: WorkerState = WorkerState.LOADING
+    stage: str = "starting the worker"
+    last_death: str = ""
+    starts: int = 0
+    restart_seconds: float = 5.0
+    """From a start to ready, as last measured."""
+    parts: dict[int, Part] = field(default_factory=dict)
+    """Under way here."""
+    work: Workload = field(default_factory=Workload)
+    """What those parts take."""
+    weights: set[int] = field(default_factory=set)
+    """Numbers of the weights that it can compute with."""
+    staging: set[int] = field(default_factory=set)
+    """Numbers of those that it reads, or may be reading."""
+    prefixes: PrefixIndex = field(default_factory=PrefixIndex)
+    stats: WorkerStats = field(default_factory=WorkerStats)
+    policy: RestartPolicy = field(init=False)
+    _executor: Executor | None = None
+    _started: float = 0.0
+    _ready_since: float | None = None
+    _killed: bool = False
+    """By this process."""
+    said_nothing: bool = False
+    """Whether it was killed because it never said a first word."""
+    _last_heard: float | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.policy = RestartPolicy(self.settings)
+
+    def start(self) -> None:
+        """Starts it; its model loads in the background."""
+        loop = asyncio.get_running_loop()
+        executor = self.make_executor(self.index)
+        self._executor = executor
+        self._started = time.monotonic()
+        self._ready_since = self._last_heard = None
+        self._killed = self.said_nothing = False
+        self.starts += 1
+
+        def on_event(event: Event | WorkerExited) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._handle, executor, event)
+
+        self._set(WorkerState.LOADING, "starting the worker")
+        try:
+            executor.start(on_event)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self._exited(WorkerExited(reason, started=False))
+            return
+        self._tasks = [asyncio.create_task(self._watch(executor))]
+
+    def send(self, command: Command) -> None:
+        """Hands it a command."""
+        if self._executor is not None:
+            self._executor.send(command)
+
+    def kill(self) -> None:
+        """Ends it at once; it is started again as after any other death."""
+        if self._executor is not None:
+            self._killed = True
+            self._executor.kill()
+
+    async def stop(self, patience: float) -> None:
+        """Ends it for good, by force after so many seconds."""
+        executor, loading = self._executor, self.state is not WorkerState.READY
+        self._executor = None
+        self.state = WorkerState.GONE
+        for task in self._tasks:
+            task.cancel()
+        if executor is not None:
+            # A worker that loads does not listen, and has nothing to finish.
+            await asyncio.to_thread(executor.stop, 0.0 if loading else patience)
+
+    def answers(self) -> None:
+        """It takes parts from now on."""
+        self._ready_since = time.monotonic()
+        self.restart_seconds = self._ready_since - self._started
+        self.state, self.stage = WorkerState.READY, "ready"
+
+    def loads_on(self, stage: str) -> None:
+        """It has loaded a model, but not yet what it is to answer with: it has answered nothing."""
+        self._ready_since = None
+        self.state, self.stage = WorkerState.LOADING, stage
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.state is WorkerState.READY
+
+    @property
+    def seconds_to_ready(self) -> float:
+        """Until it should answer again, if it does not now."""
+        if self.state is WorkerState.READY:
+            return 0.0
+        return max(0.5, self._started + self.restart_seconds - time.monotonic())
+
+    def take(self, part: Part) -> None:
+        """Counts a part in."""
+        self.parts[part.part_id] = part
+        self.work.weigh(part)
+
+    def drop(self, part: Part) -> None:
+        """Counts a part out."""
+        if self.parts.pop(part.part_id, None) is not None:
+            self.work.forget(part)
+
+    def _set(self, state: WorkerState, stage: str) -> None:
+        self.state, self.stage = state, stage
+        self.owner.worker_changed(self)
+
+    def _handle(self, executor: Executor, event: Event | WorkerExited) -> None:
+        if executor is not self._executor:
+            return
+        self._last_heard = time.monotonic()
+        match event:
+            case LoadProgress(stage):
+                log.info("loading", worker=self.index, stage=stage)
+                self._set(WorkerState.LOADING, stage)
+            case Ready(info):
+                self.answers()
+                backend, why = info.backend, info.path_reason
+                log.info("loaded", worker=self.index, backend=backend, path_reason=why)
+                self.owner.worker_ready(self, info)
+            case LoadFailed(message):
+                self.owner.worker_refused(self, message)
+            case Heartbeat():
+                self._heartbeat(event)
+            case WorkerExited():
+                self._exited(event)
+            case WeightsStaged() | WeightsFailed() | WeightsFilled() | WeightsDropped():
+                self.owner.weight_event(self, event)
+            case BugReport(request_id, traceback):
+                log.error("bug", worker=self.index, request_id=request_id, exception=traceback)
+            case CacheFlushed(pages):
+                self.owner.cache_flushed(self, pages)
+            case _:
+                self.owner.part_event(self, event)
+
+    def _heartbeat(self, event: Heartbeat) -> None:
+        self.stats = event.stats
+        if event.in_step_seconds > self.settings.step_timeout:
+            log.error("worker_hangs", worker=self.index, step_seconds=event.in_step_seconds)
+            self.kill()
+
+    async def _watch(self, executor: Executor) -> None:
+        """Kills a worker that has gone silent, or that never said a first word."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_WATCH_SECONDS)
+            late = time.monotonic() - before - _WATCH_SECONDS
+            if executor is not self._executor:
+                return
+            # If this process itself stood still, what the worker said meanwhile is still to come.
+            if late > _WATCH_SECONDS:
+                continue
+            heard, patience = self._last_heard, self.settings.heartbeat_timeout
+            if heard is None:  # its heart beats once its program is read, which takes its time
+                heard, patience = self._started, max(patience, self.settings.start_timeout)
+            silent = time.monotonic() - heard
+            if silent > patience:
+                log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
+                self.said_nothing = self._last_heard is None
+                self.kill()
+                return
+
+    def _exited(self, event: WorkerExited) -> None:
+        answered = None if self._ready_since is None else time.monotonic() - self._ready_since
+        self._executor = None
+        if self.state is WorkerState.GONE:
+            return  # it was given up when it said that it cannot load its model
+        self.last_death = event.description
+        self.prefixes.clear()
+        # One that hangs while it loads, or loads another model, is of no more use the next time.
+        useless = self._killed and answered is None
+        pause = self.policy.died(
+            from_outside=event.from_outside and not useless,
+            answered_seconds=answered,
+            maybe_memory=event.maybe_memory,
+        )
+        self.state, self.stage = WorkerState.DOWN, event.in_words()
+        self.owner.worker_lost(self, event)
+        if self.state is not WorkerState.DOWN:
+            return  # the pool gave it up
+        log.error(
+            "worker_died" if event.started else "worker_not_started",
+            worker=self.index,
+            how=event.description,
+            restart_in=pause,
+            crashes=self.policy.crashes,
+        )
+        self._started = time.monotonic() + pause
+        self._set(WorkerState.DOWN, f"{event.in_words()}; it is tried again")
+        self._tasks.append(asyncio.create_task(self._start_later(pause)))
+
+    async def _start_later(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        self.start()

@@ -1,0 +1,1 @@
+"""AdminService: updates of the weights from their messages to the pool, and back."""

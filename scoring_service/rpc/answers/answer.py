@@ -1,0 +1,192 @@
+"""Turns the events of a call into the messages of its answer: bounded, coalesced, accounted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from scoring_client.proto import context_pb2
+from scoring_service.engine.events import (
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    ItemFailed,
+    SampleSlice,
+    ScoreSlice,
+    StreamEvent,
+    WeightsChanged,
+)
+from scoring_service.errors import Fault, ServiceError
+from scoring_service.pool.streams.stream import CallStream
+from scoring_service.rpc.answers.results import bytes_beside
+from scoring_service.rpc.handling.reply_bytes import ReplyBytes
+from scoring_service.rpc.parsing.score import ItemFault
+from scoring_service.types import EngineInfo, Usage
+
+MESSAGE_BYTES = 1 << 19
+"""Results are joined into one message until it holds this much; one more slice may come on top."""
+
+AT_ONCE_BYTES = 1 << 14
+"""Arrays of a slice that are written as numbers where the event loop stands. To write half a
+megabyte of them takes 10 ms, and the strings that go with a sixth of that, 60 ms."""
+
+Response = TypeVar("Response", bound=Message)
+
+
+class Answer(Generic[Response]):
+    """The answer to one call.
+
+    Args:
+        make_response: the response message's class.
+        render: a slice to its result message.
+        render_fault: (index, part, fault) of an item to its result message.
+        items: items asked for.
+        progress_seconds: how often a call that waits gives a sign of life.
+        render_provenance: a model, as other weights make it, to its provenance.
+        sent: what the caller was sent so far.
+        as_bytes: whether arrays go out as they are, which takes no time.
+    """
+
+    def __init__(
+        self,
+        make_response: Callable[..., Response],
+        render: Callable[[Any], Message],
+        render_fault: Callable[[int, int | None, Fault], Message],
+        items: int,
+        progress_seconds: float,
+        render_provenance: Callable[[EngineInfo], context_pb2.Provenance],
+        sent: ReplyBytes,
+        as_bytes: bool,
+    ) -> None:
+        self.usage = Usage()
+        self.ok = 0
+        """Items answered in full so far."""
+        self.items = items
+        self.sent_bytes = 0
+        """Of the messages before the summary, once that was made."""
+        self.started_ns: int | None = None
+        """When the first computation began, in nanoseconds since the epoch."""
+        self.finished_ns: int | None = None
+        """When the last one ended."""
+        self._make = make_response
+        self._progress_seconds = progress_seconds
+        self._render = render
+        self._render_fault = render_fault
+        self._render_provenance = render_provenance
+        self._sent = sent
+        self._as_bytes = as_bytes
+        self._changed: EngineInfo | None = None
+        """What computes the results that come next, if the reader was not told yet."""
+
+    def opening(self, faults: list[ItemFault], **preamble: Any) -> Iterator[Response]:
+        """The first message, with provenance and processing; the items that failed at once."""
+        yield self._make(**preamble)
+        results: list[Message] = []
+        size = 0
+        for fault in faults:
+            results.append(self._render_fault(fault.index, fault.part, fault.fault))
+            size += results[-1].ByteSize()
+            if size >= MESSAGE_BYTES:
+                yield self._make(results=results)
+                results, size = [], 0
+        if results:
+            yield self._make(results=results)
+
+    async def results(self, stream: CallStream) -> AsyncIterator[Response]:
+        """The messages between the opening and the summary.
+
+        Raises:
+            ServiceError: the call failed as a whole.
+        """
+        started = False
+        while True:
+            event = await stream.next(self._progress_seconds)
+            if event is None:
+                if not started:
+                    progress = context_pb2.Progress(tokens_ahead=stream.tokens_ahead)
+                    yield self._make(progress=progress)
+                continue
+            if not started:
+                started, self.started_ns = True, time.time_ns()
+            results, provenance, taken, end = await self._gather(event, stream)
+            if results:
+                yield self._make(results=results, provenance=provenance)
+                # The transport took the message: as much again may be computed.
+                stream.taken(taken)
+            if isinstance(end, CallFailed):
+                raise ServiceError(end.fault)
+            if end is not None:
+                self.finished_ns = time.time_ns()
+                self.usage = end.usage
+                return
+
+    def summary(self) -> Response:
+        """The last message; all others were sent."""
+        usage, self.sent_bytes = self.usage, self._sent.total
+        return self._make(
+            summary=context_pb2.Summary(
+                usage=context_pb2.Usage(
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                    cached_tokens=usage.cached_tokens,
+                    computed_tokens=usage.computed_tokens,
+                    sampled_tokens=usage.sampled_tokens,
+                    head_rows=usage.head_rows,
+                    queue_seconds=usage.queue_seconds,
+                    compute_seconds=usage.compute_seconds,
+                    reply_bytes=self.sent_bytes,
+                ),
+                items_ok=self.ok,
+                items_failed=self.items - self.ok,
+            )
+        )
+
+    async def _gather(
+        self, event: StreamEvent | None, stream: CallStream
+    ) -> tuple[list[Message], context_pb2.Provenance | None, int, CallFinished | CallFailed | None]:
+        """Results of this event and of those already there, up to a message's size.
+
+        Returns:
+            The result messages, their provenance if it changed, the bytes of their arrays, and the
+            call's end if it came.
+        """
+        results: list[Message] = []
+        taken = size = 0
+        provenance = self._take_provenance()
+        while event is not None:
+            match event:
+                case CallFinished() | CallFailed():
+                    return results, provenance, taken, event
+                case ScoreSlice() | SampleSlice():
+                    results.append(await self._rendered(event))
+                    size += event.size + bytes_beside(results[-1])
+                    self.ok += event.last
+                    taken += event.size
+                case ItemFailed(_, index, part, fault):
+                    results.append(self._render_fault(index, part, fault))
+                    size += results[-1].ByteSize()
+                case WeightsChanged(info):
+                    self._changed = info
+                    if results:  # they are the last of what was told before
+                        break
+                    provenance = self._take_provenance()
+                case CallStarted():
+                    pass
+            if size >= MESSAGE_BYTES:
+                break
+            event = stream.next_nowait()
+        return results, provenance, taken, None
+
+    async def _rendered(self, piece: ScoreSlice | SampleSlice) -> Message:
+        """A slice's result message; the event loop serves others while a large one is written."""
+        if self._as_bytes or piece.size <= AT_ONCE_BYTES:
+            return self._render(piece)
+        return await asyncio.to_thread(self._render, piece)
+
+    def _take_provenance(self) -> context_pb2.Provenance | None:
+        changed, self._changed = self._changed, None
+        return None if changed is None else self._render_provenance(changed)

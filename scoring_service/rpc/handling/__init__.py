@@ -1,0 +1,1 @@
+"""What RPCs of every kind share: their handlers, callers, bytes in and out, and their faults."""

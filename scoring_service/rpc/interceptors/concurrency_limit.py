@@ -1,0 +1,122 @@
+"""How many calls run at once: an interceptor that refuses more, with the time to come back."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from scoring_service.errors import Fault, queue_full
+from scoring_service.rpc.handling.caller import peer_host
+from scoring_service.rpc.handling.handlers import (
+    Context,
+    Handler,
+    behaviour_of,
+    refusing,
+    replacing,
+)
+from scoring_service.rpc.handling.status import abort
+from scoring_service.rpc.interceptors.authentication import (
+    ADMIN_SERVICES,
+    OPEN_SERVICES,
+    identity_of,
+)
+from scoring_service.rpc.interceptors.refusal_log import RefusalLog
+
+_UNCOUNTED = OPEN_SERVICES + ADMIN_SERVICES
+"""Probes, and whoever has the server drained or an update given up because it has too much to do:
+those have a scope of their own, and are few."""
+
+_MEMORY = 0.1
+"""Weight of the latest call in the mean of their times."""
+
+
+class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls beyond a number, before they are deserialised; of probes and admins none.
+
+    gRPC's own bound gives a status that no client knows what to do with, and counts probes too.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        refused: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begins with none.
+
+        Args:
+            most: calls at once.
+            refused: is told the reason of each refusal.
+            clock: in seconds.
+        """
+        self.running = 0
+        self._most = most
+        self._refused = refused
+        self._refusal_log = RefusalLog()
+        self._clock = clock
+        self._mean_seconds = 1.0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """See grpc.aio.ServerInterceptor."""
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        if handler is None or method.startswith(_UNCOUNTED):
+            return handler
+        if self.running >= self._most:
+            fault = self._fault()
+            return refusing(handler, fault, lambda context: self._tell(context, method, fault))
+        return replacing(handler, self._counted(behaviour_of(handler), method))
+
+    def _counted(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+        async def check(context: Context) -> None:
+            # Others may have begun while this one's request was on its way.
+            if self.running >= self._most:
+                fault = self._fault()
+                self._tell(context, method, fault)
+                await abort(context, fault)
+
+        if inspect.isasyncgenfunction(behaviour):
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                await check(context)
+                with self._running():
+                    async for response in behaviour(request, context):
+                        yield response
+
+            return stream
+
+        async def call(request: Any, context: Context) -> Any:
+            await check(context)
+            with self._running():
+                return await behaviour(request, context)
+
+        return call
+
+    def _tell(self, context: Context, method: str, fault: Fault) -> None:
+        self._refused(fault.reason)
+        self._refusal_log.note(peer_host(context.peer()), identity_of(context), method, fault)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        began = self._clock()
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            took = self._clock() - began
+            self._mean_seconds += _MEMORY * (took - self._mean_seconds)
+
+    def _fault(self) -> Fault:
+        # By Little's law one of them ends in so many seconds.
+        next_end = self._mean_seconds / self._most
+        message = f"{self.running} calls are under way; at most {self._most} may be"
+        return queue_full(message, next_end)
