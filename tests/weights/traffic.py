@@ -60,6 +60,11 @@ class Traffic:
         request = sample_pb2.SampleRequest(prompts=prompts, n=2, sampling=sampling)
         self.answers.append(("sample", request, await collect(self.stub.Sample(request))))
 
+    def fewest(self) -> int:
+        """Answers so far of the kind that has fewest."""
+        seen = Counter(kind for kind, _, _ in self.answers)
+        return min(seen[kind] for kind in ("score", "top_k", "sample"))
+
     def check(self, trainer: Trainer) -> Counter[str]:
         """Compares every answer with plain torch; what there was of each kind, and of versions."""
         seen: Counter[str] = Counter()
