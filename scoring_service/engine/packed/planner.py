@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
-from scoring_service.engine.packed.decoding import DecodeLimits, take_decode_tokens
+from scoring_service.engine.packed.decoding import StepSamples
 from scoring_service.engine.packed.pages import pages_for
 from scoring_service.engine.packed.reservation import Need, Room
 from scoring_service.engine.packed.running_calls import RunningCalls
@@ -92,17 +92,15 @@ class Planner:
         first = line.first()
         kept = _pages_kept(running)
         self._claim_for(first, kept)
-        # A token is left to scoring and prompts: with as many samples as tokens they would starve.
-        decode_tokens = take_decode_tokens(
+        samples = StepSamples(
             ready,
             running,
             self._room,
-            DecodeLimits(max_tokens - 1, self._settings.max_samples),
+            self._settings.max_samples,
             on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
         )
+        budget = self._take_samples(samples, ready, max_tokens)
         ready = [run for run in ready if run.call.call_id in self._calls.by_id]
-        beside = self._settings.beside_samples or self._settings.chunk_size
-        budget = prefill_budget(max_tokens, len(decode_tokens), beside)
         offers: list[Offer] = []
         offered, refused = 0, _Refusals()
         for run in ready:
@@ -117,7 +115,7 @@ class Planner:
                 self._fill(run, budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
-                decode_tokens = [entry for entry in decode_tokens if entry[0] is not run]
+                samples.drop(run)
                 first = line.first()
                 self._claim_for(first, kept)
                 continue
@@ -133,9 +131,25 @@ class Planner:
                     Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
                 )
                 offered += sum(sizes)
-        cuts = bool(decode_tokens) and self._settings.cuts
+        cuts = bool(samples.decode_tokens) and self._settings.cuts
         shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
-        return StepPlan(group[0].weights, *self._take_units(shares), decode_tokens)
+        return StepPlan(group[0].weights, *self._take_units(shares), samples.decode_tokens)
+
+    def _take_samples(self, samples: StepSamples, ready: Sequence[CallRun], max_tokens: int) -> int:
+        """Goes on with samples; how many tokens scoring and prompts may take beside them.
+
+        Where some draw their next token, those that resume catch up within what may join these: all
+        of it or, where scoring or prompts wait, half.
+        """
+        beside = self._settings.beside_samples or self._settings.chunk_size
+        # A token is left to scoring and prompts: with as many samples as tokens they would starve.
+        rows = samples.go_on(max_tokens - 1)
+        if not samples.any_draws:
+            rows += samples.catch_up(max_tokens - 1 - rows)
+            return prefill_budget(max_tokens, rows, beside)
+        budget = prefill_budget(max_tokens, rows, beside)
+        shared = any(run.units or run.items_to_come for run in ready)
+        return budget - samples.catch_up(budget // 2 if shared else budget)
 
     def _fill(self, run: CallRun, budget: int) -> None:
         """Lets a call begin what there is room for, and notes what it waits for."""
