@@ -110,3 +110,82 @@ def test_a_preempted_sample_takes_no_more_than_its_share_when_it_resumes() -> No
         ended += engine.run(1)
     assert max(step.total() - len(step) for step in engine.drawn) == BESIDE
     assert {*ended, *engine.run(10_000)} == set(range(1, 9))
+
+
+def test_urgent_scoring_has_whole_steps_beside_samples_that_are_not() -> None:
+    engine = Watched()
+    engine.submit(sample(1, 16, 2000, n=20, priority=-100))
+    engine.run(4)
+    engine.submit(score(2, 64, 64, groups=40, priority=100))
+    engine.forget()
+    assert 2 in engine.run(5)
+    assert [step[2] for step in engine.read] == [1024] * 5
+    assert [step[1] for step in engine.drawn] == [0] * 5
+    engine.forget()
+    engine.run(3)
+    assert [step[1] for step in engine.drawn] == [20] * 3
+
+
+def test_samples_of_lower_priority_take_what_urgent_scoring_leaves() -> None:
+    engine = Watched()
+    engine.submit(sample(1, 16, 2000, n=20))
+    engine.run(4)
+    engine.submit(score(2, 64, 64, groups=4, priority=1))
+    engine.submit(score(3, 64, 64, groups=40))
+    engine.forget()
+    engine.run(1)
+    assert (engine.read, engine.drawn) == ([Counter({2: 512})], [Counter({1: 20})])
+
+
+def test_urgent_samples_go_before_urgent_scoring_and_others_behind_it() -> None:
+    engine = Watched(max_batch_tokens=100)
+    engine.submit(sample(1, 16, 2000, n=30, priority=1))
+    engine.submit(sample(2, 16, 2000, n=60))
+    engine.run(10)
+    engine.submit(score(3, 64, 64, groups=40, priority=1))
+    engine.forget()
+    engine.run(5)
+    assert [step[1] for step in engine.drawn] == [30] * 5
+    assert all(step[3] > 50 for step in engine.read)
+    held = [d.total() + r.total() for d, r in zip(engine.drawn, engine.read, strict=True)]
+    assert max(held) <= 100
+    engine.cancel(3)
+    engine.forget()
+    engine.run(1)
+    assert engine.drawn == [Counter({1: 30, 2: 60})]
+
+
+def test_urgent_samples_are_joined_by_scoring_as_if_it_were_as_urgent() -> None:
+    def joined(priority: int) -> list[Counter[int]]:
+        engine = Watched()
+        engine.submit(sample(1, 16, 2000, n=3, priority=priority))
+        engine.run(4)
+        engine.submit(score(2, 60, 60, groups=40))
+        engine.forget()
+        engine.run(20)
+        assert [step[1] for step in engine.drawn] == [3] * 20
+        return engine.read
+
+    assert joined(priority=1) == joined(priority=0)
+    assert max(step[2] for step in joined(priority=1)) == BESIDE
+
+
+def test_an_urgent_sample_that_catches_up_does_not_wait_for_others() -> None:
+    engine = Watched()
+    engine.submit(sample(1, 16, 2000, n=20))
+    engine.run(4)
+    engine.submit(resumed(2, 3000, 4000, priority=1))
+    engine.run(5)
+    caught_up = [step[2] for step in engine.drawn if step[2] > 1]
+    assert caught_up == [1023, 1023, 954]
+
+
+def test_samples_go_on_while_urgent_scoring_waits_for_room() -> None:
+    """But for one that needs a page, which is left to what waits."""
+    engine = Watched(pages=100)
+    engine.submit(sample(1, 16, 1000, n=4))
+    engine.run(500)
+    engine.submit(score(2, 70 * 16, 64, priority=100))
+    engine.forget()
+    engine.run(5)
+    assert [step[1] for step in engine.drawn] == [3] * 5

@@ -15,10 +15,10 @@ OnSampleBug = Callable[[CallRun, Exception], None]
 
 
 class StepSamples:
-    """Samples that go on in one step, in the order of `sample_places`.
+    """Samples that go on in one step, one priority after another, in the order of `sample_places`.
 
-    Each takes its next token before one takes more: who resumes, after it was preempted or its
-    worker died, has all that was drawn of it to run through the model again.
+    Each of a priority takes its next token before one takes more: who resumes, after it was
+    preempted or its worker died, has all that was drawn of it to run through the model again.
     """
 
     def __init__(
@@ -50,24 +50,38 @@ class StepSamples:
             for sample in run.samples
             if sample.begun and sample.token_ids
         ]
-        self._waiting = sorted(waiting, key=lambda pair: places[pair[1]])
+        self._waiting: dict[int, list[tuple[CallRun, SampleRun]]] = {}
+        """By priority, those that were not asked yet."""
+        for run, sample in sorted(waiting, key=lambda pair: places[pair[1]]):
+            self._waiting.setdefault(run.call.priority, []).append((run, sample))
         self._holders = sorted((s for s in places if s.pages), key=places.__getitem__)
         """Samples that have pages, in their order: the last is preempted first."""
         self._going_on: list[tuple[CallRun, SampleRun]] = []
         self._ended: set[int] = set()
         """Calls that met a bug."""
 
-    def go_on(self, tokens: int) -> int:
-        """Each takes its next token, as long as there are tokens and pages.
+    @property
+    def priorities(self) -> list[int]:
+        """Of those that were not asked yet, descending."""
+        return list(self._waiting)
+
+    @property
+    def to_come(self) -> int:
+        """How many of those that were not asked yet a step could draw."""
+        return min(self._left, sum(map(len, self._waiting.values())))
+
+    def go_on(self, priority: int, tokens: int) -> int:
+        """Each of a priority takes its next token, as long as there are tokens and pages.
 
         Args:
+            priority: the highest that was not asked yet.
             tokens: that the step has for them.
 
         Returns:
             how many they take.
         """
         left = tokens
-        for run, sample in self._waiting:
+        for run, sample in self._waiting.pop(priority):
             if left == 0 or self._left == 0:
                 sample.wait()
             elif self._take(run, sample, 1):

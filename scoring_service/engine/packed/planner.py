@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.packed.call_run import CallRun, Unit
@@ -15,8 +16,8 @@ from scoring_service.engine.packed.scheduler import (
     Offer,
     Place,
     Share,
+    StepTokens,
     place,
-    prefill_budget,
     share,
 )
 from scoring_service.engine.packed.segments import Segment, SegmentRange
@@ -86,12 +87,10 @@ class Planner:
     def _plan_of(self, group: list[CallRun], events: list[CallEvent]) -> StepPlan:
         # In the order of `scheduler.share`, because who is first asked gets the pages.
         ready = sorted(group, key=self._place)
-        max_tokens = max(MIN_STEP, self._settings.max_batch_tokens)
         running = self._calls.by_id.values()
         line = self._line()
-        first = line.first()
         kept = _pages_kept(running)
-        self._claim_for(first, kept)
+        self._claim_for(line.first(), kept)
         samples = StepSamples(
             ready,
             running,
@@ -99,13 +98,42 @@ class Planner:
             self._settings.max_samples,
             on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
         )
-        budget = self._take_samples(samples, ready, max_tokens)
-        ready = [run for run in ready if run.call.call_id in self._calls.by_id]
+        tokens = StepTokens(
+            max(MIN_STEP, self._settings.max_batch_tokens),
+            self._settings.beside_samples or self._settings.chunk_size,
+        )
+        refused = _Refusals()
+        shares: dict[int, Share] = {}
+        for priority, band in _bands(ready, samples.priorities):
+            if priority is not None:
+                _take_samples(samples, priority, band, tokens)
+            budget = tokens.for_prefill(samples.to_come)
+            offers = self._offers(band, budget, line, kept, refused, samples, events)
+            cuts = tokens.rows > 0 and self._settings.cuts
+            found = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
+            tokens.joined += sum(sum(part.tokens) for part in found.values())
+            shares |= found
+        return StepPlan(group[0].weights, *self._take_units(shares), samples.decode_tokens)
+
+    def _offers(
+        self,
+        ready: Iterable[CallRun],
+        budget: int,
+        line: WaitingLine,
+        kept: int,
+        refused: _Refusals,
+        samples: StepSamples,
+        events: list[CallEvent],
+    ) -> list[Offer]:
+        """What calls could compute of scoring and prompts, if they have room for it."""
+        first = line.first()
         offers: list[Offer] = []
-        offered, refused = 0, _Refusals()
+        offered = 0
         for run in ready:
             if offered >= _OFFERED * budget:
                 break
+            if run.call.call_id not in self._calls.by_id:
+                continue
             if run.is_waiting and self._heeds_claims and refused.cover(run.waits_for):
                 continue
             self._room.asks_first = (
@@ -131,25 +159,7 @@ class Planner:
                     Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
                 )
                 offered += sum(sizes)
-        cuts = bool(samples.decode_tokens) and self._settings.cuts
-        shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
-        return StepPlan(group[0].weights, *self._take_units(shares), samples.decode_tokens)
-
-    def _take_samples(self, samples: StepSamples, ready: Sequence[CallRun], max_tokens: int) -> int:
-        """Goes on with samples; how many tokens scoring and prompts may take beside them.
-
-        Where some draw their next token, those that resume catch up within what may join these: all
-        of it or, where scoring or prompts wait, half.
-        """
-        beside = self._settings.beside_samples or self._settings.chunk_size
-        # A token is left to scoring and prompts: with as many samples as tokens they would starve.
-        rows = samples.go_on(max_tokens - 1)
-        if not samples.any_draws:
-            rows += samples.catch_up(max_tokens - 1 - rows)
-            return prefill_budget(max_tokens, rows, beside)
-        budget = prefill_budget(max_tokens, rows, beside)
-        shared = any(run.units or run.items_to_come for run in ready)
-        return budget - samples.catch_up(budget // 2 if shared else budget)
+        return offers
 
     def _fill(self, run: CallRun, budget: int) -> None:
         """Lets a call begin what there is room for, and notes what it waits for."""
@@ -239,6 +249,41 @@ class _Refusals:
         if need is None or self._least is None or self._count < _REFUSED:
             return False
         return need.pages >= self._least.pages and need.sample_pages >= self._least.sample_pages
+
+
+def _bands(
+    ready: Sequence[CallRun], priorities: Sequence[int]
+) -> Iterator[tuple[int | None, list[CallRun]]]:
+    """Calls by urgency: first what outranks all samples, then samples and what they outrank.
+
+    Args:
+        ready: calls, the most urgent first.
+        priorities: of samples that may go on, descending.
+
+    Yields:
+        a priority of samples that go on before scoring and prompts of some calls, and these calls,
+        down to the next such priority; None = none go on before them.
+    """
+    below = itertools.groupby(ready, lambda run: sum(p >= run.call.priority for p in priorities))
+    for count, band in below:
+        yield (priorities[count - 1] if count else None), list(band)
+
+
+def _take_samples(
+    samples: StepSamples, priority: int, band: Sequence[CallRun], tokens: StepTokens
+) -> None:
+    """Goes on with samples of a priority.
+
+    Where some draw their next token, those that resume catch up within what may join these: all of
+    it or, where scoring or prompts wait, half.
+    """
+    tokens.rows += samples.go_on(priority, tokens.for_samples())
+    if not samples.any_draws:
+        tokens.rows += samples.catch_up(tokens.for_samples())
+        return
+    budget = tokens.for_prefill(samples.to_come)
+    shared = any(run.units or run.items_to_come for run in band)
+    tokens.joined += samples.catch_up(budget // 2 if shared else budget)
 
 
 def _step_groups(running: Iterable[CallRun]) -> list[list[CallRun]]:
