@@ -7,10 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from scoring_service.engine.events import CallEvent
+from scoring_service.engine.packed.setup import beside_samples
 from scoring_service.engine.packed.step_plan import StepPlan
-from scoring_service.types import SampleCall
+from scoring_service.types import EngineConfig, SampleCall
 from tests.engine.without_model import EngineWithoutModel, sample, score
 
 BESIDE = 28
@@ -189,3 +192,21 @@ def test_samples_go_on_while_urgent_scoring_waits_for_room() -> None:
     engine.forget()
     engine.run(5)
     assert [step[1] for step in engine.drawn] == [3] * 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunk", "cuts", "most"),
+    [("cpu", 64, True, 28), ("cpu", 64, False, 64), ("cuda", 256, False, 2048)],
+)
+def test_what_joins_a_sample_by_device(kind: str, chunk: int, cuts: bool, most: int) -> None:
+    beside = beside_samples(EngineConfig("any"), chunk, torch.device(kind), cuts)
+    engine = Watched(
+        pages=40_000, max_batch_tokens=8192, chunk_size=chunk, cuts=cuts, beside_samples=beside
+    )
+    engine.submit(sample(1, 16, 2000))
+    engine.run(4)
+    engine.submit(score(2, 4 * chunk, 4 * chunk, groups=60))
+    engine.forget()
+    engine.run(6)
+    assert [step[1] for step in engine.drawn] == [1] * 6
+    assert [step[2] for step in engine.read] == [most] * 6
