@@ -17,9 +17,12 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 CHUNK_TOKENS = {"cpu": 64, "cuda": 256}
 """Tokens between seams, unless configured."""
 
-BESIDE_SAMPLES = 28
-"""Tokens of scoring and prompts that join few samples where chunks may be cut, unless configured: a
-step of them takes less than twice as long as one that draws alone, and one of a chunk does not."""
+BESIDE_SAMPLES = {"cpu": 28, "cuda": 2048}
+"""Tokens of scoring and prompts that join few samples, unless configured; at least a chunk, where
+chunks cannot be cut. On a CPU a step of them takes less than twice as long as one that draws alone,
+and one of a chunk does not. On a GPU a step that draws alone takes as long as its launches and the
+reading of weights, however few its rows are: the figure is a guess, to be measured by the workload
+`mixed` of `benchmarks.gpu`."""
 
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
 """Of what is left beside the weights, what pages and steps may take, unless configured."""

@@ -18,6 +18,8 @@ from tests.engine.sampling import task
 from tests.engine.scoring import Group, groups
 from tests.engine.small_models import ARCHITECTURES, save_model
 
+BESIDE = BESIDE_SAMPLES["cpu"]
+
 BY_NAME = {a.name: a for a in ARCHITECTURES}
 
 Rows = dict[tuple[int, ...], bytes]
@@ -100,7 +102,7 @@ def ids(loaded: LoadedModel, seed: int, count: int) -> list[int]:
 def test_the_same_bits_in_fewer_rows_a_step(loaded: LoadedModel, steps: list[Step]) -> None:
     assert loaded.packed is not None
     settings = loaded.packed.settings
-    assert (settings.cuts, settings.beside_samples) == (True, BESIDE_SAMPLES)
+    assert (settings.cuts, settings.beside_samples) == (True, BESIDE)
     shared = ids(loaded, 1, 70)
     first = score_call(1, [(shared, [ids(loaded, 2, 70), ids(loaded, 3, 1)])])
     second = score_call(2, [([*shared, 5], [ids(loaded, 4, 25)]), ([7], [ids(loaded, 5, 90)])])
@@ -121,7 +123,7 @@ def test_the_same_bits_in_fewer_rows_a_step(loaded: LoadedModel, steps: list[Ste
     beside = rows_of(engine)
     assert {key: found for key, found in beside.items() if key[0] != 9} == alone
     assert cut(steps) > 8
-    assert max(sum(p.tokens for p in step.pieces) for step in steps) <= BESIDE_SAMPLES
+    assert max(sum(p.tokens for p in step.pieces) for step in steps) <= BESIDE
     engine.flush_cache()
     assert engine.free_pages == 400
 
@@ -174,7 +176,7 @@ def test_a_leaf_is_cut_only_where_pages_are_free(tiny: LoadedModel, steps: list[
         assert any(key[0] == 1 for key in rows_of(engine))
         return max(sum(piece.tokens for piece in step.pieces) for step in steps)
 
-    assert largest(pages=40) == BESIDE_SAMPLES
+    assert largest(pages=40) == BESIDE
     assert largest(pages=6) == 62
 
 

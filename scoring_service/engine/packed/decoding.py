@@ -2,101 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 from scoring_service.engine.packed.call_run import CallRun
 from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.sample_run import SampleRun
-from scoring_service.engine.packed.sample_slots import SamplePlace, sample_places
+from scoring_service.engine.packed.sample_slots import sample_places
 from scoring_service.engine.packed.segments import DecodeToken
 
-
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """What a step takes of samples."""
-
-    tokens: int
-    samples: int
+OnSampleBug = Callable[[CallRun, Exception], None]
+"""Ends a call whose samples cannot go on."""
 
 
-def take_decode_tokens(
-    ready: Sequence[CallRun],
-    running: Iterable[CallRun],
-    room: Room,
-    limits: DecodeLimits,
-    on_bug: Callable[[CallRun, Exception], None],
-) -> list[tuple[CallRun, SampleRun, DecodeToken]]:
-    """Tokens that a step runs through the model, in the order of `sample_places`.
+class StepSamples:
+    """Samples that go on in one step, one priority after another, in the order of `sample_places`.
 
-    Args:
-        ready: calls whose samples may go on.
-        running: all calls, whose samples further behind are preempted where pages run out.
-        room: the pages.
-        limits: of the step.
-        on_bug: ends a call whose samples cannot go on.
+    Each of a priority takes its next token before one takes more: who resumes, after it was
+    preempted or its worker died, has all that was drawn of it to run through the model again.
     """
-    places = sample_places(running)
-    waiting = [
-        (run, sample)
-        for run in ready
-        for sample in run.samples
-        if sample.begun and sample.token_ids
-    ]
-    waiting.sort(key=lambda pair: places[pair[1]])
-    last_holders = sorted((sample for sample in places if sample.pages), key=places.__getitem__)
-    """Samples that have pages, in the order in which they go on: the last is preempted first."""
-    decode_tokens: list[tuple[CallRun, SampleRun, DecodeToken]] = []
-    ended: set[int] = set()
-    """Calls that met a bug."""
-    left, samples_left = limits.tokens, limits.samples
-    for run, sample in waiting:
-        if left == 0 or samples_left == 0:
-            sample.wait()
-            continue
-        if run.call.call_id in ended:
-            continue
-        try:
-            if sample.pages_missing and not _make_room(sample, last_holders, places, room):
+
+    def __init__(
+        self,
+        ready: Sequence[CallRun],
+        running: Iterable[CallRun],
+        room: Room,
+        most: int,
+        on_bug: OnSampleBug,
+    ) -> None:
+        """Begins with an empty step.
+
+        Args:
+            ready: calls whose samples may go on.
+            running: all calls, whose samples further behind are preempted where pages run out.
+            room: the pages.
+            most: samples that a step draws.
+            on_bug: see there.
+        """
+        self.decode_tokens: list[tuple[CallRun, SampleRun, DecodeToken]] = []
+        """That the step runs through the model, those of one sample in their order."""
+        self._room = room
+        self._left = most
+        self._on_bug = on_bug
+        self._places = places = sample_places(running)
+        waiting = [
+            (run, sample)
+            for run in ready
+            for sample in run.samples
+            if sample.begun and sample.token_ids
+        ]
+        self._waiting: dict[int, list[tuple[CallRun, SampleRun]]] = {}
+        """By priority, those that were not asked yet."""
+        for run, sample in sorted(waiting, key=lambda pair: places[pair[1]]):
+            self._waiting.setdefault(run.call.priority, []).append((run, sample))
+        self._holders = sorted((s for s in places if s.pages), key=places.__getitem__)
+        """Samples that have pages, in their order: the last is preempted first."""
+        self._going_on: list[tuple[CallRun, SampleRun]] = []
+        self._ended: set[int] = set()
+        """Calls that met a bug."""
+
+    @property
+    def priorities(self) -> list[int]:
+        """Of those that were not asked yet, descending."""
+        return list(self._waiting)
+
+    @property
+    def to_come(self) -> int:
+        """How many of those that were not asked yet a step could draw."""
+        return min(self._left, sum(map(len, self._waiting.values())))
+
+    def go_on(self, priority: int, tokens: int) -> int:
+        """Each of a priority takes its next token, as long as there are tokens and pages.
+
+        Args:
+            priority: the highest that was not asked yet.
+            tokens: that the step has for them.
+
+        Returns:
+            how many they take.
+        """
+        left = tokens
+        for run, sample in self._waiting.pop(priority):
+            if left == 0 or self._left == 0:
                 sample.wait()
-                continue
-            new = sample.decode_tokens(left)
+            elif self._take(run, sample, 1):
+                self._going_on.append((run, sample))
+                self._left -= 1
+                left -= 1
+        return tokens - left
+
+    @property
+    def any_draws(self) -> bool:
+        """Whether one of those that go on has caught up, and draws in this step."""
+        return any(sample.can_draw for _, sample in self._going_on)
+
+    def catch_up(self, tokens: int) -> int:
+        """Those that go on and have not caught up take more, the first all that it can.
+
+        Args:
+            tokens: that the step has for that.
+
+        Returns:
+            how many they take.
+        """
+        left = tokens
+        for run, sample in self._going_on:
+            if left and not sample.can_draw:
+                left -= self._take(run, sample, left)
+        return tokens - left
+
+    def _take(self, run: CallRun, sample: SampleRun, limit: int) -> int:
+        """How many tokens a sample takes, at most `limit`; 0 where it cannot go on."""
+        if id(run) in self._ended:
+            return 0
+        try:
+            if sample.pages_missing and not self._make_room(sample):
+                sample.wait()
+                return 0
+            new = sample.decode_tokens(limit)
         except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
-            on_bug(run, error)
-            ended.add(run.call.call_id)
-            decode_tokens = [entry for entry in decode_tokens if entry[0] is not run]
-            continue
-        left -= len(new)
-        samples_left -= 1
+            self._on_bug(run, error)
+            self.drop(run)
+            return 0
         run.served += len(new)
-        decode_tokens.extend((run, sample, token) for token in new)
-    return decode_tokens
+        self.decode_tokens.extend((run, sample, token) for token in new)
+        return len(new)
 
+    def drop(self, run: CallRun) -> None:
+        """A call ended."""
+        self._ended.add(id(run))
+        self.decode_tokens = [entry for entry in self.decode_tokens if entry[0] is not run]
 
-def _make_room(
-    sample: SampleRun, holders: list[SampleRun], places: Mapping[SampleRun, SamplePlace], room: Room
-) -> bool:
-    """Takes the pages that a sample misses, from samples behind it if it must.
-
-    Args:
-        sample: misses pages.
-        holders: samples that had pages, in their order; those that are preempted are removed.
-        places: of all samples.
-        room: the pages.
-    """
-    missing = sample.pages_missing
-    left = room.free_for_samples(sample.call.priority)
-    # They keep what they have if it is too few.
-    giving = 0
-    while missing > left and giving < len(holders):
-        giving += 1
-        other = holders[-giving]
-        if places[other] <= places[sample]:
-            break
-        left += len(other.pages)
-    if missing > left:
-        return False
-    for _ in range(giving):
-        room.take_back(holders.pop())
-    room.grow(sample, missing)
-    return True
+    def _make_room(self, sample: SampleRun) -> bool:
+        """Takes the pages that a sample misses, from samples behind it if it must."""
+        missing = sample.pages_missing
+        left = self._room.free_for_samples(sample.call.priority)
+        # They keep what they have if it is too few.
+        giving = 0
+        while missing > left and giving < len(self._holders):
+            giving += 1
+            other = self._holders[-giving]
+            if self._places[other] <= self._places[sample]:
+                break
+            left += len(other.pages)
+        if missing > left:
+            return False
+        for _ in range(giving):
+            self._room.take_back(self._holders.pop())
+        self._room.grow(sample, missing)
+        return True

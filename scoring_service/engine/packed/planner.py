@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scoring_service.engine.events import CallEvent
+from scoring_service.engine.packed.admission import Admission
 from scoring_service.engine.packed.call_run import CallRun, Unit
-from scoring_service.engine.packed.decoding import DecodeLimits, take_decode_tokens
+from scoring_service.engine.packed.decoding import StepSamples
 from scoring_service.engine.packed.pages import pages_for
-from scoring_service.engine.packed.reservation import Need, Room
+from scoring_service.engine.packed.reservation import Room
 from scoring_service.engine.packed.running_calls import RunningCalls
 from scoring_service.engine.packed.scheduler import (
     Offer,
     Place,
     Share,
+    StepTokens,
     place,
-    prefill_budget,
     share,
 )
 from scoring_service.engine.packed.segments import Segment, SegmentRange
@@ -30,11 +32,6 @@ from scoring_service.peak_memory import answer_limit
 
 _OFFERED = 4
 """Of as many times a step's tokens segments are chosen: those that come later would not fill it."""
-
-_REFUSED = 64
-"""So many calls are told in one step that there is no room for them to begin. Those that come later
-are less urgent, and are asked only if less was refused to them before: asking thousands took longer
-than the step."""
 
 OnBug = Callable[[CallRun, Exception], list[CallEvent]]
 """Ends a call that cannot be planned."""
@@ -56,7 +53,6 @@ class Planner:
         self._room = room
         self._settings = settings
         self._on_bug = on_bug
-        self._heeds_claims = True
 
     def next(self, events: list[CallEvent]) -> StepPlan:
         """A plan on the weights of the most urgent calls; among several, by turns.
@@ -65,14 +61,14 @@ class Planner:
             events: what is to be told of calls that cannot be planned is added.
         """
         # Where nothing goes on, nothing becomes free that could be waited for.
-        for self._heeds_claims in (True, False):
+        for heeds_claims in (True, False):
             # Who is first and has no room waits for what the others hold.
             for group in _step_groups(self._calls.by_id.values()):
-                plan = self._plan_of(group, events)
+                plan = self._plan_of(group, heeds_claims, events)
                 if not plan.is_empty:
                     self._note_turn(group)
                     return plan
-            if self._line().first() is None:
+            if WaitingLine(self._calls.by_id, self._place).first() is None:
                 break
         return StepPlan()
 
@@ -83,81 +79,77 @@ class Planner:
             if id(run) in served or (run.weights is group[0].weights and run.credit <= 0):
                 run.waiting_since = now
 
-    def _plan_of(self, group: list[CallRun], events: list[CallEvent]) -> StepPlan:
+    def _plan_of(
+        self, group: list[CallRun], heeds_claims: bool, events: list[CallEvent]
+    ) -> StepPlan:
+        """A step of calls on the same weights.
+
+        Args:
+            group: these calls.
+            heeds_claims: as of `Admission`.
+            events: as of `next`.
+        """
+        calls = self._calls.by_id
         # In the order of `scheduler.share`, because who is first asked gets the pages.
         ready = sorted(group, key=self._place)
-        max_tokens = max(MIN_STEP, self._settings.max_batch_tokens)
-        running = self._calls.by_id.values()
-        line = self._line()
-        first = line.first()
-        kept = _pages_kept(running)
-        self._claim_for(first, kept)
-        # A token is left to scoring and prompts: with as many samples as tokens they would starve.
-        decode_tokens = take_decode_tokens(
+        admission = Admission(calls, self._place, self._store, self._room, heeds_claims)
+        samples = StepSamples(
             ready,
-            running,
+            calls.values(),
             self._room,
-            DecodeLimits(max_tokens - 1, self._settings.max_samples),
+            self._settings.max_samples,
             on_bug=lambda run, error: events.extend(self._on_bug(run, error)),
         )
-        ready = [run for run in ready if run.call.call_id in self._calls.by_id]
-        beside = self._settings.beside_samples or self._settings.chunk_size
-        budget = prefill_budget(max_tokens, len(decode_tokens), beside)
+        tokens = StepTokens(
+            max(MIN_STEP, self._settings.max_batch_tokens),
+            self._settings.beside_samples or self._settings.chunk_size,
+        )
+        shares: dict[int, Share] = {}
+        for priority, band in _bands(ready, samples.priorities):
+            if priority is not None:
+                _take_samples(samples, priority, band, tokens)
+            budget = tokens.for_prefill(samples.to_come)
+            offers = self._offers(band, budget, admission, samples, events)
+            cuts = tokens.rows > 0 and self._settings.cuts
+            found = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
+            tokens.joined += sum(sum(part.tokens) for part in found.values())
+            shares |= found
+        return StepPlan(group[0].weights, *self._take_units(shares), samples.decode_tokens)
+
+    def _offers(
+        self,
+        band: Iterable[CallRun],
+        budget: int,
+        admission: Admission,
+        samples: StepSamples,
+        events: list[CallEvent],
+    ) -> list[Offer]:
+        """What calls could compute of scoring and prompts, as far as they have room for it."""
         offers: list[Offer] = []
-        offered, refused = 0, _Refusals()
-        for run in ready:
+        offered = 0
+        for run in band:
+            call = run.call
             if offered >= _OFFERED * budget:
                 break
-            if run.is_waiting and self._heeds_claims and refused.cover(run.waits_for):
+            if call.call_id not in self._calls.by_id or admission.is_hopeless(run):
                 continue
-            self._room.asks_first = (
-                first is None or run is first or self._place(run) < self._place(first)
-            )
             try:
-                self._fill(run, budget)
+                admission.ask(run, budget)
             except Exception as error:  # noqa: BLE001 - a bug ends the call it met, not the worker
                 events.extend(self._on_bug(run, error))
-                decode_tokens = [entry for entry in decode_tokens if entry[0] is not run]
-                first = line.first()
-                self._claim_for(first, kept)
+                samples.drop(run)
+                admission.leave()
                 continue
-            line.add(run)
-            refused.note(run.waits_for)
-            if run is first or (run.waits_for is not None and self._room.asks_first):
-                first = line.first()
-                self._claim_for(first, kept)
-            sizes = _leading_sizes(run, budget)
-            if sizes:
-                call = run.call
+            if sizes := _leading_sizes(run, budget):
                 offers.append(
                     Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
                 )
                 offered += sum(sizes)
-        cuts = bool(decode_tokens) and self._settings.cuts
-        shares = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
-        return StepPlan(group[0].weights, *self._take_units(shares), decode_tokens)
-
-    def _fill(self, run: CallRun, budget: int) -> None:
-        """Lets a call begin what there is room for, and notes what it waits for."""
-        self._room.refused = None
-        run.fill(budget)
-        run.waits_for = self._room.refused if run.is_waiting else None
-
-    def _line(self) -> WaitingLine:
-        return WaitingLine(self._calls.by_id, self._place)
+        return offers
 
     def _place(self, run: CallRun) -> Place:
         call, turn = run.call, self._settings.turn_tokens
         return place(call.priority, run.served, run.left, call.deadline, turn)
-
-    def _claim_for(self, first: CallRun | None, kept: int) -> None:
-        """Lets others leave to a call what becomes free, if it can come to fit beside `kept`."""
-        need = None if first is None else first.waits_for
-        self._room.claim = None
-        if first is None or need is None or not self._heeds_claims:
-            return
-        if need.pages <= self._store.pages - kept:
-            self._room.claim = need, first.call.priority
 
     def _take_units(
         self, shares: dict[int, Share]
@@ -202,29 +194,39 @@ class Planner:
         return True
 
 
-class _Refusals:
-    """What could not be had in one step."""
+def _bands(
+    ready: Sequence[CallRun], priorities: Sequence[int]
+) -> Iterator[tuple[int | None, list[CallRun]]]:
+    """Calls by urgency: first what outranks all samples, then samples and what they outrank.
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._least: Need | None = None
+    Args:
+        ready: calls, the most urgent first.
+        priorities: of samples that may go on, descending.
 
-    def note(self, need: Need | None) -> None:
-        """Somebody asked, and has to wait for this; None = has not."""
-        if need is not None:
-            self._count += 1
-            if self._least is None or need < self._least:
-                self._least = need
+    Yields:
+        a priority of samples that go on before scoring and prompts of some calls, and these calls,
+        down to the next such priority; None = none go on before them.
+    """
+    below = itertools.groupby(ready, lambda run: sum(p >= run.call.priority for p in priorities))
+    for count, band in below:
+        yield (priorities[count - 1] if count else None), list(band)
 
-    def cover(self, need: Need | None) -> bool:
-        """Whether many were refused, and somebody no more than this, who had a better claim.
 
-        Args:
-            need: what there was no room for when it was asked last; None = it never was.
-        """
-        if need is None or self._least is None or self._count < _REFUSED:
-            return False
-        return need.pages >= self._least.pages and need.sample_pages >= self._least.sample_pages
+def _take_samples(
+    samples: StepSamples, priority: int, band: Sequence[CallRun], tokens: StepTokens
+) -> None:
+    """Goes on with samples of a priority.
+
+    Where some draw their next token, those that resume catch up within what may join these: all of
+    it or, where scoring or prompts wait, half.
+    """
+    tokens.rows += samples.go_on(priority, tokens.for_samples())
+    if not samples.any_draws:
+        tokens.rows += samples.catch_up(tokens.for_samples())
+        return
+    budget = tokens.for_prefill(samples.to_come)
+    shared = any(run.units or run.items_to_come for run in band)
+    tokens.joined += samples.catch_up(budget // 2 if shared else budget)
 
 
 def _step_groups(running: Iterable[CallRun]) -> list[list[CallRun]]:
@@ -249,13 +251,6 @@ def _step_groups(running: Iterable[CallRun]) -> list[list[CallRun]]:
             min(run.waiting_since for run in group),
         ),
     )
-
-
-def _pages_kept(running: Iterable[CallRun]) -> int:
-    """What calls hold whose readers take nothing."""
-    ends = [completion.end for run in running if run.credit <= 0 for completion in run.completions]
-    held = {id(segment): segment for end in ends for segment in end.chain()}
-    return sum(len(segment.pages) for segment in held.values())
 
 
 def _add_piece(pieces: dict[int, SegmentRange], segment: Segment, tokens: int) -> None:

@@ -124,3 +124,34 @@ def prefill_budget(budget: int, decode_rows: int, beside_decoding: int) -> int:
     if decode_rows == 0:
         return budget
     return max(0, min(max(beside_decoding, decode_rows), budget - decode_rows))
+
+
+@dataclass(slots=True)
+class StepTokens:
+    """Tokens of a step while it is filled, from the most urgent down."""
+
+    most: int
+    """That it may hold."""
+    beside_decoding: int
+    """As of `prefill_budget`."""
+    rows: int = 0
+    """Of samples that go on."""
+    joined: int = 0
+    """Of scoring and prompts, and of samples that catch up beside others."""
+
+    def for_samples(self) -> int:
+        """How many samples of the next priority may take.
+
+        One is left to scoring and prompts: with as many samples as tokens they would starve.
+        """
+        return max(0, self.most - 1 - self.rows - self.joined)
+
+    def for_prefill(self, samples_below: int) -> int:
+        """How many scoring and prompts may take that no sample below is more urgent than.
+
+        Args:
+            samples_below: samples of lower priority, which take what is left. They do not shorten
+                the step, and many of them make it long in any case.
+        """
+        many = max(self.beside_decoding, self.rows + samples_below)
+        return max(0, prefill_budget(self.most, self.rows, many) - self.joined)

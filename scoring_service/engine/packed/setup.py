@@ -49,6 +49,12 @@ def packed_settings(config: EngineConfig, device: torch.device) -> PackedSetting
     )
 
 
+def beside_samples(config: EngineConfig, chunk_size: int, device: torch.device, cuts: bool) -> int:
+    """Tokens of scoring and prompts that join few samples; arguments as of `set_up`."""
+    least = 0 if cuts else chunk_size
+    return config.tokens_beside_samples or max(least, BESIDE_SAMPLES[device.type])
+
+
 def set_up(
     config: EngineConfig,
     shapes: list[LayerShape],
@@ -74,9 +80,10 @@ def set_up(
     Raises:
         ConfigurationError: not even a short sequence fits.
     """
+    settings = packed_settings(config, device)
     settings = replace(
-        packed_settings(config, device),
-        beside_samples=config.tokens_beside_samples or (BESIDE_SAMPLES if cuts else 0),
+        settings,
+        beside_samples=beside_samples(config, settings.chunk_size, device, cuts),
         cuts=cuts,
         graph_rows=GRAPH_ROWS if records else (),
     )
