@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.limits import Shape, bytes_read, flops, least_seconds
+from benchmarks.limits import Shape, bytes_read, flops, least_seconds, median_rates
 from benchmarks.machine import copy_rate, describe, matrix_rate
 from benchmarks.side_process import SideProcess
-from benchmarks.workloads import Scoring, build
+from benchmarks.workloads import Scoring, Work, build
 
 Say = Callable[[str], None]
 
 _PRODUCT_ROWS = {"cpu": 1024, "cuda": 8192}
 """Rows of the products that the machine's matrix rate is measured with."""
+
+_RATE_SECONDS = 0.25
+"""That a rate is measured for: both of them, twice a workload, within two seconds."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,16 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
     shape = Shape.of(json.loads((plan.model / "config.json").read_text()))
     report: dict[str, Any] = {"machine": describe(), "workloads": {}, "failures": []}
     alive = list(sides)
-    say("the machine's matrix and copy rates")
-    rows = _PRODUCT_ROWS.get(plan.device.partition(":")[0], _PRODUCT_ROWS["cpu"])
-    rate = matrix_rate(plan.dtype, rows, shape.hidden, shape.intermediate, plan.device)
-    copies = copy_rate(plan.device)
-    report["machine"].update(matrix_flops_per_second=rate, copy_bytes_per_second=copies)
     width = 4 if plan.dtype == "float32" else 2
     for place, name in enumerate(plan.workloads, 1):
         work = build(name, plan.size, shape.vocab)
         counted = {"flops": flops(shape, work), "bytes": bytes_read(shape, work, width)}
-        limit = least_seconds(counted["flops"], counted["bytes"], report["machine"])
+        rates: list[dict[str, float]] = []
         runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
         able = [side for side in alive if plan.turns(place, side.name)]
         for repetition in range(plan.repetitions + 1):
+            if repetition == 1:
+                rates.append(_rates(shape, plan))
             for side in [side for side in able if repetition <= plan.turns(place, side.name)]:
                 elapsed = time.monotonic() - plan.began
                 if elapsed > plan.time_limit:
@@ -101,6 +101,9 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
                 if reason := outcome.get("failed"):
                     say(f"{name}: {side.name} failed: {reason}")
                     report["failures"].append({"workload": name, "side": side.name, "why": reason})
+                if why := _was_warm(work, outcome):
+                    say(f"{name}: {side.name}: {why}")
+                    report["failures"].append({"workload": name, "side": side.name, "why": why})
                 if outcome.get("cannot") or reason:
                     able.remove(side)
                 elif repetition:
@@ -108,14 +111,39 @@ def measure(sides: list[SideProcess], plan: Plan, say: Say) -> Iterator[dict[str
         if not any(runs.values()):
             yield report
             continue  # the time limit, or nobody could
+        rates.append(_rates(shape, plan))
+        limit = least_seconds(counted["flops"], counted["bytes"], median_rates(rates))
         report["workloads"][name] = {
             "tokens": work.tokens,
             **counted,
+            "rates": rates,
             "limit_seconds": limit,
             "largest_disagreement": _disagreement(runs) if isinstance(work, Scoring) else None,
             "runs": {side: found for side, found in runs.items() if found},
         }
         yield report
+
+
+def _rates(shape: Shape, plan: Plan) -> dict[str, float]:
+    """What the machine does now: it changes within minutes, and a limit is of a workload's own."""
+    rows = _PRODUCT_ROWS.get(plan.device.partition(":")[0], _PRODUCT_ROWS["cpu"])
+    sizes = (rows, shape.hidden, shape.intermediate)
+    return {
+        "matrix_flops_per_second": matrix_rate(plan.dtype, *sizes, plan.device, _RATE_SECONDS),
+        "copy_bytes_per_second": copy_rate(plan.device, _RATE_SECONDS),
+    }
+
+
+def _was_warm(work: Work, outcome: dict[str, Any]) -> str | None:
+    """What a prefix cache knew of a workload's prompts, which are new in every repetition.
+
+    None where it knew nothing, or where the side does not tell. The completions and samples of a
+    prompt share it within the work; no cache is asked for that.
+    """
+    cached = outcome.get("cached_tokens")
+    if cached is None or cached <= work.known_by_chance:
+        return None
+    return f"{cached:,} prompt tokens came from a cache, of prompts that should have been new"
 
 
 def median_seconds(runs: list[dict[str, Any]]) -> float:

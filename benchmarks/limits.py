@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,3 +118,8 @@ def least_seconds(flops: float, moved_bytes: float, machine: Mapping[str, float]
     """
     products = flops / machine["matrix_flops_per_second"]
     return max(products, moved_bytes / machine["copy_bytes_per_second"])
+
+
+def median_rates(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each rate over what was measured of it, for `least_seconds`."""
+    return {name: statistics.median(sample[name] for sample in samples) for name in samples[0]}

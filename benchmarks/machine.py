@@ -71,15 +71,17 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def matrix_rate(dtype: str, rows: int, inner: int, columns: int, device: str = "cpu") -> float:
-    """FLOP/s of a product of these shapes: the best of what a second allows."""
+def matrix_rate(
+    dtype: str, rows: int, inner: int, columns: int, device: str = "cpu", seconds: float = _SECONDS
+) -> float:
+    """FLOP/s of a product of these shapes: the best of what so many seconds allow."""
     kind = getattr(torch, dtype)
     left = torch.randn(rows, inner, device=device).to(kind)
     right = torch.randn(columns, inner, device=device).to(kind)
-    return 2.0 * rows * inner * columns / _best(lambda: left @ right.t(), device)
+    return 2.0 * rows * inner * columns / _best(lambda: left @ right.t(), device, seconds)
 
 
-def copy_rate(device: str = "cpu") -> float:
+def copy_rate(device: str = "cpu", seconds: float = _SECONDS) -> float:
     """Bytes/s that memory moves in a copy that no cache holds: read and written ones, both counted.
 
     The least time for reading n bytes is n over this rate, wherever a limit counts bytes
@@ -87,11 +89,11 @@ def copy_rate(device: str = "cpu") -> float:
     """
     source = torch.ones(1 << 28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2.0 * source.numel() / _best(lambda: target.copy_(source), device)
+    return 2.0 * source.numel() / _best(lambda: target.copy_(source), device, seconds)
 
 
-def _best(work: Callable[[], object], device: str) -> float:
-    """Seconds of the shortest repetition that a second has time for, of three at least.
+def _best(work: Callable[[], object], device: str, seconds: float) -> float:
+    """Seconds of the shortest repetition that so many seconds have time for, of three at least.
 
     On a device a repetition is several pieces of work, so that the launch and the wait, which take
     as long as a few MB of a copy, are a small share of it.
@@ -99,7 +101,7 @@ def _best(work: Callable[[], object], device: str) -> float:
     best = float("inf")
     began = time.perf_counter()
     repetitions, pieces = 0, 1 if device == "cpu" else _PIECES
-    while repetitions < 3 or time.perf_counter() - began < _SECONDS:
+    while repetitions < 3 or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         for _ in range(pieces):
             work()

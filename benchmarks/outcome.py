@@ -16,6 +16,8 @@ class Outcome:
     """Seconds to each result (a completion, a sample, or a token while sampling in `mixed`)."""
     logprob_sums: list[float] = field(default_factory=list)
     """Sum of each scored completion's log-probs, in the workload's order: sides must agree."""
+    cached_tokens: int | None = None
+    """Prompt tokens that came from a prefix cache; in `mixed` those of scoring. None = not told."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""

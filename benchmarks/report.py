@@ -23,10 +23,10 @@ def tables(report: dict[str, Any]) -> str:
 def _summary(report: dict[str, Any], ours: str) -> str:
     others = [side for side in report["sides"] if side != ours]
     lines = [
-        f"| workload | {ours}, tokens/s | of the limit | its speed over "
+        f"| workload | {ours}, tokens/s | GFLOP/s (min-max) | of the limit | its speed over "
         + " | ".join(f"`{side}`" for side in others)
         + " |",
-        "|---" * (3 + len(others)) + "|",
+        "|---" * (4 + len(others)) + "|",
     ]
     for name, workload in report["workloads"].items():
         runs = workload["runs"]
@@ -36,9 +36,17 @@ def _summary(report: dict[str, Any], ours: str) -> str:
         ratios = [_ratio(runs[side], runs[ours]) if side in runs else "" for side in others]
         lines.append(
             f"| `{name}` | {workload['tokens'] / seconds:,.0f} "
+            f"| {_products(report, workload)} "
             f"| {workload['limit_seconds'] / seconds:.2f} | {' | '.join(ratios)} |"
         )
     return "\n".join(lines)
+
+
+def _products(report: dict[str, Any], workload: dict[str, Any]) -> str:
+    """The rate of one large product that the limit is of: the workload's own, or an old file's."""
+    samples = workload.get("rates", [report["machine"]])
+    rates = [sample["matrix_flops_per_second"] / 1e9 for sample in samples]
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
 
 
 def _speed(report: dict[str, Any], ours: str) -> str:
@@ -64,8 +72,13 @@ def _speed(report: dict[str, Any], ours: str) -> str:
 
 
 def _ratio(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
-    """Ratio of medians, and the spread of the ratios within a repetition."""
-    pairs = [t["seconds"] / o["seconds"] for t, o in zip(theirs, ours, strict=False)]
+    """Ratio of medians over the repetitions that both have, and the spread within one of them.
+
+    A side that had time for fewer has the first ones; the ratio lies inside its spread.
+    """
+    both = min(len(theirs), len(ours))
+    theirs, ours = theirs[:both], ours[:both]
+    pairs = [t["seconds"] / o["seconds"] for t, o in zip(theirs, ours, strict=True)]
     middle = median_seconds(theirs) / median_seconds(ours)
     return f"**{middle:.2f}** ({min(pairs):.2f}-{max(pairs):.2f})"
 

@@ -5,6 +5,7 @@ Each comes in a `small` size (2 cores, below a minute for this service) and a `g
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,11 @@ class Scoring:
 
     groups: list[tuple[list[int], list[list[int]]]]
     k: int = 0
+
+    @property
+    def known_by_chance(self) -> int:
+        """Tokens that a cache may know: a prompt of one token may come twice, no longer one."""
+        return sum(len(prompt) == 1 for prompt, _ in self.groups)
 
     @property
     def tokens(self) -> int:
@@ -46,6 +52,11 @@ class Sampling:
     top_p: float = 0.95
 
     @property
+    def known_by_chance(self) -> int:
+        """Tokens that a cache may know, as of `Scoring`."""
+        return sum(len(prompt) == 1 for prompt in self.prompts)
+
+    @property
     def tokens(self) -> int:
         """Tokens to draw."""
         return len(self.prompts) * self.max_tokens
@@ -67,6 +78,11 @@ class Mixed:
 
     scoring: Scoring
     sampling: Sampling
+
+    @property
+    def known_by_chance(self) -> int:
+        """Of what is scored: the samples have the same prompts again and again."""
+        return self.scoring.known_by_chance
 
     @property
     def tokens(self) -> int:
@@ -113,14 +129,15 @@ class _Draw:
 def build(name: str, size: str, vocab: int, repetition: int = 0) -> Work:
     """The workload of that name and size for a model with that vocabulary.
 
-    Every repetition has tokens of its own, so that no cache knows a prompt from the last one.
-    Lengths are the same.
+    Every repetition of every workload has tokens of its own, so that no cache knows a prompt from
+    another one: neither from the warm-up, repetition 0, nor from another workload. Lengths are the
+    same in all repetitions.
 
     Raises:
         KeyError: there is none.
     """
     work = WORKLOADS[name][size](_Draw(vocab, np.random.default_rng(SEED)))
-    rng = np.random.default_rng([SEED, repetition])
+    rng = np.random.default_rng([SEED, zlib.crc32(name.encode()), repetition])
     return _with_new_tokens(work, vocab, rng)
 
 

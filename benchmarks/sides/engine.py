@@ -72,6 +72,7 @@ class Engine:
         submit(self, score_call(work) if isinstance(work, Scoring) else sample_call(work))
         sums: dict[int, float] = {}
         latencies: list[float] = []
+        cached = 0
         while runner.can_step:
             for event in step(runner):
                 if isinstance(event, ScoreSlice | SampleSlice) and event.last:
@@ -79,8 +80,10 @@ class Engine:
                 if isinstance(event, ScoreSlice):
                     key = event.group_index * 1_000_000 + event.completion_index
                     sums[key] = sums.get(key, 0.0) + float(event.block.logprobs.sum())
+                if isinstance(event, CallFinished):
+                    cached = event.usage.cached_tokens
         ordered = [sums[key] for key in sorted(sums)]
-        return Outcome(time.perf_counter() - began, latencies, ordered)
+        return Outcome(time.perf_counter() - began, latencies, ordered, cached)
 
     def _mixed(self, work: Mixed) -> Outcome:
         """Scores group by group while samples are drawn; latencies are between sampled slices."""
@@ -88,6 +91,7 @@ class Engine:
         waiting = [score_call(Scoring([group])) for group in work.scoring.groups]
         sampling = sample_call(work.sampling)
         gaps: list[float] = []
+        cached = 0
         began = last = time.perf_counter()
         submit(self, replace(sampling, call_id=0))
         submit(self, waiting.pop(0))
@@ -100,9 +104,10 @@ class Engine:
                 if isinstance(event, CallFinished) and event.call_id == 0:
                     submit(self, replace(sampling, call_id=0))
                 elif isinstance(event, CallFinished):
+                    cached += event.usage.cached_tokens
                     if not waiting:
                         runner.cancel(0)
-                        return Outcome(time.perf_counter() - began, gaps)
+                        return Outcome(time.perf_counter() - began, gaps, cached_tokens=cached)
                     submit(self, waiting.pop(0))
 
     def close(self) -> None:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,16 @@ from benchmarks.sides import SideConfig
 from benchmarks.workloads import Mixed, Sampling, Scoring, Work
 from scoring_client import ScoringClient
 from scoring_service import __version__
+
+
+class _WatchedClient(ScoringClient):
+    """Keeps the last call that was begun: an iterator of results does not tell what it cost."""
+
+    call: Any = None
+
+    def _run(self, job: Any) -> Generator[Any, None, None]:
+        self.call = job.call
+        return super()._run(job)
 
 
 class Service:
@@ -33,7 +45,7 @@ class Service:
             [command, "serve", config.model, *flags], stdout=subprocess.PIPE, text=True
         )
         self.target = self._await_address()
-        self._client = ScoringClient(self.target)
+        self._client = _WatchedClient(self.target)
         info = self._client.model_info()
         self.backend = {"backend": info.backend, "path_reason": info.path_reason}
         children = Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text()
@@ -66,7 +78,8 @@ class Service:
             latencies.append(time.perf_counter() - began)
             sums[result.group_index, result.completion_index] = float(np.sum(result.logprobs))
         ordered = [sums[key] for key in sorted(sums)]
-        return Outcome(time.perf_counter() - began, latencies, ordered)
+        seconds = time.perf_counter() - began
+        return Outcome(seconds, latencies, ordered, self._client.call.usage.cached_tokens)
 
     def _sample(self, work: Sampling) -> Outcome:
         began = time.perf_counter()
@@ -81,7 +94,8 @@ class Service:
         for sample in samples:
             assert len(sample.token_ids) == work.max_tokens
             latencies.append(time.perf_counter() - began)
-        return Outcome(time.perf_counter() - began, latencies)
+        seconds = time.perf_counter() - began
+        return Outcome(seconds, latencies, cached_tokens=self._client.call.usage.cached_tokens)
 
     def _mixed(self, work: Mixed) -> Outcome:
         """Scores group by group while samples are drawn; latencies are between sampled slices."""
@@ -116,17 +130,18 @@ class Service:
 
         sampler = threading.Thread(target=sample_or_tell)
         sampler.start()
+        cached = 0
         began = time.perf_counter()
         try:
             for group in work.scoring.groups:
-                self._client.score([group])
+                cached += self._client.score([group]).usage.cached_tokens
             seconds = time.perf_counter() - began
         finally:
             stop.set()
             sampler.join()
         if died:
             raise RuntimeError("samples ended while texts were scored") from died[0]
-        return Outcome(seconds, gaps)
+        return Outcome(seconds, gaps, cached_tokens=cached)
 
     def _await_address(self) -> str:
         assert self._server.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -79,13 +80,63 @@ def test_all_of_a_gpu_takes_25_minutes() -> None:
 class Side:
     """Runs whatever it is asked, and notes what that was."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cached_tokens: int | None = None) -> None:
         self.name = name
+        self.cached_tokens = cached_tokens
         self.ran: list[tuple[str, int]] = []
 
     def run(self, workload: str, size: str, vocab: int, repetition: int, patience: float) -> Any:
         self.ran.append((workload, repetition))
-        return {"seconds": 1.0, "logprob_sums": []}
+        return {"seconds": 1.0, "logprob_sums": [], "cached_tokens": self.cached_tokens}
+
+
+def plan_of(
+    folder: Path, workloads: list[str], repetitions: int, thrift: harness.Thrift
+) -> harness.Plan:
+    """For a model of which there is no more than its config."""
+    config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "intermediate_size": 16, "vocab_size": 32})
+    )
+    return harness.Plan(
+        workloads, "small", repetitions, folder, "bfloat16", "cpu", time.monotonic(), 60.0, 60.0,
+        thrift,
+    )  # fmt: skip
+
+
+def test_a_limit_is_of_the_rates_around_its_own_workload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is faster with each measurement; the repetitions lie between two of them."""
+    side = Side("side")
+    measured: list[int] = []
+
+    def rate(*_: Any) -> float:
+        measured.append(len(side.ran))
+        return 1e9 * len(measured)
+
+    monkeypatch.setattr(harness, "matrix_rate", rate)
+    monkeypatch.setattr(harness, "copy_rate", lambda *_: 1e15)
+    plan = plan_of(tmp_path, ["grpo", "flat"], 3, harness.Thrift())
+    *_, report = harness.measure([side], plan, lambda _: None)  # type: ignore[list-item]
+    assert measured == [1, 4, 5, 8], "after the warm-up, and after the last repetition"
+    grpo, flat = (report["workloads"][name] for name in ("grpo", "flat"))
+    assert [sample["matrix_flops_per_second"] for sample in grpo["rates"]] == [1e9, 2e9]
+    assert grpo["limit_seconds"] == grpo["flops"] / 1.5e9
+    assert flat["limit_seconds"] == flat["flops"] / 3.5e9
+
+
+def test_what_a_cache_knew_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for prompts of one token, which come twice by chance: `topk-20` has eight of them."""
+    monkeypatch.setattr(harness, "matrix_rate", lambda *_: 1e12)
+    monkeypatch.setattr(harness, "copy_rate", lambda *_: 1e11)
+    plan = plan_of(tmp_path, ["grpo", "topk-20"], 1, harness.Thrift())
+    sides = [Side("warm", 1024), Side("lucky", 8), Side("cold", 0), Side("silent")]
+    *_, report = harness.measure(sides, plan, lambda _: None)  # type: ignore[arg-type]
+    found = [(failure["workload"], failure["side"]) for failure in report["failures"]]
+    warm, lucky = ("grpo", "warm"), ("grpo", "lucky")
+    assert found == [warm, lucky, warm, lucky, ("topk-20", "warm"), ("topk-20", "warm")]
+    assert "1,024 prompt tokens came from a cache" in report["failures"][0]["why"]
 
 
 def test_a_slow_side_runs_once_and_where_it_matters_most(
@@ -93,15 +144,8 @@ def test_a_slow_side_runs_once_and_where_it_matters_most(
 ) -> None:
     monkeypatch.setattr(harness, "matrix_rate", lambda *_: 1e12)
     monkeypatch.setattr(harness, "copy_rate", lambda *_: 1e11)
-    config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    (tmp_path / "config.json").write_text(
-        json.dumps({**config, "intermediate_size": 16, "vocab_size": 32})
-    )
     workloads = ["grpo", "flat", "sample-1"]
-    plan = harness.Plan(
-        workloads, "small", 3, tmp_path, "bfloat16", "cpu", time.monotonic(), 60.0, 60.0,
-        harness.Thrift(2, 2, ("slow",)),
-    )  # fmt: skip
+    plan = plan_of(tmp_path, workloads, 3, harness.Thrift(2, 2, ("slow",)))
     slow, quick = Side("slow"), Side("quick")
     *_, report = harness.measure([slow, quick], plan, lambda _: None)  # type: ignore[list-item]
     assert slow.ran == [(name, n) for name in workloads[:2] for n in (0, 1)]
@@ -124,8 +168,9 @@ class Client:
             raise self.fault
         return (SimpleNamespace(token_ids=[1]) for _ in range(3))
 
-    def score(self, groups: list[Any]) -> None:
+    def score(self, groups: list[Any]) -> Any:
         time.sleep(0.02)
+        return SimpleNamespace(usage=SimpleNamespace(cached_tokens=0))
 
 
 def service(client: Client) -> Service:
@@ -193,9 +238,11 @@ def test_a_report_says_what_answered_and_where_it_is_from(tmp_path: Path) -> Non
     work = report["workloads"]["sample-1"]
     (run,) = work["runs"]["engine"]
     assert run["device_peak_bytes"] is None, "there is no GPU in it"
-    machine = report["machine"]
-    times = [
-        work["flops"] / machine["matrix_flops_per_second"],
-        work["bytes"] / machine["copy_bytes_per_second"],
+    assert run["cached_tokens"] == 0
+    rates = [
+        statistics.median(sample[name] for sample in work["rates"])
+        for name in ("matrix_flops_per_second", "copy_bytes_per_second")
     ]
-    assert work["limit_seconds"] == max(times)
+    assert len(work["rates"]) == 2, "before the repetitions and after them"
+    assert work["limit_seconds"] == max(work["flops"] / rates[0], work["bytes"] / rates[1])
+    assert report["failures"] == []

@@ -11,8 +11,28 @@ RESULTS = ROOT / "benchmarks/results"
 
 
 def ratio_and_spread(work: dict[str, Any], side: str) -> str:
-    """The service's speed over a side: ratio of medians, least and largest within a repetition."""
-    ours, theirs = ([run["seconds"] for run in work["runs"][s]] for s in ("service", side))
-    pairs = [t / o for t, o in zip(theirs, ours, strict=False)]
-    middle = statistics.median(theirs) / statistics.median(ours)
+    """The service's speed over a side: ratio of medians, least and largest within a repetition.
+
+    Of the repetitions that both have: one that had time for fewer has the first ones.
+    """
+    runs = zip(work["runs"]["service"], work["runs"][side], strict=False)
+    both = [(ours["seconds"], theirs["seconds"]) for ours, theirs in runs]
+    pairs = [theirs / ours for ours, theirs in both]
+    ours, theirs = (statistics.median(column) for column in zip(*both, strict=True))
+    middle = theirs / ours
     return f"{middle:.2f} ({min(pairs):.2f}-{max(pairs):.2f})"
+
+
+def limit_seconds(work: dict[str, Any]) -> float:
+    """What the machine allowed a workload by the rates measured around it.
+
+    Older files have rates of the whole run alone, and limits that were taken of them.
+    """
+    if "rates" not in work:
+        stored: float = work["limit_seconds"]
+        return stored
+    rate, copied = (
+        statistics.median(sample[name] for sample in work["rates"])
+        for name in ("matrix_flops_per_second", "copy_bytes_per_second")
+    )
+    return max(work["flops"] / rate, work["bytes"] / copied)

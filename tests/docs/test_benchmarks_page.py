@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.measured import RESULTS, ratio_and_spread
+from tests.docs.measured import RESULTS, limit_seconds, ratio_and_spread
 from tests.e2e.served import ROOT
 
 PAGE = (ROOT / "benchmarks/README.md").read_text()
@@ -58,9 +58,9 @@ def test_tables_are_measured(place: int, name: str) -> None:
         assert cells[1] == f"{round(work['tokens'] / medians['service']):,}"
         for column, cell in zip(header[2:], cells[2:], strict=True):
             if column.startswith("of the limit"):
-                share = f"{work['limit_seconds'] / medians['service']:.2f}"
+                share = f"{limit_seconds(work) / medians['service']:.2f}"
                 if "engine" in column:
-                    share += f" ({work['limit_seconds'] / medians['engine']:.2f})"
+                    share += f" ({limit_seconds(work) / medians['engine']:.2f})"
                 assert cell == share, (cells[0], column)
             else:
                 side = next(side for start, side in COLUMNS.items() if column.startswith(start))
@@ -154,7 +154,7 @@ def test_what_the_latest_run_is_said_to_show() -> None:
     rate = found["machine"]["matrix_flops_per_second"]
     assert f"ran at {rate / 1e9:.0f} GFLOP/s" in text
     shares = {
-        name: found["workloads"][name]["limit_seconds"] / sides["service"]
+        name: limit_seconds(found["workloads"][name]) / sides["service"]
         for name, sides in seconds.items()
     }
     told = re.findall(r"([\d.]+) in `(grpo|wide|flat)`", text)
@@ -173,3 +173,26 @@ def test_what_the_latest_run_is_said_to_show() -> None:
     through = [sides["engine"] / sides["service"] for sides in seconds.values()]
     assert f"has {min(through):.2f} (`topk-1024`" in text
     assert f"to {max(through):.2f} of the engine's speed" in text
+
+
+def test_how_slow_the_minutes_were_for_whom() -> None:
+    """Speeds of the latest run over those of the one before, the median over the workloads."""
+    latest, before = (report(name)["workloads"] for name in ("cpu-float32-head", "cpu"))
+    told = []
+    for side in ("vllm-cpu", "transformers-single", "service"):
+        speeds = []
+        for name in latest.keys() & before.keys():
+            then, now = (
+                statistics.median(run["seconds"] for run in works[name]["runs"][side])
+                for works in (before, latest)
+            )
+            speeds.append(then / now)
+        told.append(f"{statistics.median(speeds):.2f}")
+    vllm, transformers, service = told
+    page = " ".join(PAGE.split())
+    assert f"vLLM had {vllm} of its speed there, transformers {transformers} and" in page
+    assert f"and the service {service}." in page
+    comparison = " ".join((ROOT / "docs/comparison.md").read_text().split())
+    assert (
+        f"than for vLLM ({service} and {vllm} of their speeds in cpu.json, by median)" in comparison
+    )
