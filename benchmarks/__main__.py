@@ -58,6 +58,11 @@ def main() -> None:
         help="seconds beyond it that a repetition may take, and as many for all sides to end",
     )
     parser.add_argument("--name", default=None, help="of the result files; default: the date")
+    parser.add_argument(
+        "--no-plots",
+        action="store_true",
+        help="JSON and tables alone; `python -m benchmarks.report FILE.json` draws them later",
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     config = SideConfig(
@@ -101,7 +106,8 @@ def main() -> None:
         report = {**facts, **measured}
         (arguments.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
     close(sides, arguments.patience)
-    plots(report, arguments.out, stem)
+    if not arguments.no_plots:
+        plots(report, arguments.out, stem)
     print(tables(report))
 
 

@@ -4,7 +4,7 @@ Needs torch, triton, transformers and numpy, and no network: the model is made h
 weights in the shape of a 1.5-billion-parameter Qwen 3. The workloads that matter most come first
 and have more repetitions; padded batches, the slowest side by far, run once in those and in no
 others. Results are written after each workload, and what fails is put down and passed over. Leaves
-`benchmarks/results/gpu.json`.
+`benchmarks/results/gpu.json`; `python -m benchmarks.report` draws its plots elsewhere.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     # The sides share the device: the pages of engines must leave room for the others' logits.
     engines = sum(name.startswith(("engine", "service")) for name in arguments.sides.split(","))
     command += ["--memory-utilization", f"{0.5 / max(1, engines):.2f}"]
-    command += ["--patience", str(_PATIENCE)]
+    command += ["--patience", str(_PATIENCE), "--no-plots"]
     left = arguments.time_limit - (time.monotonic() - began)
     subprocess.run([*command, "--time-limit", f"{left:.0f}"], cwd=ROOT, check=True)
 

@@ -53,10 +53,35 @@ def test_loading_takes_no_longer_than_what_is_left(monkeypatch: pytest.MonkeyPat
 
 def hanging(tmp_path: Path, number: int) -> SideProcess:
     """A process that does not end when its input does."""
+    return doing("exec sleep 60", tmp_path, number)
+
+
+def doing(script: str, tmp_path: Path, number: int = 0) -> SideProcess:
+    """A side that is a script of a shell."""
     interpreter = tmp_path / f"python-{number}"
-    interpreter.write_text("#!/bin/sh\nexec sleep 60\n")
+    interpreter.write_text(f"#!/bin/sh\n{script}\n")
     interpreter.chmod(0o755)
     return SideProcess("hanging", interpreter, CONFIG, tmp_path / f"{number}.log")
+
+
+def test_a_side_that_ends_says_why(tmp_path: Path) -> None:
+    """Where its log stays on a machine that nobody sees again."""
+    side = doing("seq 2000 1>&2; echo no kernel image 1>&2; exit 3", tmp_path)
+    with pytest.raises(RuntimeError, match=r"ended with 3; .*0\.log ends with:\n") as caught:
+        side.wait(60)
+    said = str(caught.value).partition("ends with:\n")[2]
+    assert said.endswith("\n1999\n2000\nno kernel image\n")
+    assert len(said) == 3000
+
+
+def test_a_side_that_hangs_says_where(tmp_path: Path) -> None:
+    side = doing("echo at the first kernel 1>&2; exec sleep 60", tmp_path)
+    log = tmp_path / "0.log"
+    while not log.read_text():
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match=r"did not answer for 0 s.*\nat the first kernel"):
+        side.wait(0.1)
+    side.close(10)
 
 
 def test_sides_that_hang_are_ended_together(tmp_path: Path) -> None:
@@ -183,10 +208,11 @@ def test_a_call_that_fails_is_no_profile_and_leaves_nothing() -> None:
 def test_a_report_says_what_answered_and_where_it_is_from(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--model", str(tiny_model_path())]
     command += ["--sides", "engine", "--workloads", "sample-1", "--repetitions", "1"]
-    command += ["--dtype", "float32", "--out", str(tmp_path), "--name", "found"]
+    command += ["--dtype", "float32", "--out", str(tmp_path), "--name", "found", "--no-plots"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "found.json").read_text())
+    assert [file.name for file in tmp_path.iterdir()] == ["found.json"]
     assert report.keys() >= {"date", "commit", "command", "machine", "repetitions"}
     assert report["backends"]["engine"]["backend"].endswith("-cpu")
     assert report["backends"]["engine"].keys() == {"backend", "path_reason", "triton"}
