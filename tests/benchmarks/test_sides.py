@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,13 +43,44 @@ def test_a_peer_that_is_not_installed_is_put_down(
 def test_loading_takes_no_longer_than_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
 
-    def side(*_: Any) -> Any:
-        return SimpleNamespace(wait=waited.append)
+    def side(name: str, *_: Any) -> Any:
+        return SimpleNamespace(name=name, wait=waited.append)
 
     monkeypatch.setattr(program, "SideProcess", side)
     program._load(["bare", "engine"], CONFIG, time.monotonic() + 10)
     assert all(9 < patience <= 10 for patience in waited)
     assert len(waited) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_sides_load_at_once_on_a_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot costs the others nothing."""
+    done: list[str] = []
+
+    def side(name: str, *_: Any) -> Any:
+        done.append(f"{name} begins")
+        if name == "missing":
+            raise FileNotFoundError("no such interpreter")
+
+        def wait(_: float) -> None:
+            done.append(f"{name} is there")
+            if name == "broken":
+                raise RuntimeError("broken ended with 1")
+
+        return SimpleNamespace(name=name, wait=wait)
+
+    monkeypatch.setattr(program, "SideProcess", side)
+    config = replace(CONFIG, device=device)
+    names = ["bare", "missing", "broken", "engine"]
+    sides, failures = program._load(names, config, time.monotonic() + 10)
+    assert [side.name for side in sides] == ["bare", "engine"]
+    assert failures == {"missing": "no such interpreter", "broken": "broken ended with 1"}
+    begin = [f"{name} begins" for name in names]
+    there = [f"{name} is there" for name in ("bare", "broken", "engine")]
+    if device == "cpu":
+        assert done == [begin[0], there[0], begin[1], begin[2], there[1], begin[3], there[2]]
+    else:
+        assert done == begin + there
 
 
 def hanging(tmp_path: Path, number: int) -> SideProcess:
