@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -81,7 +82,12 @@ def make_model(folder: Path, layers: int, device: str) -> Path:
         )
         with torch.device(device):  # which draws a billion numbers sooner than a processor does
             network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        network.save_pretrained(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Its config is written before its weights: one that was interrupted must not pass for made.
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as unfinished:
+            saved = Path(unfinished) / "model"
+            network.save_pretrained(saved)
+            saved.rename(folder)
     return folder
 
 

@@ -14,6 +14,37 @@ from benchmarks.report import main as print_report
 from scoring_service.models import tiny_model_path
 
 
+class Network:
+    """Saves its config and then its weights, for which there may be no room."""
+
+    def __init__(self, room: bool) -> None:
+        self.room = room
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        if not self.room:
+            raise OSError("no space left on device")
+        (folder / "model.safetensors").write_text("weights")
+
+
+def test_a_model_that_was_not_saved_to_its_end_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = [Network(room=False), Network(room=True)]
+    monkeypatch.setattr(gpu.AutoModelForCausalLM, "from_config", lambda *_, **__: networks.pop(0))
+    folder = tmp_path / "models" / "random-1"
+    with pytest.raises(OSError, match="no space"):
+        gpu.make_model(folder, 1, "cpu")
+    for _ in range(2):
+        assert gpu.make_model(folder, 1, "cpu") == folder
+        assert sorted(file.name for file in folder.iterdir()) == [
+            "config.json",
+            "model.safetensors",
+        ]
+    assert [path.name for path in folder.parent.iterdir()] == ["random-1"]
+
+
 def test_one_file_comes_back_and_plots_are_drawn_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
