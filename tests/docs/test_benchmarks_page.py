@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import subprocess
 from typing import Any
 
 import pytest
@@ -173,3 +174,14 @@ def test_what_the_latest_run_is_said_to_show() -> None:
     through = [sides["engine"] / sides["service"] for sides in seconds.values()]
     assert f"has {min(through):.2f} (`topk-1024`" in text
     assert f"to {max(through):.2f} of the engine's speed" in text
+
+
+@pytest.mark.parametrize("folder", ["build/gpu", "/given back"])
+def test_everything_of_a_gpu_lies_in_one_folder(folder: str) -> None:
+    (block,) = re.findall(r"```bash\n(OUT=.*?)```", PAGE, re.DOTALL)
+    given = {"OUT": folder} if folder != "build/gpu" else {}
+    typed = f'python() {{ echo "${{@: -1}}"; }}\n{block}'
+    said = subprocess.run(
+        ["bash", "-euc", typed], env=given, capture_output=True, text=True, check=True
+    ).stdout
+    assert said.splitlines() == [folder, folder, folder, f"{folder}/gpu-kernels.json"]
