@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=("small", "gpu"), default="gpu")
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--sides", default="bare,engine,engine@float32,transformers-padded")
+    parser.add_argument(
+        "--sides", default="bare,engine,engine@float32,engine-eager,transformers-padded"
+    )
     parser.add_argument(
         "--workloads",
         default="grpo,wide,sample-64,topk-128,flat,topk-1024,sample-1,topk-20,sample-16,topk-rows,"

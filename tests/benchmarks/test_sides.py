@@ -18,10 +18,11 @@ from benchmarks import __main__ as program
 from benchmarks import gpu, gpu_kernels, gpu_profile, gpu_tests, harness
 from benchmarks.gpu_cases import GRACE_SECONDS
 from benchmarks.side_process import SideProcess
-from benchmarks.sides import SideConfig
+from benchmarks.sides import SideConfig, engine, make_side
 from benchmarks.sides.service import Service
 from benchmarks.workloads import Mixed, Sampling, Scoring
 from scoring_service.engine.events import CallFailed
+from scoring_service.engine.loader import load
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Fault, Reason
 from scoring_service.models import tiny_model_path
@@ -166,6 +167,25 @@ def test_a_slow_side_runs_once_and_where_it_matters_most(
     found = {name: work["runs"] for name, work in report["workloads"].items()}
     assert [len(found["grpo"][side]) for side in ("slow", "quick")] == [1, 3]
     assert {side: len(runs) for side, runs in found["sample-1"].items()} == {"quick": 2}
+
+
+def test_the_engine_without_graphs_draws_samples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def note(config: Any, on_stage: Any) -> Any:
+        asked.append(config.cuda_graphs)
+        return load(config, on_stage)
+
+    monkeypatch.setattr(engine, "load", note)
+    config = SideConfig(str(tiny_model_path()), "float32", "float32")
+    eager = make_side("engine-eager", config)
+    assert asked == ["off"]
+    assert len(eager.run(MIXED.sampling).latencies) == 1
+    for work in (MIXED, MIXED.scoring):
+        with pytest.raises(NotImplementedError):
+            eager.run(work)
+    make_side("engine", config)
+    assert asked == ["off", "auto"]
 
 
 class Client:
