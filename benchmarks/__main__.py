@@ -7,6 +7,8 @@ import datetime
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness import Plan, Thrift, measure
@@ -58,6 +60,11 @@ def main() -> None:
         help="seconds beyond it that a repetition may take, and as many for all sides to end",
     )
     parser.add_argument("--name", default=None, help="of the result files; default: the date")
+    parser.add_argument(
+        "--no-plots",
+        action="store_true",
+        help="JSON and tables alone; `python -m benchmarks.report FILE.json` draws them later",
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     config = SideConfig(
@@ -101,7 +108,8 @@ def main() -> None:
         report = {**facts, **measured}
         (arguments.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
     close(sides, arguments.patience)
-    plots(report, arguments.out, stem)
+    if not arguments.no_plots:
+        plots(report, arguments.out, stem)
     print(tables(report))
 
 
@@ -120,19 +128,33 @@ def _load(
     """The sides that could be loaded before then, and why the others could not."""
     logs = ROOT / "build" / "benchmark-logs"
     logs.mkdir(parents=True, exist_ok=True)
-    sides, failures = [], {}
-    for name in names:
-        python = PEERS_PYTHON if name in IN_PEERS_ENVIRONMENT else Path(sys.executable)
-        _say(f"loading {name}")
-        try:
-            side = SideProcess(name, python, config, logs / f"{name}.log")
-            side.wait(deadline - time.monotonic())
-        except (RuntimeError, OSError) as error:  # such as: there is no build/peers
-            _say(str(error))
-            failures[name] = str(error)
-        else:
-            sides.append(side)
+    sides: list[SideProcess] = []
+    failures: dict[str, str] = {}
+    # A GPU has room and its host has cores for all of them; on a CPU each would slow the others,
+    # and a time limit that one of them broke would be another's.
+    on_gpu = config.device.partition(":")[0] == "cuda"
+    for together in [names] if on_gpu else [[name] for name in names]:
+        started: list[SideProcess] = []
+        for name in together:
+            python = PEERS_PYTHON if name in IN_PEERS_ENVIRONMENT else Path(sys.executable)
+            _say(f"loading {name}")
+            with _noting(name, failures):
+                started.append(SideProcess(name, python, config, logs / f"{name}.log"))
+        for side in started:
+            with _noting(side.name, failures):
+                side.wait(deadline - time.monotonic())
+                sides.append(side)
     return sides, failures
+
+
+@contextmanager
+def _noting(name: str, failures: dict[str, str]) -> Iterator[None]:
+    """Goes on without a side that cannot be loaded."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:  # such as: there is no build/peers
+        _say(str(error))
+        failures[name] = str(error)
 
 
 def _say(text: str) -> None:

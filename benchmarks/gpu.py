@@ -4,7 +4,7 @@ Needs torch, triton, transformers and numpy, and no network: the model is made h
 weights in the shape of a 1.5-billion-parameter Qwen 3. The workloads that matter most come first
 and have more repetitions; padded batches, the slowest side by far, run once in those and in no
 others. Results are written after each workload, and what fails is put down and passed over. Leaves
-`benchmarks/results/gpu.json`.
+`benchmarks/results/gpu.json`; `python -m benchmarks.report` draws its plots elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=("small", "gpu"), default="gpu")
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--sides", default="bare,engine,engine@float32,transformers-padded")
+    parser.add_argument(
+        "--sides", default="bare,engine,engine@float32,engine-eager,transformers-padded"
+    )
     parser.add_argument(
         "--workloads",
         default="grpo,wide,sample-64,topk-128,flat,topk-1024,sample-1,topk-20,sample-16,topk-rows,"
@@ -59,7 +62,7 @@ def main() -> None:
     # The sides share the device: the pages of engines must leave room for the others' logits.
     engines = sum(name.startswith(("engine", "service")) for name in arguments.sides.split(","))
     command += ["--memory-utilization", f"{0.5 / max(1, engines):.2f}"]
-    command += ["--patience", str(_PATIENCE)]
+    command += ["--patience", str(_PATIENCE), "--no-plots"]
     left = arguments.time_limit - (time.monotonic() - began)
     subprocess.run([*command, "--time-limit", f"{left:.0f}"], cwd=ROOT, check=True)
 
@@ -81,7 +84,12 @@ def make_model(folder: Path, layers: int, device: str) -> Path:
         )
         with torch.device(device):  # which draws a billion numbers sooner than a processor does
             network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        network.save_pretrained(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Its config is written before its weights: one that was interrupted must not pass for made.
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as unfinished:
+            saved = Path(unfinished) / "model"
+            network.save_pretrained(saved)
+            saved.rename(folder)
     return folder
 
 

@@ -2,8 +2,9 @@
 
 Needs a CUDA device, torch, triton, transformers, numpy and pytest. Files run side by side, each in
 a process of its own, since one illegal access takes a process's device with it. Tests that failed
-in such a process are run again by themselves. Leaves `gpu-tests.json`, rewritten after every file,
-and what pytest said of failures in `gpu-tests.log`.
+in such a process are run again by themselves; a process that time ends says what it found so far.
+Leaves `gpu-tests.json`, rewritten after every file, and what pytest said of failures in
+`gpu-tests.log`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,7 +46,10 @@ FILES = (
     "test_figures.py",
 )
 FOLDER = "tests/kernels/gpu"
-_TIME_LIMIT = 270
+_TIME_LIMIT = 255
+_GRACE = 15
+"""Seconds in which an interrupted process may write what it found."""
+
 _AGAIN = 16
 """Failed tests of a file that are run again, at most."""
 
@@ -57,6 +62,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--time-limit", type=float, default=_TIME_LIMIT, help="seconds")
     arguments = parser.parse_args()
+    # Behind a shell's `&` interrupts are ignored, and processes started here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     deadline = time.monotonic() + arguments.time_limit
     arguments.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {**origin(), "machine": describe(), "files": {}}
@@ -98,17 +105,13 @@ def run_tests(tests: Sequence[str], deadline: float) -> tuple[dict[str, Any], st
     results = ROOT / "build" / f"junit-{os.getpid()}-{abs(hash(tuple(tests)))}.xml"
     results.parent.mkdir(exist_ok=True)
     # Without the project's settings, which name plugins that a bare machine may not have.
-    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={ROOT}"]
+    command = [sys.executable, "-m", "pytest", "-v", "-c", os.devnull, f"--rootdir={ROOT}"]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider", "--tb=short"]
     command += [f"--junitxml={results}", *tests]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    try:
-        said, _ = process.communicate(timeout=max(5.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said, _ = process.communicate()
+    said = _all_of(process, max(5.0, deadline - time.monotonic()))
     found = read_results(results) if results.is_file() else {"passed": 0, "failed": {}}
     results.unlink(missing_ok=True)
     # 0: all passed, 1: some failed. Anything else, such as a crash, says nothing of what was left.
@@ -118,10 +121,29 @@ def run_tests(tests: Sequence[str], deadline: float) -> tuple[dict[str, Any], st
     return found, said[-40_000:] if found["failed"] else ""
 
 
+def _all_of(process: subprocess.Popen[str], seconds: float) -> str:
+    """What it says until it ends; after so many seconds it is interrupted, and killed in the end.
+
+    Interrupted between two operations pytest writes what it found; on a device that no longer
+    answers it never is between two.
+    """
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=_GRACE)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """Tests that passed, counted, and those that failed, with the first line of why."""
     passed, skipped, failed = 0, 0, {}
     for case in ElementTree.parse(path).iter("testcase"):
+        if case.get("name") is None:
+            continue  # it was interrupted; pytest's log names it
         problem = case.find("failure")
         problem = case.find("error") if problem is None else problem
         if problem is not None:

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parent.parent
 
 _FOR_EVER = float("inf")
 
+_SAID = 3000
+"""Characters of a side's log that tell why it ended: the machine may not be there any more."""
+
 
 class SideProcess:
     """Starts `python -m benchmarks.side` and asks it to run workloads; its output is in `log`."""
@@ -99,13 +102,18 @@ class SideProcess:
         within = None if patience == _FOR_EVER else max(0.0, patience)
         if not select.select([self._process.stdout], [], [], within)[0]:
             self._process.kill()
-            raise RuntimeError(f"{self.name} did not answer for {patience:.0f} s")
+            raise RuntimeError(f"{self.name} did not answer for {patience:.0f} s{self._said()}")
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise RuntimeError(f"{self.name} ended with {code}; see {self._log.name}")
+            raise RuntimeError(f"{self.name} ended with {code}{self._said()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _said(self) -> str:
+        """The end of its log, in words of an error."""
+        written = Path(self._log.name).read_text(errors="replace")
+        return f"; {self._log.name} ends with:\n{written[-_SAID:]}"
 
 
 def _loopback_bytes() -> int:

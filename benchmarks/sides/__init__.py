@@ -23,6 +23,8 @@ class SideConfig:
     """What the engine takes of the device's memory; None = its default."""
     residual_dtype: str = "auto"
     """Of this service's body."""
+    cuda_graphs: str = "auto"
+    """Of the engine: "off" launches each kernel of a step by itself."""
 
 
 class Side(Protocol):
@@ -52,6 +54,7 @@ _MODULES = {
     "bare": "benchmarks.sides.bare",
     "packed-forward": "benchmarks.sides.packed_forward",
     "engine": "benchmarks.sides.engine",
+    "engine-eager": "benchmarks.sides.engine_eager",
     "service": "benchmarks.sides.service",
     "transformers-padded": "benchmarks.peers.transformers_padded",
     "transformers-single": "benchmarks.peers.transformers_single",

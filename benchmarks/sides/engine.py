@@ -50,6 +50,7 @@ class Engine:
             head_dtype=config.head_dtype,
             device=config.device,
             memory_utilization=config.memory_utilization,
+            cuda_graphs=config.cuda_graphs,
         )
         loaded = load(settings, on_stage=lambda _stage: None)
         self.info = loaded.info

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,11 @@ from benchmarks import __main__ as program
 from benchmarks import gpu, gpu_kernels, gpu_profile, gpu_tests, harness
 from benchmarks.gpu_cases import GRACE_SECONDS
 from benchmarks.side_process import SideProcess
-from benchmarks.sides import SideConfig
+from benchmarks.sides import SideConfig, engine, make_side
 from benchmarks.sides.service import Service
 from benchmarks.workloads import Mixed, Sampling, Scoring
 from scoring_service.engine.events import CallFailed
+from scoring_service.engine.loader import load
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Fault, Reason
 from scoring_service.models import tiny_model_path
@@ -43,8 +45,8 @@ def test_a_peer_that_is_not_installed_is_put_down(
 def test_loading_takes_no_longer_than_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
 
-    def side(*_: Any) -> Any:
-        return SimpleNamespace(wait=waited.append)
+    def side(name: str, *_: Any) -> Any:
+        return SimpleNamespace(name=name, wait=waited.append)
 
     monkeypatch.setattr(program, "SideProcess", side)
     program._load(["bare", "engine"], CONFIG, time.monotonic() + 10)
@@ -52,12 +54,68 @@ def test_loading_takes_no_longer_than_what_is_left(monkeypatch: pytest.MonkeyPat
     assert len(waited) == 2
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_sides_load_at_once_on_a_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot costs the others nothing."""
+    done: list[str] = []
+
+    def side(name: str, *_: Any) -> Any:
+        done.append(f"{name} begins")
+        if name == "missing":
+            raise FileNotFoundError("no such interpreter")
+
+        def wait(_: float) -> None:
+            done.append(f"{name} is there")
+            if name == "broken":
+                raise RuntimeError("broken ended with 1")
+
+        return SimpleNamespace(name=name, wait=wait)
+
+    monkeypatch.setattr(program, "SideProcess", side)
+    config = replace(CONFIG, device=device)
+    names = ["bare", "missing", "broken", "engine"]
+    sides, failures = program._load(names, config, time.monotonic() + 10)
+    assert [side.name for side in sides] == ["bare", "engine"]
+    assert failures == {"missing": "no such interpreter", "broken": "broken ended with 1"}
+    begin = [f"{name} begins" for name in names]
+    there = [f"{name} is there" for name in ("bare", "broken", "engine")]
+    if device == "cpu":
+        assert done == [begin[0], there[0], begin[1], begin[2], there[1], begin[3], there[2]]
+    else:
+        assert done == begin + there
+
+
 def hanging(tmp_path: Path, number: int) -> SideProcess:
     """A process that does not end when its input does."""
+    return doing("exec sleep 60", tmp_path, number)
+
+
+def doing(script: str, tmp_path: Path, number: int = 0) -> SideProcess:
+    """A side that is a script of a shell."""
     interpreter = tmp_path / f"python-{number}"
-    interpreter.write_text("#!/bin/sh\nexec sleep 60\n")
+    interpreter.write_text(f"#!/bin/sh\n{script}\n")
     interpreter.chmod(0o755)
     return SideProcess("hanging", interpreter, CONFIG, tmp_path / f"{number}.log")
+
+
+def test_a_side_that_ends_says_why(tmp_path: Path) -> None:
+    """Where its log stays on a machine that nobody sees again."""
+    side = doing("seq 2000 1>&2; echo no kernel image 1>&2; exit 3", tmp_path)
+    with pytest.raises(RuntimeError, match=r"ended with 3; .*0\.log ends with:\n") as caught:
+        side.wait(60)
+    said = str(caught.value).partition("ends with:\n")[2]
+    assert said.endswith("\n1999\n2000\nno kernel image\n")
+    assert len(said) == 3000
+
+
+def test_a_side_that_hangs_says_where(tmp_path: Path) -> None:
+    side = doing("echo at the first kernel 1>&2; exec sleep 60", tmp_path)
+    log = tmp_path / "0.log"
+    while not log.read_text():
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match=r"did not answer for 0 s.*\nat the first kernel"):
+        side.wait(0.1)
+    side.close(10)
 
 
 def test_sides_that_hang_are_ended_together(tmp_path: Path) -> None:
@@ -69,7 +127,7 @@ def test_sides_that_hang_are_ended_together(tmp_path: Path) -> None:
 def test_all_of_a_gpu_takes_25_minutes() -> None:
     """What is running at a time limit, and the end of all sides, have their own bounds."""
     start = 120.0
-    tests = gpu_tests._TIME_LIMIT + 5
+    tests = gpu_tests._TIME_LIMIT + 5 + gpu_tests._GRACE
     sides = gpu._TIME_LIMIT + 2 * gpu._PATIENCE
     one_workload = 30
     kernels = gpu_kernels._TIME_LIMIT + GRACE_SECONDS
@@ -155,6 +213,25 @@ def test_a_slow_side_runs_once_and_where_it_matters_most(
     assert {side: len(runs) for side, runs in found["sample-1"].items()} == {"quick": 2}
 
 
+def test_the_engine_without_graphs_draws_samples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def note(config: Any, on_stage: Any) -> Any:
+        asked.append(config.cuda_graphs)
+        return load(config, on_stage)
+
+    monkeypatch.setattr(engine, "load", note)
+    config = SideConfig(str(tiny_model_path()), "float32", "float32")
+    eager = make_side("engine-eager", config)
+    assert asked == ["off"]
+    assert len(eager.run(MIXED.sampling).latencies) == 1
+    for work in (MIXED, MIXED.scoring):
+        with pytest.raises(NotImplementedError):
+            eager.run(work)
+    make_side("engine", config)
+    assert asked == ["off", "auto"]
+
+
 class Client:
     """Stands where the service's client is."""
 
@@ -228,10 +305,11 @@ def test_a_call_that_fails_is_no_profile_and_leaves_nothing() -> None:
 def test_a_report_says_what_answered_and_where_it_is_from(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--model", str(tiny_model_path())]
     command += ["--sides", "engine", "--workloads", "sample-1", "--repetitions", "1"]
-    command += ["--dtype", "float32", "--out", str(tmp_path), "--name", "found"]
+    command += ["--dtype", "float32", "--out", str(tmp_path), "--name", "found", "--no-plots"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     report = json.loads((tmp_path / "found.json").read_text())
+    assert [file.name for file in tmp_path.iterdir()] == ["found.json"]
     assert report.keys() >= {"date", "commit", "command", "machine", "repetitions"}
     assert report["backends"]["engine"]["backend"].endswith("-cpu")
     assert report["backends"]["engine"].keys() == {"backend", "path_reason", "triton"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import subprocess
 from typing import Any
 
 import pytest
@@ -196,3 +197,14 @@ def test_how_slow_the_minutes_were_for_whom() -> None:
     assert (
         f"than for vLLM ({service} and {vllm} of their speeds in cpu.json, by median)" in comparison
     )
+
+
+@pytest.mark.parametrize("folder", ["build/gpu", "/given back"])
+def test_everything_of_a_gpu_lies_in_one_folder(folder: str) -> None:
+    (block,) = re.findall(r"```bash\n(OUT=.*?)```", PAGE, re.DOTALL)
+    given = {"OUT": folder} if folder != "build/gpu" else {}
+    typed = f'python() {{ echo "${{@: -1}}"; }}\n{block}'
+    said = subprocess.run(
+        ["bash", "-euc", typed], env=given, capture_output=True, text=True, check=True
+    ).stdout
+    assert said.splitlines() == [folder, folder, folder, f"{folder}/gpu-kernels.json"]

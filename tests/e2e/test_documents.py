@@ -106,7 +106,7 @@ NOT_RUN = {
     },
     "benchmarks/README.md": {
         "make bench": _MEASURES,
-        "python -m benchmarks.gpu_tests": _GPU,
+        "OUT=${OUT:-build/gpu}": _GPU,
         "python -m benchmarks --model": _MEASURES,
     },
     "helm/scoring-service/README.md": {"helm ": _HELM},
