@@ -44,7 +44,7 @@ def _summary(report: dict[str, Any], ours: str) -> str:
 
 def _products(report: dict[str, Any], workload: dict[str, Any]) -> str:
     """The rate of one large product that the limit is of: the workload's own, or an old file's."""
-    samples = workload.get("rates", [report["machine"]])
+    samples = workload["rates"] if "rates" in workload else [report["machine"]]
     rates = [sample["matrix_flops_per_second"] / 1e9 for sample in samples]
     return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
 

@@ -133,11 +133,10 @@ def test_a_device_waits_once_for_several_copies(monkeypatch: pytest.MonkeyPatch)
     waits: list[int] = []
     clock = SimpleNamespace(perf_counter=lambda: 2.0 * len(copies) + len(waits))
     monkeypatch.setattr(machine, "time", clock)
-    monkeypatch.setattr(machine, "_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(len(copies)))
-    assert machine._best(lambda: copies.append(0), "cuda") == 2.1, "copies of 2 s, a wait of 1"
+    assert machine._best(lambda: copies.append(0), "cuda", 0.0) == 2.1, "copies of 2 s, a wait of 1"
     assert waits == [10, 20, 30]
-    assert machine._best(lambda: copies.append(0), "cpu") == 2.0
+    assert machine._best(lambda: copies.append(0), "cpu", 0.0) == 2.0
     assert len(waits) == 3
 
 

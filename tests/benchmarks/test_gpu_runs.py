@@ -126,6 +126,7 @@ def test_one_file_comes_back_and_plots_are_drawn_later(
     assert "--no-plots" in started[0]
     run = {"seconds": 2.0, "latencies": [1.0], "loopback_bytes": 0, "peak_bytes": {}}
     work = {"tokens": 10, "limit_seconds": 1.0, "runs": {"engine": [run], "bare": [run]}}
+    work["rates"] = [{"matrix_flops_per_second": 6e14, "copy_bytes_per_second": 4e12}]
     facts = {"sides": {"engine": "1", "bare": "1"}, "size": "gpu", "dtype": "bfloat16"}
     written = tmp_path / "gpu.json"
     written.write_text(
@@ -133,5 +134,5 @@ def test_one_file_comes_back_and_plots_are_drawn_later(
     )
     monkeypatch.setattr(sys, "argv", ["report", str(written)])
     print_report()
-    assert "| `grpo` | 5 | 0.50 | **1.00** (1.00-1.00) |" in capsys.readouterr().out
+    assert "| `grpo` | 5 | 600,000 (600,000-600,000) | 0.50 | **1.00** (1.00-1.00) |" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["gpu-flat.png", "gpu-grpo.png"]
