@@ -134,5 +134,8 @@ def test_one_file_comes_back_and_plots_are_drawn_later(
     )
     monkeypatch.setattr(sys, "argv", ["report", str(written)])
     print_report()
-    assert "| `grpo` | 5 | 600,000 (600,000-600,000) | 0.50 | **1.00** (1.00-1.00) |" in capsys.readouterr().out
+    assert (
+        "| `grpo` | 5 | 600,000 (600,000-600,000) | 0.50 | **1.00** (1.00-1.00) |"
+        in capsys.readouterr().out
+    )
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["gpu-flat.png", "gpu-grpo.png"]
