@@ -132,13 +132,14 @@ def tiles(element: str) -> Iterator[Build]:
             f"block_statistics {element}{finish}",
             statistics.block_statistics,
             f"*{element} *fp32 *i64 *{element} {_PARTIALS} "
-            f"*{'fp32' if finish else element} *{'fp32' if finish else element} "
+            f"*{'fp32' if finish else element} *i32 *{'fp32' if finish else element} "
             "i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
             {
                 "SCALED": "capped" in finish,
                 "CAPPED": "capped" in finish,
                 "STORED": bool(finish),
                 "GROUPED": True,
+                "COUNTED": True,
                 "BLOCK": rows.BLOCK_COLUMNS,
                 "GROUP": statistics.GROUP_COLUMNS,
             },
@@ -184,13 +185,14 @@ def linears(element: str, name: str, head: dict[str, bool], architecture: int) -
         yield Build(
             f"block_statistics of a block{name}",
             statistics.block_statistics,
-            f"*fp32 *fp32 *i64 *fp32 {_PARTIALS} *fp32 *fp32 "
+            f"*fp32 *fp32 *i64 *fp32 {_PARTIALS} *fp32 *fp32 *fp32 "
             "i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
             {
                 "SCALED": head["SCALED"],
                 "CAPPED": head["CAPPED"],
                 "STORED": False,
                 "GROUPED": False,
+                "COUNTED": False,
                 "BLOCK": rows.BLOCK_COLUMNS,
                 "GROUP": statistics.GROUP_COLUMNS,
             },

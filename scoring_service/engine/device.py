@@ -24,7 +24,7 @@ def find_device(name: str) -> torch.device:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Makes a device that of this thread, and chooses what torch attends with there."""
+    """Makes a device that of this thread, and chooses what torch computes with there."""
     if device.type != "cuda":
         return
     if device.index is not None:
@@ -32,6 +32,22 @@ def prepare_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
     # cuDNN makes a plan of every new pair of lengths, which takes longer than the attention itself.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    _sum_in_fp32()
+
+
+def _sum_in_fp32() -> None:
+    """Holds matrix products to fp32 sums of the operands as they are.
+
+    What a process finds is not the same everywhere: images of NVIDIA's set
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which rounds factors of fp32 products to 10 bits of
+    mantissa, and a library may have asked for the same; and torch lets products of half precision
+    add up parts of their sums (split-K) in half precision.
+    """
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = False
+    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
+    matmul.allow_fp16_accumulation = False
 
 
 def device_name(device: torch.device) -> str:

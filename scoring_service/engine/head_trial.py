@@ -67,15 +67,29 @@ def head_failure(
         weight_V_H: what the head was made of, where a kernel makes its product too.
     """
     try:
-        if (
-            isinstance(head, LinearHead)
-            and weight_V_H is not None
-            and not _multiplies(head, weight_V_H)
-        ):
-            return "products of the head differ from torch's"
-        return _differing_numbers(head, device, kernels)
+        refusal = ""
+        if isinstance(head, LinearHead) and weight_V_H is not None:
+            refusal = product_failure(head, weight_V_H)
+        return refusal or _differing_numbers(head, device, kernels)
     except Exception as error:  # noqa: BLE001 - whatever it is, torch's operators do without
-        return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return _told(error)
+
+
+def product_failure(head: LinearHead, weight_V_H: Tensor) -> str:
+    """Why a head's product is not to make its logits; empty where it works.
+
+    Args:
+        head: with a product that leaves fp32.
+        weight_V_H: what the head was made of, in the model's own type.
+    """
+    try:
+        return "" if _multiplies(head, weight_V_H) else "products of the head differ from torch's"
+    except Exception as error:  # noqa: BLE001 - whatever it is, another product does without
+        return _told(error)
+
+
+def _told(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _differing_numbers(head: RowHead, device: torch.device, kernels: CpuKernels | None) -> str:

@@ -17,8 +17,9 @@ from scoring_service.engine.device import device_name, find_device, prepare_devi
 from scoring_service.engine.digest import weights_digest
 from scoring_service.engine.head import LinearHead, RowHead
 from scoring_service.engine.head_probe import choose_head
-from scoring_service.engine.head_product import WideCpuProduct
-from scoring_service.engine.head_trial import head_failure
+from scoring_service.engine.head_product import PlainProduct, WideCpuProduct, WideCudaProduct
+from scoring_service.engine.head_trial import head_failure, product_failure
+from scoring_service.engine.memory import is_lost
 from scoring_service.engine.network import load_network, sequence_limit
 from scoring_service.engine.numerics import (
     least_padding,
@@ -81,10 +82,12 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     if kernels is not None and (refusal := _refusal(network, head, device, kernels)):
         kernels, no_kernels = None, f"; without C++ kernels: {refusal}"
         head, head_reason = choose_head(network, config, None)
+    head, no_product = _with_a_sound_product(network, head, device)
     model = CausalModel(network, head, device, config.weight_version, kernels, residual_dtype)
     head_is_deterministic = _probe(model, config, limit)
     on_stage("probing how it can be packed")
     path = choose_path(network, model, config, limit, head_reason)
+    path = replace(path, reason=path.reason + no_product)
     identity = _identity(network, model, path.packed)
     model.keep_weights(digest, identity(digest), cache_key(digest, type_name(model.dtype)))
     info = replace(
@@ -111,6 +114,27 @@ def _refusal(network: Any, head: RowHead, device: torch.device, kernels: CpuKern
     if isinstance(head, LinearHead) and isinstance(head.matmul, WideCpuProduct):
         weight_V_H = network.get_output_embeddings().weight.detach()
     return head_failure(head, device, kernels, weight_V_H)
+
+
+def _with_a_sound_product(network: Any, head: RowHead, device: torch.device) -> tuple[RowHead, str]:
+    """A head whose product CUDA makes of half-precision factors, or where that fails the same head
+    by a plain product, and why.
+
+    Raises:
+        RuntimeError: the device was lost meanwhile.
+    """
+    if not (isinstance(head, LinearHead) and isinstance(head.matmul, WideCudaProduct)):
+        return head, ""
+    module = network.get_output_embeddings()
+    weight_V_H = module.weight.detach()
+    refusal = product_failure(head, weight_V_H)
+    if not refusal:
+        return head, ""
+    if is_lost(device):
+        raise RuntimeError(f"the device was lost while the head's product was tried: {refusal}")
+    bias_V = None if module.bias is None else module.bias.detach()
+    plain = replace(head, matmul=PlainProduct(head.dtype)).with_weight(weight_V_H, bias_V)
+    return plain, f"; with a copy of the head's weight in fp32: {refusal}"
 
 
 def cache_key(digest: str, dtype: str) -> bytes:

@@ -8,10 +8,22 @@ from scoring_service.engine.host_memory import free_host_memory
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process could still take."""
+    """Bytes that nobody has, or on a GPU nobody beside what torch keeps for its next tensors."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_host_memory()
+
+
+def cached_memory(device: torch.device) -> int:
+    """Bytes of a GPU that torch keeps for its next tensors, and gives back where others need them.
+
+    Without what lies between tensors: that fits smaller ones only.
+    """
+    if device.type != "cuda":
+        return 0
+    between = int(torch.cuda.memory_stats(device).get("inactive_split_bytes.all.current", 0))
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, cached - between)
 
 
 _WORKING_BYTES = 64 << 20

@@ -38,7 +38,7 @@ from scoring_service.engine.weight_memory import (
     map_memory,
     map_writable,
 )
-from scoring_service.engine.weights import ModelWeights, Prepared, room_for
+from scoring_service.engine.weights import ModelWeights, Prepared, copies_on, room_for
 
 _HASH_BYTES = 8 << 20
 """Hashed at a time; the thread looks in between whether it is still wanted."""
@@ -68,6 +68,9 @@ class WeightStore:
         self._info = loaded.info
         self._identify = loaded.numerics_id
         self._send = send
+        self._step_bytes = 0
+        if loaded.packed is not None and loaded.model.device.type == "cuda":
+            self._step_bytes = loaded.packed.step_bytes
         self._held: dict[int, ModelWeights] = {}
         if loaded.model.weights is not None:
             self._held[LOADED] = loaded.model.weights
@@ -191,9 +194,8 @@ class WeightStore:
 
     def _has_room(self) -> bool:
         slots = self._model.slots
-        return slots is not None and room_for(
-            slots.extra_bytes(self._model.device), self._model.device
-        )
+        device = self._model.device
+        return slots is not None and room_for(slots.extra_bytes(device), device, self._step_bytes)
 
     def _read(self, staging: _Staging, *, prepare: bool) -> None:
         """Hashes tensors in the order of names, as far as they are there.
@@ -248,7 +250,7 @@ class WeightStore:
             raise RuntimeError("the weights of this model cannot be replaced")
         device = self._model.device
         digest = staging.digest
-        tensors = {name: tensor.to(device) for name, tensor in staging.tensors.items()}
+        tensors = copies_on(device, staging.tensors)
         for making in staging.making:
             making.result()
         return slots.build(

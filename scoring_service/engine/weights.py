@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.engine.head import LinearHead, RowHead
-from scoring_service.engine.memory import free_memory
+from scoring_service.engine.memory import cached_memory, free_memory
 from scoring_service.engine.prepacked import packed_layers, packed_of, repacked, use_packed
 from scoring_service.engine.tensor_specs import tensor_specs
 
@@ -157,9 +157,46 @@ class Slots:
         return size + self._copied_head_bytes
 
 
-def room_for(size: int, device: torch.device) -> bool:
-    """Whether so many bytes may be taken beside what there is."""
-    return size * _SPARE <= free_memory(device)
+def room_for(size: int, device: torch.device, steps: int = 0) -> bool:
+    """Whether so many bytes may be taken beside what there is.
+
+    Args:
+        size: of the weights.
+        device: that is to have them.
+        steps: bytes that steps may take on a GPU. What they took before may be in torch's cache and
+            may not, so it counts as free and is set aside; 0 = what is cached does not count.
+    """
+    free = free_memory(device)
+    if steps:
+        free += cached_memory(device) - steps
+    return size * _SPARE <= free
+
+
+def copies_on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the host on a device, while its steps go on.
+
+    A copy from ordinary memory takes its turn among the steps, and holds up those behind it: on a
+    GPU they are made on a stream of their own. Their memory is the steps' stream's, which uses them
+    and lets go of them.
+
+    Args:
+        device: a CPU gets the tensors themselves.
+        tensors: by name.
+    """
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    copies = {name: torch.empty_like(tensor, device=device) for name, tensor in tensors.items()}
+    stream = torch.cuda.Stream(device)
+    # What had this memory before may still be read by steps that were launched.
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(stream):
+            for name, tensor in tensors.items():
+                copies[name].copy_(tensor)
+    finally:
+        # Also before the memory of what failed goes to others.
+        stream.synchronize()
+    return copies
 
 
 def _size(tensor: Tensor) -> int:

@@ -5,6 +5,8 @@ Legend: T rows, H hidden, V vocabulary, C candidates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +102,7 @@ def linear_logprobs(
             _check_ids(candidate_ids_T_C, len(head.weight_V_H))
     limit = head.weight_V_H.shape[0] if token_id_limit is None else token_id_limit
     given = (hidden_T_H, head, targets_T, temperatures_T, candidate_ids_T_C, limit)
-    with without_autocast(hidden_T_H.device):
+    with computing_on(hidden_T_H.device):
         return _eager(*given) if route == "eager" else _triton(route, *given)
 
 
@@ -233,13 +235,17 @@ def weight_parts(weight_V_H: Tensor) -> list[slice]:
     return row_parts(vocab, max(hidden_size, 1), weight_V_H.device)
 
 
-def without_autocast(device: torch.device) -> torch.autocast:
-    """A context in which products are made of what they are given.
+@contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """A context in which products are made of what they are given, where it lies.
 
     Callers may be inside `torch.autocast`, which would round fp32 states and weights to half
-    precision, and the logits as well.
+    precision, and the logits as well. And Triton launches on the thread's device, wherever its
+    tensors are: a trainer may have its head on another GPU.
     """
-    return torch.autocast(device.type, enabled=False)
+    there = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.autocast(device.type, enabled=False), there:
+        yield
 
 
 def x_of(hidden_T_H: Tensor, head: LinearHead) -> Tensor:

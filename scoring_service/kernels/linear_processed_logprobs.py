@@ -26,9 +26,9 @@ from scoring_service.kernels import dispatch
 from scoring_service.kernels.linear_logprobs import (
     LinearHead,
     check_linear,
+    computing_on,
     row_parts,
     weight_parts,
-    without_autocast,
     x_of,
 )
 from scoring_service.kernels.prefix import (
@@ -75,8 +75,8 @@ def linear_processed_logprobs(
         float32 [T].
 
     Raises:
-        ValueError: shapes or types that do not fit, a temperature that is not above 0, or
-            chunk_rows below 1.
+        ValueError: shapes or types that do not fit, chunk_rows below 1, or, where that can be seen
+            without waiting for a GPU's kernels, a temperature that is not above 0.
     """
     rows, vocab = len(hidden), len(weight)
     check_linear(hidden, LinearHead(weight, bias), labels)
@@ -108,12 +108,12 @@ class _LinearProcessedLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_T_H: Tensor, weight_V_H: Tensor, bias_V: Tensor | None, plan: _Plan
     ) -> Tensor:
-        with without_autocast(hidden_T_H.device):
+        with computing_on(hidden_T_H.device):
             return _forward(ctx, hidden_T_H, weight_V_H, bias_V, plan)
 
     @staticmethod
     def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
-        with without_autocast(gradient_T.device):
+        with computing_on(gradient_T.device):
             return _backward(ctx, gradient_T)
 
 

@@ -17,8 +17,8 @@ from scoring_service.kernels.linear_logprobs import (
     LinearHead,
     check_columns,
     check_linear,
+    computing_on,
     row_parts,
-    without_autocast,
     x_of,
 )
 from scoring_service.kernels.prefix import RowTruncation, kept, prefixes, row_temperatures
@@ -88,9 +88,9 @@ def linear_sample(
             logits of rows without filters, and sends the others through a tile.
 
     Raises:
-        ValueError: there is no such route, a temperature is not above 0, tensors and numbers do
-            not fit each other, or the columns of the weight are not side by side on a route of
-            Triton.
+        ValueError: there is no such route, tensors and numbers do not fit each other, the columns
+            of the weight are not side by side on a route of Triton, or, where that can be seen
+            without waiting for a GPU's kernels, a temperature is not above 0.
     """
     check_linear(hidden_T_H, head)
     count, vocab, device = len(hidden_T_H), len(head.weight_V_H), hidden_T_H.device
@@ -118,7 +118,7 @@ def linear_sample(
     plain_R = torch.nonzero(plain_T)[:, 0]
     others_R = torch.nonzero(~plain_T)[:, 0]
     tile = _eager_tile if route == "eager" else _triton_tile
-    with without_autocast(device):
+    with computing_on(device):
         if len(plain_R):
             drawn_T[plain_R] = _fused(rows.take(plain_R), head)
         for part in row_parts(len(others_R), vocab, device):

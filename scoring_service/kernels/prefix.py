@@ -117,11 +117,13 @@ def row_temperatures(value: float | Tensor, rows: int, device: torch.device) -> 
     """Temperatures as float32 [T].
 
     Raises:
-        ValueError: one is not above 0, or a tensor has neither one value nor one for each row.
+        ValueError: a tensor with neither one value nor one for each row; one that is not above 0,
+            where it can be looked at without waiting for a device.
     """
     temperature_T = row_values(value, rows, torch.float32, device)
-    if rows and not bool((temperature_T > 0).all()):
-        raise ValueError(f"temperature must be above 0, got {float(temperature_T.min()):g}")
+    if rows:
+        # As rows are divided by them: what is above 0 in float64 may be 0 in fp32.
+        check_range("temperature", torch.as_tensor(value, dtype=torch.float32), above=0.0)
     return temperature_T
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from scoring_service.engine import head as head_module
 from scoring_service.engine.head import LinearHead
 from scoring_service.engine.head_product import (
     PackedProduct,
     PlainProduct,
     WideCpuProduct,
+    WideCudaProduct,
 )
 from scoring_service.engine.loader import LoadedModel
 from scoring_service.kernels.cpu.ops import load_cpu_kernels
+from scoring_service.models import tiny_model_path
 from tests.engine.loading import load_model
 from tests.engine.small_models import ARCHITECTURES, save_model
 
@@ -85,3 +90,56 @@ def test_another_weight_of_a_version_is_packed_where_the_last_one_was(tmp_path: 
     exact = states.double() @ tensors["lm_head.weight"].double().t()
     exact += tensors["lm_head.bias"].double()
     assert (other.logits(states) - exact).abs().max().item() < 1e-5
+
+
+def by_torch(
+    _product: Any, states_T_H: torch.Tensor, prepared: torch.Tensor, bias_V: torch.Tensor | None
+) -> torch.Tensor:
+    """What a GPU is to make of half-precision factors."""
+    return torch.nn.functional.linear(states_T_H.float(), prepared.float(), bias_V)
+
+
+def off_in_tall_products(*arguments: Any) -> torch.Tensor:
+    logits_T_V = by_torch(*arguments)
+    logits_T_V[64:] *= 1.01
+    return logits_T_V
+
+
+def refused(*_arguments: Any) -> torch.Tensor:
+    raise RuntimeError("no algorithm was found\nfor this device")
+
+
+@pytest.mark.parametrize(
+    ("multiply", "reason"),
+    [
+        (by_torch, ""),
+        (off_in_tall_products, "products of the head differ from torch's"),
+        (refused, "no algorithm was found"),
+    ],
+)
+@pytest.mark.parametrize("path", ["auto", "plain"])
+def test_the_product_of_a_gpu_is_tried_at_load(
+    path: str,
+    multiply: Callable[..., torch.Tensor],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it fails the weight is copied to fp32, and both paths answer with that."""
+    settings = {"cpu_kernels": "off", "path": path}
+    expected = load_model(tiny_model_path(), **settings)
+    own = head_module.choose_product
+
+    def as_on_a_gpu(weight_V_H: torch.Tensor, dtype: torch.dtype, kernels: Any) -> Any:
+        wide = dtype == torch.float32 != weight_V_H.dtype
+        return WideCudaProduct() if wide else own(weight_V_H, dtype, kernels)
+
+    monkeypatch.setattr(head_module, "choose_product", as_on_a_gpu)
+    monkeypatch.setattr(WideCudaProduct, "multiply", multiply)
+    loaded = load_model(tiny_model_path(), **settings)
+    head = head_of(loaded)
+    told = f"; with a copy of the head's weight in fp32: {reason}"
+    assert type(head.matmul) is (PlainProduct if reason else WideCudaProduct)
+    assert (told in loaded.info.path_reason) == bool(reason)
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(9, head.prepared.shape[1], generator=generator).bfloat16()
+    torch.testing.assert_close(head.logits(states), head_of(expected).logits(states))

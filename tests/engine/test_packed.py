@@ -519,3 +519,34 @@ def test_everything_at_once(tiny_packed: LoadedModel) -> None:
             rows[event.call_id] = rows.get(event.call_id, 0) + event.block.rows
     assert {c: n for c, n in rows.items() if c in expected} == expected
     assert engine.free_pages == 80
+
+
+def test_ends_of_segments_are_copied_at_once_and_lie_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One launch a step on a GPU; and what is let go of leaves nothing behind with the others."""
+    loaded = load_small("llama", tmp_path, "float32")
+    rng = np.random.default_rng(4)
+    pairs: list[Group] = [
+        (rng.integers(0, 97, 40 + n).tolist(), [rng.integers(0, 97, 5).tolist()]) for n in range(5)
+    ]
+    expected = [score(engine_of(loaded), [pair]) for pair in pairs]
+    copied: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+    copy = torch._foreach_copy_
+
+    def noting(copies: list[torch.Tensor], rows: list[torch.Tensor]) -> None:
+        copy(copies, rows)
+        copied.append((copies, rows))
+
+    monkeypatch.setattr(torch, "_foreach_copy_", noting)
+    engine = engine_of(loaded, max_batch_tokens=1024)
+    found = score(engine, pairs)
+    assert [len(copies) >= len(pairs) for copies, _ in copied] == [True]
+    for end, row in zip(*copied[0], strict=True):
+        assert torch.equal(end, row)
+        assert end.untyped_storage().nbytes() == end.numel() * end.element_size()
+    # From the cache, where rows stand on these states.
+    again = score(engine, pairs)
+    for index, alone in enumerate(expected):
+        assert_equal({(0, 0): found[index, 0]}, alone)
+        assert_equal({(0, 0): again[index, 0]}, alone)

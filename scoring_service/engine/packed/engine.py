@@ -174,12 +174,10 @@ class PackedEngine:
         found = self._body.run(Step(tuple(plan.pieces), decode_tokens))
         states = found.states_T_H
         table = StateTable(len(states), found.starts, plan.pieces)
+        # Before they count as computed: whoever finds them in the cache may want these.
+        _keep_ends(plan, states, table)
         for piece in plan.pieces:
-            segment = piece.segment
-            if segment.kept and piece.stop == len(segment.token_ids):
-                # Before it counts as computed: whoever finds it in the cache may want this.
-                segment.end_state = states[table.end_of(segment)].clone()
-            segment.done = piece.stop
+            piece.segment.done = piece.stop
         return states, table, found.decode_rows.start
 
     def _end_unplannable(self, run: CallRun, error: Exception) -> list[CallEvent]:
@@ -204,6 +202,25 @@ class PackedEngine:
             self.is_sound = not is_lost(self._model.device)
         # Whose fault it is shows when each is computed alone.
         return self._calls.fail(calls, fault, shared_step=len(calls) > 1)
+
+
+def _keep_ends(plan: StepPlan, states: Tensor, table: StateTable) -> None:
+    """Copies the last states of segments that others may continue, by one launch on a GPU.
+
+    Each has memory of its own, as pages are counted: a row of a common tensor would keep all of it.
+    """
+    ended = [
+        piece.segment
+        for piece in plan.pieces
+        if piece.segment.kept and piece.stop == len(piece.segment.token_ids)
+    ]
+    if not ended:
+        return
+    rows = [states[table.end_of(segment)] for segment in ended]
+    copies = [torch.empty_like(row) for row in rows]
+    torch._foreach_copy_(copies, rows)
+    for segment, copy in zip(ended, copies, strict=True):
+        segment.end_state = copy
 
 
 def _bug(error: Exception) -> Fault:

@@ -36,6 +36,12 @@ class PackedSetup:
     """What bounds the memory of steps."""
 
     @property
+    def step_bytes(self) -> int:
+        """What steps may take beside weights and pages, recorded ones among them."""
+        recorded = graph_bytes(self.limits.shape) if self.settings.graph_rows else 0
+        return step_bytes(self.limits.shape, largest_step(self.limits)) + recorded
+
+    @property
     def max_sequence_tokens(self) -> int:
         """Longest sequence that pages can hold by itself."""
         return (self.pool.pages - SPARE_PAGES) * PAGE_TOKENS
@@ -95,6 +101,9 @@ def set_up(
         context=context,
     )
     share = config.memory_utilization or MEMORY_SHARE[device.type]
+    if device.type == "cuda":
+        # Pages are few large tensors: what probes left in torch's cache is no room for them.
+        torch.cuda.empty_cache()
     left = free_memory(device) - (graph_bytes(shape) if records else 0)
     working = step_bytes(shape, largest_step(limits))
     page = page_bytes(sum(layer.width for layer in shapes), shape.hidden, dtype.itemsize)

@@ -28,7 +28,7 @@ def rows_to_score(plan: StepPlan, table: StateTable, calls: RunningCalls) -> lis
             if len(rows):
                 # Row i comes from the state one position earlier.
                 offset = row - 1 - (piece.start - run.prompt_end.stop)
-                wanted.append(ScoreRows(run, rows, [offset + int(r) for r in rows]))
+                wanted.append(ScoreRows(run, rows, (offset + rows).tolist()))
     return grouped_by_kind(wanted, score_kind)
 
 

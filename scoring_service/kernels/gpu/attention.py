@@ -232,11 +232,9 @@ class Work:
         many_N_5, few_N_5, slots = _listed(segments, group, dtype)
         if many_N_5.shape != self.many_N_5.shape or few_N_5.shape != self.few_N_5.shape:
             raise ValueError("another step in the same place has to have the same blocks")
-        if len(slots) > len(self.slots):
-            raise ValueError(f"{len(slots)} slots in room for {len(self.slots)}")
+        _copy_slots(slots, self.slots)
         copy_async(many_N_5, self.many_N_5)
         copy_async(few_N_5, self.few_N_5)
-        copy_async(slots, self.slots[: len(slots)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,14 +348,17 @@ def work_of(
         ValueError: it is too short.
     """
     many_N_5, few_N_5, slots = _listed(segments, group, dtype)
-    work = Work(
-        to_device_async(many_N_5, device),
-        to_device_async(few_N_5, device),
-        to_device_async(slots, device) if room is None else room,
-    )
-    if room is not None:
-        work.refill(segments, group, dtype)
-    return work
+    if room is None:
+        room = to_device_async(slots, device)
+    else:
+        _copy_slots(slots, room)
+    return Work(to_device_async(many_N_5, device), to_device_async(few_N_5, device), room)
+
+
+def _copy_slots(slots: Tensor, room: Tensor) -> None:
+    if len(slots) > len(room):
+        raise ValueError(f"{len(slots)} slots in room for {len(room)}")
+    copy_async(slots, room[: len(slots)])
 
 
 def _listed(
@@ -382,4 +383,6 @@ def _listed(
         torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS)
         for block in (MANY_QUERIES, FEW_QUERIES)
     )
-    return many_N_5, few_N_5, torch.from_numpy(np.concatenate(arrays).astype(np.int32))
+    # Every step lists the slots of all samples: joined and narrowed in one pass.
+    slots = np.concatenate(arrays, dtype=np.int32, casting="same_kind")
+    return many_N_5, few_N_5, torch.from_numpy(slots)

@@ -19,6 +19,9 @@ BLOCK = 1024
 PIVOTS = 8
 """Keys an interval is split at in one pass."""
 
+VALUE_SPAN = tl.constexpr(64.0)
+"""How far below an interval's largest x its keys are split evenly as x."""
+
 MIN_KEY = -2139095041
 """`ordered(-inf)`: no token has a smaller key."""
 
@@ -59,13 +62,15 @@ def weights_of(keys, max_x, MODE: tl.constexpr):
 def pivots_between(low, high, passes, PIVOTS: tl.constexpr):
     """Keys in (low, high], ascending: evenly spaced as x, or as keys once that no longer helps.
 
-    Spaced as x they suit logits; as keys, nine subintervals a pass, they come down to one key in
-    11 passes at most.
+    Spaced as x they suit logits, of which those that weigh lie within VALUE_SPAN of the largest: an
+    interval that reaches further down, as down to the least float, is split near its top, and what
+    lies below it is one subinterval. Spaced as keys, nine subintervals a pass, they come down to
+    one key in 11 passes at most.
     """
     index = tl.arange(0, PIVOTS) + 1
     share = index.to(tl.float32) / (PIVOTS + 1)
-    first = tl.maximum(unordered(low), -1e38)
     last = tl.minimum(unordered(high), 1e38)
+    first = tl.maximum(tl.maximum(unordered(low), last - VALUE_SPAN), -1e38)
     by_value = ordered(first * (1.0 - share) + last * share).to(tl.int64)
     low = low.to(tl.int64)
     high = high.to(tl.int64)

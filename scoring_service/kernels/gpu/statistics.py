@@ -8,7 +8,7 @@ whole, as long as shards begin at multiples of `BLOCK_COLUMNS`.
 Numerics: exponentials and sums of a block in fp32 relative to the block's maximum, added over
 blocks in float64. x itself has the reference's bits, so ranks and ids are exact.
 
-Twins: `reference.logsumexp`, `entropy`, `rank`, `greedy`, `log_tail_mass`.
+Twins: `reference.logsumexp`, `entropy`, `rank`, `greedy`, `log_tail_mass`, `possible_tokens`.
 
 Legend: T rows, V vocabulary, S blocks of columns, G groups of columns.
 """
@@ -45,6 +45,7 @@ def block_statistics(
     above_ptr,
     best_ptr,
     groups_ptr,
+    possible_ptr,
     x_ptr,
     row_stride,
     x_stride,
@@ -60,12 +61,14 @@ def block_statistics(
     CAPPED: tl.constexpr,
     STORED: tl.constexpr,
     GROUPED: tl.constexpr,
+    COUNTED: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """Program (row, block): partial results of a row's block, number `first_block` + block of all
     `blocks`, whose ids begin at `first_id` + block * BLOCK: its max, sum of e = exp(x - max), sum
-    of e * (x - max), tokens before the target, and lowest id of the max.
+    of e * (x - max), tokens before the target, and lowest id of the max; where they are COUNTED,
+    also the tokens that are not at -inf.
 
     The targets' logits come by themselves: their shard may be another's, and where x replaces the
     logits another block may already have done so.
@@ -95,6 +98,8 @@ def block_statistics(
     tl.store(sums_ptr + place, tl.sum(e, axis=0))
     # A token at -inf adds 0.
     tl.store(weighted_ptr + place, tl.sum(e * tl.maximum(x - safe, -1e30), axis=0))
+    if COUNTED:
+        tl.store(possible_ptr + place, tl.sum((x > -float("inf")).to(tl.int32), axis=0))
     ids = columns + first_id
     tl.store(best_ptr + place, tl.min(tl.where(x == top, ids, 0x7FFFFFFF), axis=0))
 

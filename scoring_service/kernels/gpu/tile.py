@@ -120,6 +120,7 @@ class TritonTile:
         self._groups_T_G = torch.empty(
             (rows, triton.cdiv(vocab, GROUP_COLUMNS)), device=device, dtype=self.x_T_V.dtype
         )
+        self._possible_T_S = torch.empty((rows, blocks), device=device, dtype=torch.int32)
         partials = RowPartials.empty(rows, blocks, device)
         block_statistics[(rows, blocks)](
             logits_T_V,
@@ -132,6 +133,7 @@ class TritonTile:
             partials.above,
             partials.best,
             self._groups_T_G,
+            self._possible_T_S,
             self.x_T_V,
             logits_T_V.stride(0),
             self.x_T_V.stride(0),
@@ -147,6 +149,7 @@ class TritonTile:
             CAPPED=soft_cap is not None,
             STORED=not neutral,
             GROUPED=True,
+            COUNTED=True,
             BLOCK=BLOCK_COLUMNS,
             GROUP=GROUP_COLUMNS,
             num_warps=8,
@@ -186,8 +189,7 @@ class TritonTile:
 
     def possible_tokens(self) -> Tensor:
         """Tokens with any probability, int32 [T]."""
-        # Counted always: to look for a token at -inf first, as `reference` does, the host waits.
-        return (self.x_T_V > -math.inf).sum(dim=1, dtype=torch.int32)
+        return self._possible_T_S.sum(dim=1, dtype=torch.int32)
 
     def logprobs_at(self, ids_T_C: Tensor) -> Tensor:
         """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""

@@ -7,11 +7,13 @@ does, plus 1e-5.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.gpu.tile import TritonTile
@@ -221,3 +223,36 @@ def test_processed_logprobs(keep_realised: bool) -> None:
         want = float(oracle.processed_logprobs(x_V, keep_V)[token])
         got = float(found.processed_T[row])
         assert got == want or abs(got - want) <= SLACK
+
+
+class Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that an operator makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_possible_tokens_are_counted_in_the_read_of_the_tile(dtype: torch.dtype) -> None:
+    """Of bans, of a row without any, of one of nothing else, and of NaN; without another [T, V]."""
+    rows, vocab = 5, 10_000
+    logits_T_V = random_logits(rows, vocab, dtype)
+    logits_T_V[1, ::3] = -math.inf
+    logits_T_V[2] = -math.inf
+    logits_T_V[3, :8192] = -math.inf
+    logits_T_V[4, 7] = math.nan
+    want = [vocab, vocab - len(range(0, vocab, 3)), 0, vocab - 8192, vocab - 1]
+    for temperature in (1.0, 0.5):
+        tile = TritonTile(logits_T_V, temperature)
+        with Largest() as largest:
+            found_T = tile.possible_tokens()
+        assert found_T.dtype == torch.int32
+        assert found_T.tolist() == want
+        assert largest.elements <= rows * 3
