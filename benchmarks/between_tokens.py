@@ -25,7 +25,7 @@ from benchmarks.machine import describe, origin
 from benchmarks.sides import SideConfig
 from benchmarks.sides.engine import Engine, sample_call, step
 from benchmarks.workloads import Sampling
-from scoring_service.engine import sampling
+from scoring_service.engine import sample_slices
 from scoring_service.engine.events import CallFinished, SampleSlice
 from scoring_service.types import SampleCall, ScoreCall
 
@@ -48,7 +48,7 @@ def between_tokens(
     drawn: dict[int, list[float]] = {}
     submitted: list[int] = []
     finished = False
-    with mock.patch.object(sampling, "_FLUSH_SECONDS", 0.0):
+    with mock.patch.object(sample_slices, "_FLUSH_SECONDS", 0.0):
         began = time.perf_counter()
         runner.submit(replace(call, call_id=0))
         while not finished:

@@ -11,7 +11,7 @@ from benchmarks.outcome import Outcome
 from benchmarks.sides import SideConfig
 from benchmarks.sides.engine import Engine
 from benchmarks.workloads import Mixed, Work
-from scoring_service.engine import sampling
+from scoring_service.engine import sample_slices
 from scoring_service.engine.events import SampleSlice, ScoreSlice
 from scoring_service.engine.packed.body import PackedBody, Step, StepStates
 from scoring_service.engine.packed.engine import PackedEngine
@@ -79,7 +79,7 @@ class PackedForward:
         with (
             mock.patch.object(PackedBody, "run", keep),
             mock.patch.object(PackedEngine, "step", count),
-            mock.patch.object(sampling, "_FLUSH_SECONDS", 0.0),
+            mock.patch.object(sample_slices, "_FLUSH_SECONDS", 0.0),
         ):
             self._engine.run(work)
         return list(zip(steps, rows, strict=True))

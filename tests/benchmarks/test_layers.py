@@ -1,0 +1,43 @@
+"""What is measured beside the service is the same work: every row, every token by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.between_tokens import between_tokens
+from benchmarks.sides import SideConfig, bare, packed_forward
+from benchmarks.sides.engine import Engine, sample_call
+from benchmarks.workloads import Sampling, Scoring
+from scoring_service.models import tiny_model_path
+
+CONFIG = SideConfig(str(tiny_model_path()), "bfloat16", "bfloat16")
+SCORING = Scoring([([5, 6, 7], [[8] * 70, [9] * 3]), ([4], [[1, 2]])], k=2)
+SAMPLING = Sampling([[3, 4], [5, 6], [7, 8]], 6)
+
+
+@pytest.fixture(scope="module")
+def packed() -> packed_forward.PackedForward:
+    return packed_forward.make(CONFIG)
+
+
+def test_the_packed_forward_has_all_steps_and_rows_of_the_engine(
+    packed: packed_forward.PackedForward,
+) -> None:
+    assert sum(rows for _, rows in packed._record(SCORING)) == 70 + 3 + 2
+    drawn = packed._record(SAMPLING)
+    assert sum(rows for _, rows in drawn) == 3 * 6
+    assert sum(len(step.decode_tokens) for step, _ in drawn) == 3 * 5, "the first are prompts'"
+    for work in (SCORING, SAMPLING):
+        assert packed.run(work).seconds > 0
+
+
+def test_the_bare_forward_does_the_work_by_itself() -> None:
+    side = bare.make(CONFIG)
+    for work in (SCORING, SAMPLING):
+        assert side.run(work).seconds > 0
+
+
+def test_every_token_comes_by_itself() -> None:
+    gaps = between_tokens(Engine(CONFIG), sample_call(SAMPLING), watched=2)
+    assert len(gaps) == 2 * 5
+    assert all(gap > 0 for gap in gaps), "tokens that were handed over together"
