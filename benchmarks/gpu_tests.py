@@ -41,6 +41,7 @@ FILES = (
     "test_gradient.py",
     "test_traps.py",
     "test_row_parameters.py",
+    "test_search.py",
     "test_write_kv.py",
     "test_transfer.py",
     "test_figures.py",

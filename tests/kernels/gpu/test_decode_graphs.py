@@ -301,7 +301,8 @@ def test_a_load_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not off.packed.settings.graph_rows
     assert on.info.numerics_id != off.info.numerics_id
     monkeypatch.setattr(path, "graphs_failure", lambda *_: "it asked")
-    assert "; without CUDA graphs: it asked" in load_here(folder).info.path_reason
+    found = path._try_graphs(on.model, shapes_of(on), EngineConfig(str(folder)))
+    assert found == (False, "; without CUDA graphs: it asked")
 
 
 def test_pages_leave_room_for_recorded_steps(
