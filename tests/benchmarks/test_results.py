@@ -1,0 +1,27 @@
+"""Every committed result says when, of which commit and on what machine it was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.served import ROOT
+
+FILES = sorted((ROOT / "benchmarks/results").glob("*.json"))
+WITHOUT = {
+    **dict.fromkeys(("weights", "wire"), {"commit", "date"}),
+    **dict.fromkeys(
+        ("fuzz", "kills", "overload", "soak", "telemetry", "transport"),
+        {"commit", "date", "machine"},
+    ),
+}
+"""Of files from before that was written: measured again, each leaves this list."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_result_says_where_it_is_from(file: Path) -> None:
+    found = json.loads(file.read_text())
+    missing = {name for name in ("commit", "date", "machine") if not found.get(name)}
+    assert missing == WITHOUT.get(file.stem, set())
