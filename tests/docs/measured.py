@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from typing import Any
 
 from tests.e2e.served import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
+
+LATEST = ("cpu-scoring", "cpu-samples")
+EARLIER = ("cpu-float32-head", "cpu-again", "cpu")
+"""Files of earlier code, whose workloads had tokens of the repetition alone: some prompts began as
+those of a workload before them, which only this service's prefix cache knew."""
+
+COLD = ("grpo", "flat", "skewed", "topk-20", "topk-128", "topk-1024")
+"""Workloads that found nothing of others in the earlier files."""
+
+
+def report(name: str) -> dict[str, Any]:
+    """A committed result."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def latest_workloads() -> dict[str, dict[str, Any]]:
+    """Of the latest files, by name."""
+    return {name: work for file in LATEST for name, work in report(file)["workloads"].items()}
+
+
+def medians(work: dict[str, Any]) -> dict[str, float]:
+    """Seconds of each side."""
+    return {
+        side: statistics.median(run["seconds"] for run in runs)
+        for side, runs in work["runs"].items()
+    }
 
 
 def ratio_and_spread(work: dict[str, Any], side: str) -> str:
