@@ -16,7 +16,7 @@ from scoring_service.engine.packed.packing import SegmentTree, TreeNode
 from scoring_service.engine.packed.runs import tables
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
 
-SLOTS = 1024
+SLOTS = 2048
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "window": {"window": 37},
     "softcap": {"softcap": 3.0},
     "sinks": {"sinks": True},
+    "long window": {"window": 700},
     "all": {"window": 300, "softcap": 3.0, "sinks": True},
 }
 
@@ -189,17 +190,30 @@ def test_trees_over_several_blocks_of_keys(
 def test_sampled_tokens_over_their_pages(
     kernels: CpuKernels, shape: Shape, asked: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    tensors = random_tensors(shape, 4, dtype, seed=2)
-    lengths = [1, 65, 333]
+    tensors = random_tensors(shape, 6, dtype, seed=2)
+    lengths = [1, 65, 333, 1024, 1101]  # the last two in parts
     slots = [np.arange(3, 4), np.r_[64:80, 16:48, 500:517], np.arange(600, 933)]
+    slots += [np.r_[1000:1200, 1224:2048], np.r_[1001:1500, 1300:1902]]
     assert [len(s) for s in slots] == lengths
-    kept = ([0, 1, 2], [int(s[-1]) for s in slots])
+    kept = (list(range(len(slots))), [int(s[-1]) for s in slots])
     found = attend(kernels, tensors, [], list(enumerate(slots)), asked, kept)
     for name in ("k", "v"):
         stored = tensors[f"pool_{name}"][:, kept[1]]
         assert torch.equal(stored, tensors[name][:, kept[0]]), "kept before anybody looks"
     chains = [Chain(s[:-1].tolist(), [], range(row, row + 1)) for row, s in enumerate(slots)]
     check(found, tensors, chains, asked)
+
+
+@pytest.mark.parametrize("loud", [slice(0, 500), slice(600, 700), slice(1090, 1100)], ids=str)
+def test_parts_of_a_chain_may_be_far_apart(kernels: CpuKernels, loud: slice) -> None:
+    """Their exponents are taken from the largest score of all: none overflows, none is lost."""
+    tensors = random_tensors(SHAPES[0], 1, torch.float32, seed=5)
+    for name in ("q", "k", "pool_k"):  # numbers whose products fp32 adds up exactly
+        tensors[name] = (4 * tensors[name]).round() / 4
+    tensors["pool_k"][:, loud] *= 64
+    slots = np.arange(1100)
+    found = attend(kernels, tensors, [], [(0, slots)], {}, ([0], [1099]))
+    check(found, tensors, [Chain(slots[:-1].tolist(), [], range(1))], {})
 
 
 @settings(max_examples=25)
@@ -229,7 +243,7 @@ def test_company_and_threads_change_no_bit(kernels: CpuKernels, dtype: torch.dty
     trees, _ = tree(list(range(40, 340)), 20, [[64], [33], [64]])
     rows = 20 + 64 + 33 + 64
     tensors = random_tensors(SHAPES[0], rows + 1, dtype, seed=4)
-    sampled = [(rows, np.arange(100, 228))]
+    sampled = [(rows, np.arange(100, 1400))]
     together = attend(kernels, tensors, trees, sampled, {})
     for node in trees[0].nodes[1:]:
         alone = [SegmentTree(trees[0].prefix_slots, (trees[0].nodes[0], node))]

@@ -94,6 +94,35 @@ inline float reduce_sum(const Vec& vector) {
   return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return a + b; }, vector);
 }
 
+// Of as many vectors as one has numbers, one behind the other: the sum of each.
+inline Vec sums_of(const float* vectors) {
+#ifdef __AVX512F__
+  __m512 part[16];
+  for (int i = 0; i < 16; ++i) {
+    part[i] = _mm512_loadu_ps(vectors + 16 * i);
+  }
+  for (int i = 0; i < 8; ++i) { // In each quarter: a0 + a2, b0 + b2, a1 + a3, b1 + b3.
+    const __m512 a = part[2 * i], b = part[2 * i + 1];
+    part[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) { // In each quarter: its sum for four vectors.
+    const __m512d a = _mm512_castps_pd(part[2 * i]), b = _mm512_castps_pd(part[2 * i + 1]);
+    part[i] = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto add_quarters = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return add_quarters(add_quarters(part[0], part[1]), add_quarters(part[2], part[3]));
+#else
+  float sums[Vec::size()];
+  for (int64_t i = 0; i < Vec::size(); ++i) {
+    sums[i] = reduce_sum(Vec::loadu(vectors + i * Vec::size()));
+  }
+  return Vec::loadu(sums);
+#endif
+}
+
 // Calls body(place, a, b) over n numbers of `source`, two fp32 vectors at a time; behind the last
 // number there are zeros.
 template <typename T, typename Body>
@@ -166,6 +195,12 @@ inline void scale(float* target, int64_t n, float factor) {
   }
 }
 
+inline void add_scaled(float* target, const float* source, int64_t n, float factor) {
+  for (int64_t i = 0; i < n; ++i) {
+    target[i] += source[i] * factor;
+  }
+}
+
 // source * factor, rounded to T.
 template <typename T>
 inline void store_scaled(const float* source, int64_t n, float factor, T* target) {
@@ -220,8 +255,8 @@ inline float exp_into(const float* source, int64_t n, float shift, float unit, T
   over(source, n, [&](int64_t i, int64_t left, const Vec& a, const Vec& b) {
     Vec x = (a - by) * times, y = (b - by) * times;
     if constexpr (std::is_same_v<T, float>) {
-      x = x.exp();
-      y = y.exp();
+      x = exp_of(x);
+      y = exp_of(y);
     } else {
       // Within 20 units of fp32's last place: more than bf16 can tell.
       x = x.exp_u20();
