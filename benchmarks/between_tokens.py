@@ -4,17 +4,21 @@ A server sends what was drawn in a tenth of a second together, so that its slice
 the engine runs in this process and hands every token over at once.
 
 `python -m benchmarks.between_tokens --model FOLDER` decodes 16 samples after prompts of 64 tokens,
-and 15 of them beside one after a prompt of 4,000: does a prompt slow other people's samples down?
+and 15 of them beside one after a longer prompt: does its length slow other people's samples down?
+While that prompt is computed its tokens join the others' steps, as those of any scoring do; from
+its first sample on only the attention to it is longer. The two are told apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,17 +36,18 @@ from scoring_service.types import SampleCall, ScoreCall
 Arrival = tuple[float, ScoreCall]
 """Seconds after the beginning, and a call with a number of its own above 0."""
 
+_SHORT = 64
 
-def between_tokens(
-    engine: Engine, call: SampleCall, arrivals: Iterable[Arrival] = (), watched: int | None = None
-) -> list[float]:
-    """Seconds between the tokens of each sample, from its own first one.
+
+def moments_of(
+    engine: Engine, call: SampleCall, arrivals: Iterable[Arrival] = ()
+) -> dict[int, list[float]]:
+    """Prompt's number -> when each token of its sample was drawn, in seconds.
 
     Args:
         engine: in this process.
-        call: draws them.
+        call: draws one sample of each prompt.
         arrivals: calls that come meanwhile, in their order; cancelled at the end.
-        watched: of so many samples, the first; None = of all.
     """
     runner, waiting = engine.runner, deque(arrivals)
     drawn: dict[int, list[float]] = {}
@@ -63,8 +68,25 @@ def between_tokens(
                 finished |= isinstance(event, CallFinished) and event.call_id == 0
     for call_id in submitted:
         runner.cancel(call_id)
-    chosen = range(len(drawn) if watched is None else watched)
-    return [gap for index in chosen for gap in np.diff(drawn[index]).tolist()]
+    return drawn
+
+
+def between_tokens(
+    engine: Engine, call: SampleCall, arrivals: Iterable[Arrival] = ()
+) -> list[float]:
+    """Seconds between the tokens of each sample, from its own first one; see `moments_of`."""
+    drawn = moments_of(engine, call, arrivals)
+    return [gap for moments in drawn.values() for gap in np.diff(moments).tolist()]
+
+
+def beside_the_last(drawn: Mapping[int, Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Seconds between the tokens of all samples but the last prompt's: before, after its first."""
+    *others, (_, last) = sorted(drawn.items())
+    before, after = [], []
+    for _, moments in others:
+        for earlier, later in pairwise(moments):
+            (before if later <= last[0] else after).append(later - earlier)
+    return before, after
 
 
 def rounds_of(
@@ -94,38 +116,44 @@ def main() -> None:
     name = "python -m benchmarks.between_tokens"
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--model", required=True, help="folder in the Hugging Face layout")
-    parser.add_argument("--tokens", type=int, default=64, help="of a sample")
-    parser.add_argument("--long", type=int, default=4000, help="tokens of the long prompt")
+    parser.add_argument("--tokens", type=int, default=256, help="of a sample")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", default=[500, 4000], help="tokens of the longer prompts"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     out = Path("benchmarks/results/between-tokens.json")
     parser.add_argument("--out", type=Path, default=out)
     arguments = parser.parse_args()
     engine = Engine(SideConfig(arguments.model, "bfloat16", "bfloat16"))
-    longest = min(arguments.long, engine.info.max_sequence_tokens - arguments.tokens)
     rng = np.random.default_rng(0)
 
-    def call(last: int) -> SampleCall:
-        lengths = [64] * 15 + [last]
+    def moments(last: int) -> dict[int, list[float]]:
+        lengths = [_SHORT] * 15 + [last]
         ids = [rng.integers(0, engine.info.vocab_size, n).tolist() for n in lengths]
-        return sample_call(Sampling(ids, arguments.tokens))
+        return moments_of(engine, sample_call(Sampling(ids, arguments.tokens)))
 
     def measure() -> dict[str, list[float]]:
-        return {
-            "short": between_tokens(engine, call(64), watched=15),
-            "beside_long": between_tokens(engine, call(longest), watched=15),
-        }
+        found = {str(_SHORT): beside_the_last(moments(_SHORT))[1]}
+        for tokens in arguments.prompts:
+            found[f"{tokens}_computed"], found[f"{tokens}"] = beside_the_last(moments(tokens))
+        return found
 
     rounds = rounds_of(arguments.rounds, measure)
-    middle = {name: float(np.median([r[name] for r in rounds])) for name in rounds[0]}
+    names = [name for n in arguments.prompts for name in (f"{n}_computed", f"{n}")]
     report: dict[str, Any] = {
         **origin(),
-        "long_prompt": longest,
-        "p50_ratio": middle["p50_beside_long_ms"] / middle["p50_short_ms"],
+        "tokens": arguments.tokens,
+        "p50_ratios": {name: _ratio(rounds, name) for name in names},
         "rounds": rounds,
         "machine": describe(),
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"p50 beside a prompt of {longest}: {report['p50_ratio']:.2f} times that beside 64")
+    print({name: round(ratio, 2) for name, ratio in report["p50_ratios"].items()})
+
+
+def _ratio(rounds: Sequence[Mapping[str, float]], name: str) -> float:
+    """Median over rounds of the p50 beside such a prompt, over that beside a short one."""
+    return statistics.median(r[f"p50_{name}_ms"] / r[f"p50_{_SHORT}_ms"] for r in rounds)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.between_tokens import between_tokens
+from benchmarks.between_tokens import beside_the_last, between_tokens
 from benchmarks.sides import SideConfig, bare, packed_forward
 from benchmarks.sides.engine import Engine, sample_call
 from benchmarks.workloads import Sampling, Scoring
@@ -38,6 +38,11 @@ def test_the_bare_forward_does_the_work_by_itself() -> None:
 
 
 def test_every_token_comes_by_itself() -> None:
-    gaps = between_tokens(Engine(CONFIG), sample_call(SAMPLING), watched=2)
-    assert len(gaps) == 2 * 5
+    gaps = between_tokens(Engine(CONFIG), sample_call(SAMPLING))
+    assert len(gaps) == 3 * 5
     assert all(gap > 0 for gap in gaps), "tokens that were handed over together"
+
+
+def test_what_lies_beside_a_prompt_and_beside_its_sample() -> None:
+    drawn = {0: [1.0, 2.0, 4.0, 7.0], 1: [2.0, 4.0, 8.0], 2: [4.0, 5.0]}
+    assert beside_the_last(drawn) == ([1.0, 2.0, 2.0], [3.0, 4.0])
