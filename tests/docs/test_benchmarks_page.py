@@ -207,9 +207,10 @@ def test_scoring_beside_samples() -> None:
 
 
 def test_other_peoples_prompts() -> None:
-    found = report("between-tokens")
-    assert f"**{found['p50_ratio']:.2f}** times" in TEXT
-    assert f"a prompt of {found['long_prompt']:,}" in TEXT
+    ratios = {name: f"**{r:.2f}**" for name, r in report("between-tokens")["p50_ratios"].items()}
+    drawn = f"{ratios['500']} times as long beside a prompt of 500 and {ratios['4000']} times"
+    assert drawn in TEXT
+    assert f"it is {ratios['500_computed']} and {ratios['4000_computed']} times as long" in TEXT
 
 
 @pytest.mark.parametrize("folder", ["build/gpu", "/given back"])
