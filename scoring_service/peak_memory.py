@@ -23,8 +23,9 @@ ANSWER_COPIES = 2
 _ANSWER_BYTES = 12 << 10
 """Of results, for each token that a step may have."""
 
-_CREDIT_BYTES = 4 << 10
-"""Of results, for each token of a step: lists of 500 tokens a row fill it."""
+_CREDIT_BYTES = 18 << 10
+"""Of results, for each token of a step: with lists of 1,024 tokens a row, those of two steps. With
+those of one, the next would wait for the reader or be a small one, which computes slower."""
 
 _MIN_CREDIT, _MAX_CREDIT = 4 << 20, 32 << 20
 """At most half of what a worker may have on its way (`pool.workers.window`), so that it may begin
@@ -144,8 +145,7 @@ def answer_limit(step_tokens: int) -> int:
 def part_credit(step_tokens: int) -> int:
     """Bytes of results that a part of a call may have on their way before its reader takes some.
 
-    As steps are large: what a call answers in one is no more, and a device whose steps are large
-    works badly in small ones. Below `answer_limit` from 342 tokens on.
+    As steps are large, up to half of what a worker may have on its way.
 
     Args:
         step_tokens: that a step may have.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.engine.step_shape import step_shape
 from scoring_service.errors import Code, Reason, ServiceError
 from scoring_service.peak_memory import StepLimits, largest_step, part_credit, step_bytes
@@ -81,12 +82,20 @@ def test_what_no_step_can_hold_is_refused_for_good(call: ScoreCall | SampleCall)
     check_memory(call, worker(2 << 30))
 
 
-def test_what_a_part_may_have_on_its_way_is_predicted() -> None:
-    """However large steps are; what joins one is never more than its results may be."""
-    for tokens, credit in ((1024, 4 << 20), (8192, 32 << 20), (65_536, 32 << 20)):
+def test_what_a_call_may_answer_in_a_step_is_predicted() -> None:
+    """What its part may have on its way, or what any step may hold, if that is less."""
+    for tokens, credit in ((128, 4 << 20), (1024, 18 << 20), (8192, 32 << 20), (65_536, 32 << 20)):
         limits = replace(LIMITS, step_tokens=tokens)
-        assert part_credit(tokens) == credit <= limits.answer_bytes
-        assert call_work(a_score(100_000, k=1024), limits).answer_bytes >= credit
+        assert part_credit(tokens) == credit
+        most = min(max(INITIAL_CREDIT, credit), limits.answer_bytes)
+        assert call_work(a_score(100_000, k=1024), limits).answer_bytes == most
+
+
+def test_two_steps_of_wide_lists_may_be_on_their_way() -> None:
+    """With one, the next step would be a small one or wait for the reader."""
+    row = a_score(1, k=1024).wants.row_bytes(0)
+    for tokens in (1024, 1536):
+        assert part_credit(tokens) >= 2 * tokens * row
 
 
 def test_the_plain_path_predicts_nothing() -> None:

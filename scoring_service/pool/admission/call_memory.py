@@ -56,11 +56,12 @@ def _score_work(call: ScoreCall, limits: StepLimits) -> StepWork:
                 request += completion.candidate_ids.nbytes
     tokens = min(call.tokens, limits.step_tokens)
     credit = max(INITIAL_CREDIT, part_credit(limits.step_tokens))
+    most = min(credit, limits.answer_bytes)
     return StepWork(
         tokens=tokens,
         rows=min(rows, 2 * tokens),
         listed=call.wants.top_k + candidates,
-        answer_bytes=min(answer, max(largest_unit, credit)),
+        answer_bytes=min(answer, max(largest_unit, most)),
         context=longest,
         chunk_tokens=min(limits.chunk_tokens, longest),
         truncates=any(group.processing.truncates for group in call.groups),
