@@ -36,16 +36,16 @@ def test_a_silent_connection_is_closed() -> None:
 def test_silent_connections_take_a_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_http, "_MAX_CONNECTIONS", 3)
     port = serve_metrics("127.0.0.1", 0, registry(), silence_seconds=60)
-    before = threading.active_count()
+    before = set(threading.enumerate())  # some of which may end meanwhile
     with ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
             for _ in range(20)
         ]
         assert all(connection.recv(1) == b"" for connection in silent[3:])
-        assert threading.active_count() == before + 3
-    for _ in range(1000):  # the end of a thread takes its time
-        if threading.active_count() == before:
-            break
-        threading.Event().wait(0.01)
+        serving = set(threading.enumerate()) - before
+        assert len(serving) == 3
+    for thread in serving:
+        thread.join(30)
+        assert not thread.is_alive()
     assert b"seen_total 0.0" in read(port)
