@@ -4,7 +4,8 @@ A server sends what was drawn in a tenth of a second together, so that its slice
 the engine runs in this process and hands every token over at once.
 
 `python -m benchmarks.between_tokens --model FOLDER` decodes 16 samples after prompts of 64 tokens,
-and 15 of them beside one after a longer prompt: does its length slow other people's samples down?
+and 15 of them beside another call's after a longer prompt: does it slow other people's samples
+down?
 While that prompt is computed its tokens join the others' steps, as those of any scoring do; from
 its first sample on only the attention to it is longer. The two are told apart.
 """
@@ -31,9 +32,9 @@ from benchmarks.sides.engine import Engine, sample_call, step
 from benchmarks.workloads import Sampling
 from scoring_service.engine import sample_slices
 from scoring_service.engine.events import CallFinished, SampleSlice
-from scoring_service.types import SampleCall, ScoreCall
+from scoring_service.types import Call, SampleCall
 
-Arrival = tuple[float, ScoreCall]
+Arrival = tuple[float, Call]
 """Seconds after the beginning, and a call with a number of its own above 0."""
 
 _SHORT = 64
@@ -41,16 +42,16 @@ _SHORT = 64
 
 def moments_of(
     engine: Engine, call: SampleCall, arrivals: Iterable[Arrival] = ()
-) -> dict[int, list[float]]:
-    """Prompt's number -> when each token of its sample was drawn, in seconds.
+) -> dict[tuple[int, int], list[float]]:
+    """Numbers of a call and of a prompt -> when each token of its sample was drawn, in seconds.
 
     Args:
         engine: in this process.
-        call: draws one sample of each prompt.
+        call: draws one sample of each prompt, as number 0.
         arrivals: calls that come meanwhile, in their order; cancelled at the end.
     """
     runner, waiting = engine.runner, deque(arrivals)
-    drawn: dict[int, list[float]] = {}
+    drawn: dict[tuple[int, int], list[float]] = {}
     submitted: list[int] = []
     finished = False
     with mock.patch.object(sample_slices, "_FLUSH_SECONDS", 0.0):
@@ -62,9 +63,9 @@ def moments_of(
                 submitted.append(arrived.call_id)
                 runner.submit(arrived)
             for event in step(runner):
-                if isinstance(event, SampleSlice) and event.call_id == 0:
+                if isinstance(event, SampleSlice):
                     moments = [time.perf_counter()] * len(event.token_ids)
-                    drawn.setdefault(event.prompt_index, []).extend(moments)
+                    drawn.setdefault((event.call_id, event.prompt_index), []).extend(moments)
                 finished |= isinstance(event, CallFinished) and event.call_id == 0
     for call_id in submitted:
         runner.cancel(call_id)
@@ -76,11 +77,14 @@ def between_tokens(
 ) -> list[float]:
     """Seconds between the tokens of each sample, from its own first one; see `moments_of`."""
     drawn = moments_of(engine, call, arrivals)
-    return [gap for moments in drawn.values() for gap in np.diff(moments).tolist()]
+    own = (moments for (call_id, _), moments in drawn.items() if call_id == 0)
+    return [gap for moments in own for gap in np.diff(moments).tolist()]
 
 
-def beside_the_last(drawn: Mapping[int, Sequence[float]]) -> tuple[list[float], list[float]]:
-    """Seconds between the tokens of all samples but the last prompt's: before, after its first."""
+def beside_the_last(
+    drawn: Mapping[tuple[int, int], Sequence[float]],
+) -> tuple[list[float], list[float]]:
+    """Seconds between the tokens of all samples but the last call's: before, after its first."""
     *others, (_, last) = sorted(drawn.items())
     before, after = [], []
     for _, moments in others:
@@ -127,10 +131,12 @@ def main() -> None:
     engine = Engine(SideConfig(arguments.model, "bfloat16", "bfloat16"))
     rng = np.random.default_rng(0)
 
-    def moments(last: int) -> dict[int, list[float]]:
-        lengths = [_SHORT] * 15 + [last]
+    def call(number: int, *lengths: int) -> SampleCall:
         ids = [rng.integers(0, engine.info.vocab_size, n).tolist() for n in lengths]
-        return moments_of(engine, sample_call(Sampling(ids, arguments.tokens)))
+        return replace(sample_call(Sampling(ids, arguments.tokens)), call_id=number)
+
+    def moments(last: int) -> dict[tuple[int, int], list[float]]:
+        return moments_of(engine, call(0, *[_SHORT] * 15), [(0.0, call(1, last))])
 
     def measure() -> dict[str, list[float]]:
         found = {str(_SHORT): beside_the_last(moments(_SHORT))[1]}

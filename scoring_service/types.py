@@ -216,6 +216,8 @@ class SampleCall:
     """Prompts are shared only among calls of one salt."""
     deadline: float = math.inf
     """When the caller stops waiting, as `time.monotonic()` counts on this machine."""
+    part_of: int | None = None
+    """Id of the call that this is a part of; None = it is whole."""
 
     @property
     def tokens(self) -> int:

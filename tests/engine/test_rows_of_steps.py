@@ -53,6 +53,55 @@ def resumed(call_id: int, drawn: int, max_tokens: int, priority: int = 0) -> Sam
     return replace(call, prompts=(replace(call.prompts[0], drawn=before),))
 
 
+def several(call_id: int, *prompts: int, part_of: int | None = None) -> SampleCall:
+    """A sample of each of some prompts, by their lengths."""
+    made = (sample(call_id, length, 500).prompts[0] for length in prompts)
+    tasks = tuple(replace(task, index=index) for index, task in enumerate(made))
+    return SampleCall(call_id, tasks, part_of=part_of)
+
+
+def test_the_samples_of_a_call_wait_for_its_other_prompts() -> None:
+    """It ends with its last one: all are drawn together, and none alone beside a trickle."""
+    engine = Watched(pages=9000)
+    engine.submit(several(1, *[160] * 40))
+    engine.run(9)
+    assert sum(step[1] for step in engine.read) == 40 * 160
+    assert min(step[1] for step in engine.read[:6]) >= 6 * 160
+    assert engine.drawn[-1] == Counter({1: 40})
+
+
+def test_parts_of_a_call_wait_for_one_another() -> None:
+    engine = Watched(pages=9000)
+    engine.submit(several(11, *[160] * 20, part_of=1))
+    engine.submit(several(12, *[160] * 20, part_of=1))
+    engine.run(9)
+    assert engine.drawn[-1] == Counter({11: 20, 12: 20})
+
+
+def test_samples_do_not_wait_for_the_prompts_of_another_call() -> None:
+    engine = Watched(pages=9000)
+    engine.submit(several(1, *[16] * 10))
+    engine.run(4)
+    engine.submit(several(2, *[160] * 40))
+    engine.forget()
+    engine.run(20)
+    assert [step[1] for step in engine.drawn] == [10] * 20
+    assert max(step[2] for step in engine.read) == BESIDE
+    assert engine._calls.by_id[2].open_units < 2 * 160, "no pages for what does not join soon"
+
+
+def test_samples_do_not_wait_for_prompts_that_have_no_room() -> None:
+    """Of their own call, so that scoring meanwhile does not join as if they were waited for."""
+    engine = Watched(pages=220)
+    engine.submit(several(1, *[16] * 10, 3000))
+    engine.run(4)
+    engine.submit(score(2, 60, 60, groups=40))
+    engine.forget()
+    engine.run(20)
+    assert [step[1] for step in engine.drawn] == [10] * 20
+    assert max(step[2] for step in engine.read) == BESIDE
+
+
 def test_everybody_draws_beside_a_sample_that_catches_up() -> None:
     engine = Watched()
     engine.submit(sample(1, 16, 2000, n=19))

@@ -26,7 +26,7 @@ from scoring_service.pool.streams.stream import UNREAD_LIMIT, CallStream
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.pool.workers.window import MAX_REPLY_BYTES
 from scoring_service.pool.workers.workload import Taken
-from scoring_service.types import RowWants
+from scoring_service.types import RowWants, SampleCall
 from tests.pool.scripted import (
     INFO,
     Scripted,
@@ -445,6 +445,14 @@ async def test_credit_grows_with_the_steps_of_a_device() -> None:
         worker.score(first, most_rows=1)
         await settled()
         assert work.all.reply_bytes == 32 << 20, "its reader holds the part back"
+
+
+async def test_parts_of_a_call_that_samples_know_one_another() -> None:
+    made = await Scripted(1).start()
+    async with made.pool.run(sample_call(7, n=70, max_tokens=4)):
+        parts = made.workers[0].calls.values()
+        assert len(parts) == 3
+        assert {part.part_of for part in parts if isinstance(part, SampleCall)} == {7}
 
 
 async def test_a_part_whose_reader_holds_it_back_leaves_its_place_to_others() -> None:

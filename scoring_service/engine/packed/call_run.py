@@ -13,7 +13,7 @@ from scoring_service.engine.packed.score_run import CompletionRun
 from scoring_service.engine.packed.segments import Segment
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.engine.weights import ModelWeights
-from scoring_service.types import Call, ScoreCall, Usage
+from scoring_service.types import Call, SampleCall, ScoreCall, Usage
 
 
 @dataclass(eq=False, slots=True)
@@ -99,6 +99,12 @@ class CallRun:
     """Begun and not answered yet."""
     samples: list[SampleRun] = field(default_factory=list)
     """Begun and not ended yet, oldest first."""
+
+    @property
+    def whole(self) -> int:
+        """Id of the call that this is, or is a part of."""
+        part_of = self.call.part_of if isinstance(self.call, SampleCall) else None
+        return self.call.call_id if part_of is None else part_of
 
     @property
     def open_units(self) -> int:

@@ -91,6 +91,11 @@ class StepSamples:
         return tokens - left
 
     @property
+    def callers(self) -> set[int]:
+        """`CallRun.whole` of those that go on."""
+        return {run.whole for run, _ in self._going_on}
+
+    @property
     def any_draws(self) -> bool:
         """Whether one of those that go on has caught up, and draws in this step."""
         return any(sample.can_draw for _, sample in self._going_on)

@@ -29,6 +29,7 @@ from scoring_service.engine.packed.waiting_line import WaitingLine
 from scoring_service.engine.page_budget import MIN_STEP
 from scoring_service.engine.weights import ModelWeights
 from scoring_service.peak_memory import answer_limit
+from scoring_service.types import SampleCall
 
 _OFFERED = 4
 """Of as many times a step's tokens segments are chosen: those that come later would not fill it."""
@@ -109,7 +110,11 @@ class Planner:
             if priority is not None:
                 _take_samples(samples, priority, band, tokens)
             budget = tokens.for_prefill(samples.to_come)
+            if self._all_wait_for_prompts(samples.callers):
+                budget = tokens.left
             offers = self._offers(band, budget, admission, samples, events)
+            if not samples.callers <= {self._calls.by_id[o.call_id].whole for o in offers}:
+                budget = tokens.for_prefill(samples.to_come)
             cuts = tokens.rows > 0 and self._settings.cuts
             found = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
             tokens.joined += sum(sum(part.tokens) for part in found.values())
@@ -146,6 +151,22 @@ class Planner:
                 )
                 offered += sum(sizes)
         return offers
+
+    def _all_wait_for_prompts(self, callers: set[int]) -> bool:
+        """Whether each of these calls, whose samples go on, has prompts of its own to compute.
+
+        Then steps are not kept short for them: a call ends with its last sample, and is done much
+        sooner when all are drawn together.
+
+        Args:
+            callers: as of `CallRun.whole`.
+        """
+        waiting = {
+            run.whole
+            for run in self._calls.by_id.values()
+            if isinstance(run.call, SampleCall) and (run.units or run.items_to_come)
+        }
+        return callers <= waiting
 
     def _place(self, run: CallRun) -> Place:
         call, turn = run.call, self._settings.turn_tokens

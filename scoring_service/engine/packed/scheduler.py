@@ -139,12 +139,17 @@ class StepTokens:
     joined: int = 0
     """Of scoring and prompts, and of samples that catch up beside others."""
 
+    @property
+    def left(self) -> int:
+        """Nobody has these yet."""
+        return max(0, self.most - self.rows - self.joined)
+
     def for_samples(self) -> int:
         """How many samples of the next priority may take.
 
         One is left to scoring and prompts: with as many samples as tokens they would starve.
         """
-        return max(0, self.most - 1 - self.rows - self.joined)
+        return max(0, self.left - 1)
 
     def for_prefill(self, samples_below: int) -> int:
         """How many scoring and prompts may take that no sample below is more urgent than.

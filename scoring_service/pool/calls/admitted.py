@@ -31,7 +31,7 @@ from scoring_service.pool.weights.sets import WeightSet
 from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.readiness import PoolState, Readiness
 from scoring_service.pool.workers.worker import Worker
-from scoring_service.types import Call, EngineInfo
+from scoring_service.types import Call, EngineInfo, SampleCall
 
 log = structlog.get_logger(__name__)
 
@@ -262,6 +262,8 @@ class AdmittedCalls:
     ) -> Part:
         part_id = next(self._part_ids)
         own = replace(piece.call, call_id=part_id)
+        if isinstance(own, SampleCall):
+            own = replace(own, part_of=stream.call.call_id)
         return Part(
             part_id,
             own,
