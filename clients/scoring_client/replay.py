@@ -75,7 +75,8 @@ def processed_logprobs(
             in the backward pass.
 
     Returns:
-        [...], float32 (float64 for float64 logits).
+        [...], float32 (float64 for float64 logits). NaN, and so is its gradient, of a row with NaN
+        among its logits, whatever the truncation.
 
     Raises:
         ValueError: temperature <= 0, another parameter out of range, chunk_rows < 1, a label
@@ -125,7 +126,7 @@ def linear_processed_logprobs(
             form, else 512.
 
     Returns:
-        [...], float32 (float64 for a float64 head).
+        [...], float32 (float64 for a float64 head); NaN as of ``processed_logprobs``.
 
     Raises:
         ValueError: as of ``processed_logprobs``.

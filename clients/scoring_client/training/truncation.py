@@ -28,7 +28,8 @@ def apply_top_k_top_p(
     value stay; the fp32 softmax of what is left is summed upwards, and tokens whose sum is at most
     1 - p go, never the best one. Its sort is unstable, so which of several equal logits at the
     nucleus's edge stay is arbitrary there; here the higher ids do, as on the server. Min-p comes
-    last and keeps x - max >= log(min_p).
+    last and keeps x - max >= log(min_p). NaN stays, as it does there: what is made of its row is
+    NaN, not a number of the tokens beside it.
 
     Differentiable: what is kept passes its gradient, the rest gets none.
 
@@ -116,11 +117,12 @@ def support_of_rows(
     elif top_k is not None:
         keep_T_V = _top_k_only(x_T_V, top_k)
     else:
-        keep_T_V = x_T_V > -math.inf
+        keep_T_V = x_T_V != -math.inf
     if min_p is not None:
         # The server compares in float64, with min_p as the wire carries it, in float32.
         below_max_T_V = x_T_V.double() - x_T_V.amax(dim=1, keepdim=True).double()
-        keep_T_V &= below_max_T_V >= min_p.double().log()[:, None]
+        # Negated: NaN, and all of its row, is not below the bound.
+        keep_T_V &= ~(below_max_T_V < min_p.double().log()[:, None])
     if labels_T is not None:
         ids_T_1 = labels_T.clamp(min=0)[:, None]
         # A row without a label gets back the bit that it had.
@@ -171,7 +173,8 @@ def _top_k_only(x_T_V: Tensor, k_T: Tensor) -> Tensor:
     index_T_1 = (k_T.clamp(max=most) - 1)[:, None]
     kth_T_1 = x_T_V.topk(most, dim=1).values.gather(1, index_T_1)
     kth_T_1 = kth_T_1.masked_fill(~limited_T[:, None], -math.inf)
-    return (x_T_V >= kth_T_1) & (x_T_V > -math.inf)
+    # Negated: torch has NaN above every number, and a comparison with it is false.
+    return ~(x_T_V < kth_T_1) & (x_T_V != -math.inf)
 
 
 def _top_k_top_p(x_T_V: Tensor, k_T: Tensor | None, p_T: Tensor) -> Tensor:
@@ -183,5 +186,5 @@ def _top_k_top_p(x_T_V: Tensor, k_T: Tensor | None, p_T: Tensor) -> Tensor:
     mass_T_V = sorted_T_V.softmax(dim=1)
     dropped_T_V = torch.cumsum(mass_T_V, dim=1, out=mass_T_V) <= 1 - p_T[:, None]
     dropped_T_V[:, -1] = False
-    keep_T_V = (sorted_T_V > -math.inf) & ~dropped_T_V
+    keep_T_V = (sorted_T_V != -math.inf) & ~dropped_T_V
     return torch.empty_like(keep_T_V).scatter_(1, ids_T_V, keep_T_V)
