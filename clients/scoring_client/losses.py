@@ -215,5 +215,5 @@ def _divergence(
     def by_rows(x_N_V: Tensor, **given: Tensor) -> Tensor:
         return function(events(x_N_V, **given))
 
-    kept = kept_rows(mask, rows)
+    kept = kept_rows(mask, logits)
     return reduced(by_rows, logits, others, temperature, kept, reduction, chunk_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,44 @@ CHUNKED: dict[str, tuple[int, Callable[..., Tensor]]] = {
     ),
 }
 """Name -> columns of what it takes, and the call."""
+
+
+MASKED: dict[str, Callable[..., Tensor]] = {
+    "forward_kl": lambda x, **o: forward_kl(x, TEACHER, **o),
+    "reverse_kl": lambda x, **o: reverse_kl(x, TEACHER, **o),
+    "generalized_js": lambda x, **o: generalized_js(x, TEACHER, **o),
+    "soft_cross_entropy": lambda x, **o: soft_cross_entropy(
+        x, TEACHER.token_ids, TEACHER.soft_targets(), **o
+    ),
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_leaves_the_chunks_as_they_are(name: str, reduction: str) -> None:
+    """No tensor of all rows, or of all rows that are kept, but the one that is the gradient."""
+    loss = MASKED[name]
+    generator = torch.Generator().manual_seed(2)
+    given = torch.randn(ROWS, VOCAB, dtype=torch.float64, generator=generator)
+    mask = torch.rand(ROWS, generator=generator) < 0.7
+    # A chunk with nothing, and one with all.
+    mask[:8], mask[8:16] = False, True
+    by_row = loss(given, reduction="none").masked_fill(~mask, 0.0)
+    expected = {"none": by_row, "sum": by_row.sum(), "mean": by_row.sum() / mask.sum()}[reduction]
+    rows = given.masked_fill(~mask[:, None], math.nan).requires_grad_(True)
+    chunk_rows = 8
+    with Made(2 * chunk_rows * VOCAB) as forward:
+        value = loss(rows, mask=mask, reduction=reduction, chunk_rows=chunk_rows)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-14)
+    assert forward.count == 0
+    with Made(2 * chunk_rows * VOCAB) as backward:
+        value.sum().backward()
+    # As without a mask: one cat of the chunks' gradients, and the copy that becomes `grad`.
+    assert 1 <= backward.count <= 2
+    clean = given.clone().requires_grad_(True)
+    every = loss(clean, reduction="none")[mask]
+    (every.mean() if reduction == "mean" else every.sum()).backward()
+    torch.testing.assert_close(rows.grad, clean.grad, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", CHUNKED)

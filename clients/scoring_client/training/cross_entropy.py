@@ -45,7 +45,7 @@ def soft_cross_entropy(
     if len(targets_N_K) != rows:
         raise ValueError(f"targets have {len(targets_N_K)} rows, the logits {rows}")
     weights_N_K = weights_N_K.to(working(logits))
-    kept = kept_rows(mask, rows)
+    kept = kept_rows(mask, logits)
     wanted = (weights_N_K != 0) if kept is None else (weights_N_K != 0)[kept]
     asked = (targets_N_K if kept is None else targets_N_K[kept])[wanted]
     if asked.numel() and not 0 <= int(asked.min()) <= int(asked.max()) < vocab:
