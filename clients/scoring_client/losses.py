@@ -195,10 +195,12 @@ def _divergence(
         raise ValueError("floor needs the student's list as candidate_ids")
     if floor is None and tail == "bucket" and teacher.log_tail_masses is None:
         raise ValueError('tail="bucket" needs log_tail_masses; choose another tail without them')
+    kept = kept_rows(mask, logits)
     for ids in (teacher.token_ids, teacher.candidate_ids):
-        if ids is not None and ids.numel() and int(ids.max()) >= vocab:
+        asked = ids if ids is None or kept is None else ids[kept]
+        if asked is not None and asked.numel() and int(asked.max()) >= vocab:
             raise ValueError(
-                f"the teacher lists id {int(ids.max())}, the student has {vocab}: ask with "
+                f"the teacher lists id {int(asked.max())}, the student has {vocab}: ask with "
                 f"token_id_limit={vocab}"
             )
     others = {
@@ -215,5 +217,4 @@ def _divergence(
     def by_rows(x_N_V: Tensor, **given: Tensor) -> Tensor:
         return function(events(x_N_V, **given))
 
-    kept = kept_rows(mask, logits)
     return reduced(by_rows, logits, others, temperature, kept, reduction, chunk_rows)

@@ -293,6 +293,38 @@ def test_mask_and_reductions(loss: Loss, divergence: Divergence) -> None:
 
 
 @every_loss
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_a_masked_row_may_have_any_teacher_and_temperature(
+    loss: Loss, divergence: Divergence, chunk_rows: int | None
+) -> None:
+    """Padding: ids past the vocabulary, numbers that are none, temperature 0."""
+    teacher_N_V, logits = pair(seed=9)
+    teacher = teacher_of(teacher_N_V, 5, logits.detach().topk(4, dim=1).indices)
+    mask = torch.tensor([1, 0, 1, 1, 0, 0])
+    expected = loss(logits[mask.bool()], rows_of(teacher, mask.bool()))
+    padding, temperature = mask == 0, torch.where(mask == 0, 0.0, 1.0)
+    for ids in (teacher.token_ids, teacher.candidate_ids):
+        ids[padding] = 10**9
+    for numbers in (teacher.logprobs, teacher.log_tail_masses, teacher.candidate_logprobs):
+        numbers[padding] = math.nan
+    options = {"mask": mask, "temperature": temperature, "chunk_rows": chunk_rows}
+    ours = loss(logits, teacher, **options)
+    assert_same(ours[None], expected[None], logits)
+    temperature[0] = 0.0
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        loss(logits, teacher, **options)
+    temperature[0] = 1.0
+    teacher.token_ids[2, 1] = 31
+    with pytest.raises(ValueError, match="the teacher lists id 31, the student has 30"):
+        loss(logits, teacher, **options)
+
+
+def rows_of(teacher: TeacherRows, kept: Tensor) -> TeacherRows:
+    tensors = {name: getattr(teacher, name) for name in TeacherRows.__slots__}
+    return TeacherRows(**{n: None if t is None else t[kept] for n, t in tensors.items()})
+
+
+@every_loss
 def test_chunks_temperature_and_half_precision(loss: Loss, divergence: Divergence) -> None:
     teacher_N_V, logits = pair(seed=10)
     candidates = logits.detach().topk(4, dim=1).indices

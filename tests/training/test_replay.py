@@ -141,6 +141,37 @@ def test_ignored_rows_may_hold_anything(
     assert (logits.grad[2] == 0).all()
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_ignored_rows_may_have_any_settings(served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of a batch are padded with 0, which is no temperature and no top_p."""
+    if not served:
+        monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    logits, labels = tile()
+    hidden, weight = torch.randn(7, 8), torch.randn(60, 8)
+    labels[[1, 4]] = replay.IGNORED
+    expected = [
+        processed_logprobs(logits, labels, **SETTINGS),
+        linear_processed_logprobs(hidden, weight, labels, **SETTINGS),
+    ]
+    for padding in (0, -7, math.nan):
+        padded = {name: column.clone() for name, column in SETTINGS.items()}
+        for column in padded.values():
+            column[[1, 4]] = padding if column.is_floating_point() else -5
+        ours = [
+            processed_logprobs(logits, labels, **padded),
+            linear_processed_logprobs(hidden, weight, labels, **padded),
+        ]
+        for found, wanted in zip(ours, expected, strict=True):
+            assert torch.equal(found, wanted)
+    # Of a row that counts it is refused, and so is what is said of all rows at once.
+    for name, message in (("temperature", "above 0"), ("top_p", r"in \(0, 1\]")):
+        wrong = SETTINGS[name].clone()
+        wrong[0] = 0.0
+        for given, given_labels in ((wrong, labels), (0.0, torch.full((7,), replay.IGNORED))):
+            with pytest.raises(ValueError, match=f"{name} must be {message}"):
+                processed_logprobs(logits, given_labels, **{**SETTINGS, name: given})
+
+
 @pytest.mark.parametrize("keep_labels", [True, False])
 @pytest.mark.parametrize("chunk_rows", [None, 3])
 def test_nan_among_the_logits_is_not_truncated_away(

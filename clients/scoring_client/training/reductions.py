@@ -40,7 +40,8 @@ def reduced(
     """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
-    temperature_N = per_row("temperature", temperature, logits, torch.float32)
+    unread_N = None if kept is None else ~kept
+    temperature_N = per_row("temperature", temperature, logits, torch.float32, unread_N)
     if not (temperature_N > 0).all() or not temperature_N.isfinite().all():
         wrong_N = temperature_N[~(temperature_N > 0) | ~temperature_N.isfinite()]
         raise ValueError(f"temperature must be above 0 and finite, got {float(wrong_N[0]):g}")

@@ -69,11 +69,16 @@ def support(
 
 
 def truncation_by_row(
-    rows: Tensor, top_k: int | Tensor | None, top_p: RowValue | None, min_p: RowValue | None
+    rows: Tensor,
+    top_k: int | Tensor | None,
+    top_p: RowValue | None,
+    min_p: RowValue | None,
+    unread: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the parameters that truncate, each [T], for rows [..., anything].
 
     ``top_k`` int64, ``top_p`` and ``min_p`` float32 as on the wire; neutral numbers are left out.
+    Rows that are ``unread``, bool [...], may have any.
 
     Raises:
         ValueError: one is out of range or has another shape than the rows.
@@ -82,15 +87,15 @@ def truncation_by_row(
     if top_k is not None and not (isinstance(top_k, int) and top_k in (0, -1)):
         if torch.as_tensor(top_k).is_floating_point():
             raise ValueError(f"top_k must be an integer, got {top_k}")
-        settings["top_k"] = per_row("top_k", top_k, rows, torch.int64)
+        settings["top_k"] = per_row("top_k", top_k, rows, torch.int64, unread, 0)
         if (settings["top_k"] < -1).any():
             raise ValueError(f"top_k must be at least 1, or 0 or -1 for all, got {top_k}")
     if top_p is not None and not (isinstance(top_p, (int, float)) and top_p == 1):
-        settings["top_p"] = per_row("top_p", top_p, rows, torch.float32)
+        settings["top_p"] = per_row("top_p", top_p, rows, torch.float32, unread, 1)
         if not ((settings["top_p"] > 0) & (settings["top_p"] <= 1)).all():
             raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     if min_p is not None and not (isinstance(min_p, (int, float)) and min_p == 0):
-        settings["min_p"] = per_row("min_p", min_p, rows, torch.float32)
+        settings["min_p"] = per_row("min_p", min_p, rows, torch.float32, unread, 0)
         if not ((settings["min_p"] >= 0) & (settings["min_p"] <= 1)).all():
             raise ValueError(f"min_p must be in [0, 1], got {min_p}")
     return settings
@@ -130,8 +135,18 @@ def support_of_rows(
     return keep_T_V
 
 
-def per_row(name: str, value: RowValue, rows: Tensor, dtype: torch.dtype) -> Tensor:
+def per_row(
+    name: str,
+    value: RowValue,
+    rows: Tensor,
+    dtype: torch.dtype,
+    unread: Tensor | None = None,
+    neutral: int = 1,
+) -> Tensor:
     """Return a parameter as [T] beside rows [..., anything].
+
+    A value of its own of a row that is ``unread``, bool [...], becomes the neutral one: nobody says
+    what stands beside padding.
 
     Raises:
         ValueError: a tensor with neither one value nor one for each row.
@@ -145,6 +160,8 @@ def per_row(name: str, value: RowValue, rows: Tensor, dtype: torch.dtype) -> Ten
         )
     if given.shape != shape:
         given = given.reshape(())
+    elif unread is not None:
+        given = given.masked_fill(unread, neutral)
     return given.to(dtype).expand(shape).reshape(-1)
 
 
