@@ -34,6 +34,12 @@ def test_ragged_candidates_and_back():
         RaggedCandidates([1, 2, 3], [1, 1])
 
 
+@pytest.mark.parametrize("beyond", [2**32 + 7, 2**31, -(2**31) - 1])
+def test_an_id_that_would_become_another(beyond: int):
+    with pytest.raises(ValueError, match=f"an id is {beyond}, which is no int32"):
+        RaggedCandidates([5, beyond], [1, 1])
+
+
 def test_everything_by_token_in_one_call():
     candidates = RaggedCandidates([30, 31, 32], [0, 0, 2, 0, 0, 1])
     asked = TokenQuestion(token_ids=IDS, first=4, k=3, candidates=candidates)
