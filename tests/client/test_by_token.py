@@ -119,3 +119,24 @@ def test_draws_in_the_place_of_tokens():
     for place in range(5):
         expected = [logprob(place + 1, token) for token in ids[place]]
         np.testing.assert_allclose(logprobs[place], expected, atol=1e-6)
+
+
+class Counting(ScoringClient):
+    """Remembers how many tokens the prompts of each call have."""
+
+    def sample(self, prompts, **options):
+        prompts = list(prompts)
+        self.sizes = [*getattr(self, "sizes", []), sum(len(each.prompt) for each in prompts)]
+        return super().sample(prompts, **options)
+
+
+def test_a_long_text_is_not_held_once_for_each_of_its_tokens():
+    ids = np.random.default_rng(0).integers(256, size=1600).tolist()
+    with ToyServer(preferred_tokens=1 << 20) as server, Counting(server.target) as client:
+        drawn, logprobs = redraw_tokens(client, ids, 1, seed=3)
+    assert sum(client.sizes) == 1600 * 1599 // 2
+    assert max(client.sizes) <= 1 << 20
+    for place in (0, 1447, 1448, 1598):
+        assert drawn[place, 0] == toy_model.draw(ids[: place + 1], 3, 0)
+        expected = toy_model.row(ids[: place + 1]).logprobs_V[drawn[place, 0]]
+        assert logprobs[place, 0] == pytest.approx(expected, abs=1e-6)
