@@ -189,6 +189,7 @@ def row_settings(
     """Return settings row by row for samples laid end to end, as keyword arguments.
 
     ``processed_logprobs(logits, labels, **row_settings(...))`` replays exactly what was applied.
+    Where ``min_tokens`` banned stops, before truncation, set their logits to -inf first.
 
     Args:
         processings: What each sample or completion says in ``processing``.
