@@ -84,10 +84,10 @@ def processed_logprobs(
     """
     check_labels(labels, logits.shape[:-1], logits.shape[-1])
     settings = _settings_by_row(logits, temperature, top_k, top_p, min_p, labels < 0)
-    x_T_V, labels_T = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    labels_T = labels.reshape(-1)
     guarded_T = labels_T if keep_labels else None
     others = {"labels_T": labels_T, "guarded_T": guarded_T, **settings}
-    return by_chunks(_processed_rows, x_T_V, others, chunk_rows).reshape(labels.shape)
+    return by_chunks(_processed_rows, logits, others, chunk_rows).reshape(labels.shape)
 
 
 def linear_processed_logprobs(
@@ -177,8 +177,7 @@ def entropy(
         ValueError: temperature <= 0, or chunk_rows < 1.
     """
     settings = _settings_by_row(logits, temperature, None, None, None)
-    x_T_V = logits.reshape(-1, logits.shape[-1])
-    return by_chunks(_entropy_rows, x_T_V, settings, chunk_rows).reshape(logits.shape[:-1])
+    return by_chunks(_entropy_rows, logits, settings, chunk_rows).reshape(logits.shape[:-1])
 
 
 def row_settings(

@@ -116,3 +116,46 @@ def test_the_gradient_is_put_together_once(name: str) -> None:
     # One cat of the chunks' gradients, and the copy that becomes `grad`.
     assert 1 <= found[2] == found[16] <= 2, found
     torch.testing.assert_close(gradients[2], gradients[16], rtol=0, atol=1e-14)
+
+
+SHIFTED_LABELS = torch.arange(4 * 15).reshape(4, 15) % VOCAB
+
+SHIFTED: dict[str, Callable[..., Tensor]] = {
+    "processed_logprobs": lambda x, c: processed_logprobs(
+        x,
+        SHIFTED_LABELS.reshape(x.shape[:-1]),
+        temperature=torch.linspace(0.5, 2, 60).reshape(x.shape[:-1]),
+        top_k=7,
+        chunk_rows=c,
+    ),
+    "entropy": lambda x, c: entropy(x, chunk_rows=c),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+@pytest.mark.parametrize("shape", [(4, 16), (2, 2, 16), (20, 4)])
+def test_logits_but_the_last_are_cut_before_they_are_copied(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    """A view whose rows do not lie end to end: flattened at once it would be all logits again."""
+    function = SHIFTED[name]
+    generator = torch.Generator().manual_seed(3)
+    given = torch.randn(*shape, VOCAB, dtype=torch.float64, generator=generator)
+    assert not given[..., :-1, :].is_contiguous()
+    flat = given[..., :-1, :].clone().requires_grad_(True)
+    expected = function(flat, None)
+    expected.square().sum().backward()
+    backward_counts = set()
+    for chunk_rows in (1, 4, 7, 20):
+        logits = given.clone().requires_grad_(True)
+        with Made(max(2 * chunk_rows, 21) * VOCAB) as forward:
+            ours = function(logits[..., :-1, :], chunk_rows)
+        assert forward.count == 0
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-14)
+        with Made(60 * VOCAB) as backward:
+            ours.square().sum().backward()
+        backward_counts.add(backward.count)
+        assert torch.equal(logits.grad[..., -1, :], torch.zeros_like(logits[..., -1, :]))
+        torch.testing.assert_close(logits.grad[..., :-1, :], flat.grad, rtol=0, atol=1e-14)
+    # The gradient of the view, and that of the logits; nothing once a chunk.
+    assert max(backward_counts) <= 6, backward_counts
