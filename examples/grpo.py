@@ -71,9 +71,10 @@ def draw(client: ScoringClient, version: int, n: int, max_tokens: int, seed: int
     print(f"mean reward: {rewards.mean().item():.4f}")
     print(f"scored again: at most {(scored - sampler).abs().max().item():.1e} nats apart")
 
-    # Advantages: each sample's reward against its group's.
+    # Advantages: each sample's reward against its group's; in a group of one, 0.
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    advantages = (centred / (rewards.std(dim=1, keepdim=True) + 1e-6)).reshape(-1)
+    spread = rewards.std(dim=1, keepdim=True, correction=0)
+    advantages = (centred / (spread + 1e-6)).reshape(-1)
     lengths = torch.tensor([len(sample.token_ids) for sample in samples])
     return Batch(samples, sampler, advantages.repeat_interleave(lengths))
 

@@ -85,11 +85,9 @@ def generalized_js(
         return forward_kl(teacher, student) if alpha == 0 else reverse_kl(teacher, student)
     p, q = _pair(teacher, student)
     with np.errstate(invalid="ignore"):
-        # log m - log of the larger of p and q: exactly 0 where they are equal.
-        gap = np.where(p == q, 0.0, np.abs(p - q))
-        to_larger = np.log1p(np.where(p > q, 1 - alpha, alpha) * np.expm1(-gap))
-        m_over_p = np.where(p > q, to_larger, to_larger + gap)
-        m_over_q = np.where(p > q, to_larger + gap, to_larger)
+        gap = np.where(p == q, 0.0, p - q)
+        m_over_p = _log_mixed(-gap, 1 - alpha, alpha)
+        m_over_q = _log_mixed(gap, alpha, 1 - alpha)
         from_p = np.where(p == -np.inf, 0.0, -np.exp(p) * m_over_p)
         from_q = np.where(q == -np.inf, 0.0, -np.exp(q) * m_over_q)
     value = _total(alpha * from_p + (1 - alpha) * from_q)
@@ -170,6 +168,21 @@ def check_alpha(alpha: float, normalize: bool) -> None:
             f"alpha must be in (0, 1), got {alpha}: at 0 and 1 the divergence vanishes; "
             "normalize=True gives its limits, forward and reverse KL"
         )
+
+
+def _log_mixed(gap: Float64Array, weight: float, rest: float) -> Float64Array:
+    """log(rest + weight e^gap), of weights that add up to 1; right to its own last digits.
+
+    log1p(weight expm1(gap)) near 0; where that comes near -1 the sum of two positive numbers; where
+    e^gap could overflow log(1 + weight e^gap), from which e^-40 is missing.
+    """
+    far = gap > 40.0
+    added = weight * np.expm1(np.where(far, 0.0, gap))
+    low = added < -0.5
+    near = np.log1p(np.where(low, 0.0, added))
+    sunk = np.log(rest + weight * np.exp(np.where(low, gap, 0.0)))
+    risen = np.logaddexp(np.where(far, gap, 0.0) + np.log(weight), 0.0)
+    return np.where(far, risen, np.where(low, sunk, near))
 
 
 def _pair(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[Float64Array, Float64Array]:

@@ -154,10 +154,7 @@ def _reverse_kl(both: Buckets) -> Tensor:
 
 
 def _generalized_js(both: Buckets, *, alpha: float) -> Tensor:
-    """By the gap between log p and log q, so that equal ones give exactly 0 and none cancels.
-
-    log(m / larger) = log1p(w expm1(-gap)), w the weight of the smaller; the other has the gap more.
-    """
+    """By the gaps between log p and log q, so that equal ones give exactly 0."""
     p, q = both
     p_mass, q_mass = p.exp(), q.exp()
     # Beside an event that one side does not have, e^-200 of the other's mass is nothing.
@@ -165,13 +162,26 @@ def _generalized_js(both: Buckets, *, alpha: float) -> Tensor:
     p, q = p.masked_fill(gone, 0.0), q.masked_fill(gone, 0.0)
     p = torch.where(p == -math.inf, q.detach() - 200.0, p)
     q = torch.where(q == -math.inf, p.detach() - 200.0, q)
-    gap = (p - q).abs()
-    teacher_more = p > q
-    weight = torch.where(teacher_more, p.new_tensor(1.0 - alpha), p.new_tensor(alpha))
-    to_larger = torch.log1p(weight * torch.expm1(-gap))
-    m_over_p = torch.where(teacher_more, to_larger, to_larger + gap)
-    m_over_q = torch.where(teacher_more, to_larger + gap, to_larger)
+    m_over_p = _log_mixed(q - p, 1.0 - alpha, alpha)
+    m_over_q = _log_mixed(p - q, alpha, 1.0 - alpha)
     return -(alpha * p_mass * m_over_p + (1.0 - alpha) * q_mass * m_over_q).sum(dim=1)
+
+
+def _log_mixed(gap: Tensor, weight: float, rest: float) -> Tensor:
+    """log(rest + weight e^gap), of weights that add up to 1; right to its own last digits.
+
+    Both are given: 1 - alpha in float32 would lose an alpha that is small. Near 0 it is
+    log1p(weight expm1(gap)), and relative to alpha it has to be exact there; where that comes near
+    -1, and would lose the rest, the sum of two positive numbers; where e^gap could overflow,
+    log(1 + weight e^gap), from which e^-40 is missing.
+    """
+    far = gap > 40.0
+    added = weight * torch.expm1(gap.masked_fill(far, 0.0))
+    low = added < -0.5
+    near = torch.log1p(added.masked_fill(low, 0.0))
+    sunk = torch.log(rest + weight * torch.exp(gap.masked_fill(~low, 0.0)))
+    risen = torch.logaddexp(gap.masked_fill(~far, 0.0) + math.log(weight), torch.zeros_like(gap))
+    return torch.where(far, risen, torch.where(low, sunk, near))
 
 
 def _divergence(
@@ -195,10 +205,12 @@ def _divergence(
         raise ValueError("floor needs the student's list as candidate_ids")
     if floor is None and tail == "bucket" and teacher.log_tail_masses is None:
         raise ValueError('tail="bucket" needs log_tail_masses; choose another tail without them')
+    kept = kept_rows(mask, logits)
     for ids in (teacher.token_ids, teacher.candidate_ids):
-        if ids is not None and ids.numel() and int(ids.max()) >= vocab:
+        asked = ids if ids is None or kept is None else ids[kept]
+        if asked is not None and asked.numel() and int(asked.max()) >= vocab:
             raise ValueError(
-                f"the teacher lists id {int(ids.max())}, the student has {vocab}: ask with "
+                f"the teacher lists id {int(asked.max())}, the student has {vocab}: ask with "
                 f"token_id_limit={vocab}"
             )
     others = {
@@ -215,5 +227,4 @@ def _divergence(
     def by_rows(x_N_V: Tensor, **given: Tensor) -> Tensor:
         return function(events(x_N_V, **given))
 
-    kept = kept_rows(mask, rows)
     return reduced(by_rows, logits, others, temperature, kept, reduction, chunk_rows)

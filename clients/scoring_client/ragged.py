@@ -19,11 +19,16 @@ class RaggedCandidates:
             counts: [T], how many of them are each row's (``numpy.diff`` of CSR's row pointers).
 
         Raises:
-            ValueError: the counts do not add up to the ids.
+            ValueError: the counts do not add up to the ids, or an id is no int32, as a request has
+                them.
         """
         flat, counts_T = np.asarray(ids, dtype=np.int64), np.asarray(counts, dtype=np.int64)
         if flat.ndim != 1 or counts_T.ndim != 1 or counts_T.sum() != len(flat):
             raise ValueError(f"{counts_T.sum()} candidates in all rows, but {flat.shape} ids")
+        int32 = np.iinfo(np.int32)
+        beyond = flat[(flat < int32.min) | (flat > int32.max)]
+        if len(beyond):
+            raise ValueError(f"an id is {beyond[0]}, which is no int32")  # it would be another's
         first = np.repeat(np.cumsum(counts_T) - counts_T, counts_T)
         self._rows = np.repeat(np.arange(len(counts_T)), counts_T)
         self._columns = np.arange(len(flat)) - first

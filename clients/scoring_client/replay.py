@@ -63,7 +63,7 @@ def processed_logprobs(
     Args:
         logits: [..., V], before temperature, any floating type.
         labels: Token ids [...], aligned: row i of the logits predicts label i. A negative label
-            gives 0 and no gradient.
+            gives 0 and no gradient, whatever else its row holds: logits and settings of its own.
         temperature: Divisor, above 0; a number or [...].
         top_k: See ``apply_top_k_top_p``.
         top_p: See ``apply_top_k_top_p``.
@@ -75,18 +75,19 @@ def processed_logprobs(
             in the backward pass.
 
     Returns:
-        [...], float32 (float64 for float64 logits).
+        [...], float32 (float64 for float64 logits). NaN, and so is its gradient, of a row with NaN
+        among its logits, whatever the truncation.
 
     Raises:
         ValueError: temperature <= 0, another parameter out of range, chunk_rows < 1, a label
             outside the vocabulary, or shapes that do not fit.
     """
     check_labels(labels, logits.shape[:-1], logits.shape[-1])
-    settings = _settings_by_row(logits, temperature, top_k, top_p, min_p)
-    x_T_V, labels_T = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    settings = _settings_by_row(logits, temperature, top_k, top_p, min_p, labels < 0)
+    labels_T = labels.reshape(-1)
     guarded_T = labels_T if keep_labels else None
     others = {"labels_T": labels_T, "guarded_T": guarded_T, **settings}
-    return by_chunks(_processed_rows, x_T_V, others, chunk_rows).reshape(labels.shape)
+    return by_chunks(_processed_rows, logits, others, chunk_rows).reshape(labels.shape)
 
 
 def linear_processed_logprobs(
@@ -125,13 +126,13 @@ def linear_processed_logprobs(
             form, else 512.
 
     Returns:
-        [...], float32 (float64 for a float64 head).
+        [...], float32 (float64 for a float64 head); NaN as of ``processed_logprobs``.
 
     Raises:
         ValueError: as of ``processed_logprobs``.
     """
     check_labels(labels, hidden.shape[:-1], len(weight))
-    settings = _settings_by_row(hidden, temperature, top_k, top_p, min_p)
+    settings = _settings_by_row(hidden, temperature, top_k, top_p, min_p, labels < 0)
     hidden_T_H, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     fused = fused_linear_processed_logprobs(hidden, weight)
     if fused is not None and head_dtype == torch.float32:
@@ -176,8 +177,7 @@ def entropy(
         ValueError: temperature <= 0, or chunk_rows < 1.
     """
     settings = _settings_by_row(logits, temperature, None, None, None)
-    x_T_V = logits.reshape(-1, logits.shape[-1])
-    return by_chunks(_entropy_rows, x_T_V, settings, chunk_rows).reshape(logits.shape[:-1])
+    return by_chunks(_entropy_rows, logits, settings, chunk_rows).reshape(logits.shape[:-1])
 
 
 def row_settings(
@@ -188,6 +188,7 @@ def row_settings(
     """Return settings row by row for samples laid end to end, as keyword arguments.
 
     ``processed_logprobs(logits, labels, **row_settings(...))`` replays exactly what was applied.
+    Where ``min_tokens`` banned stops, before truncation, set their logits to -inf first.
 
     Args:
         processings: What each sample or completion says in ``processing``.
@@ -234,17 +235,18 @@ def _settings_by_row(
     top_k: int | Tensor | None,
     top_p: RowValue | None,
     min_p: RowValue | None,
+    unread: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The parameters that say something, each [T]; the neutral numbers are left out."""
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     # As on the wire: the number is rounded to float32 before anything is divided by it.
-    temperature_T = per_row("temperature", temperature, rows, torch.float32).to(dtype)
+    temperature_T = per_row("temperature", temperature, rows, torch.float32, unread).to(dtype)
     if not (temperature_T > 0).all() or not temperature_T.isfinite().all():
         raise ValueError(
             f"temperature must be above 0, got {float(temperature_T.min()):g}: a greedy sample has "
             "no distribution to replay; score it at temperature 1"
         )
-    return {"temperature": temperature_T, **truncation_by_row(rows, top_k, top_p, min_p)}
+    return {"temperature": temperature_T, **truncation_by_row(rows, top_k, top_p, min_p, unread)}
 
 
 def _scaled(logits_T_V: Tensor, temperature_T: Tensor) -> Tensor:

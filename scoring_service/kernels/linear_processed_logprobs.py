@@ -72,7 +72,8 @@ def linear_processed_logprobs(
         chunk_rows: rows of logits held at a time; None = what suits the device.
 
     Returns:
-        float32 [T].
+        float32 [T]. NaN of a row that is no distribution: NaN or infinity is among its logits, or
+        no token is possible. So is its gradient.
 
     Raises:
         ValueError: shapes or types that do not fit, chunk_rows below 1, or, where that can be seen
@@ -140,6 +141,10 @@ def _forward(
             inside_T = torch.ones_like(inside_T)
         value_T = (label_x_T.double() - total_T).clamp(max=0.0).float()
         value_T = value_T.masked_fill(~inside_T, -math.inf)
+        # A support is found among numbers: it passes over NaN, which only the maximum shows.
+        broken_T = ~x_T_V.amax(dim=1).isfinite()
+        value_T = value_T.masked_fill(broken_T, math.nan)
+        total_T = total_T.masked_fill(broken_T, math.nan)
         logprobs_T[part] = value_T.masked_fill(plan.labels_T[part] < 0, 0.0)
         least_x_T[part], least_id_T[part] = found.least_x_T, found.least_id_T
         log_total_T[part] = total_T
@@ -156,7 +161,9 @@ def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
     hidden_gradient = torch.empty_like(hidden_T_H) if wants_hidden else None
     weight_gradient = _zeros_like(weight_V_H) if wants_weight else None
     bias_gradient = _zeros_like(bias_V) if wants_bias else None
-    gradient_T = gradient_T.float().masked_fill(plan.labels_T < 0, 0.0)
+    # Triton's minimum passes over NaN: of a broken row what comes from above carries it.
+    gradient_T = gradient_T.float().masked_fill(log_total_T.isnan(), math.nan)
+    gradient_T = gradient_T.masked_fill(plan.labels_T < 0, 0.0)
     for part in plan.parts:
         found = Prefix(least_x_T[part], least_id_T[part], log_total_T[part])
         wanted_T_H = _wanted(hidden_T_H, plan, part)

@@ -34,6 +34,12 @@ def test_ragged_candidates_and_back():
         RaggedCandidates([1, 2, 3], [1, 1])
 
 
+@pytest.mark.parametrize("beyond", [2**32 + 7, 2**31, -(2**31) - 1])
+def test_an_id_that_would_become_another(beyond: int):
+    with pytest.raises(ValueError, match=f"an id is {beyond}, which is no int32"):
+        RaggedCandidates([5, beyond], [1, 1])
+
+
 def test_everything_by_token_in_one_call():
     candidates = RaggedCandidates([30, 31, 32], [0, 0, 2, 0, 0, 1])
     asked = TokenQuestion(token_ids=IDS, first=4, k=3, candidates=candidates)
@@ -113,3 +119,24 @@ def test_draws_in_the_place_of_tokens():
     for place in range(5):
         expected = [logprob(place + 1, token) for token in ids[place]]
         np.testing.assert_allclose(logprobs[place], expected, atol=1e-6)
+
+
+class Counting(ScoringClient):
+    """Remembers how many tokens the prompts of each call have."""
+
+    def sample(self, prompts, **options):
+        prompts = list(prompts)
+        self.sizes = [*getattr(self, "sizes", []), sum(len(each.prompt) for each in prompts)]
+        return super().sample(prompts, **options)
+
+
+def test_a_long_text_is_not_held_once_for_each_of_its_tokens():
+    ids = np.random.default_rng(0).integers(256, size=1600).tolist()
+    with ToyServer(preferred_tokens=1 << 20) as server, Counting(server.target) as client:
+        drawn, logprobs = redraw_tokens(client, ids, 1, seed=3)
+    assert sum(client.sizes) == 1600 * 1599 // 2
+    assert max(client.sizes) <= 1 << 20
+    for place in (0, 1447, 1448, 1598):
+        assert drawn[place, 0] == toy_model.draw(ids[: place + 1], 3, 0)
+        expected = toy_model.row(ids[: place + 1]).logprobs_V[drawn[place, 0]]
+        assert logprobs[place, 0] == pytest.approx(expected, abs=1e-6)

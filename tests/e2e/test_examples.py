@@ -88,6 +88,17 @@ def test_grpo(serve: list[str], replayed: float, near: float) -> None:
         assert clipped[0] < clipped[-1]
 
 
+def test_grpo_in_groups_of_one() -> None:
+    """Nothing to compare a sample with is nothing to learn, not NaN in the weights."""
+    options = ("--iterations", "1", "--group-size", "1", "--steps", "2", "--max-tokens", "8")
+    with serving("--dtype", "float32") as running:
+        text = output_of(running.ready, "grpo.py", *options)
+        with ScoringClient(running.ready) as client:
+            ((scores,),) = client.score([("import numpy as", [" np"])])
+    assert re.findall(r"loss (\S+),", text) == ["+0.00000"] * 2
+    assert (scores.logprobs < 0).all()
+
+
 @pytest.mark.parametrize(
     ("script", "options", "share"),
     [

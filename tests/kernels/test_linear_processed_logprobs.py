@@ -309,3 +309,71 @@ def test_temperatures_that_are_none(temperature: float | Tensor) -> None:
         linear_logprobs.linear_logprobs(
             torch.randn(3, 8), head, torch.tensor([1, 2, 3]), temperatures=temperature
         )
+
+
+def check_broken_rows(keep_labels: bool, device: torch.device | str) -> None:
+    """NaN in one row's states, or at one token of all rows: NaN where it is wanted, elsewhere not.
+
+    A number made of the other tokens, with a finite gradient, would be trained on.
+    """
+    case = Case(11, 48, 300, torch.float32)
+    row, ignored = 2, 5
+    assert case.labels[ignored] < 0 <= case.labels[row]
+    want, hidden_truth, *_ = case.truth(keep_labels)
+    parameters = {name: value.to(device) for name, value in case.parameters.items()}
+    finite = want > -math.inf
+    upstream = torch.where(finite, case.upstream, 0.0).to(device)
+
+    def found(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        got = linear_processed_logprobs(
+            hidden, weight, case.labels.to(device), bias=bias, keep_labels=keep_labels,
+            chunk_rows=4, **parameters,
+        )  # fmt: skip
+        gradients = torch.autograd.grad(got, (hidden, weight), upstream)
+        return got.detach().cpu(), *(gradient.cpu() for gradient in gradients)
+
+    hidden, weight, bias = case.tensors(device)
+    with torch.no_grad():
+        hidden[row, 3] = math.nan
+    got, of_hidden, of_weight = found(hidden, weight, bias)
+    assert got[row].isnan()
+    assert of_hidden[row].isnan().all()
+    assert of_weight.isnan().all()
+    others = finite & (torch.arange(len(want)) != row)
+    assert (got[others].double() - want[others]).abs().max() <= 2e-5
+    assert (of_hidden[others].double() - hidden_truth[others]).abs().max() <= 2e-5
+    hidden, weight, bias = case.tensors(device)
+    with torch.no_grad():
+        weight[7] = math.nan
+    got, of_hidden, of_weight = found(hidden, weight, bias)
+    assert torch.equal(got.isnan(), case.labels >= 0)
+    assert got[ignored] == 0
+    assert of_hidden[case.labels >= 0].isnan().all()
+    assert of_weight.isnan().all()
+
+
+@pytest.mark.parametrize("keep_labels", [True, False])
+def test_broken_rows(keep_labels: bool) -> None:
+    check_broken_rows(keep_labels, "cpu")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("keep_labels", [True, False])
+@pytest.mark.parametrize(
+    "row_V",
+    [
+        [math.nan, 1.0, 2.0, 3.0, 4.0],
+        [0.0, 1.0, 2.0, math.nan, 4.0],
+        [math.nan, math.inf, 2.0, 3.0, -math.inf],
+        [math.inf, 1.0, 2.0, 3.0, 4.0],
+        [math.nan] * 5,
+        [-math.inf] * 5,
+    ],
+)
+def test_what_is_no_distribution(row_V: list[float], keep_labels: bool, setting: Setting) -> None:
+    """Whatever truncates it, and wherever the label stands."""
+    found = linear_processed_logprobs(
+        torch.zeros(5, 4), torch.zeros(5, 4), torch.arange(5), bias=torch.tensor(row_V),
+        keep_labels=keep_labels, temperature=setting.temperature, **setting.truncation,
+    )  # fmt: skip
+    assert found.isnan().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 
 import torch
 from torch import Tensor
@@ -59,6 +60,26 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 def reverse(p: Tensor, q: Tensor) -> Tensor:
     return kl(q, p)
+
+
+def exact_js(log_p_M: list[float], log_q_M: list[float], alpha: float) -> tuple[float, list[float]]:
+    """Of one row from the definition in 60 digits, over alpha (1 - alpha), as it is near the ends.
+
+    And the derivatives by the student's logits, q_i (log(q_i / m_i) - sum of q log(q / m)) / alpha.
+    """
+    with localcontext() as context:
+        context.prec = 60
+        a = Decimal(alpha)
+        p_M, q_M = (
+            [Decimal(x).exp() if x > -math.inf else Decimal(0) for x in side]
+            for side in (log_p_M, log_q_M)
+        )
+        m_M = [a * p + (1 - a) * q for p, q in zip(p_M, q_M, strict=True)]
+        from_p = sum(p * (p / m).ln() for p, m in zip(p_M, m_M, strict=True) if p)
+        over_m_M = [(q / m).ln() if q else Decimal(0) for q, m in zip(q_M, m_M, strict=True)]
+        from_q = sum(q * log for q, log in zip(q_M, over_m_M, strict=True))
+        gradient_M = [float(q * (log - from_q) / a) for q, log in zip(q_M, over_m_M, strict=True)]
+        return float((a * from_p + (1 - a) * from_q) / (a * (1 - a))), gradient_M
 
 
 def js(alpha: float) -> Divergence:

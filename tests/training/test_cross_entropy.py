@@ -63,9 +63,11 @@ def test_gradcheck_mask_chunks_and_temperature() -> None:
     torch.testing.assert_close(ours, whole[mask.bool()].mean())
 
 
-def test_padding_has_no_weight() -> None:
+@pytest.mark.parametrize("padding", [-1, -100, 30, 2**40])
+def test_padding_has_no_weight(padding: int) -> None:
+    """Whatever its id: no place of the 30 is looked at."""
     _, logits = pair(seed=4)
-    ids = torch.tensor([[3, 5, -1]] * 6)
+    ids = torch.tensor([[3, 5, padding]] * 6)
     weights = torch.tensor([[0.25, 0.75, 0.0]] * 6)
     short = soft_cross_entropy(logits, ids[:, :2], weights[:, :2])
     torch.testing.assert_close(soft_cross_entropy(logits, ids, weights), short)

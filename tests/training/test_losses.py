@@ -21,7 +21,16 @@ from scoring_client.losses import (
 )
 from scoring_client.training.numpy_buckets import Tail
 from tests.client.toy_server import ToyServer
-from tests.training.distillation import Divergence, js, kl, pair, reverse, teacher_of, truth
+from tests.training.distillation import (
+    Divergence,
+    exact_js,
+    js,
+    kl,
+    pair,
+    reverse,
+    teacher_of,
+    truth,
+)
 
 Loss = Callable[..., Tensor]
 
@@ -186,6 +195,35 @@ def test_limits_of_js(dtype: torch.dtype) -> None:
         generalized_js(logits, teacher, 1.5, normalize=True)
 
 
+@pytest.mark.parametrize("impossible", [False, True])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("alpha", [1e-30, 1e-12, 1e-8, 1e-6, 1e-3, 0.3, 1 - 1e-6, 1 - 1e-8])
+def test_js_near_its_limits(
+    alpha: float, dtype: torch.dtype, within: float, impossible: bool
+) -> None:
+    """In the logits' own type, also where the student holds impossible what its teacher may say."""
+    generator = torch.Generator().manual_seed(16)
+    teacher_N_V = (4 * torch.randn(6, 30, generator=generator, dtype=torch.float64)).log_softmax(1)
+    # Gaps of all sizes, from one bit to more than float32's exp can take.
+    moved_N_V = torch.randn(6, 30, generator=generator, dtype=torch.float64)
+    logits = (teacher_N_V + moved_N_V * torch.logspace(-7, 1.7, 30)).to(dtype)
+    if impossible:
+        logits[:, 20] = -math.inf
+    logits.requires_grad_(True)
+    teacher = TeacherRows(token_ids=torch.arange(30).expand(6, 30), logprobs=teacher_N_V.to(dtype))
+    ours = generalized_js(logits, teacher, alpha, normalize=True, tail="drop", reduction="none")
+    (gradient,) = torch.autograd.grad(ours.sum(), logits)
+    log_q_N_V = logits.detach().double().log_softmax(1)
+    for row in range(6):
+        value, by_logits = exact_js(teacher_N_V[row].tolist(), log_q_N_V[row].tolist(), alpha)
+        assert ours[row].item() == pytest.approx(value, rel=within, abs=within)
+        assert gradient[row].tolist() == pytest.approx(by_logits, rel=within, abs=within)
+        twin = divergences.generalized_js(
+            teacher_N_V[row].numpy(), log_q_N_V[row].numpy(), alpha, normalize=True
+        )
+        assert twin == pytest.approx(value, rel=1e-12, abs=1e-12)
+
+
 def test_the_floor_of_other_trainers() -> None:
     """Two lists, each with a floor where it lacks a token of the other, and no tail."""
     teacher_N_V, logits = pair(seed=7)
@@ -290,6 +328,38 @@ def test_mask_and_reductions(loss: Loss, divergence: Divergence) -> None:
     nothing = loss(logits, teacher, mask=torch.zeros(6))
     assert nothing == 0
     nothing.backward()
+
+
+@every_loss
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_a_masked_row_may_have_any_teacher_and_temperature(
+    loss: Loss, divergence: Divergence, chunk_rows: int | None
+) -> None:
+    """Padding: ids past the vocabulary, numbers that are none, temperature 0."""
+    teacher_N_V, logits = pair(seed=9)
+    teacher = teacher_of(teacher_N_V, 5, logits.detach().topk(4, dim=1).indices)
+    mask = torch.tensor([1, 0, 1, 1, 0, 0])
+    expected = loss(logits[mask.bool()], rows_of(teacher, mask.bool()))
+    padding, temperature = mask == 0, torch.where(mask == 0, 0.0, 1.0)
+    for ids in (teacher.token_ids, teacher.candidate_ids):
+        ids[padding] = 10**9
+    for numbers in (teacher.logprobs, teacher.log_tail_masses, teacher.candidate_logprobs):
+        numbers[padding] = math.nan
+    options = {"mask": mask, "temperature": temperature, "chunk_rows": chunk_rows}
+    ours = loss(logits, teacher, **options)
+    assert_same(ours[None], expected[None], logits)
+    temperature[0] = 0.0
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        loss(logits, teacher, **options)
+    temperature[0] = 1.0
+    teacher.token_ids[2, 1] = 31
+    with pytest.raises(ValueError, match="the teacher lists id 31, the student has 30"):
+        loss(logits, teacher, **options)
+
+
+def rows_of(teacher: TeacherRows, kept: Tensor) -> TeacherRows:
+    tensors = {name: getattr(teacher, name) for name in TeacherRows.__slots__}
+    return TeacherRows(**{n: None if t is None else t[kept] for n, t in tensors.items()})
 
 
 @every_loss

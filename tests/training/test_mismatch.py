@@ -151,6 +151,15 @@ def test_a_cap_has_no_gradient_even_where_the_ratio_overflows(level: Any) -> Non
     assert trainer.grad[1, 0] == pytest.approx(math.exp(-0.1))
 
 
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence_mean"])
+def test_sampler_and_mask_may_lie_elsewhere(level: Any) -> None:
+    """They come from the server and the batch, in the host's memory, to a trainer on a device."""
+    trainer = torch.empty(2, 5, device="meta")
+    ratios = importance_ratios(trainer, torch.zeros(2, 5), torch.ones(2, 5), level=level, cap=2.0)
+    assert ratios.device == trainer.device
+    assert ratios.shape == ((2, 5) if level == "token" else (2,))
+
+
 def test_masked_tokens_have_ratio_1_under_any_cap() -> None:
     trainer, sampler = torch.tensor([-1.0, -1.0, -math.inf]), torch.tensor([-1.0, -2.0, 0.0])
     found = importance_ratios(trainer, sampler, torch.tensor([1, 1, 0]), cap=0.5)

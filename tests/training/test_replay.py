@@ -141,6 +141,76 @@ def test_ignored_rows_may_hold_anything(
     assert (logits.grad[2] == 0).all()
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_ignored_rows_may_have_any_settings(served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of a batch are padded with 0, which is no temperature and no top_p."""
+    if not served:
+        monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    logits, labels = tile()
+    hidden, weight = torch.randn(7, 8), torch.randn(60, 8)
+    labels[[1, 4]] = replay.IGNORED
+    expected = [
+        processed_logprobs(logits, labels, **SETTINGS),
+        linear_processed_logprobs(hidden, weight, labels, **SETTINGS),
+    ]
+    for padding in (0, -7, math.nan):
+        padded = {name: column.clone() for name, column in SETTINGS.items()}
+        for column in padded.values():
+            column[[1, 4]] = padding if column.is_floating_point() else -5
+        ours = [
+            processed_logprobs(logits, labels, **padded),
+            linear_processed_logprobs(hidden, weight, labels, **padded),
+        ]
+        for found, wanted in zip(ours, expected, strict=True):
+            assert torch.equal(found, wanted)
+    # Of a row that counts it is refused, and so is what is said of all rows at once.
+    for name, message in (("temperature", "above 0"), ("top_p", r"in \(0, 1\]")):
+        wrong = SETTINGS[name].clone()
+        wrong[0] = 0.0
+        for given, given_labels in ((wrong, labels), (0.0, torch.full((7,), replay.IGNORED))):
+            with pytest.raises(ValueError, match=f"{name} must be {message}"):
+                processed_logprobs(logits, given_labels, **{**SETTINGS, name: given})
+
+
+@pytest.mark.parametrize("keep_labels", [True, False])
+@pytest.mark.parametrize("chunk_rows", [None, 3])
+def test_nan_among_the_logits_is_not_truncated_away(
+    keep_labels: bool, chunk_rows: int | None
+) -> None:
+    """Of its own row log-prob and gradient are NaN under every setting; others do not meet it."""
+    logits, _ = tile()
+    labels = logits.argmax(dim=1)
+    expected = processed_logprobs(logits, labels, **SETTINGS, keep_labels=keep_labels)
+    for row in range(7):
+        broken = logits.clone()
+        broken[row, (labels[row] + 1) % 60] = math.nan
+        broken.requires_grad_(True)
+        ours = processed_logprobs(
+            broken, labels, **SETTINGS, keep_labels=keep_labels, chunk_rows=chunk_rows
+        )
+        others = torch.arange(7) != row
+        assert ours[row].isnan()
+        assert torch.equal(ours[others], expected[others])
+        (gradient,) = torch.autograd.grad(ours.sum(), broken)
+        assert gradient[row].isnan().any()
+        assert gradient[others].isfinite().all()
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_weight_with_nan_is_noticed(served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token's row of it is in no support; it is in every log-prob and every gradient."""
+    if not served:
+        monkeypatch.setattr(replay, "fused_linear_processed_logprobs", lambda *_: None)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 8, requires_grad=True), torch.randn(60, 8)
+    weight[50] = math.nan
+    weight.requires_grad_(True)
+    ours = linear_processed_logprobs(hidden, weight, torch.arange(7), **SETTINGS)
+    assert ours.isnan().all()
+    for gradient in torch.autograd.grad(ours.sum(), (hidden, weight)):
+        assert gradient.isnan().any()
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     logits, labels = tile()
     with pytest.raises(ValueError, match=r"labels have shape \[6\] for rows \[7\]"):

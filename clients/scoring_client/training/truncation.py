@@ -28,7 +28,8 @@ def apply_top_k_top_p(
     value stay; the fp32 softmax of what is left is summed upwards, and tokens whose sum is at most
     1 - p go, never the best one. Its sort is unstable, so which of several equal logits at the
     nucleus's edge stay is arbitrary there; here the higher ids do, as on the server. Min-p comes
-    last and keeps x - max >= log(min_p).
+    last and keeps x - max >= log(min_p). NaN stays, as it does there: what is made of its row is
+    NaN, not a number of the tokens beside it.
 
     Differentiable: what is kept passes its gradient, the rest gets none.
 
@@ -68,11 +69,16 @@ def support(
 
 
 def truncation_by_row(
-    rows: Tensor, top_k: int | Tensor | None, top_p: RowValue | None, min_p: RowValue | None
+    rows: Tensor,
+    top_k: int | Tensor | None,
+    top_p: RowValue | None,
+    min_p: RowValue | None,
+    unread: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the parameters that truncate, each [T], for rows [..., anything].
 
     ``top_k`` int64, ``top_p`` and ``min_p`` float32 as on the wire; neutral numbers are left out.
+    Rows that are ``unread``, bool [...], may have any.
 
     Raises:
         ValueError: one is out of range or has another shape than the rows.
@@ -81,15 +87,15 @@ def truncation_by_row(
     if top_k is not None and not (isinstance(top_k, int) and top_k in (0, -1)):
         if torch.as_tensor(top_k).is_floating_point():
             raise ValueError(f"top_k must be an integer, got {top_k}")
-        settings["top_k"] = per_row("top_k", top_k, rows, torch.int64)
+        settings["top_k"] = per_row("top_k", top_k, rows, torch.int64, unread, 0)
         if (settings["top_k"] < -1).any():
             raise ValueError(f"top_k must be at least 1, or 0 or -1 for all, got {top_k}")
     if top_p is not None and not (isinstance(top_p, (int, float)) and top_p == 1):
-        settings["top_p"] = per_row("top_p", top_p, rows, torch.float32)
+        settings["top_p"] = per_row("top_p", top_p, rows, torch.float32, unread, 1)
         if not ((settings["top_p"] > 0) & (settings["top_p"] <= 1)).all():
             raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     if min_p is not None and not (isinstance(min_p, (int, float)) and min_p == 0):
-        settings["min_p"] = per_row("min_p", min_p, rows, torch.float32)
+        settings["min_p"] = per_row("min_p", min_p, rows, torch.float32, unread, 0)
         if not ((settings["min_p"] >= 0) & (settings["min_p"] <= 1)).all():
             raise ValueError(f"min_p must be in [0, 1], got {min_p}")
     return settings
@@ -116,11 +122,12 @@ def support_of_rows(
     elif top_k is not None:
         keep_T_V = _top_k_only(x_T_V, top_k)
     else:
-        keep_T_V = x_T_V > -math.inf
+        keep_T_V = x_T_V != -math.inf
     if min_p is not None:
         # The server compares in float64, with min_p as the wire carries it, in float32.
         below_max_T_V = x_T_V.double() - x_T_V.amax(dim=1, keepdim=True).double()
-        keep_T_V &= below_max_T_V >= min_p.double().log()[:, None]
+        # Negated: NaN, and all of its row, is not below the bound.
+        keep_T_V &= ~(below_max_T_V < min_p.double().log()[:, None])
     if labels_T is not None:
         ids_T_1 = labels_T.clamp(min=0)[:, None]
         # A row without a label gets back the bit that it had.
@@ -128,8 +135,18 @@ def support_of_rows(
     return keep_T_V
 
 
-def per_row(name: str, value: RowValue, rows: Tensor, dtype: torch.dtype) -> Tensor:
+def per_row(
+    name: str,
+    value: RowValue,
+    rows: Tensor,
+    dtype: torch.dtype,
+    unread: Tensor | None = None,
+    neutral: int = 1,
+) -> Tensor:
     """Return a parameter as [T] beside rows [..., anything].
+
+    A value of its own of a row that is ``unread``, bool [...], becomes the neutral one: nobody says
+    what stands beside padding.
 
     Raises:
         ValueError: a tensor with neither one value nor one for each row.
@@ -143,6 +160,8 @@ def per_row(name: str, value: RowValue, rows: Tensor, dtype: torch.dtype) -> Ten
         )
     if given.shape != shape:
         given = given.reshape(())
+    elif unread is not None:
+        given = given.masked_fill(unread, neutral)
     return given.to(dtype).expand(shape).reshape(-1)
 
 
@@ -171,7 +190,8 @@ def _top_k_only(x_T_V: Tensor, k_T: Tensor) -> Tensor:
     index_T_1 = (k_T.clamp(max=most) - 1)[:, None]
     kth_T_1 = x_T_V.topk(most, dim=1).values.gather(1, index_T_1)
     kth_T_1 = kth_T_1.masked_fill(~limited_T[:, None], -math.inf)
-    return (x_T_V >= kth_T_1) & (x_T_V > -math.inf)
+    # Negated: torch has NaN above every number, and a comparison with it is false.
+    return ~(x_T_V < kth_T_1) & (x_T_V != -math.inf)
 
 
 def _top_k_top_p(x_T_V: Tensor, k_T: Tensor | None, p_T: Tensor) -> Tensor:
@@ -183,5 +203,5 @@ def _top_k_top_p(x_T_V: Tensor, k_T: Tensor | None, p_T: Tensor) -> Tensor:
     mass_T_V = sorted_T_V.softmax(dim=1)
     dropped_T_V = torch.cumsum(mass_T_V, dim=1, out=mass_T_V) <= 1 - p_T[:, None]
     dropped_T_V[:, -1] = False
-    keep_T_V = (sorted_T_V > -math.inf) & ~dropped_T_V
+    keep_T_V = (sorted_T_V != -math.inf) & ~dropped_T_V
     return torch.empty_like(keep_T_V).scatter_(1, ids_T_V, keep_T_V)

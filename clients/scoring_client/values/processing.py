@@ -62,7 +62,10 @@ class ProcessingSources:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedProcessing:
-    """What was applied. Replaying exactly this reproduces the processed log-probs."""
+    """What was applied. Replaying exactly this reproduces the processed log-probs.
+
+    Where ``min_tokens`` banned stops, before truncation, set their logits to -inf first.
+    """
 
     temperature: float
     """As applied; 0 = greedy."""

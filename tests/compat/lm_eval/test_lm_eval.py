@@ -203,6 +203,54 @@ def test_generation_is_greedy_and_stops(both: tuple[ScoringServiceLM, HFLM]) -> 
     assert all(":" not in text for text in ours[1:])
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"repetition_penalty": 1.2},
+        {"num_beams": 10},
+        {"typical_p": 0.9},
+        {"no_repeat_ngram_size": 3},
+        {"eos_token_id": 7},
+        {"seed": 1},
+        {"top_n_sigma": 1.0},
+    ],
+)
+def test_a_setting_that_the_server_lacks_is_refused(
+    both: tuple[ScoringServiceLM, HFLM], setting: dict[str, Any]
+) -> None:
+    ((name, value),) = setting.items()
+    asked = {"until": ["\n"], "max_gen_toks": 4, "do_sample": False, **setting}
+    with pytest.raises(ValueError, match=f"does not generate with {name}={value}"):
+        both[0].generate_until(requests("generate_until", ("import", asked)))
+
+
+def test_settings_that_are_switched_off(both: tuple[ScoringServiceLM, HFLM]) -> None:
+    """As tasks have them: what lm-eval's own model gives to generate and what changes nothing."""
+    plain = {"until": ["\n"], "max_gen_toks": 8}
+    off = {
+        **{"do_sample": False, "temperature": 0.0, "num_beams": 1, "repetition_penalty": 1.0},
+        **{"no_repeat_ngram_size": 0, "length_penalty": 1.0, "typical_p": None},
+    }
+    for_both = ("import numpy as", {**plain, **off})
+    ours = both[0].generate_until(requests("generate_until", for_both))
+    assert ours == both[1].generate_until(requests("generate_until", for_both))
+    assert ours == both[0].generate_until(requests("generate_until", ("import numpy as", plain)))
+
+
+@pytest.mark.parametrize("max_gen_toks", [16, 17, 40])
+def test_nothing_left_of_the_context_is_refused(served: str, max_gen_toks: int) -> None:
+    """lm-eval's cut of all tokens but the last 0 leaves all of them, and of less too many."""
+    model = ScoringServiceLM(served, max_length=16)
+    text = "import numpy as np\n" * 8
+    asked = requests("generate_until", (text, {"until": [], "max_gen_toks": max_gen_toks}))
+    with pytest.raises(ValueError, match=f"max_gen_toks is {max_gen_toks}, of 16 tokens"):
+        model.generate_until(asked)
+    (answer,) = model.generate_until(
+        requests("generate_until", (text, {"until": [], "max_gen_toks": 15}))
+    )
+    assert answer
+
+
 def test_a_server_that_wants_a_token(model_path: str, tmp_path: Path) -> None:
     """lm-eval's own way from a text of arguments to a model; all that it hands in itself."""
     token, tokens = "t" * 48, tmp_path / "tokens"

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import inspect
 import math
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,6 +18,8 @@ from tinker import types
 
 from scoring_client import ScoringClient
 from scoring_client.adapters.tinker import SamplingClient
+from scoring_client.proto import topk_pb2
+from tests.client.toy_server import ToyServer
 from tests.compat.conftest import Plain, texts
 from tests.compat.hooks import described, recorded
 
@@ -143,6 +146,41 @@ def test_everything_of_one_sample_call(sampler: SamplingClient, plain: Plain) ->
     ).result()
     assert [s.tokens for s in again.sequences] == [s.tokens for s in response.sequences]
     assert again.prompt_logprobs is again.topk_prompt_logprobs is None
+
+
+def test_what_is_impossible_is_minus_infinity() -> None:
+    """Not the least float32, which would be a number to weigh."""
+    targets = torch.tensor([[7, -1], [9, 30], [-1, -1], [31, 32]])
+
+    def without_the_last(messages: Iterator[Any]) -> Iterator[Any]:
+        for message in messages:
+            for result in getattr(message, "results", ()):
+                if isinstance(result, topk_pb2.TopKResult):
+                    result.top_logprobs.floats[-1] = -math.inf
+                    result.score.candidate_logprobs.floats[0] = -math.inf
+            yield message
+
+    toy = ToyServer(numbers=True, max_slice=10, tamper=without_the_last)
+    with toy as server, ScoringClient(server.target) as client:
+        response = (
+            SamplingClient(client)
+            .sample(
+                prompt_of([5, 17, 9, 200, 31]),
+                1,
+                ONE,
+                include_prompt_logprobs=True,
+                topk_prompt_logprobs=3,
+                target_prompt_logprobs=types.TensorData.from_torch(targets),
+            )
+            .result()
+        )
+    lists = [[logprob for _, logprob in entries] for entries in response.topk_prompt_logprobs[1:]]
+    assert lists[-1][-1] == -math.inf
+    assert np.isfinite([*lists[0], *lists[1], *lists[2], *lists[3][:2]]).all()
+    answered = response.target_prompt_logprobs.to_torch()
+    assert answered[0, 0] == -math.inf
+    assert (answered.flatten()[1:] > -100).all()
+    assert torch.equal(answered == 0, targets < 0)
 
 
 def test_sparse_targets(sampler: SamplingClient, plain: Plain) -> None:

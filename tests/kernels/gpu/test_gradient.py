@@ -10,6 +10,7 @@ from tests.kernels.gpu.device import DEVICE
 from tests.kernels.test_linear_processed_logprobs import (
     Case,
     check,
+    check_broken_rows,
     check_far_from_zero,
     check_inside_autocast,
 )
@@ -50,3 +51,8 @@ def test_a_vocabulary_of_several_blocks() -> None:
 
 def test_logits_far_from_zero() -> None:
     check_far_from_zero(-100.0, 0.01, DEVICE)
+
+
+@pytest.mark.parametrize("keep_labels", [True, False])
+def test_broken_rows(keep_labels: bool) -> None:
+    check_broken_rows(keep_labels, DEVICE)
