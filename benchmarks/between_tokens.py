@@ -38,6 +38,8 @@ Arrival = tuple[float, Call]
 """Seconds after the beginning, and a call with a number of its own above 0."""
 
 _SHORT = 64
+_LATER = 2.0
+"""Seconds after which the longer prompt comes: the others draw by then."""
 
 
 def moments_of(
@@ -136,7 +138,7 @@ def main() -> None:
         return replace(sample_call(Sampling(ids, arguments.tokens)), call_id=number)
 
     def moments(last: int) -> dict[tuple[int, int], list[float]]:
-        return moments_of(engine, call(0, *[_SHORT] * 15), [(0.0, call(1, last))])
+        return moments_of(engine, call(0, *[_SHORT] * 15), [(_LATER, call(1, last))])
 
     def measure() -> dict[str, list[float]]:
         found = {str(_SHORT): beside_the_last(moments(_SHORT))[1]}
