@@ -45,7 +45,7 @@ _LATER = 2.0
 def moments_of(
     engine: Engine, call: SampleCall, arrivals: Iterable[Arrival] = ()
 ) -> dict[tuple[int, int], list[float]]:
-    """Numbers of a call and of a prompt -> when each token of its sample was drawn, in seconds.
+    """Numbers of a call and of a prompt -> seconds after which each token of its sample was drawn.
 
     Args:
         engine: in this process.
@@ -66,7 +66,7 @@ def moments_of(
                 runner.submit(arrived)
             for event in step(runner):
                 if isinstance(event, SampleSlice):
-                    moments = [time.perf_counter()] * len(event.token_ids)
+                    moments = [time.perf_counter() - began] * len(event.token_ids)
                     drawn.setdefault((event.call_id, event.prompt_index), []).extend(moments)
                 finished |= isinstance(event, CallFinished) and event.call_id == 0
     for call_id in submitted:
@@ -84,14 +84,20 @@ def between_tokens(
 
 
 def beside_the_last(
-    drawn: Mapping[tuple[int, int], Sequence[float]],
+    drawn: Mapping[tuple[int, int], Sequence[float]], came: float
 ) -> tuple[list[float], list[float]]:
-    """Seconds between the tokens of all samples but the last call's: before, after its first."""
+    """Seconds between the tokens of all samples but the last call's: before, after its first.
+
+    Args:
+        drawn: as of `moments_of`.
+        came: when the last call did.
+    """
     *others, (_, last) = sorted(drawn.items())
     before, after = [], []
     for _, moments in others:
         for earlier, later in pairwise(moments):
-            (before if later <= last[0] else after).append(later - earlier)
+            if earlier >= came:
+                (before if later <= last[0] else after).append(later - earlier)
     return before, after
 
 
@@ -141,9 +147,10 @@ def main() -> None:
         return moments_of(engine, call(0, *[_SHORT] * 15), [(_LATER, call(1, last))])
 
     def measure() -> dict[str, list[float]]:
-        found = {str(_SHORT): beside_the_last(moments(_SHORT))[1]}
+        found = {str(_SHORT): beside_the_last(moments(_SHORT), _LATER)[1]}
         for tokens in arguments.prompts:
-            found[f"{tokens}_computed"], found[f"{tokens}"] = beside_the_last(moments(tokens))
+            both = beside_the_last(moments(tokens), _LATER)
+            found |= dict(zip((f"{tokens}_computed", f"{tokens}"), both, strict=True))
         return found
 
     rounds = rounds_of(arguments.rounds, measure)

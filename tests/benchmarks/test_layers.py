@@ -45,4 +45,4 @@ def test_every_token_comes_by_itself() -> None:
 
 def test_what_lies_beside_a_prompt_and_beside_its_sample() -> None:
     drawn = {(0, 0): [1.0, 2.0, 4.0, 7.0], (0, 1): [2.0, 4.0, 8.0], (1, 0): [4.0, 5.0]}
-    assert beside_the_last(drawn) == ([1.0, 2.0, 2.0], [3.0, 4.0])
+    assert beside_the_last(drawn, came=1.5) == ([2.0, 2.0], [3.0, 4.0])
