@@ -58,11 +58,15 @@ def fill(
         message = f"the files hold another model: {difference}"
         return Fault(Reason.WEIGHTS_UNREADABLE, message)
     memory = map_writable(path)
+    # Files may tie what the server's model does not: one tensor under several names.
+    last_names = {id(state[name]): name for name in layout.regions}
     for name, region in layout.regions.items():
+        tensor = state[name]
         if region.size:
-            tensor_in(memory, region).copy_(state[name])
-            # The model and the memory need not be there in full side by side.
-            state[name].data = state[name].new_empty(0)
+            tensor_in(memory, region).copy_(tensor)
+            if last_names[id(tensor)] == name:
+                # The model and the memory need not be there in full side by side.
+                tensor.data = tensor.new_empty(0)
         publish_ready(memory, region.offset + region.size - HEADER_BYTES)
     return None
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_service.errors import ServiceError
@@ -16,8 +19,8 @@ from scoring_service.rpc.admin.config import AdminConfig
 from tests.helm.hub import serving_hub
 from tests.rpc.calls import collect, failure, reason
 from tests.weights.conftest import ENGINE, WeightServer, weight_server
-from tests.weights.test_push import right
-from tests.weights.trainer import Trainer
+from tests.weights.test_push import COMPLETION, PROMPT, right
+from tests.weights.trainer import TOLERANCE, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,26 @@ async def test_files_beside_those_of_the_model(root: Path) -> None:
         statuses = await collect(server.admin.UpdateWeights(request(str(folder), version)))
         assert statuses[-1].status.phase == weights_pb2.WEIGHT_UPDATE_PHASE_COMMITTED
         await right(server, trainer)
+
+
+async def test_files_that_tie_what_the_server_does_not(root: Path) -> None:
+    """One tensor is both then, as a trainer with tied embeddings saves it."""
+    trainer = Trainer()
+    version = trainer.step()
+    trainer.network.save_pretrained(root / "tied")
+    untied = Trainer().network
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach() * 1.5)
+    untied.save_pretrained(root / "untied")
+    engine = replace(ENGINE, model=str(root / "untied"))
+    async with weight_server(AdminConfig(roots=(root,), engine=engine), engine) as server:
+        before = await server.weights(list_tensors=True)
+        assert not any(tensor.tied_to for tensor in before.tensors)
+        await collect(server.admin.UpdateWeights(request(str(root / "tied"), version)))
+        found = await server.score(PROMPT, COMPLETION)
+        expected = trainer.logprobs(version, PROMPT, COMPLETION)
+        assert found.weight_version == version
+        assert np.abs(np.array(found.logprobs) - expected.numpy()).max() < TOLERANCE
 
 
 async def _refused_sources(server: WeightServer, root: Path) -> None:
