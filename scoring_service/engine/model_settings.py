@@ -55,7 +55,7 @@ def model_settings(config: Any) -> dict[str, Any]:
         for name, setting in settings_of(config.get_text_config()).items()
         if not _says_nothing(name)
     }
-    ropes = set(_rope_types(found.get("rope_parameters")))
+    ropes = set(map(str, _rope_types(found.get("rope_parameters"))))
     if ropes and ropes <= _ROPES_WITHOUT_A_LENGTH:
         found.pop(_POSITIONS, None)
     return found
@@ -100,7 +100,7 @@ def _says_nothing(name: str) -> bool:
     )
 
 
-def _rope_types(parameters: Any) -> Iterator[str]:
+def _rope_types(parameters: Any) -> Iterator[Any]:
     """Of all layers, or by their types."""
     if isinstance(parameters, dict):
         if "rope_type" in parameters:
