@@ -469,6 +469,45 @@ def test_a_pod_has_a_worker_for_each_gpu_unless_told_otherwise() -> None:
             assert pod["containers"][0]["resources"][kind]["nvidia.com/gpu"] == 8
 
 
+ONCE, MANY, READ = "ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany"
+
+
+@pytest.mark.parametrize("claim", ["", "weights"])
+@pytest.mark.parametrize(
+    ("modes", "model", "kind"),
+    [
+        ([ONCE], {}, "Recreate"),
+        (["ReadWriteOncePod"], {}, "Recreate"),
+        ([ONCE, READ], {}, "Recreate"),
+        ([MANY], {}, "RollingUpdate"),
+        ([ONCE, MANY], {}, "RollingUpdate"),
+        # Whoever says how it is done has it so.
+        ([MANY], {"replicas": 2}, "RollingUpdate"),
+        ([ONCE], {"strategy": {"type": "RollingUpdate"}}, "RollingUpdate"),
+    ],
+)
+def test_a_pod_that_has_a_claim_to_itself_goes_before_the_next_one_comes(
+    claim: str, modes: list[str], model: dict[str, Any], kind: str
+) -> None:
+    cache = {"enabled": True, "accessModes": modes, "existingClaim": claim}
+    manifests = render(one(cache=cache, **model))
+    assert only(manifests, "Deployment")["spec"]["strategy"]["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("modes", "model"),
+    [
+        ([READ], {}),
+        ([ONCE], {"replicas": 2}),
+        ([ONCE], {"autoscaling": {"enabled": True, "query": "x"}}),
+    ],
+)
+def test_pods_that_share_a_claim_of_yours_roll(modes: list[str], model: dict[str, Any]) -> None:
+    cache = {"enabled": True, "existingClaim": "weights", "accessModes": modes}
+    manifests = render(one(cache=cache, **model))
+    assert only(manifests, "Deployment")["spec"]["strategy"]["type"] == "RollingUpdate"
+
+
 def test_words_are_taken_literally() -> None:
     manifests = render(MATRIX["words that YAML takes for others"])
     settings = settings_of(manifests, "yes")
