@@ -246,6 +246,30 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         one(gpus=1, resources={"limits": {"memory": 17_179_869_183}}),
         "resources.limits.memory",
     ),
+    "more memory than the default's limit": (
+        {**OPEN, "defaults": {"resources": {"requests": {"memory": "8Gi"}}}},
+        "models[tiny]: resources.requests.memory 8Gi is more than limits.memory 4Gi",
+    ),
+    "fewer cores than the default asks for": (
+        one(resources={"limits": {"cpu": 1}}),
+        "models[m]: resources.requests.cpu 2 is more than limits.cpu 1, which Kubernetes",
+    ),
+    "more of a disk than there may be": (
+        one(
+            resources={
+                "requests": {"ephemeral-storage": "50G"},
+                "limits": {"ephemeral-storage": "40Gi"},
+            }
+        ),
+        "resources.requests.ephemeral-storage 50G is more than",
+    ),
+    "more for the download than it may have": (
+        one(
+            model="a/b",
+            download={"enabled": True, "resources": {"requests": {"cpu": "2.5", "memory": "8Gi"}}},
+        ),
+        "models[m]: download.resources.requests.memory 8Gi is more than",
+    ),
     "a variable of the chart's": (
         one(env=[{"name": "HF_HOME", "value": "/x"}]),
         "models[m]: env: the chart sets HF_HOME itself",
@@ -317,6 +341,12 @@ def test_what_just_works_is_not_refused() -> None:
         scaled(tokens=ServeConfig().max_queue_tokens - 1),
         scaled(max_queue_tokens=200_001),
         {**OPEN, "models": [{"name": "a"}, {"name": "a-replicas"}, {"name": "b-headless"}]},
+        one(
+            resources={
+                "requests": {"cpu": "1500m", "memory": "4096Mi", "ephemeral-storage": "1Gi"},
+                "limits": {"cpu": "1.5", "memory": "4Gi", "ephemeral-storage": 1_073_741_824},
+            }
+        ),
         one(settings={"device": "cuda:0"}, gpus=1, resources={"limits": {"memory": "16Gi"}}),
         one(cache={"enabled": True, "accessModes": ["ReadOnlyMany"], "existingClaim": "weights"}),
     ):

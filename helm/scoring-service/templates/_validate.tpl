@@ -108,6 +108,10 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- fail (printf "%s: liveWeights.enabled, but nobody may push: use auth.tokens with the scope admin, or settings.admin_names with tls.clientCa; or settings.allow_admin=true lets everybody who reaches the pods" $at) -}}
 {{- end -}}
 {{- end -}}
+{{- include "scoring-service.validaterequests" (dict "at" (printf "%s: resources" $at) "resources" ($model.resources | default dict)) -}}
+{{- if $model.download.enabled -}}
+{{- include "scoring-service.validaterequests" (dict "at" (printf "%s: download.resources" $at) "resources" ($model.download.resources | default dict)) -}}
+{{- end -}}
 {{- if gt (int $model.gpus) 0 -}}
 {{- $memory := include "scoring-service.mebibytes" (dig "limits" "memory" "" ($model.resources | default dict)) | int -}}
 {{- if and (ge $memory 0) (lt $memory 16384) -}}
@@ -118,6 +122,21 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if not (dig "requests" $key "" ($model.resources | default dict)) -}}
 {{- if not (dig "limits" $key "" ($model.resources | default dict)) -}}
 {{- fail (printf "%s: resources.requests.%s is needed: without it the scheduler puts the pod anywhere" $at $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Requests above limits, which Kubernetes refuses. Takes a dict of `at`, the place of the values, and `resources`. */}}
+{{- define "scoring-service.validaterequests" -}}
+{{- $limits := .resources.limits | default dict -}}
+{{- range $key, $kind := dict "cpu" "thousandths" "memory" "mebibytes" "ephemeral-storage" "mebibytes" -}}
+{{- $request := dig $key "" ($.resources.requests | default dict) -}}
+{{- $limit := dig $key "" $limits -}}
+{{- if and $request $limit -}}
+{{- $most := include (printf "scoring-service.%s" $kind) $limit | int64 -}}
+{{- if and (ge $most 0) (gt (include (printf "scoring-service.%s" $kind) $request | int64) $most) -}}
+{{- fail (printf "%s.requests.%s %s is more than limits.%s %s, which Kubernetes refuses; whichever is not set is that of `defaults`" $.at $key (toString $request) $key (toString $limit)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
