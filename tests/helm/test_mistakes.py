@@ -246,6 +246,25 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         one(gpus=1, resources={"limits": {"memory": 17_179_869_183}}),
         "resources.limits.memory",
     ),
+    "a mount where one is": (
+        one(
+            extraVolumes=[{"name": "x", "emptyDir": {}}],
+            extraVolumeMounts=[{"name": "x", "mountPath": "/models/"}],
+        ),
+        "models[m]: extraVolumeMounts: something is mounted at /models already; mount yours below "
+        "it, such as at /models/x",
+    ),
+    "a mount over the certificates": (
+        {
+            **one(extraVolumeMounts=[{"name": "tmp", "mountPath": "/etc/scoring-service/tls"}]),
+            "tls": {"enabled": True, "existingSecret": "tls"},
+        },
+        "something is mounted at /etc/scoring-service/tls already",
+    ),
+    "two mounts at one place": (
+        one(extraVolumeMounts=[{"name": "tmp", "mountPath": "/x", "subPath": s} for s in "ab"]),
+        "something is mounted at /x already",
+    ),
     "more memory than the default's limit": (
         {**OPEN, "defaults": {"resources": {"requests": {"memory": "8Gi"}}}},
         "models[tiny]: resources.requests.memory 8Gi is more than limits.memory 4Gi",
@@ -351,6 +370,17 @@ def test_what_just_works_is_not_refused() -> None:
         one(cache={"enabled": True, "accessModes": ["ReadOnlyMany"], "existingClaim": "weights"}),
     ):
         assert template(values).returncode == 0
+
+
+@pytest.mark.parametrize("release", ["8b", "a.b"])
+def test_a_release_whose_name_no_service_may_have_is_refused(release: str) -> None:
+    """helm takes both, and Kubernetes before 1.34 neither for a Service."""
+    arguments = ("template", release, CHART, "--set", "allowInsecure=true")
+    done = helm(*arguments)
+    assert done.returncode != 0
+    assert f"{release}-scoring-service-tiny can be no Service's name" in done.stderr
+    assert "set fullnameOverride" in done.stderr
+    assert helm(*arguments, "--set", "fullnameOverride=b8").returncode == 0
 
 
 def test_an_old_cluster_is_refused() -> None:

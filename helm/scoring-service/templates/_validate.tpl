@@ -32,6 +32,9 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- fail "auth.enabled needs auth.existingSecret or auth.tokens" -}}
 {{- end -}}
 
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "scoring-service.modelname" .)) -}}
+{{- fail (printf "%s: %s can be no Service's name, which begins with a letter and has small letters, digits and hyphens alone; set fullnameOverride" $at (include "scoring-service.modelname" .)) -}}
+{{- end -}}
 {{- if gt (len (include "scoring-service.modelname" .)) 54 -}}
 {{- fail (printf "%s: the name %s is longer than 54 characters, too long for a headless Service's; set fullnameOverride" $at (include "scoring-service.modelname" .)) -}}
 {{- end -}}
@@ -53,6 +56,16 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if has .name $volumes -}}
 {{- fail (printf "%s: extraVolumes: the pod has a volume %q already; give yours another name" $at .name) -}}
 {{- end -}}
+{{- end -}}
+
+{{- $paths := list -}}
+{{- range include "scoring-service.servermounts" . | fromYamlArray -}}{{- $paths = append $paths .mountPath -}}{{- end -}}
+{{- range $model.extraVolumeMounts -}}
+{{- $path := clean .mountPath -}}
+{{- if has $path $paths -}}
+{{- fail (printf "%s: extraVolumeMounts: something is mounted at %s already; mount yours below it, such as at %s/x" $at $path $path) -}}
+{{- end -}}
+{{- $paths = append $paths $path -}}
 {{- end -}}
 
 {{- $least := add (int $model.preStopSeconds) (int $model.drainSeconds) 10 -}}
