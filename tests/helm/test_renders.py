@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +507,25 @@ def test_pods_that_share_a_claim_of_yours_roll(modes: list[str], model: dict[str
     cache = {"enabled": True, "existingClaim": "weights", "accessModes": modes}
     manifests = render(one(cache=cache, **model))
     assert only(manifests, "Deployment")["spec"]["strategy"]["type"] == "RollingUpdate"
+
+
+def test_what_is_fetched_is_the_model_once() -> None:
+    """Of a repository that has it also in its authors' forms, such as Llama's and GPT-OSS's."""
+    manifests = render(MATRIX["a download"])
+    (fetching,) = only(manifests, "Deployment")["spec"]["template"]["spec"]["initContainers"]
+    excluded = [a.removeprefix("--exclude=") for a in fetching["args"] if "--exclude=" in a]
+    files = {
+        "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.model", "modeling.py",
+        "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "original/consolidated.00.pth", "original/model.safetensors", "metal/model.bin",
+        "consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "model-Q4.gguf",
+    }  # fmt: skip
+    # As huggingface_hub chooses.
+    left = {file for file in files if not any(fnmatch(file, pattern) for pattern in excluded)}
+    assert left == {
+        "config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.model", "modeling.py",
+        "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+    }  # fmt: skip
 
 
 def test_words_are_taken_literally() -> None:
