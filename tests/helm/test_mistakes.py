@@ -246,6 +246,26 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         one(gpus=1, resources={"limits": {"memory": 17_179_869_183}}),
         "resources.limits.memory",
     ),
+    "a label that finds pods": (
+        one(podLabels={"scoring-service/model": "x"}),
+        "models[m]: podLabels: scoring-service/model is a label of the chart's own",
+    ),
+    "a label of every object": (
+        {**OPEN, "commonLabels": {"app.kubernetes.io/managed-by": "us"}},
+        "commonLabels: app.kubernetes.io/managed-by is a label of the chart's own",
+    ),
+    "a label that is there": (
+        {**one(podLabels={"team": "a"}), "commonLabels": {"team": "b"}},
+        "models[m]: podLabels: team is a label of the chart's own, or among commonLabels",
+    ),
+    "a label of a monitor that is there": (
+        {
+            **OPEN,
+            "commonLabels": {"release": "a"},
+            "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "b"}}},
+        },
+        "metrics.serviceMonitor.labels: release is a label",
+    ),
     "a mount where one is": (
         one(
             extraVolumes=[{"name": "x", "emptyDir": {}}],

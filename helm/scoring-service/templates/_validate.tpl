@@ -155,6 +155,36 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- end -}}
 {{- end -}}
 
+{{/*
+Labels that are there already: YAML takes no key twice, and selectors have to find what they are for. Takes the root.
+*/}}
+{{- define "scoring-service.validatelabels" -}}
+{{- $bare := dict "Values" (omit .Values "commonLabels") "Chart" .Chart "Release" .Release -}}
+{{- $own := include "scoring-service.modellabels" (dict "root" $bare "model" (first .Values.models)) | fromYaml -}}
+{{- $own = set $own "scoring-service/headless" "" -}}
+{{- range $key, $_ := .Values.commonLabels -}}
+{{- if hasKey $own $key -}}
+{{- fail (printf "commonLabels: %s is a label of the chart's own; use another key" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $taken := merge (dict) $own (.Values.commonLabels | default dict) -}}
+{{- range .Values.models -}}
+{{- $model := mergeOverwrite (deepCopy $.Values.defaults) . -}}
+{{- range $key, $_ := $model.podLabels -}}
+{{- if hasKey $taken $key -}}
+{{- fail (printf "models[%s]: podLabels: %s is a label of the chart's own, or among commonLabels; use another key" $model.name $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "serviceMonitor" "prometheusRule" "dashboard" -}}
+{{- range $key, $_ := (get $.Values.metrics $name).labels -}}
+{{- if hasKey $taken $key -}}
+{{- fail (printf "metrics.%s.labels: %s is a label of the chart's own, or among commonLabels; use another key" $name $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Names of models are names of objects, so no two may be equal, nor those of their Services. */}}
 {{- define "scoring-service.unique" -}}
 {{- $seen := dict -}}
