@@ -266,6 +266,14 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "metrics.serviceMonitor.labels: release is a label",
     ),
+    "a scrape beyond the next one": (
+        {**OPEN, "metrics": {"serviceMonitor": {"enabled": True, "interval": "5s"}}},
+        "metrics.serviceMonitor: scrapeTimeout 10s is longer than interval 5s",
+    ),
+    "a scrape of another unit": (
+        {**OPEN, "metrics": {"serviceMonitor": {"enabled": True, "scrapeTimeout": "2m"}}},
+        "scrapeTimeout 2m is longer than interval 30s",
+    ),
     "a mount where one is": (
         one(
             extraVolumes=[{"name": "x", "emptyDir": {}}],
@@ -380,6 +388,8 @@ def test_what_just_works_is_not_refused() -> None:
         scaled(tokens=ServeConfig().max_queue_tokens - 1),
         scaled(max_queue_tokens=200_001),
         {**OPEN, "models": [{"name": "a"}, {"name": "a-replicas"}, {"name": "b-headless"}]},
+        {**OPEN, "metrics": {"serviceMonitor": {"interval": "1m", "scrapeTimeout": "60s"}}},
+        {**OPEN, "metrics": {"serviceMonitor": {"interval": "1h", "scrapeTimeout": "900ms"}}},
         one(
             resources={
                 "requests": {"cpu": "1500m", "memory": "4096Mi", "ephemeral-storage": "1Gi"},

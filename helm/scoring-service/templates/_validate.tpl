@@ -155,6 +155,21 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- end -}}
 {{- end -}}
 
+{{/* Milliseconds of a duration of Prometheus, as the schema lets it be written. */}}
+{{- define "scoring-service.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (trimSuffix $unit . | int64) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
+{{- end -}}
+
+{{/* Values of metrics that contradict one another. Takes the root. */}}
+{{- define "scoring-service.validatemetrics" -}}
+{{- with .Values.metrics.serviceMonitor -}}
+{{- if gt (include "scoring-service.milliseconds" .scrapeTimeout | int64) (include "scoring-service.milliseconds" .interval | int64) -}}
+{{- fail (printf "metrics.serviceMonitor: scrapeTimeout %s is longer than interval %s, which Prometheus refuses" .scrapeTimeout .interval) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/*
 Labels that are there already: YAML takes no key twice, and selectors have to find what they are for. Takes the root.
 */}}
