@@ -39,6 +39,7 @@ the schema refuses it under `settings`.
 {{- define "scoring-service.settings" -}}
 {{- $values := .root.Values -}}
 {{- $model := .model -}}
+{{- /* All addresses: gRPC takes it for those of IPv6 too, and so do the metrics. */ -}}
 {{- $file := dict
       "host" "0.0.0.0"
       "port" 50051
