@@ -30,6 +30,7 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.engine.loader import LoadedModel, cache_key
+from scoring_service.engine.memory import is_refused_memory
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
     MappedMemory,
@@ -169,15 +170,31 @@ class WeightStore:
         try:
             beside = command.beside and self._has_room()
             self._read(staging, prepare=beside)
-            if beside:
-                self._held[command.weights] = self._build(staging)
-                staging.tensors.clear()
+            usable = beside and self._build_beside(staging)
         except _AbandonedError:
             return
         except Exception as error:  # noqa: BLE001 - a thread that only ended would be waited for
             self._tell_failed(command.weights, error)
             return
-        self._tell_staged(staging, usable=beside)
+        self._tell_staged(staging, usable=usable)
+
+    def _build_beside(self, staging: _Staging) -> bool:
+        """Makes the weights beside others; False if there is no room for that after all.
+
+        Whether there is was asked before the bytes came; steps may have taken it meanwhile.
+        """
+        try:
+            self._held[staging.command.weights] = self._build(staging)
+        except (RuntimeError, MemoryError) as error:
+            if not is_refused_memory(error):
+                raise
+        else:
+            staging.tensors.clear()
+            return True
+        # Here, where no error holds what was made any more.
+        staging.making.clear()
+        staging.prepared = Prepared()
+        return False
 
     def _tell_failed(self, weights: int, error: Exception) -> None:
         if isinstance(error, OSError | RuntimeError | MemoryError):
