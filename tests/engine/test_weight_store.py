@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import queue
+import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import torch
 
 from scoring_service.engine import weight_store
 from scoring_service.engine.events import (
+    LOADED,
     ApplyWeights,
     FillWeights,
     StageWeights,
+    WeightsDropped,
     WeightsStaged,
 )
 from scoring_service.engine.head import LinearHead
@@ -33,6 +37,7 @@ from scoring_service.engine.weight_memory import (
 from scoring_service.engine.weight_store import WeightStore, _Staging, tensor_in
 from scoring_service.engine.weights import Slots
 from scoring_service.models import tiny_model_path
+from tests.e2e.processes import until
 from tests.engine.loading import load_model
 
 
@@ -154,6 +159,72 @@ def test_room_that_others_took_meanwhile_is_none(monkeypatch: pytest.MonkeyPatch
     assert events.get(timeout=60) == replace(staged, usable=True)
     assert loaded.model.weight_version == 5
     assert torch.equal(loaded.model.head.logits(states), 2 * logits)
+    memory.close()
+
+
+class Blocked:
+    """Work on one tensor after another, of which the first takes as long as somebody likes."""
+
+    def __init__(self) -> None:
+        self.begun, self.release = threading.Event(), threading.Event()
+        self.done: list[str] = []
+
+    def __call__(self, name: str) -> None:
+        self.done.append(name)
+        self.begun.set()
+        assert self.release.wait(60)
+
+    def dropped_meanwhile(self, store: WeightStore, told: Callable[[], bool]) -> list[str]:
+        """What was done of it, when it was dropped during the first, which goes on until `told`."""
+        assert self.begun.wait(60)
+        dropping = threading.Thread(target=store.drop, args=(1,))
+        dropping.start()
+        until(told)
+        self.release.set()
+        dropping.join(60)
+        assert not dropping.is_alive()
+        return self.done
+
+
+def test_preparing_ends_with_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps wait for it: not for tensors that nobody will use."""
+    loaded = load_model(tiny_model_path())
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    store = WeightStore(loaded, events.put)
+    memory, layout = staged_memory(loaded)
+    blocked = Blocked()
+    monkeypatch.setattr(Slots, "prepare", lambda _self, name, _tensor, _prepared: blocked(name))
+    store.stage(StageWeights(1, memory.path, layout, version=5, beside=True))
+    # All is read, and waits to be prepared.
+    staging = store._staged[1]
+    until(lambda: len(staging.making) == len(layout.regions) and bool(staging.digest))
+    others = staging.making[1:]
+    done = blocked.dropped_meanwhile(store, lambda: all(each.cancelled() for each in others))
+    assert done == [next(iter(layout.regions))]
+    assert events.get(timeout=60) == WeightsDropped(1)
+    memory.close()
+
+
+def test_writing_older_tensors_ends_with_the_update() -> None:
+    """A part of the tensors was pushed, and the others come from a worker."""
+    loaded = load_model(tiny_model_path())
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    store = WeightStore(loaded, events.put)
+    memory, layout = staged_memory(loaded)
+    weights = store.find(LOADED)
+    blocked = Blocked()
+
+    class Watched(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            blocked(name)
+            return super().__getitem__(name)
+
+    weights.tensors = Watched(weights.tensors)
+    store.fill(FillWeights(1, memory.path, layout, tuple(layout.regions), source=LOADED))
+    filling = store._fills[1]
+    done = blocked.dropped_meanwhile(store, lambda: not filling.wanted)
+    assert done == [next(iter(layout.regions))]
+    assert events.get(timeout=60) == WeightsDropped(1)
     memory.close()
 
 
