@@ -528,6 +528,26 @@ def test_what_is_fetched_is_the_model_once() -> None:
     }  # fmt: skip
 
 
+def test_pods_are_spread_by_revision_unless_told_otherwise() -> None:
+    common = {"maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
+    manifests = render(
+        one(
+            topologySpreadConstraints=[
+                {**common, "topologyKey": "zone"},
+                {**common, "topologyKey": "rack", "matchLabelKeys": ["tier"]},
+                {**common, "topologyKey": "host", "labelSelector": {"matchLabels": {"a": "b"}}},
+            ]
+        )
+    )
+    deployment = only(manifests, "Deployment")["spec"]
+    zone, rack, host = deployment["template"]["spec"]["topologySpreadConstraints"]
+    for constraint, keys in ((zone, ["pod-template-hash"]), (rack, ["tier"])):
+        assert constraint["labelSelector"] == deployment["selector"]
+        assert constraint["matchLabelKeys"] == keys
+    assert host["labelSelector"] == {"matchLabels": {"a": "b"}}
+    assert "matchLabelKeys" not in host
+
+
 def test_words_are_taken_literally() -> None:
     manifests = render(MATRIX["words that YAML takes for others"])
     settings = settings_of(manifests, "yes")

@@ -146,7 +146,9 @@
 {{- $constraint := deepCopy . -}}
 {{- if not (hasKey $constraint "labelSelector") -}}
 {{- $_ := set $constraint "labelSelector" (dict "matchLabels" $selector) -}}
+{{- if not (hasKey $constraint "matchLabelKeys") -}}
 {{- $_ := set $constraint "matchLabelKeys" (list "pod-template-hash") -}}
+{{- end -}}
 {{- end -}}
 {{- $found = append $found $constraint -}}
 {{- end -}}
