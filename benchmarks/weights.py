@@ -75,6 +75,12 @@ def _trainer_tensors(model: Path) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).state_dict()
 
 
+def _masters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same in float32, tied as they were: what an optimizer steps on."""
+    wide = {tensor.data_ptr(): tensor.float() for tensor in tensors.values()}
+    return {name: wide[tensor.data_ptr()] for name, tensor in tensors.items()}
+
+
 def _bytes(tensors: dict[str, torch.Tensor]) -> int:
     """Of all tensors, tied ones counted once."""
     distinct = {tensor.data_ptr(): tensor for tensor in tensors.values()}
@@ -170,13 +176,20 @@ def _client_alone(tensors: dict[str, torch.Tensor], repetitions: int) -> dict[st
     specs = [(name, tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
     found: dict[str, Any] = {}
     with _serving(_discard_weights, specs) as port, AdminClient(f"127.0.0.1:{port}") as client:
-        for name, options in (("plain", {}), ("with digest", {"digest": True})):
-            found[name] = _rates(client, tensors, repetitions, options)
+        total = _bytes(tensors)
+        for name, given, options in (
+            ("plain", tensors, {}),
+            ("with digest", tensors, {"digest": True}),
+            ("float32 converted here", _masters(tensors), {"convert_dtypes": True}),
+        ):
+            found[name] = _rates(client, given, total, repetitions, options)
     return found
 
 
-def _rates(client: AdminClient, tensors: Any, repetitions: int, options: Any) -> dict[str, Any]:
-    total = _bytes(tensors)
+def _rates(
+    client: AdminClient, tensors: Any, total: int, repetitions: int, options: Any
+) -> dict[str, Any]:
+    """GB/s of what is sent, `total` bytes."""
     rates, processor, faults = [], [], []
     for repetition in range(repetitions + 1):
         touched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -242,17 +255,20 @@ def _whole_way(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace) 
     with _real_server(arguments, log) as (target, pid), AdminClient(target) as admin:
         workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         pids = {"server": [pid], "workers": [int(worker) for worker in workers]}
-        idle = _pushes(admin, tensors, pids, arguments.repetitions, first_version=1)
+        total, repetitions = _bytes(tensors), arguments.repetitions
+        idle = _pushes(admin, tensors, total, pids, repetitions, first_version=1)
+        masters = _masters(tensors)
+        converted = _pushes(admin, masters, total, pids, repetitions, first_version=50)
         with _serving(_score_all_the_time, target) as calls_begin:
             time.sleep(arguments.seconds)
             quiet_end = time.monotonic()
-            repetitions = arguments.repetitions
-            busy = _pushes(admin, tensors, pids, repetitions, first_version=100, pause=0.5)
+            busy = _pushes(admin, tensors, total, pids, repetitions, first_version=100, pause=0.5)
             latencies = _ask_latencies(target)
         del calls_begin
     return {
         "workers": arguments.workers,
         "pushes_idle": idle,
+        "pushes_of_float32_idle": converted,
         "pushes_while_scoring": busy,
         "scoring": _pauses(latencies, quiet_end, busy),
     }
@@ -261,18 +277,20 @@ def _whole_way(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace) 
 def _pushes(
     admin: AdminClient,
     tensors: Any,
+    total: int,
     pids: dict[str, list[int]],
     repetitions: int,
     first_version: int,
     pause: float = 0.0,
 ) -> list[dict[str, Any]]:
-    total = _bytes(tensors)
+    """Each with its GB/s of what is sent, `total` bytes."""
     pushes = []
     for repetition in range(repetitions + 1):
         time.sleep(pause)
         before = {name: sum(map(cpu_seconds, group)) for name, group in pids.items()}
         began, cpu = time.monotonic(), time.process_time()
-        update = admin.push_weights(tensors, version=first_version + repetition)
+        version = first_version + repetition
+        update = admin.push_weights(tensors, version=version, convert_dtypes=True)
         ended = time.monotonic()
         if repetition:
             pushes.append(
@@ -391,6 +409,8 @@ def _print(found: dict[str, Any]) -> None:
         show(f"client alone, {name}", result["gb_per_second"])
     if server := found.get("server"):
         show("to committed weights, idle", [p["gb_per_second"] for p in server["pushes_idle"]])
+        wide = [p["gb_per_second"] for p in server["pushes_of_float32_idle"]]
+        show("to committed weights, idle, from float32", wide)
         scoring = [p["gb_per_second"] for p in server["pushes_while_scoring"]]
         show("to committed weights, while scoring", scoring)
         print("\n| calls, ms | p50 | p99 | longest |\n|---|---|---|---|")

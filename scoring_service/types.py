@@ -360,6 +360,8 @@ class EngineInfo:
     """Tokens of a step."""
     generation_config: dict[str, Any] = field(default_factory=dict)
     """Settings that the model's own generation_config makes, as they stand there."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Those of the model's config that decide its log-probs."""
     tokenizer_json: str | None = None
     """The fast tokenizer's serialised form; None where there is none."""
     tokenizer_reason: str = ""

@@ -15,12 +15,14 @@ import pickle
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scoring_service.engine.checkpoint_memory import loading_bytes
 from scoring_service.engine.host_memory import free_host_memory
 from scoring_service.engine.memory import is_refused_memory
+from scoring_service.engine.model_settings import model_settings, settings_difference
 from scoring_service.engine.network import load_network
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
@@ -40,9 +42,21 @@ _SPARE = 1.1
 
 
 def fill(
-    config: EngineConfig, specs: tuple[TensorSpec, ...], layout: Layout, path: str
+    config: EngineConfig,
+    specs: tuple[TensorSpec, ...],
+    settings: dict[str, Any],
+    layout: Layout,
+    path: str,
 ) -> Fault | None:
-    """Loads the model and moves its tensors; what is wrong with them, or None."""
+    """Loads the model and moves its tensors; what is wrong with them, or None.
+
+    Args:
+        config: names the files.
+        specs: of the server's model.
+        settings: of its config, as `EngineInfo` has them.
+        layout: of the memory.
+        path: of the memory.
+    """
     needed, free = loading_bytes(config.model, specs, layout), free_host_memory()
     if needed * _SPARE > free:
         message = f"to load the files takes {needed >> 20} MiB, and {free >> 20} MiB are free"
@@ -54,15 +68,20 @@ def fill(
         reason = Reason.OUT_OF_MEMORY if refused else Reason.WEIGHTS_UNREADABLE
         return Fault(reason, str(error))
     state: dict[str, torch.Tensor] = network.state_dict(keep_vars=True)
-    if difference := _difference(specs, state):
+    own_settings = model_settings(network.config)
+    if difference := _difference(specs, state) or settings_difference(settings, own_settings):
         message = f"the files hold another model: {difference}"
         return Fault(Reason.WEIGHTS_UNREADABLE, message)
     memory = map_writable(path)
+    # Files may tie what the server's model does not: one tensor under several names.
+    last_names = {id(state[name]): name for name in layout.regions}
     for name, region in layout.regions.items():
+        tensor = state[name]
         if region.size:
-            tensor_in(memory, region).copy_(state[name])
-            # The model and the memory need not be there in full side by side.
-            state[name].data = state[name].new_empty(0)
+            tensor_in(memory, region).copy_(tensor)
+            if last_names[id(tensor)] == name:
+                # The model and the memory need not be there in full side by side.
+                tensor.data = tensor.new_empty(0)
         publish_ready(memory, region.offset + region.size - HEADER_BYTES)
     return None
 

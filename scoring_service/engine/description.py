@@ -10,6 +10,7 @@ import torch
 from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.checkpoint_names import with_checkpoint_names
 from scoring_service.engine.generation_config import eos_token_ids, explicit_settings
+from scoring_service.engine.model_settings import model_settings
 from scoring_service.engine.path import ChosenPath, backend_of
 from scoring_service.types import EngineInfo
 
@@ -66,6 +67,7 @@ def describe(
         eos_token_ids=eos_token_ids(generation, network.config.get_text_config(), head.vocab_size),
         max_batch_tokens=_PLAIN_BATCH_TOKENS if settings is None else settings.max_batch_tokens,
         generation_config=explicit_settings(generation),
+        settings=model_settings(network.config),
         tensors=() if slots is None else with_checkpoint_names(network, slots.specs, on_stage),
         limits=None if packed is None else packed.limits,
     )

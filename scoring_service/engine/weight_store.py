@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.engine.loader import LoadedModel, cache_key
+from scoring_service.engine.memory import is_refused_memory
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
     MappedMemory,
@@ -79,7 +80,7 @@ class WeightStore:
         self._staged: dict[int, _Staging] = {}
         self._spare: MappedMemory | None = None
         """Of weights that were dropped: the next ones may come in the same memory."""
-        self._fills: dict[int, threading.Thread] = {}
+        self._fills: dict[int, _Filling] = {}
         self._helper = ThreadPoolExecutor(1, initializer=lower_priority)
 
     def find(self, weights: int) -> ModelWeights:
@@ -100,16 +101,20 @@ class WeightStore:
         """Begins to write tensors of weights that are held here."""
         source = self._held[command.source]
 
+        filling = self._fills[command.weights] = _Filling()
+
         def run() -> None:
             try:
-                _fill(command, source)
+                _fill(command, source, filling)
+            except _AbandonedError:
+                return
             except Exception as error:  # noqa: BLE001 - a thread that only ended would be waited for
                 self._tell_failed(command.weights, error)
             else:
                 self._send(WeightsFilled(command.weights))
 
-        thread = self._fills[command.weights] = threading.Thread(target=run, daemon=True)
-        thread.start()
+        filling.thread = threading.Thread(target=run, daemon=True)
+        filling.thread.start()
 
     def apply(self, command: ApplyWeights) -> None:
         """Lets go of all weights but these, and prepares them.
@@ -138,13 +143,19 @@ class WeightStore:
         self._tell_staged(staging, usable=True)
 
     def drop(self, weights: int) -> None:
-        """Lets go of weights, staged or not."""
+        """Lets go of weights, staged or not.
+
+        Steps wait for it, and it for threads, which look between tensors whether they are wanted.
+        """
         filling = self._fills.pop(weights, None)
         if filling is not None:
-            filling.join()
+            filling.wanted = False
+            filling.thread.join()
         staging = self._staged.pop(weights, None)
         if staging is not None:
             staging.wanted = False
+            for making in tuple(staging.making):
+                making.cancel()
             staging.thread.join()
         dropped = self._held.pop(weights, None)
         if dropped is not None and self._model.weights is dropped and self._held:
@@ -169,15 +180,31 @@ class WeightStore:
         try:
             beside = command.beside and self._has_room()
             self._read(staging, prepare=beside)
-            if beside:
-                self._held[command.weights] = self._build(staging)
-                staging.tensors.clear()
-        except _AbandonedError:
+            usable = beside and self._build_beside(staging)
+        except (_AbandonedError, CancelledError):
             return
         except Exception as error:  # noqa: BLE001 - a thread that only ended would be waited for
             self._tell_failed(command.weights, error)
             return
-        self._tell_staged(staging, usable=beside)
+        self._tell_staged(staging, usable=usable)
+
+    def _build_beside(self, staging: _Staging) -> bool:
+        """Makes the weights beside others; False if there is no room for that after all.
+
+        Whether there is was asked before the bytes came; steps may have taken it meanwhile.
+        """
+        try:
+            self._held[staging.command.weights] = self._build(staging)
+        except (RuntimeError, MemoryError) as error:
+            if not is_refused_memory(error):
+                raise
+        else:
+            staging.tensors.clear()
+            return True
+        # Here, where no error holds what was made any more.
+        staging.making.clear()
+        staging.prepared = Prepared()
+        return False
 
     def _tell_failed(self, weights: int, error: Exception) -> None:
         if isinstance(error, OSError | RuntimeError | MemoryError):
@@ -250,8 +277,9 @@ class WeightStore:
             raise RuntimeError("the weights of this model cannot be replaced")
         device = self._model.device
         digest = staging.digest
-        tensors = copies_on(device, staging.tensors)
+        tensors = copies_on(device, staging.tensors, staging.go_on)
         for making in staging.making:
+            staging.go_on()
             making.result()
         return slots.build(
             tensors,
@@ -260,6 +288,7 @@ class WeightStore:
             digest,
             self._identify(digest),
             cache_key(digest, self._info.dtype),
+            staging.go_on,
         )
 
 
@@ -284,6 +313,23 @@ class _Staging:
         self.memory: MappedMemory | None = None
         self.prepared = Prepared()
         self.making: list[Future[None]] = []
+
+    def go_on(self) -> None:
+        """Looks whether somebody waits for it still.
+
+        Raises:
+            _AbandonedError: nobody does.
+        """
+        if not self.wanted:
+            raise _AbandonedError
+
+
+class _Filling:
+    """Tensors of older weights on their way into an update's memory."""
+
+    def __init__(self) -> None:
+        self.wanted = True
+        self.thread = threading.Thread()
 
 
 def _wait(staging: _Staging, place: int, *, complete: bool = False) -> None:
@@ -321,9 +367,11 @@ def tensor_in(memory: mmap.mmap, region: Region) -> Tensor:
     return flat.reshape(region.spec.shape)
 
 
-def _fill(command: FillWeights, source: ModelWeights) -> None:
+def _fill(command: FillWeights, source: ModelWeights, filling: _Filling) -> None:
     memory = map_writable(command.path)
     for name in command.names:
+        if not filling.wanted:
+            raise _AbandonedError
         region = command.layout.regions[name]
         if region.size:
             tensor_in(memory, region).copy_(source.tensors[name])

@@ -7,6 +7,7 @@ That takes microseconds a tensor, so two versions can answer by turns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +107,7 @@ class Slots:
         digest: str,
         numerics_id: str,
         cache_key: bytes,
+        go_on: Callable[[], None],
     ) -> ModelWeights:
         """Weights of other tensors, of the network's own types and shapes, on its device.
 
@@ -116,8 +118,10 @@ class Slots:
             digest: of them.
             numerics_id: of a model with them.
             cache_key: see `ModelWeights`.
+            go_on: called between tensors; what it raises ends it.
         """
         for source in set(self._packed_from.values()):
+            go_on()
             self.prepare(source, tensors[source], prepared)
         head = prepared.head or self.head_of(tensors)
         return ModelWeights(version, digest, numerics_id, cache_key, head, tensors, prepared.packed)
@@ -172,7 +176,9 @@ def room_for(size: int, device: torch.device, steps: int = 0) -> bool:
     return size * _SPARE <= free
 
 
-def copies_on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def copies_on(
+    device: torch.device, tensors: dict[str, Tensor], go_on: Callable[[], None]
+) -> dict[str, Tensor]:
     """Tensors of the host on a device, while its steps go on.
 
     A copy from ordinary memory takes its turn among the steps, and holds up those behind it: on a
@@ -182,6 +188,7 @@ def copies_on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Ten
     Args:
         device: a CPU gets the tensors themselves.
         tensors: by name.
+        go_on: called before each copy; what it raises ends it.
     """
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -192,6 +199,7 @@ def copies_on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Ten
     try:
         with torch.cuda.stream(stream):
             for name, tensor in tensors.items():
+                go_on()
                 copies[name].copy_(tensor)
     finally:
         # Also before the memory of what failed goes to others.

@@ -14,33 +14,38 @@ _GPU_HOST_GIB = 16
 _CPU_HOST_GIB = 2
 _ON_THE_WAY = 1.25
 """Times the weights: what the host holds of them while they are read and sent to the GPU."""
+_ON_DISK = 2.2
+"""Times the weights as they are stored: some repositories have them as safetensors and as *.bin,
+of which the download leaves out neither, not knowing which there are; and some files beside."""
 _LIVE_VERSIONS = 3
 """Versions that the process which serves gRPC holds: the running one, the one before it (or the
 next, while it is received), and one that calls still use."""
 
 
-def chart_values(plan: Plan, device: str, file_bytes: int, *, live_weights: bool) -> dict[str, Any]:
+def chart_values(
+    plan: Plan, device: str, served_bytes: int, stored_bytes: int, *, live_weights: bool
+) -> dict[str, Any]:
     """Return values of one entry of the chart's `models`.
 
     Args:
         plan: of the replica.
         device: "cpu" or "cuda".
-        file_bytes: of the weights as they are stored.
+        served_bytes: of the weights in the type in which they are served.
+        stored_bytes: of the weights in the type in which their files have them.
         live_weights: whether a trainer pushes weights.
     """
-    memory = host_bytes(plan, device, file_bytes, live_weights=live_weights)
+    memory = host_bytes(plan, device, served_bytes, live_weights=live_weights)
     limit = f"{_rounded_up(memory, 1 if device == 'cpu' else 8)}Gi"
     values: dict[str, Any] = {
         "resources": {"requests": {"memory": limit}, "limits": {"memory": limit}},
-        # The files, and half as much again for what a repository has beside them.
-        "cache": {"enabled": True, "size": f"{_rounded_up(file_bytes * 3 // 2, 5)}Gi"},
+        "cache": {"enabled": True, "size": f"{_rounded_up(int(_ON_DISK * stored_bytes), 5)}Gi"},
     }
     if live_weights:
         values["liveWeights"] = {"enabled": True}
     return values
 
 
-def host_bytes(plan: Plan, device: str, file_bytes: int, *, live_weights: bool) -> int:
+def host_bytes(plan: Plan, device: str, served_bytes: int, *, live_weights: bool) -> int:
     """Return the memory of the host that a pod of one worker takes; arguments as above."""
     if device == "cpu":
         pages = plan.pages * PAGE_TOKENS * plan.kv_bytes_per_token
@@ -48,9 +53,9 @@ def host_bytes(plan: Plan, device: str, file_bytes: int, *, live_weights: bool) 
         versions = 2 if live_weights else 1
         memory = versions * plan.weights_bytes + pages + plan.step_bytes + _CPU_HOST_GIB * _GIB
     else:
-        memory = int(_ON_THE_WAY * file_bytes) + _GPU_HOST_GIB * _GIB
+        memory = int(_ON_THE_WAY * served_bytes) + _GPU_HOST_GIB * _GIB
     if live_weights:
-        memory += _LIVE_VERSIONS * file_bytes
+        memory += _LIVE_VERSIONS * served_bytes
     return memory
 
 

@@ -89,15 +89,16 @@ def plan_text(model: str | None, config: PlanConfig) -> str:
         shape, hardware, traffic,
         dtype_bytes=DTYPE_BYTES[dtype], memory_utilization=share,
     )  # fmt: skip
-    files = shape.parameters * DTYPE_BYTES[dtype]
-    host = host_bytes(plan, hardware.device, files, live_weights=config.live_weights)
+    served = shape.parameters * DTYPE_BYTES[dtype]
+    stored = shape.parameters * DTYPE_BYTES[_stored_dtype(values)]
+    host = host_bytes(plan, hardware.device, served, live_weights=config.live_weights)
     if config.live_weights and hardware.device == "cpu" and host > hardware.memory_bytes:
         raise DoesNotFitError(
             f"with the versions that live weights hold a pod takes {host / 1e9:.1f} GB, and the "
             f"machine has {hardware.memory_bytes / 1e9:.0f} GB: take a larger one, or leave pages "
             "less with --memory-utilization"
         )
-    chart = chart_values(plan, hardware.device, files, live_weights=config.live_weights)
+    chart = chart_values(plan, hardware.device, served, stored, live_weights=config.live_weights)
     if config.json:
         parts = {
             "model": {name: v for name, v in asdict(shape).items() if name != "config"},

@@ -32,7 +32,7 @@ from scoring_client import (
     push_to_all,
     replica_targets,
 )
-from scoring_client.proto import admin_pb2
+from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_client.weights.given import GivenWeights
 from scoring_client.weights.messages import CHUNK_BYTES
 from scoring_client.weights.replicas import check_one_server, targets_of
@@ -367,6 +367,39 @@ def test_types_are_converted_here_as_the_server_would(admin):
     with WeightsServer(SPECS) as server:
         admin(server.target, "push_weights", tensors | wide, version=1, convert_dtypes=True)
         assert_holds(server, tensors | {"model.norm.weight": exact.to(torch.bfloat16)})
+
+
+def wide_torch():
+    return {"w": torch.arange(4.0), "n": torch.arange(3)}
+
+
+def wide_numpy():
+    return {name: tensor.numpy() for name, tensor in wide_torch().items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "asked"),
+    [
+        ("bfloat16", wide_torch, False),
+        ("bfloat16", wide_numpy, False),
+        ("bfloat16", lambda: iter(wide_torch().items()), False),
+        ("float16", wide_numpy, False),
+        ("float8_e4m3fn", wide_torch, False),
+        # numpy has no such type, and of an iterator nobody knows what will come.
+        ("float8_e4m3fn", wide_numpy, True),
+        ("float8_e4m3fn", lambda: iter(wide_torch().items()), True),
+    ],
+)
+def test_the_server_is_asked_to_convert_only_what_is_not_converted_here(admin, dtype, given, asked):
+    """It could not hash while bytes arrive, and would want room for elements of eight bytes."""
+    specs = {"w": (dtype, (4,), ""), "n": ("int64", (3,), "")}
+    with WeightsServer(specs) as server:
+        admin(server.target, "push_weights", given(), version=1, convert_dtypes=True)
+        assert server.requests[0].begin.options.convert_dtypes is asked
+        kinds = {chunk.name: chunk.dtype for r in server.requests for chunk in r.part.chunks}
+    as_it_was = asked and given is wide_numpy
+    sent = weights_pb2.WeightDataType.Name(kinds["w"])
+    assert sent == f"WEIGHT_DATA_TYPE_{'FLOAT32' if as_it_was else dtype.upper()}"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -152,7 +152,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_copies_to_a_gpu_have_a_stream_of_their_own(log: list[Any]) -> None:
     """In memory of the steps' stream, after what still reads it, and there when they count."""
     tensors = {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
-    copies = copies_on(GPU, tensors)
+    copies = copies_on(GPU, tensors, lambda: None)
     assert log == [
         ("allocated on", GPU), ("allocated on", GPU), ("waits for", "the steps' stream"),
         "entered", "copied", "copied", "left", "synchronised",
@@ -171,7 +171,21 @@ def test_copies_that_fail_are_waited_for(log: list[Any], monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.Tensor, "copy_", fails)
     with pytest.raises(RuntimeError, match="could not be read"):
-        copies_on(GPU, {"a": torch.ones(3)})
+        copies_on(GPU, {"a": torch.ones(3)}, lambda: None)
+    assert log[-1] == "synchronised"
+
+
+def test_copies_that_nobody_waits_for_end_between_tensors(log: list[Any]) -> None:
+    """Steps wait for the thread that makes them, when an update is given up."""
+    wanted = iter([True, True, False])
+
+    def go_on() -> None:
+        if not next(wanted):
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        copies_on(GPU, {name: torch.ones(3) for name in "abcd"}, go_on)
+    assert log.count("copied") == 2
     assert log[-1] == "synchronised"
 
 
@@ -182,9 +196,11 @@ def test_staged_weights_are_copied_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.weights is not None
     asked: list[torch.device] = []
 
-    def noting(device: torch.device, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def noting(
+        device: torch.device, tensors: dict[str, torch.Tensor], go_on: Callable[[], None]
+    ) -> dict[str, torch.Tensor]:
         asked.append(device)
-        return copies_on(device, tensors)
+        return copies_on(device, tensors, go_on)
 
     monkeypatch.setattr("scoring_service.engine.weight_store.copies_on", noting)
     store = WeightStore(loaded, lambda _event: None)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import queue
+import threading
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,28 @@ import torch
 
 from scoring_service.engine import weight_store
 from scoring_service.engine.events import (
+    LOADED,
     ApplyWeights,
     FillWeights,
     StageWeights,
+    WeightsDropped,
     WeightsStaged,
 )
 from scoring_service.engine.head import LinearHead
-from scoring_service.engine.weight_memory import WeightMemory, lay_out, map_memory
-from scoring_service.engine.weight_store import WeightStore, _Staging
+from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.weight_memory import (
+    HEADER_BYTES,
+    Layout,
+    WeightMemory,
+    WriterState,
+    lay_out,
+    map_memory,
+    map_writable,
+)
+from scoring_service.engine.weight_store import WeightStore, _Staging, tensor_in
 from scoring_service.engine.weights import Slots
 from scoring_service.models import tiny_model_path
+from tests.e2e.processes import until
 from tests.engine.loading import load_model
 
 
@@ -100,6 +115,117 @@ def test_nothing_is_left_of_an_update_that_others_are_written_over(
     store.apply(ApplyWeights(2))
     assert alive == [False] * len(before)
     assert model.weight_version == 2
+
+
+def staged_memory(loaded: LoadedModel) -> tuple[WeightMemory, Layout]:
+    """An update that came whole: the model's own tensors, the head's twice as large."""
+    assert loaded.model.weights is not None
+    layout = lay_out(loaded.info.tensors)
+    memory = WeightMemory(layout.size)
+    writable = map_writable(memory.path)
+    for name, region in layout.regions.items():
+        tensor = loaded.model.weights.tensors[name]
+        tensor_in(writable, region).copy_(tensor * (2 if name == "lm_head.weight" else 1))
+    memory.publish(layout.size - HEADER_BYTES, WriterState.COMPLETE)
+    return memory, layout
+
+
+def test_room_that_others_took_meanwhile_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when the update began. What was copied is let go, and it can go in place."""
+    loaded = load_model(tiny_model_path())
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    store = WeightStore(loaded, events.put)
+    memory, layout = staged_memory(loaded)
+    copied: list[weakref.ref[Any]] = []
+
+    def first_copies(_device: object, tensors: dict[str, Any], *_: object) -> Any:
+        copies = [tensor.clone() for tensor in tensors.values()][:3]
+        copied.extend(map(weakref.ref, copies))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    states = torch.randn(3, 160).bfloat16()
+    logits = loaded.model.head.logits(states)
+    with monkeypatch.context() as patch:
+        patch.setattr(weight_store, "copies_on", first_copies)
+        store.stage(StageWeights(1, memory.path, layout, version=5, beside=True))
+        staged = events.get(timeout=60)
+    assert isinstance(staged, WeightsStaged)
+    assert not staged.usable
+    store._staged[1].thread.join()
+    gc.collect()
+    assert [ref() for ref in copied] == [None] * 3
+    assert torch.equal(loaded.model.head.logits(states), logits)
+    store.apply(ApplyWeights(1))
+    assert events.get(timeout=60) == replace(staged, usable=True)
+    assert loaded.model.weight_version == 5
+    assert torch.equal(loaded.model.head.logits(states), 2 * logits)
+    memory.close()
+
+
+class Blocked:
+    """Work on one tensor after another, of which the first takes as long as somebody likes."""
+
+    def __init__(self) -> None:
+        self.begun, self.release = threading.Event(), threading.Event()
+        self.done: list[str] = []
+
+    def __call__(self, name: str) -> None:
+        self.done.append(name)
+        self.begun.set()
+        assert self.release.wait(60)
+
+    def dropped_meanwhile(self, store: WeightStore, told: Callable[[], bool]) -> list[str]:
+        """What was done of it, when it was dropped during the first, which goes on until `told`."""
+        assert self.begun.wait(60)
+        dropping = threading.Thread(target=store.drop, args=(1,))
+        dropping.start()
+        until(told)
+        self.release.set()
+        dropping.join(60)
+        assert not dropping.is_alive()
+        return self.done
+
+
+def test_preparing_ends_with_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps wait for it: not for tensors that nobody will use."""
+    loaded = load_model(tiny_model_path())
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    store = WeightStore(loaded, events.put)
+    memory, layout = staged_memory(loaded)
+    blocked = Blocked()
+    monkeypatch.setattr(Slots, "prepare", lambda _self, name, _tensor, _prepared: blocked(name))
+    store.stage(StageWeights(1, memory.path, layout, version=5, beside=True))
+    # All is read, and waits to be prepared.
+    staging = store._staged[1]
+    until(lambda: len(staging.making) == len(layout.regions) and bool(staging.digest))
+    others = staging.making[1:]
+    done = blocked.dropped_meanwhile(store, lambda: all(each.cancelled() for each in others))
+    assert done == [next(iter(layout.regions))]
+    assert events.get(timeout=60) == WeightsDropped(1)
+    memory.close()
+
+
+def test_writing_older_tensors_ends_with_the_update() -> None:
+    """A part of the tensors was pushed, and the others come from a worker."""
+    loaded = load_model(tiny_model_path())
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    store = WeightStore(loaded, events.put)
+    memory, layout = staged_memory(loaded)
+    weights = store.find(LOADED)
+    blocked = Blocked()
+
+    class Watched(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            blocked(name)
+            return super().__getitem__(name)
+
+    weights.tensors = Watched(weights.tensors)
+    store.fill(FillWeights(1, memory.path, layout, tuple(layout.regions), source=LOADED))
+    filling = store._fills[1]
+    done = blocked.dropped_meanwhile(store, lambda: not filling.wanted)
+    assert done == [next(iter(layout.regions))]
+    assert events.get(timeout=60) == WeightsDropped(1)
+    memory.close()
 
 
 def test_whatever_ends_a_thread_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

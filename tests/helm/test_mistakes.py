@@ -246,6 +246,77 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         one(gpus=1, resources={"limits": {"memory": 17_179_869_183}}),
         "resources.limits.memory",
     ),
+    "a label that finds pods": (
+        one(podLabels={"scoring-service/model": "x"}),
+        "models[m]: podLabels: scoring-service/model is a label of the chart's own",
+    ),
+    "a label of every object": (
+        {**OPEN, "commonLabels": {"app.kubernetes.io/managed-by": "us"}},
+        "commonLabels: app.kubernetes.io/managed-by is a label of the chart's own",
+    ),
+    "a label that is there": (
+        {**one(podLabels={"team": "a"}), "commonLabels": {"team": "b"}},
+        "models[m]: podLabels: team is a label of the chart's own, or among commonLabels",
+    ),
+    "a label of a monitor that is there": (
+        {
+            **OPEN,
+            "commonLabels": {"release": "a"},
+            "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "b"}}},
+        },
+        "metrics.serviceMonitor.labels: release is a label",
+    ),
+    "a scrape beyond the next one": (
+        {**OPEN, "metrics": {"serviceMonitor": {"enabled": True, "interval": "5s"}}},
+        "metrics.serviceMonitor: scrapeTimeout 10s is longer than interval 5s",
+    ),
+    "a scrape of another unit": (
+        {**OPEN, "metrics": {"serviceMonitor": {"enabled": True, "scrapeTimeout": "2m"}}},
+        "scrapeTimeout 2m is longer than interval 30s",
+    ),
+    "a mount where one is": (
+        one(
+            extraVolumes=[{"name": "x", "emptyDir": {}}],
+            extraVolumeMounts=[{"name": "x", "mountPath": "/models/"}],
+        ),
+        "models[m]: extraVolumeMounts: something is mounted at /models already; mount yours below "
+        "it, such as at /models/x",
+    ),
+    "a mount over the certificates": (
+        {
+            **one(extraVolumeMounts=[{"name": "tmp", "mountPath": "/etc/scoring-service/tls"}]),
+            "tls": {"enabled": True, "existingSecret": "tls"},
+        },
+        "something is mounted at /etc/scoring-service/tls already",
+    ),
+    "two mounts at one place": (
+        one(extraVolumeMounts=[{"name": "tmp", "mountPath": "/x", "subPath": s} for s in "ab"]),
+        "something is mounted at /x already",
+    ),
+    "more memory than the default's limit": (
+        {**OPEN, "defaults": {"resources": {"requests": {"memory": "8Gi"}}}},
+        "models[tiny]: resources.requests.memory 8Gi is more than limits.memory 4Gi",
+    ),
+    "fewer cores than the default asks for": (
+        one(resources={"limits": {"cpu": 1}}),
+        "models[m]: resources.requests.cpu 2 is more than limits.cpu 1, which Kubernetes",
+    ),
+    "more of a disk than there may be": (
+        one(
+            resources={
+                "requests": {"ephemeral-storage": "50G"},
+                "limits": {"ephemeral-storage": "40Gi"},
+            }
+        ),
+        "resources.requests.ephemeral-storage 50G is more than",
+    ),
+    "more for the download than it may have": (
+        one(
+            model="a/b",
+            download={"enabled": True, "resources": {"requests": {"cpu": "2.5", "memory": "8Gi"}}},
+        ),
+        "models[m]: download.resources.requests.memory 8Gi is more than",
+    ),
     "a variable of the chart's": (
         one(env=[{"name": "HF_HOME", "value": "/x"}]),
         "models[m]: env: the chart sets HF_HOME itself",
@@ -317,10 +388,29 @@ def test_what_just_works_is_not_refused() -> None:
         scaled(tokens=ServeConfig().max_queue_tokens - 1),
         scaled(max_queue_tokens=200_001),
         {**OPEN, "models": [{"name": "a"}, {"name": "a-replicas"}, {"name": "b-headless"}]},
+        {**OPEN, "metrics": {"serviceMonitor": {"interval": "1m", "scrapeTimeout": "60s"}}},
+        {**OPEN, "metrics": {"serviceMonitor": {"interval": "1h", "scrapeTimeout": "900ms"}}},
+        one(
+            resources={
+                "requests": {"cpu": "1500m", "memory": "4096Mi", "ephemeral-storage": "1Gi"},
+                "limits": {"cpu": "1.5", "memory": "4Gi", "ephemeral-storage": 1_073_741_824},
+            }
+        ),
         one(settings={"device": "cuda:0"}, gpus=1, resources={"limits": {"memory": "16Gi"}}),
         one(cache={"enabled": True, "accessModes": ["ReadOnlyMany"], "existingClaim": "weights"}),
     ):
         assert template(values).returncode == 0
+
+
+@pytest.mark.parametrize("release", ["8b", "a.b"])
+def test_a_release_whose_name_no_service_may_have_is_refused(release: str) -> None:
+    """helm takes both, and Kubernetes before 1.34 neither for a Service."""
+    arguments = ("template", release, CHART, "--set", "allowInsecure=true")
+    done = helm(*arguments)
+    assert done.returncode != 0
+    assert f"{release}-scoring-service-tiny can be no Service's name" in done.stderr
+    assert "set fullnameOverride" in done.stderr
+    assert helm(*arguments, "--set", "fullnameOverride=b8").returncode == 0
 
 
 def test_an_old_cluster_is_refused() -> None:

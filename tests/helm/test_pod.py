@@ -22,7 +22,13 @@ import grpc
 import pytest
 from safetensors.torch import load_file
 
-from scoring_client import AdminClient, ScoringClient, UnavailableError, push_to_all
+from scoring_client import (
+    AdminClient,
+    InvalidRequestError,
+    ScoringClient,
+    UnavailableError,
+    push_to_all,
+)
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.config import ServeConfig
 from scoring_service.models import tiny_model_path
@@ -241,7 +247,9 @@ class Trainer:
             (folder / name).write_bytes(content)
         self.folder = folder
         self.target = f"127.0.0.1:{pod.ports['50051']}"
-        self.policy = load_file(tiny_model_path() / "model.safetensors")
+        tensors = load_file(tiny_model_path() / "model.safetensors")
+        # As trainers hold it; the pod serves bfloat16.
+        self.policy = {name: tensor.float() for name, tensor in tensors.items()}
         self.admin = AdminClient(
             f"localhost:{pod.ports['50051']}",
             token=TOKEN,
@@ -274,7 +282,7 @@ class Trainer:
             code = code.replace(part, here)
         code = re.sub(r'"((?:ca|tls)\.\w+)"', rf'"{self.folder}/\1"', code)
         names = {"token": TOKEN, "policy": self.policy, **names}
-        names["training"] = lambda: iter([self.policy])
+        names["training"] = lambda policy=names["policy"]: iter([policy])
         exec(code, names)
         for client in names.get("clients", ()):
             client.close()
@@ -292,6 +300,7 @@ def check_pushes_of_the_pages(trainer: Trainer) -> None:
     trainer.run("weights.md", step=3)
     assert trainer.admin.get_weights().version == 3
     check_a_push_that_failed_is_done_again(trainer)
+    check_a_push_of_another_model_is_not_done_again(trainer)
     trainer.admin.close()
 
 
@@ -304,22 +313,37 @@ def check_a_push_that_failed_is_done_again(trainer: Trainer) -> None:
         given_up.wait(60)
         raise LookupError
 
-    def pushing(pods: list[AdminClient], policy: Any, version: int) -> None:
+    def pushing(pods: list[AdminClient], policy: Any, version: int, **options: Any) -> None:
         tried.append(version)
         try:
-            push_to_all(pods, policy, version=version)
+            push_to_all(pods, policy, version=version, **options)
         finally:
             given_up.set()
             wait([other])
 
     with ThreadPoolExecutor(1) as aside:
-        other = aside.submit(trainer.admin.push_weights, half(), version=99)
+        push = trainer.admin.push_weights
+        other = aside.submit(push, half(), version=99, convert_dtypes=True)
         while trainer.admin.get_weights().update is None:
             assert not other.done()
         trainer.run("kubernetes.md", pushing=pushing)
     assert isinstance(other.exception(), LookupError)
     assert tried[:2] == [4, 5]
     assert trainer.admin.get_weights().version == tried[-1]
+
+
+def check_a_push_of_another_model_is_not_done_again(trainer: Trainer) -> None:
+    """It would be refused each time."""
+    tried = []
+
+    def pushing(pods: list[AdminClient], policy: Any, version: int, **options: Any) -> None:
+        tried.append(version)
+        push_to_all(pods, policy, version=version, **options)
+
+    name, tensor = next(iter(trainer.policy.items()))
+    with pytest.raises(InvalidRequestError, match="has shape"):
+        trainer.run("kubernetes.md", policy=trainer.policy | {name: tensor[1:]}, pushing=pushing)
+    assert len(tried) == 1
 
 
 def wait_ready(pod: Pod) -> None:

@@ -41,8 +41,20 @@ def test_memory_and_cache_hold_the_weights(config: Path) -> None:
     """8,190,735,360 parameters, as the Hub counts them, of two bytes: 15.26 GiB."""
     values = printed(config)
     assert values["resources"]["limits"] == {"memory": "40Gi"}  # 1.25 x 15.26 + 16 = 35.1
-    assert values["cache"] == {"enabled": True, "size": "25Gi"}  # 1.5 x 15.26 = 22.9
+    assert values["cache"] == {"enabled": True, "size": "35Gi"}  # 2.2 x 15.26 = 33.6
     assert "liveWeights" not in values
+
+
+def test_the_cache_holds_the_files_whatever_is_served(config: Path) -> None:
+    """What is fetched has the type of the files: 30.51 GiB in float32, and 15.26 in bfloat16."""
+    config.write_text(json.dumps({**QWEN3_8B, "torch_dtype": "float32"}))
+    wide = printed(config, dtype="bfloat16")
+    assert wide["cache"]["size"] == "70Gi"  # 2.2 x 30.51 = 67.1
+    assert wide["resources"]["limits"] == {"memory": "40Gi"}
+    config.write_text(json.dumps(QWEN3_8B))
+    narrow = printed(config, dtype="float32")
+    assert narrow["cache"]["size"] == "35Gi"
+    assert narrow["resources"]["limits"] == {"memory": "56Gi"}  # 1.25 x 30.51 + 16 = 54.1
 
 
 def test_the_example_of_a_live_policy_is_what_the_plan_says(config: Path) -> None:

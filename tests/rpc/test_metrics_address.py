@@ -32,8 +32,9 @@ def test_a_host_is_written_as_for_grpc(host: str, url: str) -> None:
         assert b"scoring_parts_retried_total" in answer.read()
 
 
-@pytest.mark.parametrize("host", ["::1", "[::1]", "::", "[::]"])
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::", "[::]", "0.0.0.0"])
 async def test_numbers_of_ipv6_need_no_brackets(host: str) -> None:
+    """Nor does 0.0.0.0, as the chart has it, leave out a cluster of IPv6 alone."""
     if not has_ipv6():
         pytest.skip("no IPv6 here")
     server = grpc.aio.server()

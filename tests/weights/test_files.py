@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_service.errors import ServiceError
@@ -16,8 +20,8 @@ from scoring_service.rpc.admin.config import AdminConfig
 from tests.helm.hub import serving_hub
 from tests.rpc.calls import collect, failure, reason
 from tests.weights.conftest import ENGINE, WeightServer, weight_server
-from tests.weights.test_push import right
-from tests.weights.trainer import Trainer
+from tests.weights.test_push import COMPLETION, PROMPT, right
+from tests.weights.trainer import TOLERANCE, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,82 @@ async def test_files_beside_those_of_the_model(root: Path) -> None:
     async with weight_server(AdminConfig(roots=(root,), engine=ENGINE)) as server:
         statuses = await collect(server.admin.UpdateWeights(request(str(folder), version)))
         assert statuses[-1].status.phase == weights_pb2.WEIGHT_UPDATE_PHASE_COMMITTED
+        await right(server, trainer)
+
+
+async def test_files_that_tie_what_the_server_does_not(root: Path) -> None:
+    """One tensor is both then, as a trainer with tied embeddings saves it."""
+    trainer = Trainer()
+    version = trainer.step()
+    trainer.network.save_pretrained(root / "tied")
+    untied = Trainer().network
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach() * 1.5)
+    untied.save_pretrained(root / "untied")
+    engine = replace(ENGINE, model=str(root / "untied"))
+    async with weight_server(AdminConfig(roots=(root,), engine=engine), engine) as server:
+        before = await server.weights(list_tensors=True)
+        assert not any(tensor.tied_to for tensor in before.tensors)
+        await collect(server.admin.UpdateWeights(request(str(root / "tied"), version)))
+        found = await server.score(PROMPT, COMPLETION)
+        expected = trainer.logprobs(version, PROMPT, COMPLETION)
+        assert found.weight_version == version
+        assert np.abs(np.array(found.logprobs) - expected.numpy()).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05, not 1e-06"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_parameters.rope_theta 500000.0, not 10000.0",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_parameters.factor 2.0, not None",
+        ),
+    ],
+)
+async def test_files_with_another_config(root: Path, changes: dict[str, Any], named: str) -> None:
+    """Of the same names, types and shapes, they would be answered from with other log-probs."""
+    trainer = Trainer()
+    trainer.step()
+    folder = root / named.split()[0]
+    trainer.network.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    async with weight_server(AdminConfig(roots=(root,), engine=ENGINE)) as server:
+        found, status = await failure(server.admin.UpdateWeights(request(str(folder), 1)))
+        assert (found.name, reason(status)) == ("FAILED_PRECONDITION", "WEIGHTS_UNREADABLE")
+        assert f"the files hold another model: their config has {named}" in status.message
+        assert (await server.weights()).version == 0
+
+
+async def test_files_whose_config_says_the_same_in_other_words(root: Path) -> None:
+    """As trainers and other formats write it; a longer sequence turns these positions no other."""
+    trainer = Trainer()
+    version = trainer.step()
+    folder = root / "in other words"
+    trainer.network.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    changes = {
+        "_name_or_path": "me/policy",
+        "architectures": ["PolicyForCausalLM"],
+        "attention_dropout": 0.1,
+        "eos_token_id": [0, 2],
+        "initializer_range": 0.5,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 1,
+        "rms_norm_eps": float(np.float32(1e-6)),
+        "torch_dtype": "float32",
+        "trainer_version": "1",
+        "transformers_version": "4.0.0",
+        "use_cache": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    async with weight_server(AdminConfig(roots=(root,), engine=ENGINE)) as server:
+        await collect(server.admin.UpdateWeights(request(str(folder), version)))
         await right(server, trainer)
 
 

@@ -75,13 +75,13 @@ def test_a_model_is_loaded_where_there_is_room(monkeypatch: pytest.MonkeyPatch) 
     needed = loading_bytes(path, specs, layout)
     assert needed > layout.tensor_bytes, "the files are in bfloat16"
     monkeypatch.setattr(checkpoint, "free_host_memory", lambda: needed)
-    fault = checkpoint.fill(config, specs, layout, memory.path)
+    fault = checkpoint.fill(config, specs, {}, layout, memory.path)
     assert fault is not None
     assert fault.reason is Reason.OUT_OF_MEMORY
     monkeypatch.undo()
     monkeypatch.setattr(checkpoint, "load_network", lambda _config, _device: network)
     whole = {name: tensor.clone() for name, tensor in expected.items()}
-    assert checkpoint.fill(config, specs, layout, memory.path) is None
+    assert checkpoint.fill(config, specs, {}, layout, memory.path) is None
     for name, region in layout.regions.items():
         view = memory.view[region.offset : region.offset + region.size]
         assert bytes(view) == whole[name].flatten().view(torch.uint8).numpy().tobytes()
@@ -95,7 +95,7 @@ async def test_how_far_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Told by the process that reads them, tensor by tensor."""
     release = asyncio.Event()
 
-    async def read(_config: object, _specs: object, layout: Layout, path: str) -> None:
+    async def read(_config: object, _info: object, layout: Layout, path: str) -> None:
         memory = map_writable(path)
         first, *_ = layout.regions.values()
         publish_ready(memory, first.offset + first.size - HEADER_BYTES)
@@ -123,7 +123,7 @@ async def test_a_reader_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         "scoring_service.pool.weights.checkpoint.READER_MODULE", "tests.weights.killed_reader"
     )
     with pytest.raises(ServiceError) as caught:
-        await read_checkpoint(ENGINE, SPECS, lay_out(SPECS), "")
+        await read_checkpoint(ENGINE, replace(INFO, tensors=SPECS), lay_out(SPECS), "")
     assert caught.value.fault.reason is Reason.OUT_OF_MEMORY
 
 

@@ -94,13 +94,24 @@ def plan_options(options: PushOptions, given: GivenWeights) -> PlanOptions:
     )
 
 
-def begin_message(model: str, version: int, options: PushOptions) -> bytes:
-    """Return the first message of a stream of weights.
+def push_begin(model: str, version: int, options: PushOptions) -> admin_pb2.PushWeightsBegin:
+    """Return what a stream of weights begins with.
 
     Raises:
         InvalidRequestError: as of ``update_options``.
     """
-    begin = admin_pb2.PushWeightsBegin(model=model, options=update_options(version, options))
+    return admin_pb2.PushWeightsBegin(model=model, options=update_options(version, options))
+
+
+def begin_message(begin: admin_pb2.PushWeightsBegin, *, server_converts: bool) -> bytes:
+    """Return the first message of a stream of weights.
+
+    Args:
+        begin: What it says.
+        server_converts: Whether a tensor may come in another type than the model's. Those that were
+            converted here come as if nobody had asked for it.
+    """
+    begin.options.convert_dtypes = server_converts
     return admin_pb2.PushWeightsRequest(begin=begin).SerializeToString()
 
 

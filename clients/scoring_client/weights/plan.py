@@ -93,6 +93,23 @@ class WeightPlan:
             check_parts(unfinished.spec, unfinished.count, unfinished.there)
         self._check_complete(set(self._sent))
 
+    def leaves_conversion(self, given: GivenWeights) -> bool:
+        """Return whether a tensor may go out in its own type, for the server to convert.
+
+        The server cannot hash while bytes arrive then, and needs room for wider elements. Of an
+        iterator's tensors it is not known before they come.
+
+        Raises:
+            InvalidRequestError: a name is not the model's.
+        """
+        if not self._options.convert_dtypes or self._options.digest:
+            return False
+        unknown = {name for name, spec in self._specs.items() if not _numpy_makes(spec.dtype)}
+        if not unknown or given.mapping is None:
+            return bool(unknown)
+        places = (self._place(n) for n, t in given.mapping.items() if isinstance(t, np.ndarray))
+        return any(place is not None and place.spec.name in unknown for place in places)
+
     def _in_order_of_names(self, given: Mapping[str, Any]) -> Iterator[HostTensor]:
         """Server and digest take ascending names best."""
         found: dict[str, dict[int, tuple[Place, str]]] = {}
@@ -200,16 +217,13 @@ class WeightPlan:
         """Return the type to cast to before sending: the model's own, where numpy or torch can."""
         if dtype_of(tensor) == spec.dtype:
             return None
-        if isinstance(tensor, np.ndarray) and spec.dtype != "bfloat16":
-            try:
-                np.dtype(spec.dtype)
-            except TypeError:
-                if self.digest is not None:
-                    raise InvalidRequestError(
-                        f"numpy cannot convert {spec.name} to {spec.dtype} for the digest "
-                        "(ml_dtypes adds that type)"
-                    ) from None
-                return None  # the server converts it
+        if isinstance(tensor, np.ndarray) and not _numpy_makes(spec.dtype):
+            if self.digest is not None:
+                raise InvalidRequestError(
+                    f"numpy cannot convert {spec.name} to {spec.dtype} for the digest "
+                    "(ml_dtypes adds that type)"
+                )
+            return None  # the server converts it
         return spec.dtype
 
     def _check_complete(self, roots: set[str]) -> None:
@@ -255,6 +269,17 @@ class _Sent:
 
 def _root(spec: WeightTensor) -> str:
     return spec.tied_to or spec.name
+
+
+def _numpy_makes(dtype: str) -> bool:
+    """Return whether an array can be converted to that type here."""
+    if dtype == "bfloat16":
+        return True
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_floating(dtype: str) -> bool:

@@ -14,6 +14,7 @@ from scoring_client.weights.options import (
     begin_message,
     commit_message,
     plan_options,
+    push_begin,
 )
 from scoring_client.weights.plan import WeightPlan
 from scoring_client.weights.replicas import common_tensors, labels, raise_failures
@@ -52,17 +53,18 @@ def push(
     """
     given = GivenWeights(weights)
     try:
-        begin = begin_message(model, version, options)
+        begin = push_begin(model, version, options)
         named = dict(zip(labels([server.target for server in servers]), servers, strict=True))
         infos = {name: s.get_weights(model, list_tensors=True) for name, s in named.items()}
         plan = WeightPlan(common_tensors(infos), plan_options(options, given))
+        first = begin_message(begin, server_converts=plan.leaves_conversion(given))
         timeout = options.get("timeout")
         streams: dict[str, PushStream] = {}
         try:
             for name, server in named.items():
                 streams[name] = server.open_push(timeout)
             report = Reporter(plan.bytes_total, options.get("on_progress"))
-            _send_all(streams, begin)
+            _send_all(streams, first)
             for message in part_messages(plan, given, on_bytes=report.add):
                 _send_all(streams, message)
                 report.sent()

@@ -20,6 +20,7 @@ from scoring_client.weights.options import (
     begin_message,
     commit_message,
     plan_options,
+    push_begin,
 )
 from scoring_client.weights.plan import WeightPlan
 from scoring_client.weights.replicas import common_tensors, labels, raise_failures
@@ -53,20 +54,21 @@ async def push(
     """
     given = GivenWeights(weights)
     try:
-        begin = begin_message(model, version, options)
+        begin = push_begin(model, version, options)
         named = dict(zip(labels([server.target for server in servers]), servers, strict=True))
         infos = {
             name: await server.get_weights(model, list_tensors=True)
             for name, server in named.items()
         }
         plan = WeightPlan(common_tensors(infos), plan_options(options, given))
+        first = begin_message(begin, server_converts=plan.leaves_conversion(given))
         report = Reporter(plan.bytes_total, options.get("on_progress"))
         streams: dict[str, _Stream] = {}
         try:
             for name, server in named.items():
                 call = await server.open_push(options.get("timeout"))
                 streams[name] = _Stream(call, report, partial(_failure_of, server, model))
-            await _send_all(streams, begin)
+            await _send_all(streams, first)
             # A refusal comes whole when nothing is being written meanwhile.
             await asyncio.gather(*(stream.answered.wait() for stream in streams.values()))
             _raise_early(streams)

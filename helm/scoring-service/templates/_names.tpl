@@ -130,6 +130,15 @@ where nobody said. The ca.crt of the chart's own Secret is not asked: it holds t
 {{- .Values.hub.existingSecret | default (printf "%s-hub" (include "scoring-service.fullname" .)) -}}
 {{- end -}}
 
+{{/* Whether a model's only pod has a claim that a second one might not be able to mount beside it. */}}
+{{- define "scoring-service.ofonenode" -}}
+{{- $modes := .model.cache.accessModes -}}
+{{- $many := or (gt (int .model.replicas) 1) .model.autoscaling.enabled -}}
+{{- if and .model.cache.enabled (not $many) (not (has "ReadWriteMany" $modes)) (without $modes "ReadOnlyMany") -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{/* Name of the claim that holds a model's weights. */}}
 {{- define "scoring-service.claim" -}}
 {{- .model.cache.existingClaim | default (printf "%s-cache" (include "scoring-service.modelname" .)) -}}

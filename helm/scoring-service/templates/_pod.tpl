@@ -45,6 +45,32 @@
   mountPath: /tmp
 {{- end -}}
 
+{{/* What the server mounts, without what users add. */}}
+{{- define "scoring-service.servermounts" -}}
+{{- $values := .root.Values -}}
+{{ include "scoring-service.mounts" . }}
+- name: shm
+  mountPath: /dev/shm
+- name: settings
+  mountPath: /etc/scoring-service/settings
+  readOnly: true
+{{- if $values.tls.enabled }}
+- name: tls
+  mountPath: /etc/scoring-service/tls
+  readOnly: true
+{{- if $values.tls.clientCa.enabled }}
+- name: client-ca
+  mountPath: /etc/scoring-service/client-ca
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- if $values.auth.enabled }}
+- name: auth
+  mountPath: /etc/scoring-service/auth
+  readOnly: true
+{{- end }}
+{{- end -}}
+
 {{- define "scoring-service.volumes" -}}
 {{- $values := .root.Values -}}
 - name: settings
@@ -120,7 +146,9 @@
 {{- $constraint := deepCopy . -}}
 {{- if not (hasKey $constraint "labelSelector") -}}
 {{- $_ := set $constraint "labelSelector" (dict "matchLabels" $selector) -}}
+{{- if not (hasKey $constraint "matchLabelKeys") -}}
 {{- $_ := set $constraint "matchLabelKeys" (list "pod-template-hash") -}}
+{{- end -}}
 {{- end -}}
 {{- $found = append $found $constraint -}}
 {{- end -}}

@@ -4,7 +4,12 @@ CPU cores of a model's container, in thousandths: its limit, else its request; 0
 {{- define "scoring-service.millicores" -}}
 {{- $resources := .model.resources | default dict -}}
 {{- $limit := dig "cpu" "" ($resources.limits | default dict) -}}
-{{- $cpu := $limit | default (dig "cpu" "" ($resources.requests | default dict)) | toString -}}
+{{- include "scoring-service.thousandths" ($limit | default (dig "cpu" "" ($resources.requests | default dict))) -}}
+{{- end -}}
+
+{{/* A quantity of cores in thousandths; 0 where there is none. */}}
+{{- define "scoring-service.thousandths" -}}
+{{- $cpu := toString . -}}
 {{- if not $cpu -}}
 0
 {{- else if hasSuffix "m" $cpu -}}
@@ -34,6 +39,7 @@ the schema refuses it under `settings`.
 {{- define "scoring-service.settings" -}}
 {{- $values := .root.Values -}}
 {{- $model := .model -}}
+{{- /* All addresses: gRPC takes it for those of IPv6 too, and so do the metrics. */ -}}
 {{- $file := dict
       "host" "0.0.0.0"
       "port" 50051

@@ -32,6 +32,9 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- fail "auth.enabled needs auth.existingSecret or auth.tokens" -}}
 {{- end -}}
 
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "scoring-service.modelname" .)) -}}
+{{- fail (printf "%s: %s can be no Service's name, which begins with a letter and has small letters, digits and hyphens alone; set fullnameOverride" $at (include "scoring-service.modelname" .)) -}}
+{{- end -}}
 {{- if gt (len (include "scoring-service.modelname" .)) 54 -}}
 {{- fail (printf "%s: the name %s is longer than 54 characters, too long for a headless Service's; set fullnameOverride" $at (include "scoring-service.modelname" .)) -}}
 {{- end -}}
@@ -53,6 +56,16 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if has .name $volumes -}}
 {{- fail (printf "%s: extraVolumes: the pod has a volume %q already; give yours another name" $at .name) -}}
 {{- end -}}
+{{- end -}}
+
+{{- $paths := list -}}
+{{- range include "scoring-service.servermounts" . | fromYamlArray -}}{{- $paths = append $paths .mountPath -}}{{- end -}}
+{{- range $model.extraVolumeMounts -}}
+{{- $path := clean .mountPath -}}
+{{- if has $path $paths -}}
+{{- fail (printf "%s: extraVolumeMounts: something is mounted at %s already; mount yours below it, such as at %s/x" $at $path $path) -}}
+{{- end -}}
+{{- $paths = append $paths $path -}}
 {{- end -}}
 
 {{- $least := add (int $model.preStopSeconds) (int $model.drainSeconds) 10 -}}
@@ -108,6 +121,10 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- fail (printf "%s: liveWeights.enabled, but nobody may push: use auth.tokens with the scope admin, or settings.admin_names with tls.clientCa; or settings.allow_admin=true lets everybody who reaches the pods" $at) -}}
 {{- end -}}
 {{- end -}}
+{{- include "scoring-service.validaterequests" (dict "at" (printf "%s: resources" $at) "resources" ($model.resources | default dict)) -}}
+{{- if $model.download.enabled -}}
+{{- include "scoring-service.validaterequests" (dict "at" (printf "%s: download.resources" $at) "resources" ($model.download.resources | default dict)) -}}
+{{- end -}}
 {{- if gt (int $model.gpus) 0 -}}
 {{- $memory := include "scoring-service.mebibytes" (dig "limits" "memory" "" ($model.resources | default dict)) | int -}}
 {{- if and (ge $memory 0) (lt $memory 16384) -}}
@@ -118,6 +135,66 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if not (dig "requests" $key "" ($model.resources | default dict)) -}}
 {{- if not (dig "limits" $key "" ($model.resources | default dict)) -}}
 {{- fail (printf "%s: resources.requests.%s is needed: without it the scheduler puts the pod anywhere" $at $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Requests above limits, which Kubernetes refuses. Takes a dict of `at`, the place of the values, and `resources`. */}}
+{{- define "scoring-service.validaterequests" -}}
+{{- $limits := .resources.limits | default dict -}}
+{{- range $key, $kind := dict "cpu" "thousandths" "memory" "mebibytes" "ephemeral-storage" "mebibytes" -}}
+{{- $request := dig $key "" ($.resources.requests | default dict) -}}
+{{- $limit := dig $key "" $limits -}}
+{{- if and $request $limit -}}
+{{- $most := include (printf "scoring-service.%s" $kind) $limit | int64 -}}
+{{- if and (ge $most 0) (gt (include (printf "scoring-service.%s" $kind) $request | int64) $most) -}}
+{{- fail (printf "%s.requests.%s %s is more than limits.%s %s, which Kubernetes refuses; whichever is not set is that of `defaults`" $.at $key (toString $request) $key (toString $limit)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Milliseconds of a duration of Prometheus, as the schema lets it be written. */}}
+{{- define "scoring-service.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (trimSuffix $unit . | int64) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
+{{- end -}}
+
+{{/* Values of metrics that contradict one another. Takes the root. */}}
+{{- define "scoring-service.validatemetrics" -}}
+{{- with .Values.metrics.serviceMonitor -}}
+{{- if gt (include "scoring-service.milliseconds" .scrapeTimeout | int64) (include "scoring-service.milliseconds" .interval | int64) -}}
+{{- fail (printf "metrics.serviceMonitor: scrapeTimeout %s is longer than interval %s, which Prometheus refuses" .scrapeTimeout .interval) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Labels that are there already: YAML takes no key twice, and selectors have to find what they are for. Takes the root.
+*/}}
+{{- define "scoring-service.validatelabels" -}}
+{{- $bare := dict "Values" (omit .Values "commonLabels") "Chart" .Chart "Release" .Release -}}
+{{- $own := include "scoring-service.modellabels" (dict "root" $bare "model" (first .Values.models)) | fromYaml -}}
+{{- $own = set $own "scoring-service/headless" "" -}}
+{{- range $key, $_ := .Values.commonLabels -}}
+{{- if hasKey $own $key -}}
+{{- fail (printf "commonLabels: %s is a label of the chart's own; use another key" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $taken := merge (dict) $own (.Values.commonLabels | default dict) -}}
+{{- range .Values.models -}}
+{{- $model := mergeOverwrite (deepCopy $.Values.defaults) . -}}
+{{- range $key, $_ := $model.podLabels -}}
+{{- if hasKey $taken $key -}}
+{{- fail (printf "models[%s]: podLabels: %s is a label of the chart's own, or among commonLabels; use another key" $model.name $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "serviceMonitor" "prometheusRule" "dashboard" -}}
+{{- range $key, $_ := (get $.Values.metrics $name).labels -}}
+{{- if hasKey $taken $key -}}
+{{- fail (printf "metrics.%s.labels: %s is a label of the chart's own, or among commonLabels; use another key" $name $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scoring_service.engine.weight_memory import Layout
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.types import EngineConfig, EngineInfo, TensorSpec
+from scoring_service.types import EngineConfig, EngineInfo
 
 READER_MODULE = "scoring_service.engine.checkpoint"
 
@@ -22,9 +22,15 @@ would leave in its heap."""
 
 
 async def read_checkpoint(
-    config: EngineConfig, specs: tuple[TensorSpec, ...], layout: Layout, memory: str
+    config: EngineConfig, info: EngineInfo, layout: Layout, memory: str
 ) -> None:
     """Fills an update's memory.
+
+    Args:
+        config: names the files.
+        info: the model that they have to be of.
+        layout: of the memory.
+        memory: path of it.
 
     Raises:
         ServiceError: WEIGHTS_UNREADABLE, OUT_OF_MEMORY, or INTERNAL_ERROR when the reader died.
@@ -39,7 +45,8 @@ async def read_checkpoint(
         env={**os.environ, **_ENVIRONMENT},
     )
     try:
-        answer, _ = await process.communicate(pickle.dumps((config, specs, layout, memory)))
+        job = (config, info.tensors, info.settings, layout, memory)
+        answer, _ = await process.communicate(pickle.dumps(job))
     finally:
         if process.returncode is None:
             process.kill()

@@ -87,7 +87,7 @@ class WeightFilling:
             ServiceError: WEIGHTS_UNREADABLE, or why the update has ended meanwhile.
         """
         reading = asyncio.create_task(
-            read_checkpoint(config, self._specs, self.receiver.layout, self.memory.path)
+            read_checkpoint(config, self._base.info, self.receiver.layout, self.memory.path)
         )
         self.is_read = True
         try:
