@@ -83,6 +83,13 @@ class Pool(Protocol):
         ...
 
 
+class Log(Protocol):
+    """What is shown of the log."""
+
+    lost: int
+    """Lines for which there was no room."""
+
+
 class Metrics(PoolObserver):
     """Every metric of one server.
 
@@ -166,6 +173,10 @@ class Metrics(PoolObserver):
         for worker in pool.workers:
             # A series that begins with 1 has not increased, so the first death would be missed.
             self._deaths.labels(str(worker.index))
+
+    def watch_log(self, log: Log) -> None:
+        """Shows the lines that the log lost too."""
+        self.registry.register(_LogCollector(log))
 
     def serve(self, host: str, port: int) -> int:
         """Answers GET /metrics from a thread of its own.
@@ -252,6 +263,21 @@ def _listening_address(host: str) -> str:
     if host in ("0.0.0.0", "[::]") and socket.has_dualstack_ipv6():
         return "::"
     return host.removeprefix("[").removesuffix("]")
+
+
+class _LogCollector(Collector):
+    """Reads the log's count whenever somebody asks."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        yield CounterMetricFamily(
+            "scoring_log_lines_lost",
+            "Lines of log that nobody took in time.",
+            value=self._log.lost,
+        )
 
 
 class _PoolCollector(Collector):
