@@ -21,6 +21,9 @@ from scoring_service.types import EngineConfig
 
 WORKER_MODULE = "scoring_service.engine.worker"
 
+_FORCE_SECONDS = 5.0
+"""Longest wait for the end of a process that was killed."""
+
 _END = object()
 """Ends the thread that sends."""
 
@@ -154,7 +157,10 @@ class ProcessExecutor:
             self._worker.process.kill()
 
     def stop(self, timeout: float) -> None:
-        """Asks the worker to end, and kills it after `timeout` seconds."""
+        """Asks the worker to end, and kills it after `timeout` seconds.
+
+        One that waits in a driver is left behind: who waits for it would wait with it.
+        """
         if self._worker is None:
             return
         process = self._worker.process
@@ -163,5 +169,6 @@ class ProcessExecutor:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        self._worker.reader.join()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_FORCE_SECONDS)
+        self._worker.reader.join(_FORCE_SECONDS)
