@@ -252,7 +252,7 @@ async def test_a_crash_loop_is_told_with_its_reason_and_ends_when_a_worker_answe
         made.workers[0].die("SIGSEGV")
         await asyncio.sleep(0.1)
     assert made.pool.state is PoolState.CRASH_LOOP
-    assert "died 3 times in a row, last by SIGSEGV" in made.pool.stage
+    assert "died 3 times in a row, last: SIGSEGV" in made.pool.stage
     with pytest.raises(ServiceError) as refused:
         _ = made.pool.info
     assert refused.value.fault.reason is Reason.CRASH_LOOP
@@ -277,6 +277,22 @@ async def test_a_worker_that_hangs_again_and_again_while_it_loads_is_a_crash_loo
     assert made.pool.state is PoolState.CRASH_LOOP
     assert len(made.starts[0]) == 4
     assert all(executor.killed for executor in made.starts[0][1:])
+
+
+async def test_a_worker_that_hangs_again_and_again_once_it_answers_is_a_crash_loop() -> None:
+    made = await Scripted(1, crash_limit=3, step_timeout=100.0, longest_backoff=30.0).start()
+    for death in range(1, 4):
+        made.workers[0].on_event(Heartbeat(101.0, WorkerStats()))
+        await settled()
+        assert made.starts[0][-1].killed
+        assert made.pool.workers[0].policy.crashes == death
+        if death < 3:
+            async with asyncio.timeout(10):
+                while not made.pool.takes_calls:
+                    await made.pool.wait_changed()
+    assert made.pool.state is PoolState.CRASH_LOOP
+    assert "died 3 times in a row, last: killed: it hung" in made.pool.stage
+    assert made.pool.workers[0].seconds_to_ready > 20.0, "it is tried rarely from now on"
 
 
 async def test_kills_of_a_worker_that_answers_are_no_crash_loop() -> None:
