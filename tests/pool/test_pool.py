@@ -16,6 +16,7 @@ from scoring_service.engine.events import (
     CallFailed,
     CallFinished,
     Heartbeat,
+    LoadFailed,
     LoadProgress,
     SampleSlice,
     ScoreSlice,
@@ -258,6 +259,62 @@ async def test_a_crash_loop_is_told_with_its_reason_and_ends_when_a_worker_answe
     assert refused.value.fault.reason is Reason.CRASH_LOOP
     await asyncio.sleep(0.5)
     assert made.pool.state is PoolState.READY
+
+
+async def test_calls_that_wait_end_with_a_crash_loop_and_its_reason() -> None:
+    made = await Scripted(1, crash_limit=3, longest_backoff=30.0).start()
+    async with (
+        made.pool.run(score_call(1, [1] * 200, 60)) as running,
+        made.pool.run(score_call(2, [1] * 200, 60)) as waiting,
+    ):
+        made.prepare = lambda executor: setattr(executor, "ready_at_once", False)
+        for death in range(1, 4):
+            assert made.pool.state is not PoolState.CRASH_LOOP
+            made.workers[0].die("SIGSEGV")
+            await asyncio.sleep(0.1)
+            if death < 3:
+                assert waiting.next_nowait() is None, "the next worker may answer it"
+        assert fault(drain(running)) is Reason.WORKER_DIED
+        (failed,) = drain(waiting)
+        assert isinstance(failed, CallFailed)
+        assert failed.fault.reason is Reason.CRASH_LOOP
+        assert "died 3 times in a row, last: SIGSEGV" in failed.fault.message
+        assert failed.fault.retry_after == pytest.approx(30.0, abs=10.0)
+        assert made.pool.queued_tokens == 0
+
+
+async def test_a_drain_waits_for_no_workers_that_do_not_answer_any_more() -> None:
+    made = await Scripted(1, crash_limit=1, longest_backoff=30.0).start()
+    async with (
+        made.pool.run(score_call(1, [1] * 200, 60)) as running,
+        made.pool.run(score_call(2, [1] * 200, 60)) as waiting,
+    ):
+        draining = asyncio.create_task(made.pool.drain(3600.0))
+        await settled()
+        assert not waiting.ended
+        made.workers[0].die("SIGSEGV")
+        await settled()
+        assert fault(drain(running)) is Reason.WORKER_DIED
+        assert fault(drain(waiting)) is Reason.DRAINING
+    async with asyncio.timeout(10):
+        await draining
+
+
+async def test_calls_that_wait_end_where_every_worker_turns_out_not_to_load() -> None:
+    made = await Scripted(1).start()
+    async with (
+        made.pool.run(score_call(1, [1] * 200, 60)) as running,
+        made.pool.run(score_call(2, [1] * 200, 60)) as waiting,
+    ):
+        made.prepare = lambda executor: setattr(executor, "ready_at_once", False)
+        made.workers[0].die("SIGKILL", from_outside=True)
+        await asyncio.sleep(0.1)
+        assert fault(drain(running)) is Reason.WORKER_DIED
+        assert waiting.next_nowait() is None
+        made.workers[0].on_event(LoadFailed("the files are gone"))
+        await settled()
+        assert made.pool.state is PoolState.FAILED
+        assert fault(drain(waiting)) is Reason.DRAINING
 
 
 async def test_a_worker_that_hangs_again_and_again_while_it_loads_is_a_crash_loop() -> None:
