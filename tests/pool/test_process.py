@@ -7,10 +7,11 @@ import queue
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
+from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Event
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.executor import WorkerExited
@@ -28,7 +29,8 @@ def started() -> Iterator[tuple[ProcessExecutor, queue.SimpleQueue[Event | Worke
     executor = ProcessExecutor(CONFIG)
     executor.start(told.put)
     assert executor.pid is not None
-    os.kill(executor.pid, signal.SIGSTOP)
+    with suppress(ProcessLookupError):  # it may be gone already
+        os.kill(executor.pid, signal.SIGSTOP)
     try:
         yield executor, told
     finally:
@@ -46,3 +48,21 @@ def test_nobody_waits_for_ever_for_a_process_that_a_kill_does_not_end(
             executor.stop(0.0)
         assert alive(executor.pid or 0)
         assert told.empty()
+
+
+@pytest.mark.parametrize(("broken", "how"), [("receive", "read"), ("send", "sent")])
+def test_a_worker_whose_messages_cannot_be_passed_on_is_reported_as_gone(
+    broken: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of memory, say. With a thread that ended it would be ready, and silent, for ever."""
+
+    def fails(*_arguments: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Channel, broken, fails)
+        with started() as (executor, told):
+            exited = told.get(timeout=30)
+            assert exited == WorkerExited(f"a message could not be {how}: MemoryError")
+            assert not exited.from_outside, "the next one may well end like this too"
+            assert not alive(executor.pid or 0)
