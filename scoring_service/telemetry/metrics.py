@@ -119,7 +119,10 @@ class Metrics(PoolObserver):
             "grpc_server_handling_seconds", "Time of RPCs from begin to end.", *grpc_labels
         )
         self._queue_time = histogram(
-            "scoring_request_queue_time_seconds", "From admission to the first computation.", "rpc"
+            "scoring_request_queue_time_seconds",
+            "From admission to the first computation, or to the call's end before it.",
+            "rpc",
+            "outcome",
         )
         self._compute_time = histogram(
             "scoring_request_compute_time_seconds", "Computation, as the workers count it.", "rpc"
@@ -209,9 +212,29 @@ class Metrics(PoolObserver):
         self, rpc: str, identity: str, tags: Iterable[tuple[str, str]], usage: Usage, sent: int
     ) -> None:
         """A call was answered to its end."""
-        labels = self._identities.of(identity), self._tag(tags)
-        self._of(self._queue_time, rpc).observe(usage.queue_seconds)
+        self._of(self._queue_time, rpc, "answered").observe(usage.queue_seconds)
         self._of(self._compute_time, rpc).observe(usage.compute_seconds)
+        self._count(identity, tags, usage, sent)
+
+    def cut_short(
+        self,
+        rpc: str,
+        identity: str,
+        tags: Iterable[tuple[str, str]],
+        usage: Usage,
+        sent: int,
+        *,
+        begun: bool,
+    ) -> None:
+        """A call that was admitted ended otherwise, if any of it was computed or none."""
+        outcome = "cut_short" if begun else "never_begun"
+        self._of(self._queue_time, rpc, outcome).observe(usage.queue_seconds)
+        self._count(identity, tags, usage, sent)
+
+    def _count(
+        self, identity: str, tags: Iterable[tuple[str, str]], usage: Usage, sent: int
+    ) -> None:
+        labels = self._identities.of(identity), self._tag(tags)
         for name, metric in self._tokens.items():
             self._of(metric, *labels).inc(getattr(usage, name))
         self._of(self._reply_bytes, *labels).inc(sent)
