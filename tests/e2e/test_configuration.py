@@ -174,7 +174,8 @@ async def test_the_largest_settings_are_such_that_grpc_takes_them() -> None:
             max_concurrent_streams=config.max_concurrent_streams,
             max_connection_age=config.max_connection_age,
             keepalive_seconds=_RANGES["keepalive_seconds"][1],
-        )
+        ),
+        config.max_request_bytes,
     )
     grpc.aio.server(options=options, maximum_concurrent_rpcs=config.max_concurrent_calls)
 
