@@ -28,6 +28,7 @@ from scoring_service.pool.streams.stream import UNREAD_LIMIT, CallStream
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.pool.workers.window import MAX_REPLY_BYTES
 from scoring_service.pool.workers.workload import Taken
+from scoring_service.telemetry.metrics import Metrics
 from scoring_service.types import RowWants
 from tests.pool.scripted import (
     INFO,
@@ -235,6 +236,27 @@ async def test_a_pool_whose_only_worker_a_kill_does_not_end_takes_no_calls() -> 
         assert fault(drain(stream)) is Reason.WORKER_DIED
     assert made.pool.state is PoolState.LOADING
     assert "killed: it hung" in made.pool.stage
+
+
+async def test_a_dead_worker_holds_no_pages_and_keeps_what_it_counted() -> None:
+    metrics = Metrics()
+    made = await Scripted(2, metrics, first_backoff=30.0).start()
+    metrics.watch(made.pool)
+    for worker in made.workers:
+        worker.on_event(Heartbeat(0.0, WorkerStats(steps=10, pages=100, free_pages=3)))
+    await settled()
+
+    def shown(name: str, worker: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"worker": worker})
+
+    pages = "scoring_kv_cache_usage_perc"
+    assert shown(pages, "0") == shown(pages, "1") == pytest.approx(0.97)
+    made.workers[0].die("SIGSEGV")
+    await settled()
+    assert shown("scoring_worker_ready", "0") == 0.0
+    assert shown(pages, "0") == 0.0
+    assert shown(pages, "1") == pytest.approx(0.97)
+    assert shown("scoring_steps_total", "0") == 10.0
 
 
 async def test_a_step_that_does_not_end_is_a_hang_though_the_heart_beats() -> None:

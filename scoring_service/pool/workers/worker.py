@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -295,6 +295,8 @@ class Worker:
             self._answered_seconds = time.monotonic() - self._ready_since
         self.last_death = event.description
         self.prefixes.clear()
+        # What it counted stays until the next one counts; pages it has none.
+        self.stats = replace(self.stats, pages=0, free_pages=0)
         self.state, self.stage = WorkerState.DOWN, event.in_words()
         self.owner.worker_lost(self, event)
 
