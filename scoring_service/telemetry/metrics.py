@@ -6,18 +6,30 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from scoring_service.engine.events import ROWS_BUCKETS, WorkerStats
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.telemetry.labels import BoundedLabel
+from scoring_service.telemetry.labels import OTHER, BoundedLabel
 from scoring_service.telemetry.metrics_http import serve_metrics
 from scoring_service.types import Usage
 
 _Labelled = TypeVar("_Labelled", Counter, Histogram)
+
+_UsageSeries = tuple[list[tuple[str, Counter]], Counter]
+"""Fields of usage with their series, and that of bytes sent."""
+
+_MAX_PAIRS = 256
+"""Identities with values of the tag that usage is counted by; each has seven series."""
 
 _BUGS = ("INTERNAL", "UNKNOWN", "DATA_LOSS")
 """Statuses that only a bug gives."""
@@ -98,10 +110,14 @@ class Metrics(PoolObserver):
     """
 
     def __init__(self, usage_tag: str | None = None) -> None:
+        # A second series beside each, of when it was made.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._usage_tag = usage_tag
         self._identities = BoundedLabel()
         self._tags = BoundedLabel()
+        self._usage: dict[tuple[str, str], _UsageSeries] = {}
+        """By identity and tag."""
         self._series: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -234,10 +250,20 @@ class Metrics(PoolObserver):
     def _count(
         self, identity: str, tags: Iterable[tuple[str, str]], usage: Usage, sent: int
     ) -> None:
-        labels = self._identities.of(identity), self._tag(tags)
-        for name, metric in self._tokens.items():
-            self._of(metric, *labels).inc(getattr(usage, name))
-        self._of(self._reply_bytes, *labels).inc(sent)
+        tokens, reply_bytes = self._usage_of(self._identities.of(identity), self._tag(tags))
+        for name, series in tokens:
+            series.inc(getattr(usage, name))
+        reply_bytes.inc(sent)
+
+    def _usage_of(self, identity: str, tag: str) -> _UsageSeries:
+        """Series of a pair. Beyond so many, an identity's further tags are counted as "other"."""
+        found = self._usage.get((identity, tag))
+        if found is None:
+            if len(self._usage) >= _MAX_PAIRS and tag != OTHER:
+                return self._usage_of(identity, OTHER)
+            tokens = [(name, metric.labels(identity, tag)) for name, metric in self._tokens.items()]
+            found = self._usage[identity, tag] = tokens, self._reply_bytes.labels(identity, tag)
+        return found
 
     def audited(self, outcome: str, difference: float | None = None) -> None:
         """See PoolObserver."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import urllib.request
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, service_pb2
@@ -28,7 +30,7 @@ from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.sampling import RateLimited
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import OtelTraces
-from scoring_service.types import EngineConfig
+from scoring_service.types import EngineConfig, Usage
 from tests.pool.scripted import ScriptedExecutor
 from tests.rpc.calls import collect, failure, group
 from tests.rpc.conftest import RunningServer, run_server
@@ -179,6 +181,30 @@ async def test_usage_is_counted_by_a_tag_of_few_values(watched: Watched) -> None
 def test_a_label_that_callers_decide_stays_bounded() -> None:
     label = BoundedLabel(most=3)
     assert [label.of(value) for value in "abcdab"] == ["a", "b", "c", OTHER, "a", "b"]
+
+
+def test_usage_has_few_series_however_many_callers_and_tags_there_are() -> None:
+    metrics = Metrics("team")
+    expected: Counter[str] = Counter()
+    for number in range(5000):
+        identity, tag = f"caller {number % 64}", f"team {number // 64 % 64}"
+        usage = Usage(completion_tokens=number)
+        metrics.answered("Score", identity, [("team", tag)], usage, 1)
+        expected[identity] += number
+    text = generate_latest(metrics.registry).decode()
+    lines = [line for line in text.splitlines() if line.startswith("scoring_scored_tokens")]
+    assert len(lines) <= 256 + 64
+    assert "_created" not in text
+    assert len(text.splitlines()) < 3000
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "scoring_scored_tokens_total":
+                found[sample.labels["identity"]] += int(sample.value)
+    assert found == expected, "callers keep their accounts"
+    tags = {line.partition('tag="')[2].partition('"')[0] for line in lines}
+    assert OTHER in tags
+    assert "team 0" in tags
 
 
 async def test_a_call_is_a_span_of_the_callers_trace_with_its_parts(watched: Watched) -> None:
