@@ -179,6 +179,8 @@ class Metrics(PoolObserver):
             "scoring_weight_update_seconds", "Time of updates of the weights, by phase.", "phase"
         )
         self._audits = counter("scoring_self_audits", "Calls computed a second time.", "outcome")
+        # A series that begins with 1 has not increased.
+        self._audits.labels("above_threshold")
         self._audit_difference = Gauge(
             "scoring_self_audit_max_difference",
             "Largest difference of a log-prob that the self-audit met so far, in nats.",
