@@ -143,6 +143,10 @@ class ServeConfig:
     max_queue_reply_bytes: int = 16 << 30
     """Bytes of the answers of admitted calls, as predicted; beyond, the same."""
 
+    max_priority: int = 100
+    """Largest context.priority that a call may have. Calls of a larger one go before the turns of
+    all callers: lower it to 0 where these do not trust one another."""
+
     reader_timeout: float = 300.0
     """Seconds for which a caller may leave results unread before its call is ended."""
 
@@ -227,6 +231,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_queue_tokens": (1, _INT64_MAX),
     "preferred_tokens_per_call": (1, _INT64_MAX),
     "max_k": (1, _INT32_MAX),
+    "max_priority": (0, 100),
     "weight_version": (-_INT64_MAX, _INT64_MAX),
     "threads": (1, _INT32_MAX),
     "drain_seconds": (0, math.inf),

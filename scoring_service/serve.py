@@ -78,6 +78,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         max_queue_tokens=config.max_queue_tokens,
         preferred_tokens_per_call=config.preferred_tokens_per_call,
         max_k=config.max_k,
+        max_priority=config.max_priority,
     )
     try:
         server = Server(_server_config(config, limits, engine), pool, telemetry)
