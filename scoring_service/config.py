@@ -144,6 +144,10 @@ class ServeConfig:
     max_queue_reply_bytes: int = 16 << 30
     """Bytes of the answers of admitted calls, as predicted; beyond, the same."""
 
+    max_priority: int = 100
+    """Largest context.priority that a call may have. Calls of a larger one go before the turns of
+    all callers: lower it to 0 where these do not trust one another."""
+
     reader_timeout: float = 300.0
     """Seconds for which a caller may leave results unread before its call is ended."""
 
@@ -178,8 +182,10 @@ class ServeConfig:
     self_audit_rate: float = 0.0
     """Share of scored calls of which one completion is computed again, alone, and compared."""
 
-    self_audit_threshold: float = 1e-3
-    """Difference of a log-prob in nats from which on the self-audit logs an error."""
+    self_audit_threshold: float | None = None
+    """Difference of a log-prob in nats above which the self-audit logs an error and an alert is
+    given. Default: 0.001 where the same bits are promised (deterministic), else 0.01 in float32
+    and 1 in half precision, where other company changes sums; neither is measured on a GPU."""
 
     metrics_port: int | None = None
     """Port that answers GET /metrics for Prometheus; 0 = a free one. Default: none."""
@@ -226,6 +232,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_queue_tokens": (1, _INT64_MAX),
     "preferred_tokens_per_call": (1, _INT64_MAX),
     "max_k": (1, _INT32_MAX),
+    "max_priority": (0, 100),
     "weight_version": (-_INT64_MAX, _INT64_MAX),
     "threads": (1, _INT32_MAX),
     "drain_seconds": (0, math.inf),

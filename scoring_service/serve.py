@@ -56,7 +56,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    configure_logs(config.log_level, config.log_format)
+    log_writer = configure_logs(config.log_level, config.log_format)
     keep_freed_memory()
     name = config.served_model_name or _default_name(model)
     workers = config.num_workers or default_workers(config.device)
@@ -66,6 +66,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     telemetry = Telemetry(Metrics(config.usage_tag), traces)
+    telemetry.metrics.watch_log(log_writer)
     pool = WorkerPool(
         lambda index: ProcessExecutor(placed(engine, index, workers)),
         _pool_settings(config, workers),
@@ -77,6 +78,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         max_queue_tokens=config.max_queue_tokens,
         preferred_tokens_per_call=config.preferred_tokens_per_call,
         max_k=config.max_k,
+        max_priority=config.max_priority,
     )
     try:
         server = Server(_server_config(config, limits, engine), pool, telemetry)
@@ -118,7 +120,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
     announce.cancel()
     if failed.done():
-        print(f"error: {pool.failure}", file=sys.stderr)
+        log_writer.write(f"error: {pool.failure}\n")
     else:
         log.info("draining", seconds=config.drain_seconds)
     await server.drain()

@@ -33,13 +33,23 @@ def load_network(config: EngineConfig, device: torch.device) -> Any:
     dtype = DTYPES.get(config.dtype, "auto")
     try:
         network, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **arguments
+            source,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,  # what else there is (pytorch_model.bin) are pickles
+            **arguments,
         )
         if getattr(network.config.get_text_config(), "attn_logit_softcapping", None):
             # transformers' default attention leaves soft-capping out without a word.
             network.set_attn_implementation("eager")
         network = network.to(device).eval().requires_grad_(False)
     except Exception as error:  # the errors of many parsers have no common base
+        if isinstance(error, OSError) and "file named model.safetensors" in str(error):
+            raise ConfigurationError(
+                f"the model {config.model!r} has no weights in safetensors. Pickles "
+                "(pytorch_model.bin) are not read: load them with transformers where you trust "
+                "them, and save_pretrained() writes safetensors"
+            ) from error
         raise unloadable(f"the model {config.model!r}", error) from error
     if missing := sorted(found["missing_keys"]):
         # transformers fills them with random numbers and goes on.

@@ -19,7 +19,9 @@ class PoolObserver:
         """A worker answers, so many seconds after it was started."""
 
     def audited(self, outcome: str, difference: float | None = None) -> None:
-        """A completion was computed a second time ("same", "different"), or could not be."""
+        """A completion was computed a second time ("same", "different", "above_threshold"), or
+        could not be.
+        """
 
     def weights_updated(self, outcome: str, seconds: dict[str, float]) -> None:
         """An update of the weights ended ("committed", "failed", "aborted"); its phases."""

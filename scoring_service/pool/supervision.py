@@ -26,10 +26,11 @@ class Supervision:
     """The owner of a pool's workers.
 
     A worker that dies is started again, and what it had not answered goes to another one, once;
-    with no other one that answers, its calls end with UNAVAILABLE. A worker that dies before any
-    ever answered is not tried again: what killed it would most likely kill the next. But one that
-    is killed because it said nothing is, while another goes on with its first start: where many
-    read their program from a slow disk at once, one may be late.
+    with no other one that answers, its calls end with UNAVAILABLE, and so do those that wait once
+    all workers are in a crash loop. A worker that dies before any ever answered is not tried again:
+    what killed it would most likely kill the next. But one that is killed because it said nothing
+    is, while another goes on with its first start: where many read their program from a slow disk
+    at once, one may be late.
 
     Args:
         workers: of the pool.
@@ -56,6 +57,16 @@ class Supervision:
         self._readiness = readiness
         self._observer = observer
 
+    def _end_hopeless_calls(self) -> None:
+        """Ends what was admitted where no worker is going to answer it."""
+        if (fault := self._readiness.hopeless) is not None:
+            for stream in list(self._calls.streams.values()):
+                self._calls.fail(stream, fault)
+
+    def _update(self) -> None:
+        self._readiness.update()
+        self._end_hopeless_calls()
+
     # What workers tell; see `worker.Owner`.
 
     def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
@@ -63,7 +74,7 @@ class Supervision:
         if self._weights.admit(worker, info):
             self.worker_admitted(worker)
         else:
-            self._readiness.update()
+            self._update()
 
     def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
         """What it had goes to others, where there are any."""
@@ -86,7 +97,7 @@ class Supervision:
         )
         can_move = bool(self._readiness.ready_workers())
         move_parts(self._calls, parts, fault, can_move=can_move)
-        self._readiness.update()
+        self._update()
         self._calls.dispatcher.dispatch()
 
     def _may_be_late(self, worker: Worker) -> bool:
@@ -103,13 +114,14 @@ class Supervision:
         gone = all(other.state is WorkerState.GONE for other in self._workers)
         if self._readiness.info is None or gone:
             self._readiness.give_up(message)
+            self._end_hopeless_calls()
         else:
-            self._readiness.update()
+            self._update()
 
     def worker_changed(self, worker: Worker) -> None:
         """Passes a change of a worker on as one of the pool."""
         if self._readiness.state is not PoolState.FAILED:
-            self._readiness.update()
+            self._update()
 
     def part_event(self, worker: Worker, event: CallEvent) -> None:
         """Something of a part to its call."""
@@ -134,7 +146,7 @@ class Supervision:
             self._calls.model_ready(info)
         self._observer.worker_ready(worker.index, worker.restart_seconds)
         log.info("worker_ready", worker=worker.index, seconds=round(worker.restart_seconds, 2))
-        self._readiness.update()
+        self._update()
         self._calls.dispatcher.dispatch()
 
     def model_replaced(self, info: EngineInfo) -> None:
@@ -159,5 +171,5 @@ class Supervision:
             worker.prefixes.clear()  # what they hold was computed with other weights
         self._calls.end_audits(weight_set.info)
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
-            self._readiness.update()
+            self._update()
         self._readiness.tell()

@@ -101,7 +101,7 @@ class Guard:
         if not waits or _answering_version(served) is not None:
             _check_room(served, request, caller.client)
         await asyncio.to_thread(refuse_unknown_fields, request)
-        check_context(request.context)
+        check_context(request.context, served.request_limits.max_priority)
         if request.context.tags:
             labels["tags"] = dict(request.context.tags)
             structlog.contextvars.bind_contextvars(tags=labels["tags"])

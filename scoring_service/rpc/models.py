@@ -21,6 +21,8 @@ class RequestLimits:
     preferred_tokens_per_call: int
     max_k: int | None = None
     """None = the vocabulary."""
+    max_priority: int = 100
+    """Of calls."""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin import servicer as admin
 from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.rpc.admin.servicer import AdminServicer
-from scoring_service.rpc.interceptors.authentication import TokenInterceptor
+from scoring_service.rpc.interceptors.authentication import OPEN_SERVICES, TokenInterceptor
 from scoring_service.rpc.interceptors.concurrency_limit import ConcurrencyLimitInterceptor
 from scoring_service.rpc.interceptors.first_message import FirstMessageInterceptor
 from scoring_service.rpc.interceptors.metrics import MetricsInterceptor, expect_rpcs
@@ -37,6 +37,12 @@ SERVICE_NAME = _SCORING.full_name
 
 _PING_SECONDS = 20.0
 """Longest wait for the answer to a ping."""
+
+_ALL_SERVICES = ("/",)
+"""Of the plain port, where nobody is asked for a token."""
+
+_MAX_PROBE_BYTES = 1 << 16
+"""Of a request there."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -93,7 +99,7 @@ class Server:
         self._pool = pool
         self._health = health.aio.HealthServicer()
         self._watch: asyncio.Task[None] | None = None
-        interceptors = [*_patience(config), MetricsInterceptor(telemetry.metrics)]
+        interceptors = [*_patience(config, OPEN_SERVICES), MetricsInterceptor(telemetry.metrics)]
         if config.tokens is not None:
             interceptors.append(TokenInterceptor(TokenFile(config.tokens)))
         # Behind the tokens: whoever has none takes no place.
@@ -103,7 +109,7 @@ class Server:
         self._credentials = None if config.tls is None else server_credentials(config.tls)
         self._server = grpc.aio.server(
             interceptors=interceptors,
-            options=_options(config),
+            options=_options(config, config.limits.max_request_bytes),
             # Of calls that are refused there may be as many again; and so many of probes.
             maximum_concurrent_rpcs=2 * config.max_concurrent_calls + config.max_probes,
         )
@@ -166,13 +172,17 @@ class Server:
 
     def _plain_health(self, port: int) -> grpc.aio.Server:
         """A server that answers health alone."""
+        config = self._config
         server = grpc.aio.server(
-            interceptors=_patience(self._config), options=[("grpc.so_reuseport", 0)]
+            interceptors=_patience(config, _ALL_SERVICES),
+            options=_options(config, _MAX_PROBE_BYTES),
+            # Those beyond the places are told so, and may be as many.
+            maximum_concurrent_rpcs=2 * config.max_probes,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        self.health_port = listen(server.add_insecure_port, self._config.host, port)
+        self.health_port = listen(server.add_insecure_port, config.host, port)
         return server
 
     async def _watch_health(self) -> None:
@@ -190,22 +200,24 @@ class Server:
                 await self._health.set(admin.SERVICE_NAME, _SERVING if takes else _NOT_SERVING)
 
 
-def _patience(config: ServerConfig) -> list[grpc.aio.ServerInterceptor]:
-    """With calls that need no token, and with requests that do not come."""
+def _patience(
+    config: ServerConfig, open_services: tuple[str, ...]
+) -> list[grpc.aio.ServerInterceptor]:
+    """With calls that need no token, of these services, and with requests that do not come."""
     # In this order, because a probe that sends no request takes a place, too.
     return [
-        OpenServicesInterceptor(config.max_probes),
+        OpenServicesInterceptor(config.max_probes, open_services),
         FirstMessageInterceptor(config.first_message_seconds),
     ]
 
 
-def _options(config: ServerConfig) -> list[tuple[str, int]]:
+def _options(config: ServerConfig, max_request_bytes: int) -> list[tuple[str, int]]:
     silence, patience = (
         int(1000 * seconds)
         for seconds in (config.keepalive_seconds, min(config.keepalive_seconds, _PING_SECONDS))
     )
     options = [
-        ("grpc.max_receive_message_length", config.limits.max_request_bytes),
+        ("grpc.max_receive_message_length", max_request_bytes),
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
         ("grpc.so_reuseport", 0),
         # Large messages, such as weights, in few frames: HTTP/2's default of 16 KiB costs a third

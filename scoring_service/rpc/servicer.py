@@ -26,6 +26,7 @@ from scoring_client.proto import (
     topk_pb2,
 )
 from scoring_service.errors import Fault
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.rpc.answers.answer import Answer
 from scoring_service.rpc.answers.model_info import model_info
 from scoring_service.rpc.answers.results import (
@@ -47,7 +48,7 @@ from scoring_service.rpc.parsing.context import accepted_weights, provenance, wa
 from scoring_service.rpc.parsing.model_view import ModelView
 from scoring_service.rpc.parsing.sample import ParsedSample, parse_sample
 from scoring_service.rpc.parsing.score import ParsedScore, parse_score
-from scoring_service.rpc.report import report
+from scoring_service.rpc.report import report, report_cut_short
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineInfo
 
@@ -236,23 +237,33 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             "processing": parsed.table.messages(),
         }
         admitted_ns = time.time_ns()
-        tokens = 0
-        if parsed.is_computable:
-            accepts = accepted_weights(request.expect)
-            async with served.pool.run(call, caller.client, accepts=accepts) as stream:
-                tokens = stream.tokens
-                # Weights may have changed since the view was taken; the stream tells of later ones.
-                now = replace(view, info=served.pool.weights.current.info)
-                preamble["provenance"] = provenance(now, caller.request_id)
+        admitted: CallStream | None = None
+        answered = False
+        try:
+            if parsed.is_computable:
+                accepts = accepted_weights(request.expect)
+                async with served.pool.run(call, caller.client, accepts=accepts) as stream:
+                    admitted = stream
+                    # Weights may have changed since the view was taken; the stream tells of later
+                    # ones.
+                    now = replace(view, info=served.pool.weights.current.info)
+                    preamble["provenance"] = provenance(now, caller.request_id)
+                    for response in answer.opening(parsed.faults, **preamble):
+                        yield response
+                    async for response in answer.results(stream):
+                        yield response
+            else:
                 for response in answer.opening(parsed.faults, **preamble):
                     yield response
-                async for response in answer.results(stream):
-                    yield response
-        else:
-            for response in answer.opening(parsed.faults, **preamble):
-                yield response
-        yield answer.summary()
-        report(self._telemetry.metrics, answer, request, tokens, caller, admitted_ns)
+            yield answer.summary()
+            answered = True
+        finally:
+            metrics = self._telemetry.metrics
+            if answered:
+                tokens = 0 if admitted is None else admitted.tokens
+                report(metrics, answer, request, tokens, caller, admitted_ns)
+            elif admitted is not None:
+                report_cut_short(metrics, answer, request, admitted, caller, admitted_ns)
 
 
 def _in(

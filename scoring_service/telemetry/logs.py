@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import json
 import logging
 import sys
-from typing import TextIO, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
+from structlog.typing import Processor
 
+from scoring_service.telemetry.log_writer import LogWriter
 
-class _Unbreakable:
-    """Standard error that may fail: a full disk behind it must not fail a call."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Writes, or loses the text."""
-        with contextlib.suppress(OSError, ValueError):
-            return self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flushes, or leaves it."""
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
+_LAST_LINES_SECONDS = 1.0
+"""A process that ends waits for whoever reads its last lines."""
 
 
 _encode = json.JSONEncoder(default=repr).encode
@@ -37,15 +26,42 @@ def _to_json(event: object, **_options: object) -> str:
     return _encode(event)
 
 
-def configure_logs(level: str, log_format: str) -> None:
-    """Sets up structlog for the process.
+class _Lines:
+    """What structlog hands rendered lines to, by the name of their level."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def msg(self, line: str) -> None:
+        self._write(line + "\n")
+
+    debug = info = warning = error = critical = exception = msg
+
+
+class _LibraryLines(logging.Handler):
+    """What libraries say that nobody asked: asyncio, gRPC, OpenTelemetry."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        self._write(self.format(record) + "\n")
+
+
+def configure_logs(level: str, log_format: str) -> LogWriter:
+    """Sets up structlog for the process, and what Python's own logging does by itself.
 
     Args:
         level: debug, info, warning or error.
         log_format: console, json, or auto (console on a terminal).
+
+    Returns:
+        What writes the lines.
     """
     console = sys.stderr.isatty() if log_format == "auto" else log_format == "console"
-    renderer: structlog.typing.Processor
+    renderer: Processor
     if console:
         # The default prints the variables of every frame where `rich` is installed: requests, and
         # the tokens of callers.
@@ -54,17 +70,30 @@ def configure_logs(level: str, log_format: str) -> None:
         )
     else:
         renderer = structlog.processors.JSONRenderer(_to_json)
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([] if console else [structlog.processors.format_exc_info]),
+        renderer,
+    ]
+    of_the_log_itself = processors[1:]  # which is part of no call
+    writer = LogWriter(sys.stderr.fileno(), lambda lost: _lost_line(of_the_log_itself, lost))
+    atexit.register(writer.flush, _LAST_LINES_SECONDS)
+    logging.lastResort = _LibraryLines(writer.write)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if console else [structlog.processors.format_exc_info]),
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Unbreakable(sys.stderr))),
+        logger_factory=lambda *_names: _Lines(writer.write),
         cache_logger_on_first_use=True,
     )
+    return writer
+
+
+def _lost_line(processors: Sequence[Processor], lost: int) -> str:
+    event: Any = {"event": "log_lines_lost", "lines": lost}
+    for processor in processors:
+        event = processor(None, "warning", event)
+    return f"{event}\n"

@@ -6,18 +6,30 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from scoring_service.engine.events import ROWS_BUCKETS, WorkerStats
 from scoring_service.pool.observer import PoolObserver
-from scoring_service.telemetry.labels import BoundedLabel
+from scoring_service.telemetry.labels import OTHER, BoundedLabel
 from scoring_service.telemetry.metrics_http import serve_metrics
 from scoring_service.types import Usage
 
 _Labelled = TypeVar("_Labelled", Counter, Histogram)
+
+_UsageSeries = tuple[list[tuple[str, Counter]], Counter]
+"""Fields of usage with their series, and that of bytes sent."""
+
+_MAX_PAIRS = 256
+"""Identities with values of the tag that usage is counted by; each has seven series."""
 
 _BUGS = ("INTERNAL", "UNKNOWN", "DATA_LOSS")
 """Statuses that only a bug gives."""
@@ -83,6 +95,13 @@ class Pool(Protocol):
         ...
 
 
+class Log(Protocol):
+    """What is shown of the log."""
+
+    lost: int
+    """Lines for which there was no room."""
+
+
 class Metrics(PoolObserver):
     """Every metric of one server.
 
@@ -91,10 +110,14 @@ class Metrics(PoolObserver):
     """
 
     def __init__(self, usage_tag: str | None = None) -> None:
+        # A second series beside each, of when it was made.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._usage_tag = usage_tag
         self._identities = BoundedLabel()
         self._tags = BoundedLabel()
+        self._usage: dict[tuple[str, str], _UsageSeries] = {}
+        """By identity and tag."""
         self._series: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -112,7 +135,10 @@ class Metrics(PoolObserver):
             "grpc_server_handling_seconds", "Time of RPCs from begin to end.", *grpc_labels
         )
         self._queue_time = histogram(
-            "scoring_request_queue_time_seconds", "From admission to the first computation.", "rpc"
+            "scoring_request_queue_time_seconds",
+            "From admission to the first computation, or to the call's end before it.",
+            "rpc",
+            "outcome",
         )
         self._compute_time = histogram(
             "scoring_request_compute_time_seconds", "Computation, as the workers count it.", "rpc"
@@ -153,6 +179,8 @@ class Metrics(PoolObserver):
             "scoring_weight_update_seconds", "Time of updates of the weights, by phase.", "phase"
         )
         self._audits = counter("scoring_self_audits", "Calls computed a second time.", "outcome")
+        # A series that begins with 1 has not increased.
+        self._audits.labels("above_threshold")
         self._audit_difference = Gauge(
             "scoring_self_audit_max_difference",
             "Largest difference of a log-prob that the self-audit met so far, in nats.",
@@ -166,6 +194,10 @@ class Metrics(PoolObserver):
         for worker in pool.workers:
             # A series that begins with 1 has not increased, so the first death would be missed.
             self._deaths.labels(str(worker.index))
+
+    def watch_log(self, log: Log) -> None:
+        """Shows the lines that the log lost too."""
+        self.registry.register(_LogCollector(log))
 
     def serve(self, host: str, port: int) -> int:
         """Answers GET /metrics from a thread of its own.
@@ -198,12 +230,42 @@ class Metrics(PoolObserver):
         self, rpc: str, identity: str, tags: Iterable[tuple[str, str]], usage: Usage, sent: int
     ) -> None:
         """A call was answered to its end."""
-        labels = self._identities.of(identity), self._tag(tags)
-        self._of(self._queue_time, rpc).observe(usage.queue_seconds)
+        self._of(self._queue_time, rpc, "answered").observe(usage.queue_seconds)
         self._of(self._compute_time, rpc).observe(usage.compute_seconds)
-        for name, metric in self._tokens.items():
-            self._of(metric, *labels).inc(getattr(usage, name))
-        self._of(self._reply_bytes, *labels).inc(sent)
+        self._count(identity, tags, usage, sent)
+
+    def cut_short(
+        self,
+        rpc: str,
+        identity: str,
+        tags: Iterable[tuple[str, str]],
+        usage: Usage,
+        sent: int,
+        *,
+        begun: bool,
+    ) -> None:
+        """A call that was admitted ended otherwise, if any of it was computed or none."""
+        outcome = "cut_short" if begun else "never_begun"
+        self._of(self._queue_time, rpc, outcome).observe(usage.queue_seconds)
+        self._count(identity, tags, usage, sent)
+
+    def _count(
+        self, identity: str, tags: Iterable[tuple[str, str]], usage: Usage, sent: int
+    ) -> None:
+        tokens, reply_bytes = self._usage_of(self._identities.of(identity), self._tag(tags))
+        for name, series in tokens:
+            series.inc(getattr(usage, name))
+        reply_bytes.inc(sent)
+
+    def _usage_of(self, identity: str, tag: str) -> _UsageSeries:
+        """Series of a pair. Beyond so many, an identity's further tags are counted as "other"."""
+        found = self._usage.get((identity, tag))
+        if found is None:
+            if len(self._usage) >= _MAX_PAIRS and tag != OTHER:
+                return self._usage_of(identity, OTHER)
+            tokens = [(name, metric.labels(identity, tag)) for name, metric in self._tokens.items()]
+            found = self._usage[identity, tag] = tokens, self._reply_bytes.labels(identity, tag)
+        return found
 
     def audited(self, outcome: str, difference: float | None = None) -> None:
         """See PoolObserver."""
@@ -252,6 +314,21 @@ def _listening_address(host: str) -> str:
     if host in ("0.0.0.0", "[::]") and socket.has_dualstack_ipv6():
         return "::"
     return host.removeprefix("[").removesuffix("]")
+
+
+class _LogCollector(Collector):
+    """Reads the log's count whenever somebody asks."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        yield CounterMetricFamily(
+            "scoring_log_lines_lost",
+            "Lines of log that nobody took in time.",
+            value=self._log.lost,
+        )
 
 
 class _PoolCollector(Collector):

@@ -55,7 +55,9 @@ class _OtelSpan(Span):
 
     def note(self, attributes: Attributes) -> None:
         """See Span."""
-        self._span.set_attributes(dict(attributes))
+        # A call that is cancelled between two messages may be told of when its span is over.
+        if self._span.is_recording():
+            self._span.set_attributes(dict(attributes))
 
     def failed(self, code: str) -> None:
         """See Span."""

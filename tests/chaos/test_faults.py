@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -9,13 +10,24 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import grpc
 import pytest
 
 from tests.chaos.load import RETRYABLE, Load
-from tests.e2e.calls import SERVING, health, reason_of, scores, stub_of, top_k_request
+from tests.e2e.calls import (
+    SERVING,
+    health,
+    reason_of,
+    score_request,
+    scores,
+    stub_of,
+    top_k_request,
+)
 from tests.e2e.processes import descriptors, idle, resident, until
 from tests.e2e.served import BIN, ROOT, serving
 
@@ -69,21 +81,30 @@ class ItemFault(grpc.RpcError):
         return self._status.message  # type: ignore[attr-defined]
 
 
-def test_a_full_disk_for_logs_fails_no_call() -> None:
-    """/dev/full refuses every byte, as a disk without room does: `serve >log 2>&1`."""
+@contextmanager
+def logging_to(out: IO[Any] | int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server that answers, whose output goes there, and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     target = f"127.0.0.1:{port}"
-    with Path("/dev/full").open("w") as full:
-        process = subprocess.Popen(
-            [BIN / "scoring-service", "serve", "--port", str(port), "--log-format", "json"],
-            stdout=full,
-            stderr=full,
-            cwd=ROOT,
-        )
+    process = subprocess.Popen(
+        [BIN / "scoring-service", "serve", "--port", str(port), "--log-format", "json"],
+        stdout=out,
+        stderr=out,
+        cwd=ROOT,
+    )
     try:
         until(lambda: serves(target), patience=120)
+        yield process, target
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_full_disk_for_logs_fails_no_call() -> None:
+    """/dev/full refuses every byte, as a disk without room does: `serve >log 2>&1`."""
+    with Path("/dev/full").open("w") as full, logging_to(full) as (process, target):
         load = Load(target, threads=2)
         load.learn()
         with load.running():
@@ -92,9 +113,23 @@ def test_a_full_disk_for_logs_fails_no_call() -> None:
         assert set(load.counted()) == {"ok"}
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+def test_a_log_that_nobody_reads_holds_up_no_call_and_no_drain() -> None:
+    """As behind `docker logs` that stands still: the pipe is full after a few lines."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        with logging_to(writing) as (process, target), stub_of(target) as stub:
+            for _ in range(60):
+                *_, last = stub.Score(score_request([1], [2, 3]), timeout=30)
+                assert last.summary.items_ok == 1
+            assert health(target) == SERVING
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
     finally:
-        process.kill()
-        process.wait()
+        os.close(reading)
+        os.close(writing)
 
 
 def serves(target: str) -> bool:

@@ -155,7 +155,10 @@ def test_workers_that_are_killed_cost_some_calls_and_no_answer(
         # The short form's two seconds of a dozen calls each say nothing of a rate.
         assert not SOAK or figures.calls_per_second_after >= 0.8 * figures.calls_per_second_before
         assert '"retried"' in "".join(server.err), "nothing was under way on a killed worker"
-        assert "crash loop" not in "".join(server.err)
+        deaths = [json.loads(line) for line in server.err if '"worker_died"' in line]
+        assert len(deaths) >= KILLS
+        assert {death["crashes"] for death in deaths} == {0}, "kills from outside are no crashes"
+        assert '"crash_loop"' not in "".join(server.err)
         assert health(server.ready) == SERVING
         assert server.end() == 0
 

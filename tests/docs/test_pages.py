@@ -73,7 +73,7 @@ def test_metrics_of_alerts_exist() -> None:
     # Some gauges are registered without their prefix.
     for name in named:
         # Counters are registered without their suffix, and histograms show theirs as series.
-        bare = name.removesuffix("_total").removesuffix("_bucket")
+        bare = re.sub("_(total|bucket|count)$", "", name)
         suffix = re.escape(bare.removeprefix("scoring_"))
         assert bare in known or re.search(rf'"{suffix}"', source), name
 

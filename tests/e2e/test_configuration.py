@@ -24,7 +24,7 @@ from scoring_service.rpc.models import RequestLimits
 from scoring_service.rpc.server import ServerConfig, _options
 from scoring_service.serve import serve
 from scoring_service.unknown_variables import warnings_of
-from tests.e2e.calls import scores, stub_of
+from tests.e2e.calls import score_request, scores, stub_of
 from tests.e2e.served import BIN, serving
 
 FILES = {
@@ -50,6 +50,19 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
     assert info.weight_version == 2
     assert info.limits.max_sequence_tokens == 111
     assert info.limits.max_k == info.vocab_size
+
+
+def test_an_operator_may_refuse_calls_that_would_go_before_all_turns() -> None:
+    request = score_request([1], [2, 3])
+    with serving("--max-priority", "0") as server, stub_of(server.ready) as stub:
+        for priority in (0, -100):
+            request.context.priority = priority
+            assert list(stub.Score(request, timeout=30))[-1].summary.items_ok == 1
+        request.context.priority = 1
+        with pytest.raises(grpc.RpcError) as refused:
+            list(stub.Score(request, timeout=30))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == "context.priority: 1 is not in [-100, 0]"
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -174,7 +187,8 @@ async def test_the_largest_settings_are_such_that_grpc_takes_them() -> None:
             max_concurrent_streams=config.max_concurrent_streams,
             max_connection_age=config.max_connection_age,
             keepalive_seconds=_RANGES["keepalive_seconds"][1],
-        )
+        ),
+        config.max_request_bytes,
     )
     grpc.aio.server(options=options, maximum_concurrent_rpcs=config.max_concurrent_calls)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from scoring_service.config import ServeConfig, check_ranges
@@ -130,6 +131,20 @@ def other_tokenizer_format(folder: Path) -> None:
 def test_a_broken_folder(folder: Path, break_it: Callable[[Path], None]) -> None:
     break_it(folder)
     assert str(folder) in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin"])
+def test_pickles_are_not_read(folder: Path, name: str) -> None:
+    """Though all of the model is in them."""
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / name)
+    if name != "pytorch_model.bin":
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    message = refused(folder)
+    assert "has no weights in safetensors" in message
+    assert "save_pretrained" in message
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])

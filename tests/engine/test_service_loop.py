@@ -19,14 +19,24 @@ from scoring_service.engine.events import (
     LoadFailed,
     LoadProgress,
     Ready,
+    SampleSlice,
     ScoreSlice,
     Shutdown,
     Submit,
 )
+from scoring_service.engine.monitor import Monitor
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.engine.service_loop import run_worker
 from scoring_service.models import tiny_model_path
-from scoring_service.types import EngineConfig, RowWants, ScoreCall
+from scoring_service.types import (
+    Call,
+    EngineConfig,
+    Processing,
+    RowWants,
+    SampleCall,
+    SamplingTask,
+    ScoreCall,
+)
 from tests.engine.scoring import completion, group
 
 
@@ -87,6 +97,48 @@ def test_it_waits_for_credit_and_takes_commands_meanwhile(worker: Worker) -> Non
     worker.commands.put(Cancel(2))
     worker.commands.put(Submit(call(4, 5)))
     assert {e.call_id for e in worker.until(CallFinished)} == {4}  # type: ignore[union-attr]
+
+
+class Steps(Monitor):
+    """Counts them as they begin."""
+
+    begun = 0
+
+    def begin_step(self) -> None:
+        self.begun += 1
+        super().begin_step()
+
+
+def sampling(call_id: int, n: int, max_tokens: int) -> SampleCall:
+    prompt = np.array([1], dtype=np.int32)
+    return SampleCall(call_id, (SamplingTask(0, prompt, n, 5, 0, Processing(), 0, max_tokens),))
+
+
+LONG = [pytest.param(call(1, 4000), id="score"), pytest.param(sampling(1, 8, 500), id="sample")]
+
+
+@pytest.mark.parametrize("long", LONG)
+def test_nothing_of_a_cancelled_call_is_in_the_steps_that_follow(long: Call) -> None:
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    steps = Steps()
+    cancelled: list[int] = []
+    answered: list[int] = []
+
+    def send(event: Event) -> None:
+        if isinstance(event, Ready):
+            commands.put(Submit(long))
+        elif isinstance(event, ScoreSlice | SampleSlice) and event.call_id == 1:
+            answered.append(steps.begun)
+            if steps.begun >= 3 and not cancelled:
+                cancelled.append(steps.begun)
+                commands.put(Cancel(1))
+                commands.put(Submit(sampling(2, 1, 100)))
+        elif isinstance(event, CallFinished):
+            commands.put(Shutdown())
+
+    run_worker(EngineConfig(model=str(tiny_model_path()), device="cpu"), commands, send, steps)
+    assert answered[-1] == cancelled[0] < 100, "of 500 steps, if it draws"
+    assert steps.begun - cancelled[0] == 100, "of the other call: a token each"
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def known() -> dict[str, set[str]]:
     metrics.rpc_started("unary_stream", "scoring.v1.ScoringService", "Score")
     metrics.rpc_handled("unary_stream", "scoring.v1.ScoringService", "Score", Code.INTERNAL, 1.0)
     metrics.answered("Score", "", (), Usage(), 1)
+    metrics.cut_short("Score", "", (), Usage(), 1, begun=False)
     metrics.audited("equal", 0.0)
     metrics.refused(Reason.QUEUE_FULL)
     metrics.retried()

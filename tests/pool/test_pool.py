@@ -9,12 +9,14 @@ import time
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from scoring_service.engine.events import (
     CallEvent,
     CallFailed,
     CallFinished,
     Heartbeat,
+    LoadFailed,
     LoadProgress,
     SampleSlice,
     ScoreSlice,
@@ -26,6 +28,7 @@ from scoring_service.pool.streams.stream import UNREAD_LIMIT, CallStream
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.pool.workers.window import MAX_REPLY_BYTES
 from scoring_service.pool.workers.workload import Taken
+from scoring_service.telemetry.metrics import Metrics
 from scoring_service.types import RowWants, SampleCall
 from tests.pool.scripted import (
     INFO,
@@ -184,6 +187,78 @@ async def test_a_worker_that_goes_silent_is_killed_and_its_work_moves() -> None:
         assert len(made.starts[other]) == 1
 
 
+async def test_a_worker_that_a_kill_does_not_end_loses_its_work_all_the_same() -> None:
+    """As one that waits in a driver: it dies once that answers, and only then is there a next."""
+    made = Scripted(2, step_timeout=100.0, heartbeat_timeout=0.2)
+    made.prepare = lambda executor: setattr(executor, "kill", lambda: None)
+    await made.start()
+    pool, hang = made.pool, Heartbeat(101.0, WorkerStats())
+    async with pool.run(score_call(1, [1], 5)) as first:
+        (hung,) = made.busy
+        stuck, other = made.workers[hung], made.workers[1 - hung]
+        stuck.score(next(iter(stuck.calls)), most_rows=2)
+        stuck.on_event(hang)
+        await settled()
+        assert not pool.workers[hung].is_ready
+        async with pool.run(score_call(2, [1], 3)) as second:
+            assert len(other.calls) == 2, "what moved, and what is new"
+            late = next(iter(stuck.calls))
+            for part in list(other.calls):
+                other.score(part)
+            stuck.score(late)  # it was not quite dead
+            await settled()
+            assert rows(drain(first)) == [(0, i) for i in range(5)]
+            assert rows(drain(second)) == [(0, i) for i in range(3)]
+    with capture_logs() as lines:
+        for _ in range(20):
+            stuck.on_event(hang)
+            other.on_event(Heartbeat(0.0, WorkerStats()))
+            await asyncio.sleep(0.02)
+        assert len(made.starts[hung]) == 1, "two of them do not fit on one device"
+        stuck.die("SIGKILL", from_outside=True)
+        async with asyncio.timeout(10):
+            while not pool.workers[hung].is_ready:
+                await pool.wait_changed()
+    assert len(made.starts[hung]) == 2
+    assert pool.workers[hung].starts == 2
+    events = [line["event"] for line in lines if line.get("worker") == hung]
+    assert events[:2] == ["worker_not_gone", "worker_died"]
+    assert "worker_hangs" not in events
+
+
+async def test_a_pool_whose_only_worker_a_kill_does_not_end_takes_no_calls() -> None:
+    made = Scripted(1, step_timeout=100.0)
+    made.prepare = lambda executor: setattr(executor, "kill", lambda: None)
+    await made.start()
+    async with made.pool.run(score_call(1, [1], 5)) as stream:
+        made.workers[0].on_event(Heartbeat(101.0, WorkerStats()))
+        await settled()
+        assert fault(drain(stream)) is Reason.WORKER_DIED
+    assert made.pool.state is PoolState.LOADING
+    assert "killed: it hung" in made.pool.stage
+
+
+async def test_a_dead_worker_holds_no_pages_and_keeps_what_it_counted() -> None:
+    metrics = Metrics()
+    made = await Scripted(2, metrics, first_backoff=30.0).start()
+    metrics.watch(made.pool)
+    for worker in made.workers:
+        worker.on_event(Heartbeat(0.0, WorkerStats(steps=10, pages=100, free_pages=3)))
+    await settled()
+
+    def shown(name: str, worker: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"worker": worker})
+
+    pages = "scoring_kv_cache_usage_perc"
+    assert shown(pages, "0") == shown(pages, "1") == pytest.approx(0.97)
+    made.workers[0].die("SIGSEGV")
+    await settled()
+    assert shown("scoring_worker_ready", "0") == 0.0
+    assert shown(pages, "0") == 0.0
+    assert shown(pages, "1") == pytest.approx(0.97)
+    assert shown("scoring_steps_total", "0") == 10.0
+
+
 async def test_a_step_that_does_not_end_is_a_hang_though_the_heart_beats() -> None:
     made = await Scripted(2, step_timeout=100.0).start()
     made.workers[0].on_event(Heartbeat(99.0, WorkerStats()))
@@ -200,12 +275,68 @@ async def test_a_crash_loop_is_told_with_its_reason_and_ends_when_a_worker_answe
         made.workers[0].die("SIGSEGV")
         await asyncio.sleep(0.1)
     assert made.pool.state is PoolState.CRASH_LOOP
-    assert "died 3 times in a row, last by SIGSEGV" in made.pool.stage
+    assert "died 3 times in a row, last: SIGSEGV" in made.pool.stage
     with pytest.raises(ServiceError) as refused:
         _ = made.pool.info
     assert refused.value.fault.reason is Reason.CRASH_LOOP
     await asyncio.sleep(0.5)
     assert made.pool.state is PoolState.READY
+
+
+async def test_calls_that_wait_end_with_a_crash_loop_and_its_reason() -> None:
+    made = await Scripted(1, crash_limit=3, longest_backoff=30.0).start()
+    async with (
+        made.pool.run(score_call(1, [1] * 200, 60)) as running,
+        made.pool.run(score_call(2, [1] * 200, 60)) as waiting,
+    ):
+        made.prepare = lambda executor: setattr(executor, "ready_at_once", False)
+        for death in range(1, 4):
+            assert made.pool.state is not PoolState.CRASH_LOOP
+            made.workers[0].die("SIGSEGV")
+            await asyncio.sleep(0.1)
+            if death < 3:
+                assert waiting.next_nowait() is None, "the next worker may answer it"
+        assert fault(drain(running)) is Reason.WORKER_DIED
+        (failed,) = drain(waiting)
+        assert isinstance(failed, CallFailed)
+        assert failed.fault.reason is Reason.CRASH_LOOP
+        assert "died 3 times in a row, last: SIGSEGV" in failed.fault.message
+        assert failed.fault.retry_after == pytest.approx(30.0, abs=10.0)
+        assert made.pool.queued_tokens == 0
+
+
+async def test_a_drain_waits_for_no_workers_that_do_not_answer_any_more() -> None:
+    made = await Scripted(1, crash_limit=1, longest_backoff=30.0).start()
+    async with (
+        made.pool.run(score_call(1, [1] * 200, 60)) as running,
+        made.pool.run(score_call(2, [1] * 200, 60)) as waiting,
+    ):
+        draining = asyncio.create_task(made.pool.drain(3600.0))
+        await settled()
+        assert not waiting.ended
+        made.workers[0].die("SIGSEGV")
+        await settled()
+        assert fault(drain(running)) is Reason.WORKER_DIED
+        assert fault(drain(waiting)) is Reason.DRAINING
+    async with asyncio.timeout(10):
+        await draining
+
+
+async def test_calls_that_wait_end_where_every_worker_turns_out_not_to_load() -> None:
+    made = await Scripted(1).start()
+    async with (
+        made.pool.run(score_call(1, [1] * 200, 60)) as running,
+        made.pool.run(score_call(2, [1] * 200, 60)) as waiting,
+    ):
+        made.prepare = lambda executor: setattr(executor, "ready_at_once", False)
+        made.workers[0].die("SIGKILL", from_outside=True)
+        await asyncio.sleep(0.1)
+        assert fault(drain(running)) is Reason.WORKER_DIED
+        assert waiting.next_nowait() is None
+        made.workers[0].on_event(LoadFailed("the files are gone"))
+        await settled()
+        assert made.pool.state is PoolState.FAILED
+        assert fault(drain(waiting)) is Reason.DRAINING
 
 
 async def test_a_worker_that_hangs_again_and_again_while_it_loads_is_a_crash_loop() -> None:
@@ -225,6 +356,22 @@ async def test_a_worker_that_hangs_again_and_again_while_it_loads_is_a_crash_loo
     assert made.pool.state is PoolState.CRASH_LOOP
     assert len(made.starts[0]) == 4
     assert all(executor.killed for executor in made.starts[0][1:])
+
+
+async def test_a_worker_that_hangs_again_and_again_once_it_answers_is_a_crash_loop() -> None:
+    made = await Scripted(1, crash_limit=3, step_timeout=100.0, longest_backoff=30.0).start()
+    for death in range(1, 4):
+        made.workers[0].on_event(Heartbeat(101.0, WorkerStats()))
+        await settled()
+        assert made.starts[0][-1].killed
+        assert made.pool.workers[0].policy.crashes == death
+        if death < 3:
+            async with asyncio.timeout(10):
+                while not made.pool.takes_calls:
+                    await made.pool.wait_changed()
+    assert made.pool.state is PoolState.CRASH_LOOP
+    assert "died 3 times in a row, last: killed: it hung" in made.pool.stage
+    assert made.pool.workers[0].seconds_to_ready > 20.0, "it is tried rarely from now on"
 
 
 async def test_kills_of_a_worker_that_answers_are_no_crash_loop() -> None:

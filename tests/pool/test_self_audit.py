@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scoring_service.engine.events import CallFinished
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.streams.self_audit import AuditSettings, largest_difference, widest
 from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.telemetry.metrics import Metrics
 from scoring_service.types import ScoreCall
 from tests.pool.scripted import INFO, Scripted, score_call, settled
 
@@ -52,7 +54,7 @@ async def test_a_completion_is_computed_again_elsewhere_and_compared(offset: flo
     assert again.uncached
     assert made.workers[elsewhere].alone == {again.call_id}, "no other call joins its steps"
     assert again.priority < -100
-    assert audits.seen == [("different" if offset else "same", offset)]
+    assert audits.seen == [("above_threshold" if offset else "same", offset)]
     errors = [line for line in logs if line["event"] == "self_audit"]
     assert [line["difference"] for line in errors] == ([offset] if offset else [])
     for line in errors:
@@ -60,6 +62,41 @@ async def test_a_completion_is_computed_again_elsewhere_and_compared(offset: flo
         assert line["answered"] == line["row"]
         assert line["again"] == line["row"] + offset
     assert made.pool.queued_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("made_of", "threshold", "difference", "outcome"),
+    [
+        ({"deterministic": True, "dtype": "bfloat16"}, None, 0.25, "above_threshold"),
+        ({"deterministic": False, "dtype": "float32"}, None, 0.25, "above_threshold"),
+        ({"deterministic": False, "dtype": "float32"}, None, 0.001953125, "different"),
+        ({"deterministic": False, "dtype": "bfloat16"}, None, 0.25, "different"),
+        ({"deterministic": False, "head_dtype": "float16"}, None, 0.25, "different"),
+        ({"deterministic": False, "dtype": "bfloat16"}, None, 4.0, "above_threshold"),
+        ({"deterministic": False, "dtype": "bfloat16"}, None, math.inf, "above_threshold"),
+        ({"deterministic": False, "dtype": "bfloat16"}, 0.125, 0.25, "above_threshold"),
+        ({"deterministic": True, "dtype": "float32"}, 0.5, 0.25, "different"),
+    ],
+)
+async def test_how_much_is_too_much_depends_on_what_is_promised(
+    made_of: dict[str, Any], threshold: float | None, difference: float, outcome: str
+) -> None:
+    """Each time one occurs again it counts, so that an alert sees the second, too."""
+    metrics = Metrics()
+    made = Scripted(2, metrics, audit=AuditSettings(1.0, threshold))
+    made.prepare = lambda executor: setattr(executor, "info", replace(INFO, **made_of))
+    await made.start()
+    sample = metrics.registry.get_sample_value
+    assert sample("scoring_self_audits_total", {"outcome": "above_threshold"}) == 0
+    for times in (1, 2):
+        made.workers[1].offset = difference
+        with capture_logs() as logs:
+            async with made.pool.run(score_call(made.pool.new_call_id(), [1, 2], 1)):
+                (home, _), (elsewhere, _) = await answer_everything(made)
+        assert (home, elsewhere) == (0, 1)
+        assert sample("scoring_self_audits_total", {"outcome": outcome}) == times
+        errors = [line for line in logs if line["event"] == "self_audit"]
+        assert len(errors) == (outcome == "above_threshold")
 
 
 async def test_audits_that_wait_do_not_pile_up() -> None:

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from scoring_client.proto import model_info_pb2, score_pb2
 from scoring_service.telemetry.metrics import Metrics
@@ -106,6 +107,56 @@ async def test_a_request_that_does_not_come_is_not_waited_for_without_end(method
         assert await ending(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
         listed = await server.stub.ListModels(model_info_pb2.ListModelsRequest())
         assert [model.name for model in listed.models] == ["tiny"]
+
+
+async def test_reflection_on_the_plain_port_takes_places_of_probes() -> None:
+    """A stream of it lasts as long as its caller likes, and nobody there is asked for a token."""
+    async with (
+        run_server(lambda _index: ScriptedExecutor(), max_probes=8, health_port=0) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}") as plain,
+    ):
+        listing = reflection_pb2.ServerReflectionRequest(list_services="")
+        stub = reflection_pb2_grpc.ServerReflectionStub(plain)
+        streams = [stub.ServerReflectionInfo() for _ in range(4)]
+        for stream in streams:
+            await stream.write(listing)
+            listed = (await stream.read()).list_services_response.service
+            assert "grpc.health.v1.Health" in {service.name for service in listed}
+        refused = stub.ServerReflectionInfo()
+        assert await ending(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        health = health_pb2_grpc.HealthStub(plain)
+        request = health_pb2.HealthCheckRequest()
+        assert not await answered(health.Watch(request)), "they are the same places"
+        streams.pop().cancel()
+        for _ in range(100):  # the end of a call takes its time
+            watch = health.Watch(request)
+            if is_in := await answered(watch):
+                break
+            await asyncio.sleep(0.05)
+        assert is_in
+        for call in (*streams, watch):
+            call.cancel()
+
+
+async def test_the_plain_port_has_the_limits_of_connections_too() -> None:
+    options = {"max_concurrent_streams": 1, "health_port": 0}
+    async with (
+        run_server(lambda _index: ScriptedExecutor(), **options) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}") as plain,
+    ):
+        health = health_pb2_grpc.HealthStub(plain)
+        first = health.Watch(health_pb2.HealthCheckRequest())
+        assert await answered(first)
+        second = health.Watch(health_pb2.HealthCheckRequest())
+        reading = asyncio.ensure_future(second.read())
+        done, _ = await asyncio.wait({reading}, timeout=0.5)
+        assert not done, "it was begun beside another one"
+        first.cancel()
+        assert (await asyncio.wait_for(reading, 20)).status == SERVING
+        second.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await health.Check(health_pb2.HealthCheckRequest(service="s" * 100_000))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_one_host_has_half_of_the_places_for_probes() -> None:

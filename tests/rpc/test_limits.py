@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
@@ -22,11 +23,12 @@ from scoring_client.proto import (
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin.config import AdminConfig
+from scoring_service.rpc.interceptors.concurrency_limit import ConcurrencyLimitInterceptor
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.types import EngineConfig
 from tests.pool.scripted import ScriptedExecutor
-from tests.rpc.calls import failure, group, reason
+from tests.rpc.calls import collect, failure, group, reason
 from tests.rpc.conftest import RunningServer, run_server
 
 # For a version that never comes: it waits and says so, and costs nothing.
@@ -107,6 +109,79 @@ async def test_calls_beyond_the_most_are_told_when_to_come_back() -> None:
         assert len(calls) == 3
         for call in calls:
             call.cancel()
+
+
+class Timed(service_pb2_grpc.ScoringServiceServicer):
+    """Calls that take as long as their model's name says, by a clock of the test's own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.held = 0
+        self.freed = asyncio.Event()
+
+    async def Score(self, request: score_pb2.ScoreRequest, context: Any) -> Any:  # noqa: N802
+        if request.model == "refused":
+            self.now += 0.003
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
+        if request.model == "held":
+            self.held += 1
+            await self.freed.wait()
+        else:
+            self.now += float(request.model)
+        yield score_pb2.ScoreResponse()
+
+    async def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.now += 0.001
+        return model_info_pb2.GetModelInfoResponse()
+
+
+async def test_the_time_to_come_back_is_that_of_calls_which_are_answered() -> None:
+    timed = Timed()
+    limit = ConcurrencyLimitInterceptor(8, lambda _reason: None, clock=lambda: timed.now)
+    server = grpc.aio.server(interceptors=[limit])
+    service_pb2_grpc.add_ScoringServiceServicer_to_server(timed, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+
+    async def told(stub: Any) -> float:
+        """What a ninth call is told beside eight."""
+        calls = [stub.Score(score_pb2.ScoreRequest(model="held")) for _ in range(8)]
+        reading = [asyncio.ensure_future(call.read()) for call in calls]
+        for _ in range(1000):
+            if timed.held == 8:
+                break
+            await asyncio.sleep(0.01)
+        timed.now += 40.0
+        _, status = await failure(stub.Score(score_pb2.ScoreRequest(model="1")))
+        timed.freed.set()
+        await asyncio.gather(*reading)
+        for call in calls:
+            call.cancel()
+        timed.held = 0
+        timed.freed.clear()
+        return retry_delay(status)
+
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as own:
+            stub = service_pb2_grpc.ScoringServiceStub(own)
+            assert await told(stub) == pytest.approx(40 / 8), "nobody knows more yet"
+            await wait_idle(limit)
+            for _ in range(60):
+                await collect(stub.Score(score_pb2.ScoreRequest(model="60")))
+            for _ in range(100):
+                await failure(stub.Score(score_pb2.ScoreRequest(model="refused")))
+                await stub.GetModelInfo(model_info_pb2.GetModelInfoRequest())
+            assert await told(stub) == pytest.approx(60 / 8, rel=0.01)
+    finally:
+        await server.stop(None)
+
+
+async def wait_idle(limit: ConcurrencyLimitInterceptor) -> None:
+    for _ in range(1000):
+        if not limit.running:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("calls do not end")
 
 
 async def test_an_admin_is_let_in_beside_the_most_calls_and_the_refused_are_counted() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, TextIO, cast
 
 import grpc
 import pytest
@@ -30,6 +32,7 @@ from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.rpc.interceptors.refusal_log import RefusalLog
+from scoring_service.telemetry.log_writer import LogWriter
 from scoring_service.telemetry.logs import configure_logs
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import Span, Traces
@@ -74,21 +77,42 @@ async def guarded(
         yield running
 
 
+class Lines:
+    """What was written to a file as a log."""
+
+    def __init__(self, file: TextIO, writer: LogWriter) -> None:
+        self._file = file
+        self._writer = writer
+        self._kept: str | None = None
+
+    def getvalue(self) -> str:
+        if self._kept is not None:
+            return self._kept
+        assert self._writer.flush(10.0)
+        return Path(self._file.name).read_text()
+
+    def keep(self) -> None:
+        self._kept = self.getvalue()
+
+
 @contextmanager
-def logged(log_format: str) -> Iterator[io.StringIO]:
+def logged(log_format: str) -> Iterator[Lines]:
     """What is written to standard error meanwhile, as `serve` sets it up."""
-    kept, sys.stderr = sys.stderr, io.StringIO()
-    try:
-        configure_logs("info", log_format)
-        # Loggers that are kept would outlive this test.
-        structlog.configure(cache_logger_on_first_use=False)
-        yield sys.stderr
-    finally:
-        sys.stderr = kept
-        structlog.reset_defaults()
+    kept, last_resort = sys.stderr, logging.lastResort
+    with NamedTemporaryFile("w") as file:
+        sys.stderr = cast(TextIO, file)
+        try:
+            lines = Lines(sys.stderr, configure_logs("info", log_format))
+            # Loggers that are kept would outlive this test.
+            structlog.configure(cache_logger_on_first_use=False)
+            yield lines
+            lines.keep()
+        finally:
+            sys.stderr, logging.lastResort = kept, last_resort
+            structlog.reset_defaults()
 
 
-def of_call(lines: io.StringIO, request_id: str) -> list[dict[str, Any]]:
+def of_call(lines: Lines, request_id: str) -> list[dict[str, Any]]:
     """The lines of JSON that have a request's id."""
     found = [json.loads(line) for line in lines.getvalue().splitlines()]
     return [line for line in found if line.get("request_id") == request_id]

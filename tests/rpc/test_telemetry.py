@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 import urllib.request
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from scoring_client.proto import context_pb2, sample_pb2, score_pb2, service_pb2
@@ -27,8 +30,9 @@ from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.sampling import RateLimited
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import OtelTraces
-from scoring_service.types import EngineConfig
-from tests.rpc.calls import collect, group
+from scoring_service.types import EngineConfig, Usage
+from tests.pool.scripted import ScriptedExecutor
+from tests.rpc.calls import collect, failure, group
 from tests.rpc.conftest import RunningServer, run_server
 
 DASHBOARD = Path(__file__).parents[2] / "dashboards" / "scoring-service.json"
@@ -179,6 +183,30 @@ def test_a_label_that_callers_decide_stays_bounded() -> None:
     assert [label.of(value) for value in "abcdab"] == ["a", "b", "c", OTHER, "a", "b"]
 
 
+def test_usage_has_few_series_however_many_callers_and_tags_there_are() -> None:
+    metrics = Metrics("team")
+    expected: Counter[str] = Counter()
+    for number in range(5000):
+        identity, tag = f"caller {number % 64}", f"team {number // 64 % 64}"
+        usage = Usage(completion_tokens=number)
+        metrics.answered("Score", identity, [("team", tag)], usage, 1)
+        expected[identity] += number
+    text = generate_latest(metrics.registry).decode()
+    lines = [line for line in text.splitlines() if line.startswith("scoring_scored_tokens")]
+    assert len(lines) <= 256 + 64
+    assert "_created" not in text
+    assert len(text.splitlines()) < 3000
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "scoring_scored_tokens_total":
+                found[sample.labels["identity"]] += int(sample.value)
+    assert found == expected, "callers keep their accounts"
+    tags = {line.partition('tag="')[2].partition('"')[0] for line in lines}
+    assert OTHER in tags
+    assert "team 0" in tags
+
+
 async def test_a_call_is_a_span_of_the_callers_trace_with_its_parts(watched: Watched) -> None:
     watched.spans.clear()
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -200,6 +228,82 @@ async def test_a_call_is_a_span_of_the_callers_trace_with_its_parts(watched: Wat
         assert child.parent.span_id == call.context.span_id
         assert call.start_time <= child.start_time <= child.end_time <= call.end_time  # type: ignore[operator]
     assert spans["queue"].end_time == spans["steps"].start_time
+
+
+@asynccontextmanager
+async def scripted() -> AsyncIterator[tuple[RunningServer, ScriptedExecutor, Metrics, Any]]:
+    """A server whose worker answers what the test lets it, its metrics and its spans."""
+    spans, provider, executor = InMemorySpanExporter(), TracerProvider(), ScriptedExecutor()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    telemetry = Telemetry(Metrics("team"), OtelTraces(provider))
+    async with run_server(lambda _index: executor, telemetry=telemetry) as running:
+        yield running, executor, telemetry.metrics, spans
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come about in time")
+
+
+async def test_a_call_that_expires_before_anything_of_it_is_computed_has_waited() -> None:
+    async with scripted() as (server, executor, metrics, spans):
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await collect(server.stub.Score(request(), timeout=0.5))
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: not executor.calls)
+        labels = {"rpc": "Score", "outcome": "never_begun"}
+        name = "scoring_request_queue_time_seconds"
+        sample = metrics.registry.get_sample_value
+        await until(lambda: sample(f"{name}_count", labels) == 1)
+        assert 0.3 < (sample(f"{name}_sum", labels) or 0.0) < 20.0
+        await until(lambda: len(spans.get_finished_spans()) == 2)
+        by_name = {span.name: span for span in spans.get_finished_spans()}
+        assert by_name.keys() == {"queue", "scoring.v1.ScoringService/Score"}
+        waited = by_name["queue"].end_time - by_name["queue"].start_time
+        assert 0.3e9 < waited < 20e9
+
+
+async def test_what_was_computed_of_a_cancelled_call_is_in_the_accounts() -> None:
+    async with scripted() as (server, executor, metrics, spans):
+        call = server.stub.Score(request(request_id="r-left", tags={"team": "red"}))
+        await call.read()
+        await until(lambda: bool(executor.calls))
+        executor.score(next(iter(executor.calls)), most_rows=2)
+        message = await call.read()
+        assert sum(result.row_count for result in message.results) == 2
+        call.cancel()
+        labels = {"rpc": "Score", "outcome": "cut_short"}
+        sample, whom = metrics.registry.get_sample_value, {"identity": "", "tag": "red"}
+        await until(lambda: sample("scoring_request_queue_time_seconds_count", labels) == 1)
+        assert sample("scoring_head_rows_total", whom) == 2
+        assert (sample("scoring_reply_bytes_total", whom) or 0) >= message.ByteSize()
+        assert sample("scoring_prompt_tokens_total", whom) == 0
+        assert sample("scoring_request_compute_time_seconds_count", {"rpc": "Score"}) is None
+        await until(lambda: bool(spans.get_finished_spans()))
+
+
+async def test_a_call_that_fails_while_it_is_computed_has_all_its_spans() -> None:
+    async with scripted() as (server, executor, metrics, spans):
+        answer = asyncio.create_task(failure(server.stub.Score(request())))
+        await until(lambda: bool(executor.calls))
+        executor.score(next(iter(executor.calls)), most_rows=2)
+        await asyncio.sleep(0.1)
+        executor.die("exit code 1")
+        assert (await answer)[0] is grpc.StatusCode.UNAVAILABLE
+        await until(lambda: len(spans.get_finished_spans()) == 4)
+        assert {span.name for span in spans.get_finished_spans()} == {
+            "scoring.v1.ScoringService/Score",
+            "queue",
+            "steps",
+            "stream",
+        }
+        rows = metrics.registry.get_sample_value(
+            "scoring_head_rows_total", {"identity": "", "tag": ""}
+        )
+        assert rows == 2, "as they were sent"
 
 
 def test_traces_that_begin_here_are_few_and_the_callers_are_its_own() -> None:

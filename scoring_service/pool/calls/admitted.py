@@ -324,6 +324,7 @@ class AdmittedCalls:
             self.admission.throughput.dropped()
         for part_id in list(stream.running):
             part = stream.running.pop(part_id)
+            stream.usage += part.delivered.usage
             self.free(part)
             for worker in self.workers:
                 if part_id in worker.parts:

@@ -55,6 +55,7 @@ def move_parts(
         # One by one: a call is over only when none of its parts is left.
         stream.running.pop(part.part_id, None)
         if part.retried or not can_move:
+            stream.usage += part.delivered.usage
             calls.fail(stream, fault)
         else:
             calls.retry(part)

@@ -38,6 +38,11 @@ class Runs(Protocol):
 
     observer: PoolObserver
 
+    @property
+    def info(self) -> EngineInfo:
+        """The model that answers."""
+        ...
+
     def new_call_id(self) -> int:
         """An id for the next call."""
         ...
@@ -90,6 +95,7 @@ class Auditor:
             return info.weights_digest == watch.weights_digest
 
         try:
+            threshold = self._settings.threshold_for(self._pool.info)
             async with self._pool.run(
                 again, CLIENT, watch.worker, same_weights, alone=True
             ) as stream:
@@ -103,8 +109,9 @@ class Auditor:
             self._pool.observer.audited("refused" if replaced else "failed")
             return
         difference = largest_difference(expected, found)
-        self._pool.observer.audited("different" if difference else "same", difference)
-        if difference > self._settings.threshold:
+        outcome = "different" if difference else "same"
+        if difference > threshold:
+            outcome = "above_threshold"
             log.error(
                 "self_audit",
                 request_id=watch.call.request_id,
@@ -112,9 +119,11 @@ class Auditor:
                 completion=watch.completion.index,
                 difference=difference,
                 **widest(expected, found),
+                threshold=threshold,
                 tokens=len(expected),
                 worker=watch.worker,
             )
+        self._pool.observer.audited(outcome, difference)
 
 
 async def _read(stream: CallStream, watch: Watch) -> Fault | None:

@@ -12,6 +12,7 @@ from scoring_service.engine.events import ScoreSlice, StreamEvent
 from scoring_service.types import (
     Call,
     CompletionTask,
+    EngineInfo,
     Float32Array,
     GroupTask,
     RowWants,
@@ -25,14 +26,35 @@ PRIORITY = -1000
 """Of audits, and of nothing else: below every priority that a caller can give."""
 
 
+_SAME_BITS = 1e-3
+"""Nats, where company changes no bit and any difference is a fault."""
+
+_FLOAT32 = 1e-2
+"""Where it changes the order of float32 sums."""
+
+_HALF_PRECISION = 1.0
+"""And where what is added up is rounded to eight or eleven bits in each layer: unlikely tokens
+differ by some tenths in other company. What a fault makes of a row has nothing to do with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditSettings:
     """How often, and what is too much."""
 
     rate: float = 0.0
     """Share of scored calls of which one completion is computed again."""
-    threshold: float = 1e-3
-    """Difference of a log-prob, in nats, from which on it is an error in the log."""
+    threshold: float | None = None
+    """Difference of a log-prob, in nats, above which it is an error; None = as the model is."""
+
+    def threshold_for(self, info: EngineInfo) -> float:
+        """In nats, for a model as it is computed: no more than a fault should make."""
+        if self.threshold is not None:
+            return self.threshold
+        if info.deterministic:
+            return _SAME_BITS
+        if {info.dtype, info.head_dtype} == {"float32"}:
+            return _FLOAT32
+        return _HALF_PRECISION
 
 
 @dataclass(slots=True)

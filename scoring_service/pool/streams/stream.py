@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from scoring_service.engine.events import SampleSlice, ScoreSlice, StreamEvent
@@ -206,4 +206,17 @@ class CallStream:
             head_rows=usage.head_rows,
             queue_seconds=self.queue_seconds or 0.0,
             compute_seconds=usage.compute_seconds,
+        )
+
+    def usage_so_far(self) -> Usage:
+        """Of a call that ends unanswered: what was computed of it, and how long it waited for that.
+
+        No prompt and no completion counts, since nobody knows which of them were done.
+        """
+        waited = self.queue_seconds
+        return replace(
+            self.final_usage(),
+            prompt_tokens=0,
+            completion_tokens=0,
+            queue_seconds=time.monotonic() - self.began if waited is None else waited,
         )

@@ -125,7 +125,7 @@ class WorkerStaging:
         """Workers that have forgotten the running weights start again with them."""
         for worker in self._workers:
             if worker.index in self._applying:
-                worker.kill()
+                worker.kill("an update that it wrote over its weights failed", useless=False)
 
     def end(self) -> None:
         """The weights are committed: they are no longer on their way."""

@@ -192,7 +192,7 @@ class PoolWeights:
     def _refuse(self, worker: Worker, info: EngineInfo) -> None:
         log.error("other_model", worker=worker.index, weights_digest=info.weights_digest)
         worker.loads_on("another model than the others")
-        worker.kill()
+        worker.kill("it loaded another model than the others")
 
     def _catch_up(self, worker: Worker) -> None:
         """Gives a worker that came back the running weights, over those it has loaded."""
@@ -213,12 +213,12 @@ class PoolWeights:
         if not isinstance(event, WeightsStaged) or event.digest != current.info.weights_digest:
             what = event.message if isinstance(event, WeightsFailed) else "another digest"
             log.error("catching_up_failed", worker=worker.index, message=what)
-            worker.kill()
+            worker.kill("it could not be given the running weights")
         elif not event.usable:
             worker.send(ApplyWeights(current.number))
         elif event.numerics_id != current.info.numerics_id:
             log.error("other_model", worker=worker.index, numerics_id=event.numerics_id)
-            worker.kill()
+            worker.kill("it computes other bits than the others")
         else:
             del self._catching_up[worker.index]
             worker.staging.discard(current.number)

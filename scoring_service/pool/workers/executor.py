@@ -47,9 +47,12 @@ class Executor(Protocol):
         ...
 
     def kill(self) -> None:
-        """Ends the worker at once, where that is possible; WorkerExited follows."""
+        """Ends the worker at once, where that is possible; WorkerExited follows once it is gone."""
         ...
 
     def stop(self, timeout: float) -> None:
-        """Ends the worker, by force after `timeout` seconds. Blocks until it is gone."""
+        """Ends the worker, by force after `timeout` seconds.
+
+        Blocks until it is gone, or has withstood force for some seconds.
+        """
         ...

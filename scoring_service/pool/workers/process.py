@@ -13,13 +13,20 @@ import sys
 import threading
 from dataclasses import dataclass, field
 
+import structlog
+
 from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Shutdown
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
 from scoring_service.pool.workers.oom_kills import oom_kills
 from scoring_service.types import EngineConfig
 
+log = structlog.get_logger(__name__)
+
 WORKER_MODULE = "scoring_service.engine.worker"
+
+_FORCE_SECONDS = 5.0
+"""Longest wait for the end of a process that was killed."""
 
 _END = object()
 """Ends the thread that sends."""
@@ -39,6 +46,8 @@ class _Worker:
     oom_kills: int | None
     """See `oom_kills`, when the process was started."""
     outbox: queue.SimpleQueue[object] = field(default_factory=queue.SimpleQueue)
+    broken: str | None = None
+    """Why its messages go no further, and it was killed."""
     reader: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,20 +59,32 @@ class _Worker:
         self.outbox.put(message)
 
     def _send(self) -> None:
-        with contextlib.suppress(OSError):  # its reader reports a worker that is gone
+        try:
             while (message := self.outbox.get()) is not _END:
                 self.channel.send(message)
+        except OSError:
+            pass  # its reader reports a worker that is gone
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker waits for the rest
+            self._give_up("sent", error)
 
     def _receive(self) -> None:
-        while True:
-            try:
-                event = self.channel.receive()
-            except (EOFError, OSError):
-                break
-            self.on_event(event)
+        try:
+            while True:
+                self.on_event(self.channel.receive())
+        except (EOFError, OSError):
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was lost does not come again
+            self._give_up("read", error)
         self.outbox.put(_END)
-        self.on_event(_how_it_ended(self.process.wait(), self.oom_kills))
+        ended = _how_it_ended(self.process.wait(), self.oom_kills)
+        self.on_event(ended if self.broken is None else WorkerExited(self.broken))
         self.channel.close()
+
+    def _give_up(self, done: str, error: Exception) -> None:
+        """Without its messages, for want of memory say, a worker would be ready and of no use."""
+        self.broken = f"a message could not be {done}: {type(error).__name__}"
+        log.error("worker_channel_broken", pid=self.process.pid, exc_info=error)
+        self.process.kill()
 
 
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -154,7 +175,10 @@ class ProcessExecutor:
             self._worker.process.kill()
 
     def stop(self, timeout: float) -> None:
-        """Asks the worker to end, and kills it after `timeout` seconds."""
+        """Asks the worker to end, and kills it after `timeout` seconds.
+
+        One that waits in a driver is left behind: who waits for it would wait with it.
+        """
         if self._worker is None:
             return
         process = self._worker.process
@@ -163,5 +187,6 @@ class ProcessExecutor:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        self._worker.reader.join()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_FORCE_SECONDS)
+        self._worker.reader.join(_FORCE_SECONDS)

@@ -73,13 +73,25 @@ class Readiness:
         if self.state is PoolState.AWAITING_WEIGHTS:
             raise ServiceError(Fault(Reason.AWAITING_WEIGHTS, self.stage))
         if self.state is PoolState.CRASH_LOOP:
-            retry_after = self._seconds_to_ready()
-            raise ServiceError(Fault(Reason.CRASH_LOOP, self.stage, retry_after=retry_after))
+            raise ServiceError(self._crash_loop())
         if self.info is None or self.state is not PoolState.READY:
             retry_after = 1.0 if self.info is None else self._seconds_to_ready()
             message = f"the model is not ready: {self.stage}"
             raise ServiceError(Fault(Reason.LOADING, message, retry_after=retry_after))
         return self.info
+
+    @property
+    def hopeless(self) -> Fault | None:
+        """Why calls that were admitted end unanswered; None while a worker may answer them."""
+        if self.ready_workers():
+            return None
+        alive, looping = self._alive(), self._looping()
+        if alive and len(looping) < len(alive):
+            return None
+        if self.state is PoolState.CRASH_LOOP:
+            return self._crash_loop()
+        message = "the server shuts down, and no worker answers any more"
+        return Fault(Reason.DRAINING, message)
 
     def ready_workers(self) -> list[Worker]:
         """Workers that answer."""
@@ -109,10 +121,12 @@ class Readiness:
             else:
                 self.set(PoolState.READY, "ready")
             return
-        alive = [w for w in self._workers if w.state is not WorkerState.GONE]
-        looping = [w for w in alive if w.policy.looping]
+        alive, looping = self._alive(), self._looping()
         if alive and len(looping) == len(alive):
-            self.set(PoolState.CRASH_LOOP, describe_loop(looping))
+            stage = describe_loop(looping)
+            if self.state is not PoolState.CRASH_LOOP:
+                log.error("crash_loop", model=self._name, reason=stage)
+            self.set(PoolState.CRASH_LOOP, stage)
         else:
             self.set(PoolState.LOADING, describe_loading(alive))
 
@@ -130,6 +144,14 @@ class Readiness:
         """Waits for the next change."""
         await self._changed.wait()
 
+    def _alive(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.state is not WorkerState.GONE]
+
+    def _looping(self) -> list[Worker]:
+        return [worker for worker in self._alive() if worker.policy.looping]
+
+    def _crash_loop(self) -> Fault:
+        return Fault(Reason.CRASH_LOOP, self.stage, retry_after=self._seconds_to_ready())
+
     def _seconds_to_ready(self) -> float:
-        alive = [w.seconds_to_ready for w in self._workers if w.state is not WorkerState.GONE]
-        return min(alive, default=1.0)
+        return min((worker.seconds_to_ready for worker in self._alive()), default=1.0)

@@ -10,7 +10,7 @@ def describe_loop(workers: list[Worker]) -> str:
     worst = max(workers, key=lambda w: w.policy.crashes)
     return (
         f"a crash loop: worker {worst.index} died {worst.policy.crashes} times in a row, "
-        f"last by {worst.last_death}"
+        f"last: {worst.last_death}"
     )
 
 

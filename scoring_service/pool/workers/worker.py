@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -39,6 +39,8 @@ from scoring_service.types import EngineInfo
 log = structlog.get_logger(__name__)
 
 _WATCH_SECONDS = 1.0
+
+_HANGS = "it hung"
 
 
 class WorkerState(StrEnum):
@@ -113,7 +115,11 @@ class Worker:
     _started: float = 0.0
     _ready_since: float | None = None
     _killed: bool = False
-    """By this process."""
+    """By this process, though it may not be gone yet."""
+    _useless: bool = False
+    """Whether it was killed for something that it may well do again."""
+    _answered_seconds: float | None = None
+    """How long it was ready before it was lost; None = it never was."""
     said_nothing: bool = False
     """Whether it was killed because it never said a first word."""
     _last_heard: float | None = None
@@ -129,7 +135,7 @@ class Worker:
         self._executor = executor
         self._started = time.monotonic()
         self._ready_since = self._last_heard = None
-        self._killed = self.said_nothing = False
+        self._killed = self._useless = self.said_nothing = False
         self.starts += 1
 
         def on_event(event: Event | WorkerExited) -> None:
@@ -147,14 +153,28 @@ class Worker:
 
     def send(self, command: Command) -> None:
         """Hands it a command."""
-        if self._executor is not None:
+        if self._executor is not None and not self._killed:
             self._executor.send(command)
 
-    def kill(self) -> None:
-        """Ends it at once; it is started again as after any other death."""
-        if self._executor is not None:
-            self._killed = True
-            self._executor.kill()
+    def kill(self, reason: str, *, useless: bool = True) -> None:
+        """Ends it, and gives its parts away at once; once it is gone it is started again.
+
+        A process that waits in a driver is not gone before the driver answers, if it ever does.
+
+        Args:
+            reason: in words that go on from "killed:".
+            useless: whether the next one may well end like this too.
+        """
+        if self._executor is None or self._killed:
+            return
+        self._killed, self._useless = True, useless
+        self._executor.kill()
+        if self.state is WorkerState.GONE:
+            return
+        self._lost(WorkerExited(f"killed: {reason}"))
+        if self.state is WorkerState.DOWN:
+            self._set(WorkerState.DOWN, f"{self.stage}; it is tried again once it is gone")
+            self._tasks.append(asyncio.create_task(self._tell_if_it_stays(self._executor)))
 
     async def stop(self, patience: float) -> None:
         """Ends it for good, by force after so many seconds."""
@@ -207,6 +227,8 @@ class Worker:
     def _handle(self, executor: Executor, event: Event | WorkerExited) -> None:
         if executor is not self._executor:
             return
+        if self._killed and not isinstance(event, WorkerExited):
+            return  # its parts are others' by now
         self._last_heard = time.monotonic()
         match event:
             case LoadProgress(stage):
@@ -236,7 +258,7 @@ class Worker:
         self.stats = event.stats
         if event.in_step_seconds > self.settings.step_timeout:
             log.error("worker_hangs", worker=self.index, step_seconds=event.in_step_seconds)
-            self.kill()
+            self.kill(_HANGS)
 
     async def _watch(self, executor: Executor) -> None:
         """Kills a worker that has gone silent, or that never said a first word."""
@@ -244,7 +266,7 @@ class Worker:
             before = time.monotonic()
             await asyncio.sleep(_WATCH_SECONDS)
             late = time.monotonic() - before - _WATCH_SECONDS
-            if executor is not self._executor:
+            if executor is not self._executor or self._killed:
                 return
             # If this process itself stood still, what the worker said meanwhile is still to come.
             if late > _WATCH_SECONDS:
@@ -256,27 +278,42 @@ class Worker:
             if silent > patience:
                 log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
                 self.said_nothing = self._last_heard is None
-                self.kill()
+                self.kill(_HANGS)
                 return
 
-    def _exited(self, event: WorkerExited) -> None:
-        answered = None if self._ready_since is None else time.monotonic() - self._ready_since
-        self._executor = None
-        if self.state is WorkerState.GONE:
-            return  # it was given up when it said that it cannot load its model
+    async def _tell_if_it_stays(self, executor: Executor) -> None:
+        """Says that a worker is not gone long after it was killed."""
+        patience = self.settings.heartbeat_timeout
+        await asyncio.sleep(patience)
+        if executor is self._executor:
+            log.error("worker_not_gone", worker=self.index, seconds=patience)
+
+    def _lost(self, event: WorkerExited) -> None:
+        """It computes nothing any more: what it had is the pool's."""
+        self._answered_seconds = None
+        if self._ready_since is not None:
+            self._answered_seconds = time.monotonic() - self._ready_since
         self.last_death = event.description
         self.prefixes.clear()
-        # One that hangs while it loads, or loads another model, is of no more use the next time.
-        useless = self._killed and answered is None
-        pause = self.policy.died(
-            from_outside=event.from_outside and not useless,
-            answered_seconds=answered,
-            maybe_memory=event.maybe_memory,
-        )
+        # What it counted stays until the next one counts; pages it has none.
+        self.stats = replace(self.stats, pages=0, free_pages=0)
         self.state, self.stage = WorkerState.DOWN, event.in_words()
         self.owner.worker_lost(self, event)
+
+    def _exited(self, event: WorkerExited) -> None:
+        killed, self._executor = self._killed, None
+        if self.state is WorkerState.GONE:
+            return  # it was given up when it said that it cannot load its model
+        if not killed:
+            self._lost(event)
         if self.state is not WorkerState.DOWN:
             return  # the pool gave it up
+        pause = self.policy.died(
+            # One that hangs, or loads another model, is of no more use the next time.
+            from_outside=event.from_outside and not self._useless,
+            answered_seconds=self._answered_seconds,
+            maybe_memory=event.maybe_memory,
+        )
         log.error(
             "worker_died" if event.started else "worker_not_started",
             worker=self.index,

@@ -110,7 +110,7 @@ class Answer(Generic[Response]):
                     progress = context_pb2.Progress(tokens_ahead=stream.tokens_ahead)
                     yield self._make(progress=progress)
                 continue
-            if not started:
+            if not started and not isinstance(event, CallFailed):
                 started, self.started_ns = True, time.time_ns()
             results, provenance, taken, end = await self._gather(event, stream)
             if results:
@@ -123,6 +123,11 @@ class Answer(Generic[Response]):
                 self.finished_ns = time.time_ns()
                 self.usage = end.usage
                 return
+
+    @property
+    def bytes_so_far(self) -> int:
+        """Of all messages that were sent."""
+        return self._sent.total
 
     def summary(self) -> Response:
         """The last message; all others were sent."""

@@ -31,6 +31,12 @@ _UNCOUNTED = OPEN_SERVICES + ADMIN_SERVICES
 """Probes, and whoever has the server drained or an update given up because it has too much to do:
 those have a scope of their own, and are few."""
 
+_TIMED = "/scoring.v1.ScoringService/"
+"""Whose streams say how long a place is taken; those of reflection do not."""
+
+_FIRST_GUESS = 1.0
+"""Seconds that a call takes until one was measured, if none has been under way for longer."""
+
 _MEMORY = 0.1
 """Weight of the latest call in the mean of their times."""
 
@@ -59,7 +65,10 @@ class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
         self._refused = refused
         self._refusal_log = RefusalLog()
         self._clock = clock
-        self._mean_seconds = 1.0
+        self._mean_seconds: float | None = None
+        """Of calls that were answered; None = none was yet."""
+        self._began = 0.0
+        """Sum of the times at which the calls began that are under way."""
 
     async def intercept_service(
         self,
@@ -87,9 +96,13 @@ class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 await check(context)
-                with self._running():
+                with self._running() as began:
                     async for response in behaviour(request, context):
                         yield response
+                    # Whoever is refused further on, or asks what takes no time, says nothing of how
+                    # long a place is taken.
+                    if method.startswith(_TIMED):
+                        self._answered(self._clock() - began)
 
             return stream
 
@@ -105,18 +118,27 @@ class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
         self._refusal_log.note(peer_host(context.peer()), identity_of(context), method, fault)
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self) -> Iterator[float]:
+        """Around a call that takes a place; gives the time at which it began."""
         began = self._clock()
         self.running += 1
+        self._began += began
         try:
-            yield
+            yield began
         finally:
             self.running -= 1
-            took = self._clock() - began
-            self._mean_seconds += _MEMORY * (took - self._mean_seconds)
+            self._began -= began
+
+    def _answered(self, seconds: float) -> None:
+        if self._mean_seconds is None:
+            self._mean_seconds = seconds
+        self._mean_seconds += _MEMORY * (seconds - self._mean_seconds)
 
     def _fault(self) -> Fault:
+        mean = self._mean_seconds
+        if mean is None:
+            mean = max(_FIRST_GUESS, self._clock() - self._began / self.running)
         # By Little's law one of them ends in so many seconds.
-        next_end = self._mean_seconds / self._most
+        next_end = mean / self._most
         message = f"{self.running} calls are under way; at most {self._most} may be"
         return queue_full(message, next_end)

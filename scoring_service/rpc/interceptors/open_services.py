@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,10 +27,12 @@ class OpenServicesInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         most: calls at once.
+        services: prefixes of the methods that need no token.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, services: tuple[str, ...] = OPEN_SERVICES) -> None:
         self._most = most
+        self._services = services
         self._of_host: Counter[str] = Counter()
         self._refusals = RefusalLog()
 
@@ -40,20 +43,32 @@ class OpenServicesInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """See grpc.aio.ServerInterceptor."""
         handler, method = await continuation(handler_call_details), handler_call_details.method
-        if handler is None or not method.startswith(OPEN_SERVICES):
+        if handler is None or not method.startswith(self._services):
             return handler
         return replacing(handler, self._counted(behaviour_of(handler), method))
 
     def _counted(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        # Those of health give coroutines, whichever way they answer.
-        async def call(request: Any, context: Context) -> Any:
+        async def check(context: Context) -> str:
             host = peer_host(context.peer())
             if self._of_host[host] >= self._most // 2 or self._of_host.total() >= self._most:
                 message = f"at most {self._most} probes may be under way, half of them of one host"
                 fault = Fault(Reason.QUEUE_FULL, message, retry_after=_RETRY_SECONDS)
                 self._refusals.note(host, "", method, fault)
                 await abort(context, fault)
-            with self._running(host):
+            return host
+
+        if inspect.isasyncgenfunction(behaviour):
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                with self._running(await check(context)):
+                    async for response in behaviour(request, context):
+                        yield response
+
+            return stream
+
+        # Those of health give coroutines, whichever way they answer.
+        async def call(request: Any, context: Context) -> Any:
+            with self._running(await check(context)):
                 return await behaviour(request, context)
 
         return call

@@ -24,8 +24,12 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def check_context(context: pb.RequestContext) -> None:
+def check_context(context: pb.RequestContext, max_priority: int = _MAX_PRIORITY) -> None:
     """Checks the bounds that the contract states.
+
+    Args:
+        context: of a request.
+        max_priority: that this server takes, which may be told to take less.
 
     Raises:
         ServiceError: INVALID_FIELD.
@@ -41,10 +45,9 @@ def check_context(context: pb.RequestContext) -> None:
                 f"context.tags[{key[:_MAX_KEY]!r}]",
                 f"keys have 1 to {_MAX_KEY} characters, values at most {_MAX_VALUE}",
             )
-    if abs(context.priority) > _MAX_PRIORITY:
+    if not -_MAX_PRIORITY <= context.priority <= max_priority:
         raise invalid(
-            "context.priority",
-            f"{context.priority} is not in [-{_MAX_PRIORITY}, {_MAX_PRIORITY}]",
+            "context.priority", f"{context.priority} is not in [-{_MAX_PRIORITY}, {max_priority}]"
         )
 
 
