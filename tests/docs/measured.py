@@ -10,7 +10,7 @@ from tests.e2e.served import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
 
-LATEST = ("cpu-scoring", "cpu-samples")
+LATEST = ("cpu-scoring", "cpu-samples", "cpu-lists")
 EARLIER = ("cpu-float32-head", "cpu-again", "cpu")
 """Files of earlier code, whose workloads had tokens of the repetition alone: some prompts began as
 those of a workload before them, which only this service's prefix cache knew."""
