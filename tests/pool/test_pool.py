@@ -494,9 +494,9 @@ async def test_calls_of_one_token_do_not_have_others_refused_for_their_deadline(
     soon = time.monotonic() + 2.0
     async with (
         made.pool.run(score_call(10, [1], *[60] * 100)),
-        made.pool.run(score_call(11, [1], 60, deadline=soon)),
+        made.pool.run(score_call(11, [1], 60, deadline=soon)) as admitted,
     ):
-        pass
+        assert not admitted.ended
 
 
 async def test_only_what_waits_for_workers_that_are_busy_is_pressure() -> None:

@@ -43,6 +43,16 @@ async def answered(watch: Any) -> bool:
         return False
 
 
+async def watch_that_is_in(health: health_pb2_grpc.HealthStub) -> Any:
+    """A watch, once there is a place for it: the end of a call takes its time."""
+    for _ in range(100):
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        if await answered(watch):
+            return watch
+        await asyncio.sleep(0.05)
+    pytest.fail("no place became free")
+
+
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
     path = tmp_path / "tokens"
@@ -128,12 +138,7 @@ async def test_reflection_on_the_plain_port_takes_places_of_probes() -> None:
         request = health_pb2.HealthCheckRequest()
         assert not await answered(health.Watch(request)), "they are the same places"
         streams.pop().cancel()
-        for _ in range(100):  # the end of a call takes its time
-            watch = health.Watch(request)
-            if is_in := await answered(watch):
-                break
-            await asyncio.sleep(0.05)
-        assert is_in
+        watch = await watch_that_is_in(health)
         for call in (*streams, watch):
             call.cancel()
 
@@ -187,11 +192,6 @@ async def test_one_host_has_half_of_the_places_for_probes() -> None:
         refused = beside.Watch(request)
         assert await ending(refused) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         watch.cancel()
-        for _ in range(100):  # the end of a call takes its time
-            again = health.Watch(request)
-            if is_in := await answered(again):
-                break
-            await asyncio.sleep(0.05)
-        assert is_in
+        again = await watch_that_is_in(health)
         for call in (again, silent, *watches):
             call.cancel()

@@ -109,11 +109,11 @@ class Planner:
         for priority, band in _bands(ready, samples.priorities):
             if priority is not None:
                 _take_samples(samples, priority, band, tokens)
-            budget = tokens.for_prefill(samples.to_come)
-            if self._all_wait_for_prompts(samples.callers):
+            budget, callers = tokens.for_prefill(samples.to_come), samples.callers
+            if callers and self._all_wait_for_prompts(callers):
                 budget = tokens.left
             offers = self._offers(band, budget, admission, samples, events)
-            if not samples.callers <= {self._calls.by_id[o.call_id].whole for o in offers}:
+            if not callers <= {self._calls.by_id[offer.call_id].whole for offer in offers}:
                 budget = tokens.for_prefill(samples.to_come)
             cuts = tokens.rows > 0 and self._settings.cuts
             found = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
