@@ -30,8 +30,8 @@ from benchmarks.machine import describe, origin
 from benchmarks.sides import SideConfig
 from benchmarks.sides.engine import Engine, sample_call, step
 from benchmarks.workloads import Sampling
-from scoring_service.engine import sample_slices
 from scoring_service.engine.events import CallFinished, SampleSlice
+from scoring_service.engine.outputs import sample_slices
 from scoring_service.types import Call, SampleCall
 
 Arrival = tuple[float, Call]

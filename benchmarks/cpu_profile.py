@@ -24,13 +24,16 @@ from benchmarks.sides.engine import Engine
 from benchmarks.workloads import build
 
 PARTS = {
-    "products of the body": [("engine/prepacked.py", "_forward")],
-    "attention": [("engine/packed/attention.py", "packed_attention")],
+    "products of the body": [("engine/fused/prepacked.py", "_forward")],
+    "attention": [("engine/attention/attention.py", "packed_attention")],
     "norms, gates, rotation, sums": [
         ("kernels/cpu/body.py", name) for name in ("norm", "add_rows", "gate", "rotate")
     ],
-    "product of the head": [("engine/head_product.py", "multiply")],
-    "numbers of logits": [("engine/rows.py", "begin_rows"), ("engine/draws.py", "draw_rows")],
+    "product of the head": [("engine/head/product.py", "multiply")],
+    "numbers of logits": [
+        ("engine/outputs/rows.py", "begin_rows"),
+        ("engine/outputs/draws.py", "draw_rows"),
+    ],
 }
 """Functions, by the ends of their files' names; none of them is called by another one."""
 

@@ -50,7 +50,7 @@ class _Step:
     torch: Any
 
     def attend(self, packing: Any) -> Tensor:
-        from scoring_service.engine.packed.attention import packed_attention
+        from scoring_service.engine.attention.attention import packed_attention
 
         packing.layer = 0
         output, _ = packed_attention(
@@ -95,8 +95,8 @@ def make_step(
     places: list[Place], dtype: torch.dtype, device: str, upcast: bool = False, seed: int = 0
 ) -> _Step:
     """A step whose earlier tokens lie in pages here and there."""
-    from scoring_service.engine.packed.packing import Packing, SegmentTree, TreeNode
-    from scoring_service.engine.packed.pages import PAGE_TOKENS, LayerShape, PagePool, slots_of
+    from scoring_service.engine.attention.packing import Packing, SegmentTree, TreeNode
+    from scoring_service.engine.attention.pages import PAGE_TOKENS, LayerShape, PagePool, slots_of
 
     kind = torch.float32 if upcast else dtype
     where = torch.device(device)

@@ -7,8 +7,8 @@ import contextlib
 import socket
 
 from benchmarks.wire import ReadyExecutor
-from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Shutdown
+from scoring_service.engine.worker.channel import Channel
 
 
 def main() -> None:

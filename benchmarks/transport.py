@@ -107,7 +107,7 @@ def _measure(servers: dict[str, Any], repetitions: int) -> dict[str, Any]:
 def _socket_pair(context: Any, repetitions: int) -> dict[str, Any]:
     """The same slices from one process to another, and nothing else: medians, and every time."""
     from scoring_service.allocator import keep_freed_memory
-    from scoring_service.engine.channel import Channel
+    from scoring_service.engine.worker.channel import Channel
 
     keep_freed_memory()
     seconds, busy = [], []
@@ -135,7 +135,7 @@ def _socket_pair(context: Any, repetitions: int) -> dict[str, Any]:
 
 def _send_slices(end: Any) -> None:
     from benchmarks.wire import slices
-    from scoring_service.engine.channel import Channel
+    from scoring_service.engine.worker.channel import Channel
 
     channel = Channel(end)
     prepared = list(slices(1, ROWS, K))

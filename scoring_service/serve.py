@@ -16,7 +16,7 @@ from scoring_service.allocator import keep_freed_memory
 from scoring_service.banner import ListenAddress, banner
 from scoring_service.config import ServeConfig
 from scoring_service.ending_signals import end_at_once
-from scoring_service.engine.model_source import source_of
+from scoring_service.engine.files.model_source import source_of
 from scoring_service.errors import ConfigurationError
 from scoring_service.garbage import freeze_startup_objects
 from scoring_service.models import tiny_model_path

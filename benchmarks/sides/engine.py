@@ -20,9 +20,9 @@ from scoring_service.engine.events import (
     SampleSlice,
     ScoreSlice,
 )
-from scoring_service.engine.loader import load
+from scoring_service.engine.loading.loader import load
 from scoring_service.engine.runner import INITIAL_CREDIT
-from scoring_service.engine.service_loop import CallRunner, make_runner
+from scoring_service.engine.worker.service_loop import CallRunner, make_runner
 from scoring_service.peak_memory import part_credit
 from scoring_service.types import (
     Call,

@@ -11,11 +11,11 @@ from benchmarks.outcome import Outcome
 from benchmarks.sides import SideConfig
 from benchmarks.sides.engine import Engine
 from benchmarks.workloads import Mixed, Work
-from scoring_service.engine import sample_slices
 from scoring_service.engine.events import SampleSlice, ScoreSlice
-from scoring_service.engine.packed.body import PackedBody, Step, StepStates
+from scoring_service.engine.head.tiles import tile_rows
+from scoring_service.engine.outputs import sample_slices
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.tiles import tile_rows
+from scoring_service.engine.packed.steps.body import PackedBody, Step, StepStates
 
 Recorded = list[tuple[Step, int]]
 """Steps, and how many rows each of them sends through the head."""

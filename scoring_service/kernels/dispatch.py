@@ -41,7 +41,7 @@ def backend(device: torch.device) -> str:
 def use_triton(device: torch.device, allowed: bool) -> None:
     """Lets Triton's kernels make numbers of tiles on a device, or no longer.
 
-    For those who tried them (`engine.head_trial`, at load): where they fail or err, torch's
+    For those who tried them (`engine.trials.head_trial`, at load): where they fail or err, torch's
     operators take their place from then on, in the whole process.
     """
     if allowed:

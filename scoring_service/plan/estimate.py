@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from scoring_service.config import PREFERRED_TOKENS_PER_CALL
-from scoring_service.engine.page_budget import (
+from scoring_service.engine.attention.step_shape import step_shape
+from scoring_service.engine.machine.page_budget import (
     BATCH_TOKENS,
     CHUNK_TOKENS,
     MAX_SAMPLES,
@@ -17,7 +18,6 @@ from scoring_service.engine.page_budget import (
     pages_beside,
     step_tokens,
 )
-from scoring_service.engine.step_shape import step_shape
 from scoring_service.peak_memory import StepLimits, largest_step, step_bytes
 from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.shape import ModelShape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.engine.text.tokenizer import TextCodec
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.workers.readiness import PoolState

@@ -23,7 +23,7 @@ from benchmarks.sides import SideConfig, engine, make_side
 from benchmarks.sides.service import Service
 from benchmarks.workloads import Mixed, Sampling, Scoring
 from scoring_service.engine.events import CallFailed
-from scoring_service.engine.loader import load
+from scoring_service.engine.loading.loader import load
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Fault, Reason
 from scoring_service.models import tiny_model_path

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.prepare_model import save_gguf
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.models import tiny_model_path
 from tests.engine import plain
 from tests.engine.loading import load_model

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from scoring_service.engine.attention.pages import LayerShape, PagePool
 from scoring_service.engine.events import CallEvent, CallStarted, SampleSlice, ScoreSlice
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.packed.pages import LayerShape, PagePool
-from scoring_service.engine.service_loop import CallRunner, make_runner
+from scoring_service.engine.worker.service_loop import CallRunner, make_runner
 from scoring_service.types import Call
 
 

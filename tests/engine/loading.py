@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.loading.loader import LoadedModel, load
 from scoring_service.types import EngineConfig
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from scoring_service.engine.events import CallFailed, SampleSlice, ScoreSlice
-from scoring_service.engine.loader import LoadedModel, load
-from scoring_service.engine.service_loop import make_runner
+from scoring_service.engine.loading.loader import LoadedModel, load
+from scoring_service.engine.worker.service_loop import make_runner
 from scoring_service.types import (
     Call,
     CompletionTask,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 
 
 def poison_token(loaded: LoadedModel, token_id: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scoring_service.engine.events import CallFinished, ItemFailed, SampleSlice
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.types import Processing, SampleCall, SamplingTask, Usage
 from tests.engine.driving import drive
 

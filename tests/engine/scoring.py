@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scoring_service.engine.events import CallFinished, ItemFailed, ScoreSlice
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.types import (
     CompletionTask,
     GroupTask,

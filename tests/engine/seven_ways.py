@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scoring_service.engine.events import CallEvent, CallFailed, SampleSlice, ScoreSlice
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from scoring_service.engine.head import LinearHead, WholeLogits
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.head.head import LinearHead, WholeLogits
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.types import Processing
 from tests.engine import plain
 from tests.engine.loading import load_model

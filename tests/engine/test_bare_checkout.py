@@ -46,8 +46,8 @@ for room in (scoring_service.engine, scoring_service.kernels):
         __import__(module.name)
 
 import numpy as np
-from scoring_service.engine.loader import load
-from scoring_service.engine.service_loop import make_runner
+from scoring_service.engine.loading.loader import load
+from scoring_service.engine.worker.service_loop import make_runner
 from scoring_service.types import (CompletionTask, EngineConfig, GroupTask, Processing, RowWants,
                                    ScoreCall)
 
@@ -103,7 +103,7 @@ def test_it_scores(ran: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_it_uses_its_own_rooms_alone(ran: subprocess.CompletedProcess[str]) -> None:
-    assert "scoring_service.engine.worker" in ran.stdout
+    assert "scoring_service.engine.worker.process" in ran.stdout
     for room in ("rpc", "pool", "config", "cli", "telemetry"):
         assert f"scoring_service.{room}" not in ran.stdout
 

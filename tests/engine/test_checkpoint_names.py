@@ -16,9 +16,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from scoring_service.engine import checkpoint_names
-from scoring_service.engine.checkpoint_names import with_checkpoint_names
-from scoring_service.engine.tensor_specs import tensor_specs
+from scoring_service.engine.files import checkpoint_names
+from scoring_service.engine.files.checkpoint_names import with_checkpoint_names
+from scoring_service.engine.weights.tensor_specs import tensor_specs
 from scoring_service.types import TensorSpec
 
 SIZES: dict[str, Any] = {

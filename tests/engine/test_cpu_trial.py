@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoring_service.engine.head import LinearHead
-from scoring_service.engine.head_product import PlainProduct
+from scoring_service.engine.head.head import LinearHead
+from scoring_service.engine.head.product import PlainProduct
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
 from scoring_service.models import tiny_model_path
 from scoring_service.types import RowWants

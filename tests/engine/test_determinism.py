@@ -14,11 +14,14 @@ from torch import nn
 from transformers.activations import GELUTanh
 from transformers.pytorch_utils import Conv1D
 
-from scoring_service.engine import numerics, path, prepacked, processor
-from scoring_service.engine.head import WholeLogits
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.numerics import body_row_multiple, numerics_id, rows_are_invariant
-from scoring_service.engine.tiles import ROW_MULTIPLE, tile_rows
+from scoring_service.engine.fused import prepacked
+from scoring_service.engine.head.head import WholeLogits
+from scoring_service.engine.head.tiles import ROW_MULTIPLE, tile_rows
+from scoring_service.engine.loading import path
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.machine import processor
+from scoring_service.engine.model import numerics
+from scoring_service.engine.model.numerics import body_row_multiple, numerics_id, rows_are_invariant
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing
 from tests.engine.loading import load_model

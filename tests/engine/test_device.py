@@ -9,7 +9,7 @@ import sys
 PINNED = """
 import torch
 
-from scoring_service.engine.device import prepare_device
+from scoring_service.engine.machine.device import prepare_device
 
 names = (
     "allow_tf32", "allow_bf16_reduced_precision_reduction",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from scoring_service.engine.digest import weights_digest
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.weights.digest import weights_digest
 from scoring_service.models import tiny_model_path
 from tests.engine.loading import load_model
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.activations import SiLUActivation
 
-from scoring_service.engine.fused import fuse_layers
+from scoring_service.engine.fused.modules import fuse_layers
 from scoring_service.kernels.cpu.body import CpuBody
 from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from tests.engine.small_models import ARCHITECTURES, save_model

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from scoring_service.engine import weights
 from scoring_service.engine.events import StageWeights
-from scoring_service.engine.memory import cached_memory, free_memory
+from scoring_service.engine.machine.memory import cached_memory, free_memory
+from scoring_service.engine.machine.page_budget import GRAPH_ROWS, graph_bytes
 from scoring_service.engine.packed import setup
 from scoring_service.engine.packed.setup import set_up
-from scoring_service.engine.page_budget import GRAPH_ROWS, graph_bytes
+from scoring_service.engine.updates.weight_store import WeightStore, _Staging
 from scoring_service.engine.weight_memory import lay_out
-from scoring_service.engine.weight_store import WeightStore, _Staging
-from scoring_service.engine.weights import copies_on, room_for
+from scoring_service.engine.weights import model_weights as weights
+from scoring_service.engine.weights.model_weights import copies_on, room_for
 from scoring_service.models import tiny_model_path
 from scoring_service.peak_memory import largest_step, step_bytes
 from scoring_service.types import EngineConfig
@@ -74,7 +74,8 @@ def test_a_store_sets_aside_what_steps_may_take(monkeypatch: pytest.MonkeyPatch)
     step = step_bytes(limits.shape, largest_step(limits))
     asked: list[Any] = []
     monkeypatch.setattr(
-        "scoring_service.engine.weight_store.room_for", lambda *room: bool(asked.append(room))
+        "scoring_service.engine.updates.weight_store.room_for",
+        lambda *room: bool(asked.append(room)),
     )
     for found in (loaded, replace(loaded, packed=packed), replace(loaded, packed=None)):
         for device in (torch.device("cpu"), GPU):
@@ -202,7 +203,7 @@ def test_staged_weights_are_copied_so(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(device)
         return copies_on(device, tensors, go_on)
 
-    monkeypatch.setattr("scoring_service.engine.weight_store.copies_on", noting)
+    monkeypatch.setattr("scoring_service.engine.updates.weight_store.copies_on", noting)
     store = WeightStore(loaded, lambda _event: None)
     command = StageWeights(1, "", lay_out(loaded.info.tensors), version=5, beside=True)
     staging = _Staging(command)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.models import tiny_model_path
 from tests.engine import plain
 from tests.engine.sampling import sample

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoring_service.engine.packed import head_jobs
-from scoring_service.engine.packed.score_run import ScoreRows
-from scoring_service.engine.scoring import score_completion
+from scoring_service.engine.packed.calls.score_run import ScoreRows
+from scoring_service.engine.packed.steps import head_jobs
+from scoring_service.engine.plain.scoring import score_completion
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.types import (
     CompletionTask,

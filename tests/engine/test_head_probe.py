@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 
-from scoring_service.engine.head import LinearHead, WholeLogits, linear_head
-from scoring_service.engine.head_probe import head_matches
-from scoring_service.engine.tiles import tile_rows
+from scoring_service.engine.head.head import LinearHead, WholeLogits, linear_head
+from scoring_service.engine.head.tiles import tile_rows
+from scoring_service.engine.trials.head_probe import head_matches
 from scoring_service.types import Processing, RowWants
 from tests.engine import plain
 from tests.engine.loading import load_model

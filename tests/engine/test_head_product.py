@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from scoring_service.engine import head as head_module
-from scoring_service.engine.head import LinearHead
-from scoring_service.engine.head_product import (
+from scoring_service.engine.head import head as head_module
+from scoring_service.engine.head.head import LinearHead
+from scoring_service.engine.head.product import (
     PackedProduct,
     PlainProduct,
     WideCpuProduct,
     WideCudaProduct,
 )
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from scoring_service.models import tiny_model_path
 from tests.engine.loading import load_model

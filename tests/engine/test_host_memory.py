@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring_service.engine import host_memory
+from scoring_service.engine.machine import host_memory
 
 MIB = 1 << 20
 

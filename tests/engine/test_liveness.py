@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring_service.engine.head import RowHead
-from scoring_service.engine.weights import ModelWeights
+from scoring_service.engine.head.head import RowHead
+from scoring_service.engine.weights.model_weights import ModelWeights
 from scoring_service.types import PAGE_TOKENS, Call
 from tests.engine.without_model import EngineWithoutModel, sample, score
 

@@ -11,9 +11,9 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from scoring_service.engine import tokenizer_file
-from scoring_service.engine.generation_config import eos_token_ids, explicit_settings
-from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.files import tokenizer_file
+from scoring_service.engine.files.generation_config import eos_token_ids, explicit_settings
+from scoring_service.engine.loading.loader import LoadedModel, load
 from scoring_service.models import tiny_model_path
 from scoring_service.types import EngineConfig
 from tests.engine.loading import load_model

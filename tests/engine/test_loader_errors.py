@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scoring_service.config import ServeConfig, check_ranges
-from scoring_service.engine.loader import load
+from scoring_service.engine.loading.loader import load
 from scoring_service.errors import ConfigurationError
 from scoring_service.models import tiny_model_path
 from scoring_service.types import PAGE_TOKENS, EngineConfig

@@ -52,8 +52,8 @@ def test_top_1024_costs_little_more_than_the_forward(smollm2_wide: Path) -> None
     """8 x 256 rows of K = 1,024: 16 MiB of results, and no more than 64 MiB beside the forward."""
     found = measured(
         f"""
-        from scoring_service.engine.packed.body import PackedBody, Step
-        from scoring_service.engine.packed.store import SegmentStore
+        from scoring_service.engine.packed.steps.body import PackedBody, Step
+        from scoring_service.engine.attention.store import SegmentStore
 
         settings = dict(dtype="bfloat16", head_dtype="bfloat16", memory_utilization=0.02)
         loaded = load_touched({str(smollm2_wide)!r}, **settings)

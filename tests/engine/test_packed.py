@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from scoring_service.engine.attention import attention
+from scoring_service.engine.attention.packing import Packing
+from scoring_service.engine.attention.runs import tables
+from scoring_service.engine.attention.segments import DecodeToken
 from scoring_service.engine.events import (
     CallEvent,
     CallFailed,
     CallFinished,
     ScoreSlice,
 )
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.packed import attention
-from scoring_service.engine.packed.packing import Packing
-from scoring_service.engine.packed.runs import tables
-from scoring_service.engine.packed.sample_run import SampleRun
-from scoring_service.engine.packed.score_run import CompletionRun
-from scoring_service.engine.packed.segments import DecodeToken
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.packed.calls.sample_run import SampleRun
+from scoring_service.engine.packed.calls.score_run import CompletionRun
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.errors import Reason
 from scoring_service.types import (

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, Qwen3MoeConfig
 
 from scoring_service.engine.events import ScoreSlice
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.peak_memory import answer_limit
 from scoring_service.types import RowWants
 from tests.engine.driving import engine_of

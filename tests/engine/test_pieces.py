@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from scoring_service.engine.events import SampleSlice, ScoreSlice
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.packed.body import PackedBody, Step, StepStates
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.machine.page_budget import BESIDE_SAMPLES
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.page_budget import BESIDE_SAMPLES
+from scoring_service.engine.packed.steps.body import PackedBody, Step, StepStates
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall
 from tests.engine.driving import engine_of
@@ -183,7 +183,9 @@ def test_a_leaf_is_cut_only_where_pages_are_free(tiny: LoadedModel, steps: list[
 def test_where_bits_would_differ_nothing_is_cut(
     monkeypatch: pytest.MonkeyPatch, steps: list[Step]
 ) -> None:
-    monkeypatch.setattr("scoring_service.engine.path.is_chunk_split_invariant", lambda *_: False)
+    monkeypatch.setattr(
+        "scoring_service.engine.loading.path.is_chunk_split_invariant", lambda *_: False
+    )
     loaded = load_model(tiny_model_path(), dtype="float32")
     assert loaded.packed is not None
     assert not loaded.packed.settings.cuts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from scoring_service.engine.packed.reservation import Need, Room
+from scoring_service.engine.packed.calls.reservation import Need, Room
 
 
 @dataclass

@@ -17,8 +17,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.wide_residuals import choose_residuals
+from scoring_service.engine.fused.wide_residuals import choose_residuals
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.errors import ConfigurationError
 from tests.engine import plain
 from tests.engine.loading import load_model

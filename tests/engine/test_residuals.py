@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from scoring_service.engine.fused_trials import Trials
-from scoring_service.engine.prepacked import adding, pack_linears
-from scoring_service.engine.residuals import add_fused
+from scoring_service.engine.fused.prepacked import adding, pack_linears
+from scoring_service.engine.fused.residuals import add_fused
+from scoring_service.engine.fused.trials import Trials
 from scoring_service.kernels.cpu.body import CpuBody
 from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from tests.engine.small_models import ARCHITECTURES, save_model

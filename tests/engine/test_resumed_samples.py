@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scoring_service.engine.events import CallFinished, SampleSlice
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.types import Processing, SampleCall, SamplingTask
 from tests.engine.driving import drive
 from tests.engine.sampling import Sampled, task

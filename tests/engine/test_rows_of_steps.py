@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from scoring_service.engine.events import CallEvent
+from scoring_service.engine.packed.planning.step_plan import StepPlan
 from scoring_service.engine.packed.setup import beside_samples
-from scoring_service.engine.packed.step_plan import StepPlan
 from scoring_service.types import EngineConfig, SampleCall
 from tests.engine.without_model import EngineWithoutModel, sample, score
 

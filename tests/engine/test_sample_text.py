@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from scoring_service.engine import sampling
-from scoring_service.engine.draws import DrawRow
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.packed import head_jobs
-from scoring_service.engine.sample_slices import DrawnToken
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.outputs.draws import DrawRow
+from scoring_service.engine.outputs.sample_slices import DrawnToken
+from scoring_service.engine.packed.steps import head_jobs
+from scoring_service.engine.plain import sampling
 from scoring_service.types import Processing
 from tests.engine.sampling import Sampled, sample
 

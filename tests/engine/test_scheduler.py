@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring_service.engine.packed import scheduler
-from scoring_service.engine.packed.scheduler import Offer, prefill_budget
-from scoring_service.engine.packed.scheduler import share as share_by_turns
+from scoring_service.engine.packed.planning import scheduler
+from scoring_service.engine.packed.planning.scheduler import Offer, prefill_budget
+from scoring_service.engine.packed.planning.scheduler import share as share_by_turns
 
 TURN = 100
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from tests.engine import plain
 from tests.engine.random_groups import random_groups
 from tests.engine.scoring import EVERYTHING, Answer, Group, Scored, groups, score

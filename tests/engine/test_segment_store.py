@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from scoring_service.engine.packed import store as store_module
-from scoring_service.engine.packed.pages import LayerShape, PagePool, slots_of
-from scoring_service.engine.packed.segments import Segment, seams
-from scoring_service.engine.packed.store import SegmentStore
+from scoring_service.engine.attention import store as store_module
+from scoring_service.engine.attention.pages import LayerShape, PagePool, slots_of
+from scoring_service.engine.attention.segments import Segment, seams
+from scoring_service.engine.attention.store import SegmentStore
 from scoring_service.types import PAGE_TOKENS
 
 CHUNK = 32

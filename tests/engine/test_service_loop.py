@@ -24,9 +24,9 @@ from scoring_service.engine.events import (
     Shutdown,
     Submit,
 )
-from scoring_service.engine.monitor import Monitor
 from scoring_service.engine.runner import INITIAL_CREDIT
-from scoring_service.engine.service_loop import run_worker
+from scoring_service.engine.worker.monitor import Monitor
+from scoring_service.engine.worker.service_loop import run_worker
 from scoring_service.models import tiny_model_path
 from scoring_service.types import (
     Call,

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.loading.loader import LoadedModel
 from tests.engine.loading import load_model
 from tests.engine.scoring import Group
 from tests.engine.seven_ways import SAME_BITS, WITHIN_ROUNDING, load_small, seven_ways

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scoring_service.engine.events import CallEvent, ItemFailed, SampleSlice, ScoreSlice
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.packed import head_jobs
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.packed.steps import head_jobs
 from scoring_service.types import Call, Processing, RowWants, SampleCall, ScoreCall
 from tests.engine.driving import engine_of, finish
 from tests.engine.poison import poison_token

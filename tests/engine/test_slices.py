@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.scoring import contiguous_runs, slice_runs
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.outputs.row_slices import contiguous_runs, slice_runs
 from scoring_service.types import RowBlock, RowWants
 from tests.engine.scoring import (
     EVERYTHING,

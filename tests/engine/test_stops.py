@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.stops import StopChecker
-from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.text.stops import StopChecker
+from scoring_service.engine.text.tokenizer import TextCodec
 from scoring_service.types import Processing
 from tests.engine import plain
 from tests.engine.sampling import Sampled, sample, task

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from scoring_service.engine.events import CallFinished, SampleSlice, ScoreSlice
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.packed import planner, scheduler
-from scoring_service.engine.packed.call_run import CallRun
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.packed.calls.call_run import CallRun
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.weights import ModelWeights
+from scoring_service.engine.packed.planning import planner, scheduler
+from scoring_service.engine.weights.model_weights import ModelWeights
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall
 from tests.engine.driving import engine_of

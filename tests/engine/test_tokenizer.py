@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.tokenizer import TextCodec, TextStream
-from scoring_service.engine.tokenizer_file import load_tokenizer
-from scoring_service.engine.word_tokens import token_ends
+from scoring_service.engine.files.tokenizer_file import load_tokenizer
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.text.tokenizer import TextCodec, TextStream
+from scoring_service.engine.text.word_tokens import token_ends
 from scoring_service.models import tiny_model_path
 from scoring_service.types import EngineConfig
 from tests.engine.made_up_tokenizers import across_spaces, every_byte, metaspace, sentencepiece_like

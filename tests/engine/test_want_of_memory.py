@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoring_service.engine import memory
-from scoring_service.engine.device import prepare_device
 from scoring_service.engine.events import (
     CallFailed,
     CallFinished,
@@ -14,9 +12,11 @@ from scoring_service.engine.events import (
     SampleSlice,
     ScoreSlice,
 )
-from scoring_service.engine.loader import LoadedModel
-from scoring_service.engine.memory import is_lost, is_out_of_memory
-from scoring_service.engine.service_loop import make_runner
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.machine import memory
+from scoring_service.engine.machine.device import prepare_device
+from scoring_service.engine.machine.memory import is_lost, is_out_of_memory
+from scoring_service.engine.worker.service_loop import make_runner
 from scoring_service.errors import Reason
 from scoring_service.types import RowWants, SampleCall, ScoreCall
 from tests.engine.driving import finish

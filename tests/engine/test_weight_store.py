@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from scoring_service.engine import weight_store
 from scoring_service.engine.events import (
     LOADED,
     ApplyWeights,
@@ -23,8 +22,10 @@ from scoring_service.engine.events import (
     WeightsDropped,
     WeightsStaged,
 )
-from scoring_service.engine.head import LinearHead
-from scoring_service.engine.loader import LoadedModel
+from scoring_service.engine.head.head import LinearHead
+from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.updates import weight_store
+from scoring_service.engine.updates.weight_store import WeightStore, _Staging, tensor_in
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
     Layout,
@@ -34,8 +35,7 @@ from scoring_service.engine.weight_memory import (
     map_memory,
     map_writable,
 )
-from scoring_service.engine.weight_store import WeightStore, _Staging, tensor_in
-from scoring_service.engine.weights import Slots
+from scoring_service.engine.weights.model_weights import Slots
 from scoring_service.models import tiny_model_path
 from tests.e2e.processes import until
 from tests.engine.loading import load_model

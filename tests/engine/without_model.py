@@ -7,13 +7,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from scoring_service.engine.causal_model import CausalModel
+from scoring_service.engine.attention.pages import PagePool
 from scoring_service.engine.events import CallEvent, CallFinished
+from scoring_service.engine.model.causal_model import CausalModel
+from scoring_service.engine.outputs.sample_slices import DrawnToken
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.packed.pages import PagePool
+from scoring_service.engine.packed.planning.step_plan import StepPlan
 from scoring_service.engine.packed.settings import PackedSettings
-from scoring_service.engine.packed.step_plan import StepPlan
-from scoring_service.engine.sample_slices import DrawnToken
 from scoring_service.types import (
     CompletionTask,
     GroupTask,

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring_service.engine.packed import runs
-from scoring_service.engine.packed.packing import SegmentTree, TreeNode
-from scoring_service.engine.packed.runs import tables
+from scoring_service.engine.attention import runs
+from scoring_service.engine.attention.packing import SegmentTree, TreeNode
+from scoring_service.engine.attention.runs import tables
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
 
 SLOTS = 2048

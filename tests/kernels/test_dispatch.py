@@ -15,7 +15,9 @@ import sys
 
 sys.modules["triton"] = None  # importing it fails
 import numpy, torch
-from scoring_service.engine import loader, service_loop, worker
+from scoring_service.engine.loading import loader
+from scoring_service.engine.worker import service_loop
+from scoring_service.engine.worker import process as worker
 from scoring_service.kernels.dispatch import linear_route, make_tile
 from scoring_service.kernels.linear_processed_logprobs import linear_processed_logprobs
 

@@ -15,7 +15,7 @@ import pytest
 
 from scoring_client import ScoringClient
 from scoring_service import config as server_config
-from scoring_service.engine.page_budget import GRAPH_SLOTS, page_bytes
+from scoring_service.engine.machine.page_budget import GRAPH_SLOTS, page_bytes
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.command import PlanConfig, plan_text
 from scoring_service.plan.estimate import DoesNotFitError, estimate

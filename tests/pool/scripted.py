@@ -20,7 +20,7 @@ from scoring_service.engine.events import (
     ScoreSlice,
     Submit,
 )
-from scoring_service.engine.scoring import wanted_rows
+from scoring_service.engine.outputs.row_slices import wanted_rows
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings

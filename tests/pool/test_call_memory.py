@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from scoring_service.engine.attention.step_shape import step_shape
 from scoring_service.engine.runner import INITIAL_CREDIT
-from scoring_service.engine.step_shape import step_shape
 from scoring_service.errors import Code, Reason, ServiceError
 from scoring_service.peak_memory import StepLimits, largest_step, part_credit, step_bytes
 from scoring_service.pool.admission.call_memory import call_work, check_memory

@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scoring_service.engine.channel import Channel
+from scoring_service.engine.worker.channel import Channel
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from scoring_service.engine.events import ItemFailed, SampleSlice, ScoreSlice
-from scoring_service.engine.scoring import wanted_rows
+from scoring_service.engine.outputs.row_slices import wanted_rows
 from scoring_service.errors import Fault, Reason
 from scoring_service.pool.streams.delivered import Delivered
 from scoring_service.pool.streams.parts import MAX_SAMPLES_PER_PART, size_of, split

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Event
+from scoring_service.engine.worker.channel import Channel
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.executor import WorkerExited
 from scoring_service.pool.workers.process import ProcessExecutor

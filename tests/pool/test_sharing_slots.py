@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from scoring_service.engine.page_budget import MAX_SAMPLES
+from scoring_service.engine.machine.page_budget import MAX_SAMPLES
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings

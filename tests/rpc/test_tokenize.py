@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from scoring_client.proto import model_info_pb2, score_pb2, tokenize_pb2
-from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.engine.text.tokenizer import TextCodec
 from scoring_service.models import tiny_model_path
 from tests.rpc.calls import collect, failure, group, violations
 from tests.rpc.conftest import RunningServer

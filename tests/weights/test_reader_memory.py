@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scoring_service.engine import checkpoint
-from scoring_service.engine.checkpoint_memory import loading_bytes
-from scoring_service.engine.network import load_network
-from scoring_service.engine.tensor_specs import tensor_specs
+from scoring_service.engine.files.network import load_network
+from scoring_service.engine.updates import checkpoint
+from scoring_service.engine.updates.checkpoint_memory import loading_bytes
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
     Layout,
@@ -25,6 +24,7 @@ from scoring_service.engine.weight_memory import (
     map_writable,
     publish_ready,
 )
+from scoring_service.engine.weights.tensor_specs import tensor_specs
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.weights.checkpoint import READER_MODULE, read_checkpoint

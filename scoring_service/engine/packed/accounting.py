@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scoring_service.engine.packed.call_run import CallRun
-from scoring_service.engine.packed.running_calls import RunningCalls
-from scoring_service.engine.packed.segments import Segment
-from scoring_service.engine.packed.step_plan import StepPlan
+from scoring_service.engine.attention.segments import Segment
+from scoring_service.engine.packed.calls.call_run import CallRun
+from scoring_service.engine.packed.calls.running_calls import RunningCalls
+from scoring_service.engine.packed.planning.step_plan import StepPlan
 
 
 class PromptCounter:

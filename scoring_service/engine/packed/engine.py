@@ -8,28 +8,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoring_service.engine.attention.pages import PagePool
+from scoring_service.engine.attention.store import CacheCounters, SegmentStore
 from scoring_service.engine.bugs import bug_message
-from scoring_service.engine.causal_model import CausalModel
 from scoring_service.engine.events import CallEvent, CallStarted
-from scoring_service.engine.memory import is_lost, is_out_of_memory
+from scoring_service.engine.machine.memory import is_lost, is_out_of_memory
+from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.engine.packed.accounting import PromptCounter, account
-from scoring_service.engine.packed.answers import answer_draws, answer_scores
-from scoring_service.engine.packed.body import PackedBody, Step
-from scoring_service.engine.packed.call_run import CallRun, items_of, tokens_of
-from scoring_service.engine.packed.decode_graphs import DecodeGraphs
-from scoring_service.engine.packed.expansion import Expansion
-from scoring_service.engine.packed.pages import PagePool
-from scoring_service.engine.packed.planner import Planner
-from scoring_service.engine.packed.reservation import Room
-from scoring_service.engine.packed.running_calls import RunningCalls
-from scoring_service.engine.packed.sample_slots import SampleSlots
+from scoring_service.engine.packed.calls.call_run import CallRun, items_of, tokens_of
+from scoring_service.engine.packed.calls.expansion import Expansion
+from scoring_service.engine.packed.calls.reservation import Room
+from scoring_service.engine.packed.calls.running_calls import RunningCalls
+from scoring_service.engine.packed.calls.sample_slots import SampleSlots
+from scoring_service.engine.packed.planning.planner import Planner
+from scoring_service.engine.packed.planning.step_plan import StepPlan
 from scoring_service.engine.packed.settings import PackedSettings
-from scoring_service.engine.packed.state_table import StateTable
-from scoring_service.engine.packed.step_plan import StepPlan
-from scoring_service.engine.packed.store import CacheCounters, SegmentStore
-from scoring_service.engine.packed.wanted import rows_to_score, samples_to_draw
-from scoring_service.engine.tokenizer import TextCodec
-from scoring_service.engine.weights import ModelWeights
+from scoring_service.engine.packed.steps.answers import answer_draws, answer_scores
+from scoring_service.engine.packed.steps.body import PackedBody, Step
+from scoring_service.engine.packed.steps.decode_graphs import DecodeGraphs
+from scoring_service.engine.packed.steps.state_table import StateTable
+from scoring_service.engine.packed.steps.wanted import rows_to_score, samples_to_draw
+from scoring_service.engine.text.tokenizer import TextCodec
+from scoring_service.engine.weights.model_weights import ModelWeights
 from scoring_service.errors import Fault, Reason
 from scoring_service.types import Call, ScoreCall
 

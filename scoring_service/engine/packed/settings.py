@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scoring_service.engine.page_budget import MAX_SAMPLES
+from scoring_service.engine.machine.page_budget import MAX_SAMPLES
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from scoring_service.engine.memory import free_memory
-from scoring_service.engine.packed.pages import LayerShape, PagePool
-from scoring_service.engine.packed.settings import PackedSettings
-from scoring_service.engine.page_budget import (
+from scoring_service.engine.attention.pages import LayerShape, PagePool
+from scoring_service.engine.machine.memory import free_memory
+from scoring_service.engine.machine.page_budget import (
     BATCH_TOKENS,
     BESIDE_SAMPLES,
     CHUNK_TOKENS,
@@ -21,6 +20,7 @@ from scoring_service.engine.page_budget import (
     pages_beside,
     step_tokens,
 )
+from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.errors import ConfigurationError
 from scoring_service.peak_memory import StepLimits, StepShape, largest_step, step_bytes
 from scoring_service.types import PAGE_TOKENS, EngineConfig

@@ -14,7 +14,7 @@ from scoring_service.engine.weight_memory import Layout
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.types import EngineConfig, EngineInfo
 
-READER_MODULE = "scoring_service.engine.checkpoint"
+READER_MODULE = "scoring_service.engine.updates.checkpoint"
 
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 """Of the reader: a tensor's memory goes back to the system with the tensor, which glibc by itself

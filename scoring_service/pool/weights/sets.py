@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 
 from scoring_service.engine.events import LOADED, DropWeights
-from scoring_service.engine.host_memory import free_host_memory
+from scoring_service.engine.machine.host_memory import free_host_memory
 from scoring_service.engine.weight_memory import Layout, WeightMemory, WriterState
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.workers.worker import Worker

@@ -6,7 +6,7 @@ import queue
 import threading
 
 from scoring_service.engine.events import Command, Shutdown
-from scoring_service.engine.service_loop import run_worker
+from scoring_service.engine.worker.service_loop import run_worker
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
 from scoring_service.types import EngineConfig
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from scoring_service.engine.channel import Channel
 from scoring_service.engine.events import Command, Shutdown
+from scoring_service.engine.worker.channel import Channel
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
 from scoring_service.pool.workers.oom_kills import oom_kills
 from scoring_service.types import EngineConfig
 
 log = structlog.get_logger(__name__)
 
-WORKER_MODULE = "scoring_service.engine.worker"
+WORKER_MODULE = "scoring_service.engine.worker.process"
 
 _FORCE_SECONDS = 5.0
 """Longest wait for the end of a process that was killed."""
@@ -130,7 +130,7 @@ def _spawn(channel: socket.socket) -> subprocess.Popen[bytes]:
 
 
 class ProcessExecutor:
-    """Starts `python -m scoring_service.engine.worker` and talks to it over a socket pair.
+    """Starts `python -m scoring_service.engine.worker.process` and talks to it over a socket pair.
 
     Both ends are this program's own, so messages are pickled; nothing from the network is.
     """

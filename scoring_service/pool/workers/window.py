@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scoring_service.engine.page_budget import MAX_SAMPLES
+from scoring_service.engine.machine.page_budget import MAX_SAMPLES
 from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.pool.workers.workload import Taken

@@ -7,7 +7,7 @@ from google.rpc import status_pb2
 
 from scoring_client.proto import sample_pb2, score_pb2, topk_pb2
 from scoring_service.engine.events import SampleSlice, ScoreSlice
-from scoring_service.engine.tokenizer import TextCodec
+from scoring_service.engine.text.tokenizer import TextCodec
 from scoring_service.rpc.parsing.sample import ParsedSample
 from scoring_service.rpc.parsing.score import ParsedScore
 from scoring_service.rpc.parsing.tensors import write_float32, write_int32

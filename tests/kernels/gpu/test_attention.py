@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoring_service.engine.loader import LoadedModel, load
-from scoring_service.engine.packed import attention as packed_attention
+from scoring_service.engine.attention import attention as packed_attention
+from scoring_service.engine.loading.loader import LoadedModel, load
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.gpu import attention as triton_attention
 from scoring_service.kernels.gpu.attention import MANY_QUERIES, Scores, attend, work_of

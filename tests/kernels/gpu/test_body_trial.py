@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import AutoModelForCausalLM
 
-from scoring_service.engine import path
-from scoring_service.engine.fused import fuse_layers
-from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.fused.modules import fuse_layers
+from scoring_service.engine.loading import path
+from scoring_service.engine.loading.loader import LoadedModel, load
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.body import EagerBody, GateForm, NormForm
 from scoring_service.kernels.gpu import gated_activation, rms_norm, rotary

@@ -21,18 +21,24 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionMaskInterface
 
-from scoring_service.engine import path, service_loop
-from scoring_service.engine.causal_model import CausalModel
-from scoring_service.engine.cuda_graphs import Compute, CudaRecorder, Recorder
-from scoring_service.engine.loader import LoadedModel, load
+from scoring_service.engine.attention.attention import ATTENTION_NAME
+from scoring_service.engine.attention.pages import LayerShape, PagePool, slots_of
+from scoring_service.engine.attention.segments import DecodeToken
+from scoring_service.engine.loading import path
+from scoring_service.engine.loading.loader import LoadedModel, load
+from scoring_service.engine.machine.cuda_graphs import Compute, CudaRecorder, Recorder
+from scoring_service.engine.machine.page_budget import (
+    GRAPH_ROWS,
+    GRAPH_SLOTS,
+    graph_bytes,
+    page_bytes,
+)
+from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.engine.packed import setup
-from scoring_service.engine.packed.attention import ATTENTION_NAME
-from scoring_service.engine.packed.body import PackedBody, Step
-from scoring_service.engine.packed.decode_graphs import DecodeGraphs
-from scoring_service.engine.packed.graph_trial import graphs_failure
-from scoring_service.engine.packed.pages import LayerShape, PagePool, slots_of
-from scoring_service.engine.packed.segments import DecodeToken
-from scoring_service.engine.page_budget import GRAPH_ROWS, GRAPH_SLOTS, graph_bytes, page_bytes
+from scoring_service.engine.packed.steps.body import PackedBody, Step
+from scoring_service.engine.packed.steps.decode_graphs import DecodeGraphs
+from scoring_service.engine.trials.graph_trial import graphs_failure
+from scoring_service.engine.worker import service_loop
 from scoring_service.kernels import dispatch
 from scoring_service.types import EngineConfig, Processing
 from tests.engine import plain
@@ -185,7 +191,7 @@ def test_what_is_too_large_goes_another_way(
     body = PackedBody(samples.model, samples.pools[0], graphs)
     tokens = samples.step([0, 1, 2])
     samples.check(body.run(Step((), tokens)).states_T_H, tokens)
-    monkeypatch.setattr("scoring_service.engine.packed.decode_graphs.GRAPH_SLOTS", 20)
+    monkeypatch.setattr("scoring_service.engine.packed.steps.decode_graphs.GRAPH_SLOTS", 20)
     few = samples.graphs(rows=(2,))
     assert few.run(samples.step([3])) is not None
     assert few.run(samples.step([2, 3])) is None  # 20 and 7 of them

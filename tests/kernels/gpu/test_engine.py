@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoring_service.engine.draws import DrawRow, draw_rows
-from scoring_service.engine.head import make_head
-from scoring_service.engine.head_product import PlainProduct
-from scoring_service.engine.packed.head_jobs import _finished
-from scoring_service.engine.rows import compute_rows
-from scoring_service.engine.sample_slices import DrawnToken
+from scoring_service.engine.head.head import make_head
+from scoring_service.engine.head.product import PlainProduct
+from scoring_service.engine.outputs.draws import DrawRow, draw_rows
+from scoring_service.engine.outputs.rows import compute_rows
+from scoring_service.engine.outputs.sample_slices import DrawnToken
+from scoring_service.engine.packed.steps.head_jobs import _finished
 from scoring_service.kernels import dispatch, reference
 from scoring_service.types import Processing, RowWants, SamplingTask
 from tests.kernels import cases

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoring_service.engine import head_trial, path
-from scoring_service.engine.draws import draw_rows
-from scoring_service.engine.head import LinearHead, make_head
-from scoring_service.engine.head_product import PlainProduct
-from scoring_service.engine.head_trial import head_failure
-from scoring_service.engine.loader import LoadedModel, load
-from scoring_service.engine.rows import compute_rows
+from scoring_service.engine.head.head import LinearHead, make_head
+from scoring_service.engine.head.product import PlainProduct
+from scoring_service.engine.loading import path
+from scoring_service.engine.loading.loader import LoadedModel, load
+from scoring_service.engine.outputs.draws import draw_rows
+from scoring_service.engine.outputs.rows import compute_rows
+from scoring_service.engine.trials import head_trial
+from scoring_service.engine.trials.head_trial import head_failure
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.gpu import tile
 from scoring_service.types import EngineConfig, Processing, RowWants

@@ -1,0 +1,1 @@
+"""A model's files: where they are, and what is read of them."""

@@ -1,0 +1,1 @@
+"""Modules of a model that kernels replace, and linear layers as the CPU's kernel wants them."""

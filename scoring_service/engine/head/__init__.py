@@ -1,0 +1,1 @@
+"""The head: final hidden states to tiles of logits."""

@@ -1,0 +1,1 @@
+"""The machine: its device and processor, and how much memory is left."""

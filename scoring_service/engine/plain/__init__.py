@@ -1,0 +1,1 @@
+"""The plain path: one sequence a forward pass, for models that cannot be packed."""

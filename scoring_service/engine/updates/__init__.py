@@ -1,0 +1,1 @@
+"""Updates of weights: reading a checkpoint, staging, installing."""

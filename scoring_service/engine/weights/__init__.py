@@ -1,0 +1,1 @@
+"""The weights of a version: as a network takes them, their names and shapes, their digest."""

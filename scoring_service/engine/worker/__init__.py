@@ -1,0 +1,1 @@
+"""A worker: its process, its loop, and its channel to the server."""
