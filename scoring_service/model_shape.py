@@ -37,7 +37,7 @@ class ModelShape:
     finishes_logits: bool
     """Whether logits are scaled or soft-capped after the head's product."""
     config: Config = field(repr=False, compare=False)
-    """What was counted, for the memory of steps (`engine.attention.step_shape`)."""
+    """What was counted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from scoring_service.model_shape import ModelShape, model_shape
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.chart import chart_lines, chart_values, host_bytes
 from scoring_service.plan.estimate import DoesNotFitError, estimate
 from scoring_service.plan.hardware import PRESETS, Hardware
 from scoring_service.plan.page import page
-from scoring_service.plan.shape import ModelShape, model_shape
 from scoring_service.plan.traffic import Rpc, Traffic
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -18,9 +18,9 @@ from scoring_service.engine.machine.page_budget import (
     pages_beside,
     step_tokens,
 )
+from scoring_service.model_shape import ModelShape
 from scoring_service.peak_memory import StepLimits, largest_step, step_bytes
 from scoring_service.plan.hardware import PRESETS, Hardware
-from scoring_service.plan.shape import ModelShape
 from scoring_service.plan.traffic import Traffic
 from scoring_service.types import PAGE_TOKENS
 

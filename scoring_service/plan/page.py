@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from scoring_service.model_shape import ModelShape
 from scoring_service.plan.estimate import HEADROOM, Plan
 from scoring_service.plan.hardware import Hardware
-from scoring_service.plan.shape import ModelShape
 from scoring_service.plan.traffic import Traffic
 from scoring_service.types import PAGE_TOKENS
 

@@ -83,7 +83,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess
     source = Path(scoring_service.__file__).parent
     bare = checkout / "scoring_service"
     bare.mkdir()
-    for name in ("__init__.py", "types.py", "errors.py", "garbage.py", "peak_memory.py"):
+    shared = ("types", "errors", "garbage", "model_shape", "peak_memory")
+    for name in ("__init__.py", *(f"{module}.py" for module in shared)):
         shutil.copy(source / name, bare)
     for room in ("engine", "kernels"):
         shutil.copytree(source / room, bare / room, ignore=shutil.ignore_patterns("__pycache__"))

@@ -103,9 +103,9 @@ def test_pages_are_sized_by_what_nobody_has(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     config = EngineConfig("", memory_utilization=1.0, max_batch_tokens=64, chunk_size=16)
     where = (config, shapes, shape, 64, torch.bfloat16, GPU)
-    set_up(*where, cuts=False, records=False)
+    set_up(*where, cuts=None, records=False)
     monkeypatch.setattr(setup, "free_memory", lambda _device: 150 * MIB)
-    set_up(*where, cuts=False, records=False)
+    set_up(*where, cuts=None, records=False)
     assert made[0] == made[1] > 0
 
 

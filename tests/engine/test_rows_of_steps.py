@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from scoring_service.engine.events import CallEvent
+from scoring_service.engine.model.context_cost import ContextCost
 from scoring_service.engine.packed.planning.step_plan import StepPlan
 from scoring_service.engine.packed.setup import beside_samples
 from scoring_service.types import EngineConfig, SampleCall
@@ -24,7 +25,12 @@ class Watched(EngineWithoutModel):
     """Notes how many rows each call has in each step."""
 
     def __init__(self, pages: int = 4000, **settings: Any) -> None:
-        fields = {"max_batch_tokens": TOKENS, "cuts": True, "beside_samples": BESIDE, **settings}
+        fields = {
+            "max_batch_tokens": TOKENS,
+            "cuts": ContextCost(),
+            "beside_samples": BESIDE,
+            **settings,
+        }
         super().__init__(pages, **fields)
         self.drawn: list[Counter[int]] = []
         """Of samples, by call id, a step each."""
@@ -250,7 +256,11 @@ def test_samples_go_on_while_urgent_scoring_waits_for_room() -> None:
 def test_what_joins_a_sample_by_device(kind: str, chunk: int, cuts: bool, most: int) -> None:
     beside = beside_samples(EngineConfig("any"), chunk, torch.device(kind), cuts)
     engine = Watched(
-        pages=40_000, max_batch_tokens=8192, chunk_size=chunk, cuts=cuts, beside_samples=beside
+        pages=40_000,
+        max_batch_tokens=8192,
+        chunk_size=chunk,
+        cuts=ContextCost() if cuts else None,
+        beside_samples=beside,
     )
     engine.submit(sample(1, 16, 2000))
     engine.run(4)
@@ -259,3 +269,26 @@ def test_what_joins_a_sample_by_device(kind: str, chunk: int, cuts: bool, most: 
     engine.run(6)
     assert [step[1] for step in engine.drawn] == [1] * 6
     assert [step[2] for step in engine.read] == [most] * 6
+
+
+def test_fewer_tokens_of_a_long_prompt_join_a_sample_the_more_each_attends_to() -> None:
+    engine = Watched(pages=40_000, cuts=ContextCost(doubling=1000))
+    engine.submit(sample(1, 16, 2000))
+    engine.run(4)
+    engine.submit(score(2, 4000, 4))
+    engine.forget()
+    read = 0
+    while read < 3900:
+        engine.run(1)
+        (joined,) = (step[2] for step in engine.read[-1:])
+        assert 0 < joined <= max(8, BESIDE / (1 + read / 1000))
+        read += joined
+    assert {step[1] for step in engine.drawn} == {1}
+
+
+def test_whole_steps_are_filled_however_much_each_token_attends_to() -> None:
+    """Of a call whose samples wait for its own prompts."""
+    engine = Watched(pages=40_000, cuts=ContextCost(doubling=10))
+    engine.submit(several(1, *[600] * 6))
+    engine.run(3)
+    assert min(step.total() for step in engine.read) > TOKENS - 64

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scoring_service.engine.model.context_cost import ContextCost
 from scoring_service.engine.packed.planning import scheduler
-from scoring_service.engine.packed.planning.scheduler import Offer, prefill_budget
+from scoring_service.engine.packed.planning.scheduler import MIN_PIECE, Offer, prefill_budget
 from scoring_service.engine.packed.planning.scheduler import share as share_by_turns
 
 TURN = 100
@@ -22,8 +23,17 @@ def offer(
     priority: int = 0,
     deadline: float = math.inf,
     left: int | None = None,
+    positions: list[int] | None = None,
 ) -> Offer:
-    return Offer(call_id, priority, served, sum(sizes) if left is None else left, deadline, sizes)
+    return Offer(
+        call_id=call_id,
+        priority=priority,
+        served=served,
+        left=sum(sizes) if left is None else left,
+        deadline=deadline,
+        sizes=sizes,
+        positions=positions or [0] * len(sizes),
+    )
 
 
 def share(offers: list[Offer], budget: int, turn: int = TURN) -> dict[int, int]:
@@ -35,8 +45,10 @@ def share(offers: list[Offer], budget: int, turn: int = TURN) -> dict[int, int]:
     return {call_id: len(found.tokens) for call_id, found in shares.items()}
 
 
-def cut_share(offers: list[Offer], budget: int) -> dict[int, tuple[int, ...]]:
-    shares = share_by_turns(offers, budget, TURN, cuts=True)
+def cut_share(
+    offers: list[Offer], budget: int, doubling: float = math.inf
+) -> dict[int, tuple[int, ...]]:
+    shares = share_by_turns(offers, budget, TURN, ContextCost(doubling))
     return {call_id: found.tokens for call_id, found in shares.items()}
 
 
@@ -97,6 +109,20 @@ def test_nothing_is_cut_for_a_few_tokens_or_all_but_one() -> None:
     assert cut_share([offer(1, [20, 64])], 24) == {1: (20,)}
     assert cut_share([offer(1, [25])], 24) == {1: (23,)}
     assert cut_share([offer(1, [9])], 8) == {1: (9,)}
+
+
+def test_fewer_tokens_join_where_each_attends_to_many() -> None:
+    early, late = offer(1, [64], positions=[0]), offer(1, [64], positions=[3000])
+    assert cut_share([early], 30, doubling=3000) == {1: (30,)}
+    assert cut_share([late], 30, doubling=3000) == {1: (15,)}
+    assert share_by_turns([late], 30, TURN, ContextCost(3000))[1].cost == 30
+    # What is left of a budget after a token at the end is worth more at a beginning.
+    assert cut_share([offer(1, [10, 64], positions=[3000, 0])], 40, doubling=3000) == {1: (10, 20)}
+
+
+def test_however_long_the_context_something_joins() -> None:
+    assert cut_share([offer(1, [64], positions=[300_000])], 28, doubling=3000) == {1: (MIN_PIECE,)}
+    assert cut_share([offer(1, [64])], 3) == {1: (MIN_PIECE,)}
 
 
 def test_places_are_found_once_for_each_call_and_segment(monkeypatch: pytest.MonkeyPatch) -> None:

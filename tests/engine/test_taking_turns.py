@@ -13,6 +13,7 @@ import pytest
 
 from scoring_service.engine.events import CallFinished, SampleSlice, ScoreSlice
 from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.engine.model.context_cost import ContextCost
 from scoring_service.engine.packed.calls.call_run import CallRun
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.planning import planner, scheduler
@@ -236,7 +237,9 @@ def test_completions_go_on_side_by_side_where_that_keeps_nobody_waiting(
 
 def test_newcomers_do_not_go_before_who_computes_since_long(tiny_packed: LoadedModel) -> None:
     """However little a sample beside them was served."""
-    engine = engine_of(tiny_packed, max_batch_tokens=64, beside_samples=64)
+    # Just what comes anew, a step each.
+    fits = {"max_batch_tokens": 64, "beside_samples": 64, "cuts": ContextCost()}
+    engine = engine_of(tiny_packed, **fits)
     engine.submit(samples(1, n=1, max_tokens=200))
     engine.submit(scores(2, prompts(12, 60)))
     ended: list[int] = []

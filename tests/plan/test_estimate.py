@@ -16,11 +16,11 @@ import pytest
 from scoring_client import ScoringClient
 from scoring_service import config as server_config
 from scoring_service.engine.machine.page_budget import GRAPH_SLOTS, page_bytes
+from scoring_service.model_shape import model_shape
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.command import PlanConfig, plan_text
 from scoring_service.plan.estimate import DoesNotFitError, estimate
 from scoring_service.plan.hardware import PRESETS, Hardware
-from scoring_service.plan.shape import model_shape
 from scoring_service.plan.traffic import Traffic
 from tests.e2e.served import BIN, ROOT, serving
 

@@ -12,10 +12,10 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from scoring_service.model_shape import DEFAULTS, ModelShape, UnknownFamilyError, model_shape
 from scoring_service.models import tiny_model_path
 from scoring_service.plan.estimate import step_limits
 from scoring_service.plan.hardware import PRESETS
-from scoring_service.plan.shape import DEFAULTS, ModelShape, UnknownFamilyError, model_shape
 from scoring_service.plan.traffic import Traffic
 from scoring_service.types import PAGE_TOKENS
 from tests.engine.loading import load_model

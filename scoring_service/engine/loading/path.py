@@ -14,6 +14,7 @@ from scoring_service.engine.head.tiles import ROW_MULTIPLE
 from scoring_service.engine.machine.memory import is_lost
 from scoring_service.engine.machine.page_budget import step_tokens
 from scoring_service.engine.model.causal_model import CausalModel
+from scoring_service.engine.model.context_cost import context_cost
 from scoring_service.engine.model.numerics import body_row_multiple
 from scoring_service.engine.packed.setup import PackedSetup, packed_settings, set_up
 from scoring_service.engine.trials.batch_invariance import is_batch_invariant
@@ -80,7 +81,8 @@ def choose_path(
     shape = _step_shape(network, model, shapes)
     records, graph_note = _try_graphs(model, shapes, config)
     note += graph_note
-    setup = set_up(config, shapes, shape, limit, model.dtype, model.device, cuts, records)
+    cost = context_cost(network.config.to_dict()) if cuts else None
+    setup = set_up(config, shapes, shape, limit, model.dtype, model.device, cost, records)
     reason = f"a probe found packed and plain attention equal{note}"
     return ChosenPath(setup, reason, deterministic)
 

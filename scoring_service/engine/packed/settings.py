@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scoring_service.engine.machine.page_budget import MAX_SAMPLES
+from scoring_service.engine.model.context_cost import ContextCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class PackedSettings:
 
     beside_samples: int = 0
     """Most tokens of scoring and prompts in a step of few samples; 0 = a chunk."""
-    cuts: bool = False
-    """Whether segments are cut for that."""
+    cuts: ContextCost | None = None
+    """What a token counts of that, where segments are cut for it; None = they are not."""
     graph_rows: tuple[int, ...] = ()
     """Rows of the steps that are recorded and replayed where they only go on with samples."""
 

@@ -20,6 +20,7 @@ from scoring_service.engine.machine.page_budget import (
     pages_beside,
     step_tokens,
 )
+from scoring_service.engine.model.context_cost import ContextCost
 from scoring_service.engine.packed.settings import PackedSettings
 from scoring_service.errors import ConfigurationError
 from scoring_service.peak_memory import StepLimits, StepShape, largest_step, step_bytes
@@ -68,7 +69,7 @@ def set_up(
     context: int,
     dtype: torch.dtype,
     device: torch.device,
-    cuts: bool,
+    cuts: ContextCost | None,
     records: bool,
 ) -> PackedSetup:
     """Sizes the pool from what the device has left after the weights and beside a step.
@@ -80,7 +81,7 @@ def set_up(
         context: tokens of the longest sequence.
         dtype: of keys and values.
         device: that has the pages.
-        cuts: whether segments may be cut.
+        cuts: what a token costs at its place in a sequence; None where segments cannot be cut.
         records: whether steps that only go on with samples are recorded.
 
     Raises:
@@ -89,7 +90,7 @@ def set_up(
     settings = packed_settings(config, device)
     settings = replace(
         settings,
-        beside_samples=beside_samples(config, settings.chunk_size, device, cuts),
+        beside_samples=beside_samples(config, settings.chunk_size, device, cuts is not None),
         cuts=cuts,
         graph_rows=GRAPH_ROWS if records else (),
     )

@@ -320,7 +320,7 @@ def test_pages_leave_room_for_recorded_steps(
     monkeypatch.setattr(setup, "free_memory", lambda _device: room)
     config = EngineConfig("", memory_utilization=1.0, max_batch_tokens=64, chunk_size=16)
     where = (config, shapes, shape, 64, torch.float32, torch.device("cpu"))
-    on, off = (setup.set_up(*where, cuts=False, records=records) for records in (True, False))
+    on, off = (setup.set_up(*where, cuts=None, records=records) for records in (True, False))
     page = page_bytes(sum(layer.width for layer in shapes), shape.hidden, 4)
     spared = (off.pool.pages - on.pool.pages) * page
     assert 0 <= spared - graph_bytes(shape) < page or -page < spared - graph_bytes(shape) <= 0

@@ -32,6 +32,11 @@ class Unit:
         return len(self.segment.token_ids) - self.segment.done
 
     @property
+    def position(self) -> int:
+        """Of the first token that it takes in its sequence."""
+        return self.segment.start + self.segment.done if self.segment else 0
+
+    @property
     def reply_bytes(self) -> int:
         """What its rows take of the reply, at most."""
         if self.completion is None:

@@ -11,6 +11,7 @@ from scoring_service.engine.attention.segments import Segment, SegmentRange
 from scoring_service.engine.attention.store import SegmentStore
 from scoring_service.engine.events import CallEvent
 from scoring_service.engine.machine.page_budget import MIN_STEP
+from scoring_service.engine.model.context_cost import ContextCost
 from scoring_service.engine.packed.calls.call_run import CallRun, Unit
 from scoring_service.engine.packed.calls.reservation import Room
 from scoring_service.engine.packed.calls.running_calls import RunningCalls
@@ -109,17 +110,33 @@ class Planner:
         for priority, band in _bands(ready, samples.priorities):
             if priority is not None:
                 _take_samples(samples, priority, band, tokens)
-            budget, callers = tokens.for_prefill(samples.to_come), samples.callers
-            if callers and self._all_wait_for_prompts(callers):
-                budget = tokens.left
-            offers = self._offers(band, budget, admission, samples, events)
-            if not callers <= {self._calls.by_id[offer.call_id].whole for offer in offers}:
-                budget = tokens.for_prefill(samples.to_come)
-            cuts = tokens.rows > 0 and self._settings.cuts
-            found = share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
-            tokens.joined += sum(sum(part.tokens) for part in found.values())
+            found = self._joining(band, samples, tokens, admission, events)
+            tokens.joined += sum(part.cost for part in found.values())
             shares |= found
         return StepPlan(group[0].weights, *self._take_units(shares), samples.decode_tokens)
+
+    def _joining(
+        self,
+        band: Sequence[CallRun],
+        samples: StepSamples,
+        tokens: StepTokens,
+        admission: Admission,
+        events: list[CallEvent],
+    ) -> dict[int, Share]:
+        """What of scoring and prompts of these calls joins the step, by call id."""
+        callers = samples.callers
+        cuts = self._settings.cuts if tokens.rows else None
+        budget = beside = tokens.for_prefill(samples.to_come)
+        whole = bool(callers) and self._all_wait_for_prompts(callers)
+        if whole:
+            budget = tokens.left
+        offers = self._offers(band, budget, admission, samples, events)
+        if whole and callers <= {self._calls.by_id[offer.call_id].whole for offer in offers}:
+            # Nobody waits for a step to be short: each token counts the same.
+            cuts = cuts and ContextCost()
+        else:
+            budget = beside
+        return share(offers, budget, self._settings.turn_tokens, cuts) if budget else {}
 
     def _offers(
         self,
@@ -147,7 +164,17 @@ class Planner:
                 continue
             if sizes := _leading_sizes(run, budget):
                 offers.append(
-                    Offer(call.call_id, call.priority, run.served, run.left, call.deadline, sizes)
+                    Offer(
+                        call_id=call.call_id,
+                        priority=call.priority,
+                        served=run.served,
+                        left=run.left,
+                        deadline=call.deadline,
+                        sizes=sizes,
+                        positions=[
+                            unit.position for unit in itertools.islice(run.units, len(sizes))
+                        ],
+                    )
                 )
                 offered += sum(sizes)
         return offers

@@ -5,6 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
+
+from scoring_service.engine.model.context_cost import ContextCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class Offer:
     """When its caller stops waiting; infinity = never."""
     sizes: Sequence[int]
     """Tokens of its next segments, in the order in which they must run."""
+    positions: Sequence[int]
+    """Of the first token of each in its sequence."""
 
 
 MIN_PIECE = 8
@@ -54,45 +59,54 @@ class Share:
 
     tokens: tuple[int, ...]
     """Of each of its leading segments; all of them, but for the last one's if that is cut."""
+    cost: int
+    """What they take of the budget: as many as they are or, if segments are cut, more."""
 
 
-def share(offers: Sequence[Offer], budget: int, turn: int, cuts: bool = False) -> dict[int, Share]:
+def share(
+    offers: Sequence[Offer], budget: int, turn: int, cuts: ContextCost | None = None
+) -> dict[int, Share]:
     """What of each call joins a step of at most `budget` tokens.
 
     The call that `place` puts first goes next, one segment at a time. The first segment always
-    joins, whatever its size, because a step that holds nothing would never get anywhere; after it,
-    the first segment that does not fit ends the step for its call.
+    joins, or as few of its tokens as it may be cut for, because a step that holds nothing would
+    never get anywhere; after it, the first segment that does not fit ends the step for its call.
 
     Args:
         offers: one a call.
-        budget: tokens of the step.
+        budget: tokens of the step, each at the cost of 1.
         turn: tokens that a call gets before it is the turn of others of its priority.
-        cuts: whether a segment that does not fit may be cut.
+        cuts: what a token costs, where a segment that does not fit may be cut; None = it may not,
+            and each costs 1.
 
     Returns:
         call id -> its share, for calls that have one.
     """
     parts: dict[int, list[int]] = {}
+    paid = dict.fromkeys((offer.call_id for offer in offers), 0.0)
     by_id = {offer.call_id: offer for offer in offers if offer.sizes}
     # Whoever is served changes places, nobody else does.
     waiting = [(_place_after(offer, 0, turn), offer.call_id) for offer in by_id.values()]
     heapq.heapify(waiting)
-    left = budget
+    left = float(budget)
     while waiting and (left > 0 or not parts):
         _, call_id = heapq.heappop(waiting)
         offer, own = by_id[call_id], parts.get(call_id, [])
         size = offer.sizes[len(own)]
-        if size > left:
-            if cuts and (piece := _piece(size, left)):
+        cost = cuts.at(offer.positions[len(own)]) if cuts else 1.0
+        if size * cost > left:
+            room = int(left / cost)
+            if cuts and (piece := _piece(size, room if parts else max(room, MIN_PIECE))):
                 size = piece
             elif parts:
                 continue
-        left -= size
+        left -= size * cost
+        paid[call_id] += size * cost
         parts[call_id] = [*own, size]
         if size == offer.sizes[len(own)] and len(own) + 1 < len(offer.sizes):
             place_now = _place_after(offer, sum(parts[call_id]), turn)
             heapq.heappush(waiting, (place_now, call_id))
-    return {call_id: Share(tuple(own)) for call_id, own in parts.items()}
+    return {call_id: Share(tuple(own), ceil(paid[call_id])) for call_id, own in parts.items()}
 
 
 def _piece(size: int, room: int) -> int:
@@ -137,7 +151,7 @@ class StepTokens:
     rows: int = 0
     """Of samples that go on."""
     joined: int = 0
-    """Of scoring and prompts, and of samples that catch up beside others."""
+    """Of scoring and prompts, and of samples that catch up beside others; by what they cost."""
 
     @property
     def left(self) -> int:
