@@ -128,7 +128,7 @@ def main() -> None:
     name = "python -m benchmarks.between_tokens"
     parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("--model", required=True, help="folder in the Hugging Face layout")
-    parser.add_argument("--tokens", type=int, default=256, help="of a sample")
+    parser.add_argument("--tokens", type=int, default=512, help="of a sample")
     parser.add_argument(
         "--prompts", type=int, nargs="+", default=[500, 4000], help="tokens of the longer prompts"
     )

@@ -15,7 +15,7 @@ from scoring_service.types import Processing, RowWants, SampleCall, ScoreCall
 from tests.engine.driving import engine_of
 from tests.engine.loading import load_model
 from tests.engine.sampling import task
-from tests.engine.scoring import Group, groups
+from tests.engine.scoring import Group, completion, group, groups
 from tests.engine.small_models import ARCHITECTURES, save_model
 
 BESIDE = BESIDE_SAMPLES["cpu"]
@@ -102,7 +102,8 @@ def ids(loaded: LoadedModel, seed: int, count: int) -> list[int]:
 def test_the_same_bits_in_fewer_rows_a_step(loaded: LoadedModel, steps: list[Step]) -> None:
     assert loaded.packed is not None
     settings = loaded.packed.settings
-    assert (settings.cuts, settings.beside_samples) == (True, BESIDE)
+    assert settings.cuts is not None
+    assert settings.beside_samples == BESIDE
     shared = ids(loaded, 1, 70)
     first = score_call(1, [(shared, [ids(loaded, 2, 70), ids(loaded, 3, 1)])])
     second = score_call(2, [([*shared, 5], [ids(loaded, 4, 25)]), ([7], [ids(loaded, 5, 90)])])
@@ -164,6 +165,76 @@ def test_any_trees_in_any_company(tiny: LoadedModel, steps: list[Step], seed: in
     assert {key: found for key, found in beside.items() if key[0] < 9} == alone
     engine.flush_cache()
     assert engine.free_pages == 120
+
+
+FIRST_ROWS = ((0, 4),)
+
+
+def few_rows(call_id: int, prompt: list[int], completion_ids: list[int]) -> ScoreCall:
+    """The first rows of a completion, whose segment is computed in whole."""
+    of_one = group(prompt, [completion(completion_ids, FIRST_ROWS)])
+    wants = RowWants(processed_logprobs=True, entropy=True, logsumexp=True, top_k=5)
+    return ScoreCall(call_id, (of_one,), wants)
+
+
+def test_a_completion_that_is_answered_early_writes_nothing_into_others_pages(
+    tiny: LoadedModel,
+) -> None:
+    """Its rows come from the first piece; the pages of its segment go to whoever comes next."""
+    prompt = ids(tiny, 77, 32)
+    engine = engine_of(tiny, pages=60)
+    engine.submit(sample_call(2, prompt, n=1, max_tokens=12))
+    alone = rows_of(engine)
+
+    engine = engine_of(tiny, pages=60)
+    engine.submit(sample_call(9, [4, 5], n=1, max_tokens=100))
+    found = rows_of(engine, steps=3)
+    engine.submit(few_rows(1, ids(tiny, 5, 1), ids(tiny, 6, 62)))
+    rows_of(engine, 1, found)
+    assert any(key[0] == 1 for key in found)
+    engine.submit(sample_call(2, prompt, n=1, max_tokens=12))
+    rows_of(engine, found=found)
+    assert {key: value for key, value in found.items() if key[0] == 2} == alone
+    # And what stays in the cache is right, too.
+    engine.submit(sample_call(3, prompt, n=1, max_tokens=12))
+    later = rows_of(engine)
+    assert {(2, *key[1:]): value for key, value in later.items()} == alone
+    engine.flush_cache()
+    assert engine.free_pages == 60
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_those_that_are_answered_early_in_any_company(
+    tiny: LoadedModel, steps: list[Step], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    calls: list[ScoreCall | SampleCall] = []
+    for call_id in range(1, 41):
+        prompt = ids(tiny, call_id, int(rng.integers(1, 90)))
+        if call_id % 2:
+            calls.append(few_rows(call_id, prompt[:2], ids(tiny, 100 + call_id, 62)))
+        elif call_id % 4:
+            calls.append(sample_call(call_id, prompt, n=1, max_tokens=6))
+        else:
+            calls.append(score_call(call_id, [(prompt, [ids(tiny, 200 + call_id, 20)])]))
+    alone = {}
+    for call in calls:
+        engine = engine_of(tiny)
+        engine.submit(call)
+        alone |= rows_of(engine)
+
+    engine = engine_of(tiny, pages=60)
+    engine.submit(sample_call(90, [4, 5], n=2, max_tokens=400))
+    beside = rows_of(engine, steps=3)
+    steps.clear()
+    for call in calls:
+        engine.submit(call)
+        rows_of(engine, steps=int(rng.integers(1, 3)), found=beside)
+    rows_of(engine, found=beside)
+    assert cut(steps) > 20
+    assert {key: found for key, found in beside.items() if key[0] < 90} == alone
+    engine.flush_cache()
+    assert engine.free_pages == 60
 
 
 def test_a_leaf_is_cut_only_where_pages_are_free(tiny: LoadedModel, steps: list[Step]) -> None:

@@ -281,7 +281,7 @@ def test_fewer_tokens_of_a_long_prompt_join_a_sample_the_more_each_attends_to() 
     while read < 3900:
         engine.run(1)
         (joined,) = (step[2] for step in engine.read[-1:])
-        assert 0 < joined <= max(8, BESIDE / (1 + read / 1000))
+        assert 0 < joined <= max(8, round(BESIDE / (1 + read / 1000)))
         read += joined
     assert {step[1] for step in engine.drawn} == {1}
 

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from scoring_service.engine.attention.pages import PagePool
+from scoring_service.engine.attention.segments import Segment
 from scoring_service.engine.events import CallEvent, CallFinished
 from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.engine.outputs.sample_slices import DrawnToken
+from scoring_service.engine.packed.calls.score_run import CompletionRun
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.planning.step_plan import StepPlan
 from scoring_service.engine.packed.settings import PackedSettings
@@ -52,12 +54,7 @@ class EngineWithoutModel(PackedEngine):
         for piece in plan.pieces:
             piece.segment.done = piece.stop
         for run, unit in plan.units:
-            of_last = unit.segment is None or (
-                unit.completion is not None
-                and unit.segment is unit.completion.end
-                and unit.segment.computed
-            )
-            if unit.completion is not None and of_last:
+            if unit.completion is not None and _is_answered(unit.completion, unit.segment):
                 self._calls.end_completion(run, unit.completion)
         begun = [(run, unit.sample) for run, unit in plan.units if unit.sample is not None]
         others = {id(sample): (run, sample) for run, sample, _ in plan.decode_tokens}
@@ -66,6 +63,9 @@ class EngineWithoutModel(PackedEngine):
                 piece = sample.push(DrawnToken(1, 0.0, 0.0, (), ()), 0)
                 if piece is not None and piece.last:
                     self._calls.end_sample(run, sample)
+        for run in self._calls.by_id.values():
+            belong = {unit.completion for unit in run.units} - {None}
+            assert belong <= run.completions, "what waits belongs to something that goes on"
         return []
 
     def run(self, steps: int) -> list[int]:
@@ -79,15 +79,20 @@ class EngineWithoutModel(PackedEngine):
 
 
 def score(
-    call_id: int, prompt: int, *completions: int, groups: int = 1, priority: int = 0
+    call_id: int,
+    prompt: int,
+    *completions: int,
+    groups: int = 1,
+    priority: int = 0,
+    rows: int | None = None,
 ) -> ScoreCall:
-    """Groups of prompts that nobody shares, by lengths."""
+    """Groups of prompts that nobody shares, by lengths; of each completion its first `rows`."""
     made = tuple(
         GroupTask(
             index,
             _ids(prompt),
             tuple(
-                CompletionTask(place, _ids(length), ((0, length),))
+                CompletionTask(place, _ids(length), ((0, min(length, rows or length)),))
                 for place, length in enumerate(completions)
             ),
             Processing(),
@@ -102,6 +107,12 @@ def sample(call_id: int, prompt: int, max_tokens: int, n: int = 1, priority: int
     """One prompt that nobody shares, by its length, whose samples have all their tokens."""
     task = SamplingTask(0, _ids(prompt), n, 1, 0, Processing(), 0, max_tokens, ignore_eos=True)
     return SampleCall(call_id, (task,), priority=priority)
+
+
+def _is_answered(completion: CompletionRun, segment: Segment | None) -> bool:
+    """Whether the states of all wanted rows are computed. Row i comes from token i - 1."""
+    here = completion.prompt_end if segment is None else segment
+    return here.start + here.done >= completion.prompt_end.stop + int(completion.rows[-1])
 
 
 def _ids(length: int) -> np.ndarray:

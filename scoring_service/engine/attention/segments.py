@@ -13,7 +13,7 @@ from torch import Tensor
 from scoring_service.types import Int32Array
 
 SlotArray = npt.NDArray[np.int64]
-_NO_SLOTS: SlotArray = np.empty(0, dtype=np.int64)
+NO_SLOTS: SlotArray = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Segment:
     """Names everything up to its end in the prefix cache; empty when it is not shared."""
     holders: int = 0
     pages: list[int] = field(default_factory=list)
-    slots: SlotArray = field(default_factory=_NO_SLOTS.copy)
+    slots: SlotArray = field(default_factory=NO_SLOTS.copy)
     """int64 [n], where each token's keys and values are kept; empty before pages are taken."""
     end_state: Tensor | None = None
     """Final hidden state of its last token, [H], once computed: the row that follows it."""
@@ -75,7 +75,7 @@ class Segment:
 
     def slots_before(self) -> SlotArray:
         """Where keys and values of every position before what is still to compute are kept."""
-        before = _NO_SLOTS if self.parent is None else self.parent.chain_slots()
+        before = NO_SLOTS if self.parent is None else self.parent.chain_slots()
         return np.concatenate([before, self.slots[: self.done]]) if self.done else before
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scoring_service.engine.attention.pages import PagePool, pages_for, slots_of
-from scoring_service.engine.attention.segments import Segment, child_key, seams
+from scoring_service.engine.attention.segments import NO_SLOTS, Segment, child_key, seams
 from scoring_service.types import Int32Array
 
 
@@ -197,6 +197,8 @@ class SegmentStore:
             del self._shared[segment.key]
         self._pool.give_back(segment.pages)
         segment.pages = []
+        # Nothing can be written there by whoever still knows the segment.
+        segment.slots = NO_SLOTS
         segment.end_state = None
 
     def _prompt_segments(

@@ -21,6 +21,14 @@ def wanted_rows(completion: CompletionTask, next_token: bool) -> Int32Array:
     return np.concatenate(parts).astype(np.int32)
 
 
+def last_wanted_row(completion: CompletionTask, next_token: bool) -> int:
+    """Index of the last row to answer."""
+    if next_token:
+        return len(completion.token_ids)
+    start, length = completion.spans[-1]
+    return start + length - 1
+
+
 def realised_ids(completion: CompletionTask, rows: Int32Array) -> Int32Array:
     """The realised token of each of these rows, -1 for a next_token row."""
     padded = np.append(completion.token_ids, np.int32(-1))

@@ -107,7 +107,15 @@ class PackedEngine:
         else:
             to_come = self._expansion.sample(call, count, root_key)
         served = self._calls.newcomers_share(call.priority)
-        run = CallRun(call, to_come, served, tokens_of(call), items_of(call), weights, alone)
+        run = CallRun(
+            call=call,
+            to_come=to_come,
+            served=served,
+            left=tokens_of(call, self._store.chunk_size),
+            items_to_come=items_of(call),
+            weights=weights,
+            alone=alone,
+        )
         count.run = run
         self._calls.by_id[call.call_id] = run
         self._stalled = False

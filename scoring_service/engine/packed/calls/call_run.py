@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from scoring_service.engine.attention.segments import Segment
 from scoring_service.engine.packed.calls.reservation import Need
 from scoring_service.engine.packed.calls.sample_run import SampleRun
-from scoring_service.engine.packed.calls.score_run import CompletionRun
+from scoring_service.engine.packed.calls.score_run import CompletionRun, tokens_to_compute
 from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.engine.weights.model_weights import ModelWeights
 from scoring_service.types import Call, SampleCall, ScoreCall, Usage
@@ -55,13 +55,17 @@ class Unit:
         )
 
 
-def tokens_of(call: Call) -> int:
+def tokens_of(call: Call, chunk_size: int) -> int:
     """What all units of a call may have to compute: at least one each, drawn tokens apart."""
     if isinstance(call, ScoreCall):
-        return sum(
-            len(group.prompt_ids) + sum(max(1, len(task.token_ids)) for task in group.completions)
-            for group in call.groups
-        )
+        found = 0
+        for group in call.groups:
+            prompt = len(group.prompt_ids)
+            found += prompt + sum(
+                max(1, tokens_to_compute(task, call.next_token, prompt, chunk_size))
+                for task in group.completions
+            )
+        return found
     return sum(len(task.prompt_ids) + task.n for task in call.prompts)
 
 
@@ -147,7 +151,13 @@ class CallRun:
 
     def drop(self, belongs: Callable[[Unit], bool]) -> None:
         """Forgets waiting units."""
-        self.units = deque(unit for unit in self.units if not belongs(unit))
+        kept: deque[Unit] = deque()
+        for unit in self.units:
+            if belongs(unit):
+                self.left -= unit.left
+            else:
+                kept.append(unit)
+        self.units = kept
 
     @property
     def is_waiting(self) -> bool:

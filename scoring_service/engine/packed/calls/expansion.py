@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator
 from scoring_service.engine.attention.pages import pages_for
 from scoring_service.engine.attention.segments import Segment
 from scoring_service.engine.attention.store import SegmentStore
-from scoring_service.engine.outputs.row_slices import wanted_rows
 from scoring_service.engine.packed.calls.call_run import Unit
 from scoring_service.engine.packed.calls.reservation import Room
 from scoring_service.engine.packed.calls.sample_run import SampleRun
@@ -67,7 +66,7 @@ class Expansion:
         first = len(group.prompt_ids)
         chunk = self._store.chunk_size
         tasks = [
-            (task, tokens_to_compute(wanted_rows(task, call.next_token), task, first, chunk))
+            (task, tokens_to_compute(task, call.next_token, first, chunk))
             for task in group.completions
         ]
         largest = max((self._store.branch_pages(first, first + n) for _, n in tasks), default=0)

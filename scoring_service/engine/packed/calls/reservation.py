@@ -29,6 +29,9 @@ class Need:
     """That one of its samples may come to need."""
 
 
+_NOTHING = Need(0, 0)
+
+
 class Room:
     """What may be taken of the pages.
 
@@ -70,20 +73,20 @@ class Room:
             pages: of a prompt and, for a group, of its longest completion.
             sample_pages: that one of its samples may come to need.
         """
-        fits = self._fits(pages, sample_pages, self._left_to_first)
+        fits = self._fits(pages, sample_pages, beside=self._left_to_first)
         admitted = fits and pages <= self.free
         self.refused = None if admitted else Need(pages, sample_pages)
         return admitted
 
     @property
-    def _left_to_first(self) -> int:
-        """Pages that who asks now leaves to the call that waits before it."""
-        return 0 if self.claim is None or self.asks_first else self.claim[0].pages
+    def _left_to_first(self) -> Need:
+        """What who asks now leaves to the call that waits before it."""
+        return _NOTHING if self.claim is None or self.asks_first else self.claim[0]
 
-    def _fits(self, pages: int, sample_pages: int, beside: int = 0) -> bool:
+    def _fits(self, pages: int, sample_pages: int, beside: Need = _NOTHING) -> bool:
         """Whether there is room once samples gave theirs back, for the longest of them as well."""
-        longest = max(sample_pages, self._longest)
-        return pages + longest + beside <= self.free + self._held_by_samples
+        longest = max(sample_pages, self._longest, beside.sample_pages)
+        return pages + longest + beside.pages <= self.free + self._held_by_samples
 
     def free_for_samples(self, priority: int) -> int:
         """Pages that samples of a priority may grow into."""
@@ -96,8 +99,8 @@ class Room:
 
     def lends(self, pages: int) -> bool:
         """Whether there are pages that nobody waits for."""
-        claimed = 0 if self.claim is None else self.claim[0].pages
-        return pages + claimed <= self.free and self._fits(pages, 0, claimed)
+        claimed = _NOTHING if self.claim is None else self.claim[0]
+        return pages + claimed.pages <= self.free and self._fits(pages, 0, beside=claimed)
 
     def reserve(self, pages: int) -> Reservation:
         """Promises pages to a group."""
@@ -116,7 +119,7 @@ class Room:
             return True
         if pages > self.free or not self._fits(pages, 0):
             return False
-        if self._waits_for_shared and not self._leaves_room(pages):
+        if self._waits_for_shared and not self._fits(pages, 0, beside=self._left_to_first):
             return False
         self._shared += pages
         return True
@@ -130,10 +133,7 @@ class Room:
         if self.claim is None or self.asks_first:
             return False
         need = self.claim[0]
-        return self._fits(need.pages, need.sample_pages, -self._shared)
-
-    def _leaves_room(self, pages: int) -> bool:
-        return pages + self._left_to_first <= self.free + self._held_by_samples
+        return self._fits(need.pages - self._shared, need.sample_pages)
 
     def give_back_shared(self, pages: int) -> None:
         """A completion gave back what it took where nothing was promised to it."""

@@ -62,6 +62,7 @@ class RunningCalls:
         if run is None:
             return False
         run.to_come.close()
+        run.units.clear()
         for completion in list(run.completions):
             self.end_completion(run, completion)
         for sample in list(run.samples):
@@ -95,6 +96,9 @@ class RunningCalls:
     def end_completion(self, run: CallRun, completion: CompletionRun) -> None:
         """Every row of it was answered, or will not be."""
         run.completions.discard(completion)
+        if not completion.end.computed:
+            # What waits of it would be written where others' keys and values are by then.
+            run.drop(lambda unit: unit.completion is completion)
         self._store.release(completion.end)
         if completion.reservation is not None:
             self._room.unuse(completion.reservation)
@@ -110,7 +114,6 @@ class RunningCalls:
     def fail_completion(self, completion: CompletionRun, fault: Fault) -> CallEvent:
         """Ends one completion; its call goes on."""
         run = self.by_id[completion.call.call_id]
-        run.drop(lambda unit: unit.completion is completion)
         self.end_completion(run, completion)
         return ItemFailed(run.call.call_id, completion.group.index, completion.task.index, fault)
 

@@ -9,7 +9,7 @@ from scoring_service.engine.packed.calls.call_run import CallRun
 from scoring_service.engine.packed.calls.sample_run import SampleRun
 from scoring_service.types import SampleCall
 
-SamplePlace = tuple[int, int, int]
+SamplePlace = tuple[bool, int, int, int]
 """Of a sample among all that are under way, ascending in the order in which they go on."""
 
 
@@ -61,10 +61,11 @@ def sample_places(running: Iterable[CallRun]) -> Mapping[SampleRun, SamplePlace]
     """Urgent samples first, then one of each call, then another of each, and the oldest first.
 
     The last of them waits where a step has no room for all, and is preempted where pages run out.
-    The first stays first until it ends, whatever comes, so there is always one that ends.
+    The first stays first until it ends, whatever comes, so there is always one that ends. Those
+    whose reader takes nothing come behind all others, who would wait for their pages with them.
     """
     return {
-        sample: (-run.call.priority, turn, sample.order)
+        sample: (run.credit <= 0, -run.call.priority, turn, sample.order)
         for run in running
         for turn, sample in enumerate(run.samples)
     }

@@ -11,6 +11,7 @@ from scoring_service.engine.attention.segments import Segment, SegmentRange
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.outputs.row_slices import (
     RowSlices,
+    last_wanted_row,
     realised_ids,
     rows_per_slice,
     wanted_rows,
@@ -21,19 +22,19 @@ from scoring_service.types import CompletionTask, GroupTask, Int32Array, RowBloc
 
 
 def tokens_to_compute(
-    rows: Int32Array, task: CompletionTask, prompt_tokens: int, chunk_size: int
+    task: CompletionTask, next_token: bool, prompt_tokens: int, chunk_size: int
 ) -> int:
     """Leading tokens of a completion whose states are needed: those of whole segments.
 
     A segment's length decides bits, and which of its rows are wanted must not.
 
     Args:
-        rows: indices of the wanted rows, ascending.
         task: the completion.
+        next_token: whether the row after its last token is wanted, too.
         prompt_tokens: before it.
         chunk_size: between seams.
     """
-    last = int(rows[-1])
+    last = last_wanted_row(task, next_token)
     if last == 0:
         return 0
     seam = ((prompt_tokens + last - 1) // chunk_size + 1) * chunk_size

@@ -84,7 +84,7 @@ class Admission:
         self._room.claim = None
         if first is None or need is None or not self._heeds_claims:
             return
-        if need.pages <= self._store.pages - self._kept:
+        if need.pages + need.sample_pages <= self._store.pages - self._kept:
             self._room.claim = need, first.call.priority
 
 
@@ -115,6 +115,10 @@ class _Refusals:
 
 def _pages_kept(running: Iterable[CallRun]) -> int:
     """What calls hold whose readers take nothing."""
-    ends = [completion.end for run in running if run.credit <= 0 for completion in run.completions]
+    stalled = [run for run in running if run.credit <= 0]
+    samples = [sample for run in stalled for sample in run.samples]
+    ends = [completion.end for run in stalled for completion in run.completions]
+    ends += [sample.prompt_end for sample in samples]
     held = {id(segment): segment for end in ends for segment in end.chain()}
-    return sum(len(segment.pages) for segment in held.values())
+    own = sum(len(sample.pages) for sample in samples)
+    return own + sum(len(segment.pages) for segment in held.values())

@@ -95,7 +95,7 @@ def share(
         size = offer.sizes[len(own)]
         cost = cuts.at(offer.positions[len(own)]) if cuts else 1.0
         if size * cost > left:
-            room = int(left / cost)
+            room = round(left / cost)
             if cuts and (piece := _piece(size, room if parts else max(room, MIN_PIECE))):
                 size = piece
             elif parts:

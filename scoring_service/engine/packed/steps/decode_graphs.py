@@ -18,13 +18,11 @@ from torch import Tensor
 
 from scoring_service.engine.attention.packing import Packing
 from scoring_service.engine.attention.pages import PagePool
-from scoring_service.engine.attention.segments import DecodeToken, SlotArray
+from scoring_service.engine.attention.segments import NO_SLOTS, DecodeToken
 from scoring_service.engine.machine.cuda_graphs import Compute, CudaRecorder, Recorder
 from scoring_service.engine.machine.page_budget import GRAPH_SLOTS
 from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.kernels.transfer import copy_async
-
-_NO_SLOTS: SlotArray = np.empty(0, dtype=np.int64)
 
 
 class DecodeGraphs:
@@ -132,7 +130,7 @@ class _Step:
         inputs_3_R[0, :count] = [token.token_id for token in tokens]
         inputs_3_R[1, :count] = [len(token.slots) - 1 for token in tokens]
         inputs_3_R[2, :count] = [token.slots[-1] for token in tokens]
-        before = [token.slots[:-1] for token in tokens] + [_NO_SLOTS] * (rows - count)
+        before = [token.slots[:-1] for token in tokens] + [NO_SLOTS] * (rows - count)
         places = [(row, 1, len(slots), slots) for row, slots in enumerate(before)]
         self._packing.places = places
         with torch.inference_mode():
