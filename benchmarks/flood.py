@@ -65,9 +65,14 @@ class Load:
         await self.client.score([PromptGroup(ids[:1], [ids[1:]])])
         scored[0] += _TEXT
 
-    async def flood(self, rate: float, until: asyncio.Event | float) -> float:
-        """Calls at a steady rate until then; tokens a second that were answered."""
-        scored = [0]
+    async def flood(self, rate: float, until: asyncio.Event | float, scored: list[int]) -> float:
+        """Calls at a steady rate until then; tokens a second that were answered.
+
+        Args:
+            rate: tokens a second.
+            until: so many seconds, or what ends it.
+            scored: to the tokens there those are added that are answered, as they are.
+        """
         tasks = []
         began = time.perf_counter()
         for number in range(1_000_000):
@@ -87,13 +92,16 @@ class Load:
         return answered
 
     async def both(self, rate: float, tokens: int) -> tuple[list[float], float]:
-        """A sample that begins a second after the flood, and the flood while it lasts."""
-        done = asyncio.Event()
-        flood = asyncio.create_task(self.flood(rate, done))
+        """A sample that begins a second after the flood, and the flood's rate while it lasts."""
+        done, scored = asyncio.Event(), [0]
+        flood = asyncio.create_task(self.flood(rate, done, scored))
         await asyncio.sleep(1.0)
+        before, began = scored[0], time.perf_counter()
         gaps = await self.sample(tokens)
+        kept = (scored[0] - before) / (time.perf_counter() - began)
         done.set()
-        return gaps, await flood
+        await flood
+        return gaps, kept
 
 
 async def measure(target: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -103,10 +111,10 @@ async def measure(target: str, arguments: argparse.Namespace) -> dict[str, Any]:
     async with AsyncScoringClient(target) as client:
         load = Load(client, vocab, np.random.default_rng(0))
         await load.sample(32)
-        await load.flood(arguments.rate, 1.0)
+        await load.flood(arguments.rate, 1.0, [0])
         for number in range(arguments.rounds):
             alone = await load.sample(arguments.tokens)
-            offered = await load.flood(arguments.rate, arguments.seconds)
+            offered = await load.flood(arguments.rate, arguments.seconds, [0])
             gaps, kept = await load.both(arguments.rate, arguments.tokens)
             found = {
                 "slices_p95_alone_ms": 1e3 * float(np.percentile(alone, 95)),

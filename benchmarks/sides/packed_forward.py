@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -11,14 +12,29 @@ from benchmarks.outcome import Outcome
 from benchmarks.sides import SideConfig
 from benchmarks.sides.engine import Engine
 from benchmarks.workloads import Mixed, Work
+from scoring_service.engine.attention.segments import Segment, SlotArray
 from scoring_service.engine.events import SampleSlice, ScoreSlice
 from scoring_service.engine.head.tiles import tile_rows
 from scoring_service.engine.outputs import sample_slices
 from scoring_service.engine.packed.engine import PackedEngine
 from scoring_service.engine.packed.steps.body import PackedBody, Step, StepStates
 
-Recorded = list[tuple[Step, int]]
-"""Steps, and how many rows each of them sends through the head."""
+
+@dataclass(frozen=True)
+class Recorded:
+    """A step of the engine."""
+
+    step: Step
+    rows: int
+    """That it sends through the head."""
+    places: tuple[tuple[Segment, SlotArray, int], ...]
+    """Of the segments that it computes or continues: where their keys were kept, and how many of
+    their tokens were computed."""
+
+    def put_back(self) -> None:
+        """Its segments are as they were: others have their pages since, and they are done."""
+        for segment, slots, done in self.places:
+            segment.slots, segment.done = slots, done
 
 
 class PackedForward:
@@ -49,23 +65,25 @@ class PackedForward:
         tile = tile_rows(head.vocab_size, head.dtype.itemsize, model.device.type)
         began = time.perf_counter()
         with torch.inference_mode():
-            for step, rows in steps:
-                states_T_H = body.run(step).states_T_H
+            for recorded in steps:
+                recorded.put_back()
+                rows, states_T_H = recorded.rows, body.run(recorded.step).states_T_H
                 for first in range(0, min(rows, len(states_T_H)), tile):
                     head.product(states_T_H[first : min(first + tile, rows)])
         if model.device.type != "cpu":
             torch.cuda.synchronize()
         return Outcome(time.perf_counter() - began)
 
-    def _record(self, work: Work) -> Recorded:
+    def _record(self, work: Work) -> list[Recorded]:
         """The steps of the work, done once by the engine."""
-        steps: list[Step] = []
+        steps: list[tuple[Step, tuple[tuple[Segment, SlotArray, int], ...]]] = []
         rows: list[int] = []
         run = PackedBody.run
         advance = PackedEngine.step
 
         def keep(body: PackedBody, step: Step) -> StepStates:
-            steps.append(step)
+            chained = {s for piece in step.pieces for s in piece.segment.chain()}
+            steps.append((step, tuple((s, s.slots, s.done) for s in chained)))
             return run(body, step)
 
         def count(engine: PackedEngine) -> list:
@@ -82,7 +100,9 @@ class PackedForward:
             mock.patch.object(sample_slices, "_FLUSH_SECONDS", 0.0),
         ):
             self._engine.run(work)
-        return list(zip(steps, rows, strict=True))
+        return [
+            Recorded(step, count, places) for (step, places), count in zip(steps, rows, strict=True)
+        ]
 
     def close(self) -> None:
         """Nothing to end."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from benchmarks.between_tokens import beside_the_last, between_tokens
 from benchmarks.sides import SideConfig, bare, packed_forward
 from benchmarks.sides.engine import Engine, sample_call
 from benchmarks.workloads import Sampling, Scoring
+from scoring_service.engine.attention.packing import Packing
+from scoring_service.engine.packed.steps.body import PackedBody
 from scoring_service.models import tiny_model_path
 
 CONFIG = SideConfig(str(tiny_model_path()), "bfloat16", "bfloat16")
@@ -23,12 +27,35 @@ def packed() -> packed_forward.PackedForward:
 def test_the_packed_forward_has_all_steps_and_rows_of_the_engine(
     packed: packed_forward.PackedForward,
 ) -> None:
-    assert sum(rows for _, rows in packed._record(SCORING)) == 70 + 3 + 2
+    assert sum(recorded.rows for recorded in packed._record(SCORING)) == 70 + 3 + 2
     drawn = packed._record(SAMPLING)
-    assert sum(rows for _, rows in drawn) == 3 * 6
-    assert sum(len(step.decode_tokens) for step, _ in drawn) == 3 * 5, "the first are prompts'"
+    assert sum(recorded.rows for recorded in drawn) == 3 * 6
+    tokens = sum(len(recorded.step.decode_tokens) for recorded in drawn)
+    assert tokens == 3 * 5, "the first are prompts'"
     for work in (SCORING, SAMPLING):
         assert packed.run(work).seconds > 0
+
+
+def test_the_packed_forward_attends_to_and_keeps_what_the_engine_does(
+    packed: packed_forward.PackedForward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long completions in chunks, and pages that others have by then."""
+    long = Scoring([([5, 6, 7], [[8] * 200, [9] * 150]), ([4] * 90, [[1] * 70, [2] * 9])])
+    seen: list[list[Any]] = []
+    make = PackedBody._packing
+
+    def watched(body: PackedBody, *of_step: Any) -> Packing:
+        packing = make(body, *of_step)
+        trees = [(tree.prefix_slots.tolist(), tree.nodes) for tree in packing.trees]
+        seen.append([trees, packing.kept_rows.tolist(), packing.kept_slots.tolist()])
+        return packing
+
+    monkeypatch.setattr(PackedBody, "_packing", watched)
+    packed.run(long)
+    steps = len(seen) // 2
+    assert steps >= 1
+    assert seen[:steps] == seen[steps:]
+    assert any(slots for _, _, slots in seen)
 
 
 def test_the_bare_forward_does_the_work_by_itself() -> None:
