@@ -21,6 +21,7 @@ from scoring_service.engine.loading import path
 from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.engine.machine import processor
 from scoring_service.engine.model import numerics
+from scoring_service.engine.model.code import code_digest, digest_of
 from scoring_service.engine.model.numerics import body_row_multiple, numerics_id, rows_are_invariant
 from scoring_service.models import tiny_model_path
 from scoring_service.types import Processing
@@ -253,12 +254,33 @@ def test_numerics_ids(monkeypatch: pytest.MonkeyPatch) -> None:
         assert numerics_id(**facts) != same
     with monkeypatch.context() as patch:
         # What stands between products is this package's own.
-        patch.setattr(numerics, "__version__", "another")
+        patch.setattr(numerics, "code_digest", lambda: "another")
         assert numerics_id(**facts) != same
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     assert numerics_id(**facts) == same
     torch.set_num_threads(before)
+
+
+def test_every_source_of_the_engine_and_its_kernels_is_code_that_computes(tmp_path: Path) -> None:
+    folder = tmp_path / "code"
+    (folder / "cpu").mkdir(parents=True)
+    sources = [folder / "a.py", folder / "b.py", folder / "cpu" / "c.h", folder / "cpu" / "d.cpp"]
+    for source in sources:
+        source.write_text("one")
+    same = digest_of([folder])
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "a.pyc").write_text("compiled")
+    (folder / "notes.md").write_text("about it")
+    assert digest_of([folder]) == same
+    for source in sources:
+        source.write_text("another")
+        assert digest_of([folder]) != same
+        source.write_text("one")
+    sources[0].rename(folder / "z.py")
+    assert digest_of([folder]) != same
+    room = Path(numerics.__file__).parents[1]
+    assert code_digest() == digest_of([room, room.parent / "kernels"])
 
 
 def test_another_config_is_another_numerics_id(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from scoring_service import __version__
 from scoring_service.engine.head.head import LinearHead, RowHead
 from scoring_service.engine.head.tiles import ROW_MULTIPLE, tile_rows
 from scoring_service.engine.machine.processor import describe_processor
+from scoring_service.engine.model.code import code_digest
 
 _HEIGHTS = (*range(1, 18), 31, 32, 33, 47, 64)
 """Of products that a few samples or a short text make."""
@@ -32,7 +32,7 @@ def numerics_id(**facts: object) -> str:
     """Hash of everything that decides bits: given facts, versions, on a CPU the processor."""
     facts = {
         **facts,
-        "package": __version__,
+        "code": code_digest(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "cpu": describe_processor() if facts.get("device") == "cpu" else "",
