@@ -15,7 +15,8 @@ from scoring_service.engine.machine.memory import cached_memory, free_memory
 from scoring_service.engine.machine.page_budget import GRAPH_ROWS, graph_bytes
 from scoring_service.engine.packed import setup
 from scoring_service.engine.packed.setup import set_up
-from scoring_service.engine.updates.weight_store import WeightStore, _Staging
+from scoring_service.engine.updates.staging import Staging
+from scoring_service.engine.updates.weight_store import WeightStore
 from scoring_service.engine.weight_memory import lay_out
 from scoring_service.engine.weights import model_weights as weights
 from scoring_service.engine.weights.model_weights import copies_on, room_for
@@ -206,7 +207,7 @@ def test_staged_weights_are_copied_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scoring_service.engine.updates.weight_store.copies_on", noting)
     store = WeightStore(loaded, lambda _event: None)
     command = StageWeights(1, "", lay_out(loaded.info.tensors), version=5, beside=True)
-    staging = _Staging(command)
+    staging = Staging(command)
     staging.tensors = {name: tensor.clone() for name, tensor in model.weights.tensors.items()}
     built = store._build(staging)
     assert asked == [model.device]

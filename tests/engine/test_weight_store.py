@@ -24,8 +24,10 @@ from scoring_service.engine.events import (
 )
 from scoring_service.engine.head.head import LinearHead
 from scoring_service.engine.loading.loader import LoadedModel
-from scoring_service.engine.updates import weight_store
-from scoring_service.engine.updates.weight_store import WeightStore, _Staging, tensor_in
+from scoring_service.engine.updates import filling, weight_store
+from scoring_service.engine.updates.mapped_tensors import tensor_in
+from scoring_service.engine.updates.staging import Staging
+from scoring_service.engine.updates.weight_store import WeightStore
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
     Layout,
@@ -76,7 +78,7 @@ def test_nothing_is_left_of_weights_that_others_are_written_over(
     logits = model.head.logits(states)
     del head, body
     command = StageWeights(1, "", lay_out(loaded.info.tensors), version=5, beside=False)
-    staging = store._staged[1] = _Staging(command)
+    staging = store._staged[1] = Staging(command)
     staging.tensors, staging.digest = dict(tensors), "abc"
     alive = alive_at_the_next_build(before, monkeypatch)
     store.apply(ApplyWeights(1))
@@ -98,7 +100,7 @@ def test_nothing_is_left_of_an_update_that_others_are_written_over(
     specs = lay_out(loaded.info.tensors)
     for number in (1, 2):
         command = StageWeights(number, "", specs, version=number, beside=False)
-        staging = store._staged[number] = _Staging(command)
+        staging = store._staged[number] = Staging(command)
         staging.tensors, staging.digest = dict(first), "abc"
     writer = WeightMemory(specs.size)
     store._staged[1].memory = map_memory(writer.path)
@@ -242,7 +244,7 @@ def test_whatever_ends_a_thread_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     empty.touch()
     store.stage(StageWeights(2, str(empty), layout, version=2, beside=True))
     told += [events.get(timeout=60), events.get(timeout=60)]
-    monkeypatch.setattr(weight_store, "map_writable", lambda _path: bytearray())
+    monkeypatch.setattr(filling, "map_writable", lambda _path: bytearray())
     store.fill(FillWeights(3, "", layout, ("no.such.weight",), source=0))
     told += [events.get(timeout=60), events.get(timeout=60)]
     assert told[0].message.startswith("FileNotFoundError: ")

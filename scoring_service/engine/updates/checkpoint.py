@@ -24,7 +24,8 @@ from scoring_service.engine.files.network import load_network
 from scoring_service.engine.machine.host_memory import free_host_memory
 from scoring_service.engine.machine.memory import is_refused_memory
 from scoring_service.engine.updates.checkpoint_memory import loading_bytes
-from scoring_service.engine.updates.weight_store import lower_priority, tensor_in
+from scoring_service.engine.updates.mapped_tensors import tensor_in
+from scoring_service.engine.updates.priority import lower_priority
 from scoring_service.engine.weight_memory import (
     HEADER_BYTES,
     Layout,

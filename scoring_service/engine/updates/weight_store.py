@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import mmap
-import os
 import threading
-import time
-import warnings
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 from scoring_service.engine.bugs import bug_message, bug_report
 from scoring_service.engine.events import (
@@ -30,28 +23,11 @@ from scoring_service.engine.events import (
 )
 from scoring_service.engine.loading.loader import LoadedModel, cache_key
 from scoring_service.engine.machine.memory import is_refused_memory
-from scoring_service.engine.weight_memory import (
-    HEADER_BYTES,
-    MappedMemory,
-    Region,
-    WriterState,
-    map_memory,
-    map_writable,
-)
-from scoring_service.engine.weights.digest import tensor_line
+from scoring_service.engine.updates.filling import Filling
+from scoring_service.engine.updates.priority import lower_priority
+from scoring_service.engine.updates.staging import AbandonedError, Staging
+from scoring_service.engine.weight_memory import MappedMemory, WriterState, map_memory
 from scoring_service.engine.weights.model_weights import ModelWeights, Prepared, copies_on, room_for
-
-_HASH_BYTES = 8 << 20
-"""Hashed at a time; the thread looks in between whether it is still wanted."""
-
-_POLL_SECONDS = 0.001
-
-_NICENESS = 5
-"""Of threads that stage: a third of a core's time while steps want all of it."""
-
-
-class _AbandonedError(Exception):
-    """The update is given up: nobody waits for its weights."""
 
 
 class WeightStore:
@@ -77,10 +53,10 @@ class WeightStore:
             self._held[LOADED] = loaded.model.weights
         slots = loaded.model.slots
         self._buffers = frozenset[str]() if slots is None else slots.buffers
-        self._staged: dict[int, _Staging] = {}
+        self._staged: dict[int, Staging] = {}
         self._spare: MappedMemory | None = None
         """Of weights that were dropped: the next ones may come in the same memory."""
-        self._fills: dict[int, _Filling] = {}
+        self._fills: dict[int, Filling] = {}
         self._helper = ThreadPoolExecutor(1, initializer=lower_priority)
 
     def find(self, weights: int) -> ModelWeights:
@@ -93,7 +69,7 @@ class WeightStore:
 
     def stage(self, command: StageWeights) -> None:
         """Begins to stage weights."""
-        staging = self._staged[command.weights] = _Staging(command)
+        staging = self._staged[command.weights] = Staging(command)
         staging.thread = threading.Thread(target=self._run, args=(staging,), daemon=True)
         staging.thread.start()
 
@@ -101,12 +77,12 @@ class WeightStore:
         """Begins to write tensors of weights that are held here."""
         source = self._held[command.source]
 
-        filling = self._fills[command.weights] = _Filling()
+        filling = self._fills[command.weights] = Filling()
 
         def run() -> None:
             try:
-                _fill(command, source, filling)
-            except _AbandonedError:
+                filling.fill(command, source)
+            except AbandonedError:
                 return
             except Exception as error:  # noqa: BLE001 - a thread that only ended would be waited for
                 self._tell_failed(command.weights, error)
@@ -174,21 +150,21 @@ class WeightStore:
             self._spare = memory
         self._send(WeightsDropped(weights))
 
-    def _run(self, staging: _Staging) -> None:
+    def _run(self, staging: Staging) -> None:
         lower_priority()
         command = staging.command
         try:
             beside = command.beside and self._has_room()
             self._read(staging, prepare=beside)
             usable = beside and self._build_beside(staging)
-        except (_AbandonedError, CancelledError):
+        except (AbandonedError, CancelledError):
             return
         except Exception as error:  # noqa: BLE001 - a thread that only ended would be waited for
             self._tell_failed(command.weights, error)
             return
         self._tell_staged(staging, usable=usable)
 
-    def _build_beside(self, staging: _Staging) -> bool:
+    def _build_beside(self, staging: Staging) -> bool:
         """Makes the weights beside others; False if there is no room for that after all.
 
         Whether there is was asked before the bytes came; steps may have taken it meanwhile.
@@ -214,7 +190,7 @@ class WeightStore:
             message = bug_message(error)
         self._send(WeightsFailed(weights, message))
 
-    def _tell_staged(self, staging: _Staging, *, usable: bool) -> None:
+    def _tell_staged(self, staging: Staging, *, usable: bool) -> None:
         digest = staging.digest
         number = staging.command.weights
         self._send(WeightsStaged(number, digest, self._identify(digest), usable))
@@ -224,46 +200,23 @@ class WeightStore:
         device = self._model.device
         return slots is not None and room_for(slots.extra_bytes(device), device, self._step_bytes)
 
-    def _read(self, staging: _Staging, *, prepare: bool) -> None:
-        """Hashes tensors in the order of names, as far as they are there.
+    def _read(self, staging: Staging, *, prepare: bool) -> None:
+        """Reads tensors, and on a CPU prepares them meanwhile where that is asked for."""
+        memory = self._map(staging.command.path)
+        prepares = prepare and self._model.device.type == "cpu"
 
-        Args:
-            staging: of them.
-            prepare: whether to prepare them meanwhile.
-        """
-        layout = staging.command.layout
-        spare, self._spare = self._spare, None
-        staging.memory = memory = map_memory(staging.command.path, spare)
-        del spare
-        view = memoryview(memory.map)
-        digest = hashlib.sha256()
-        for name, region in layout.regions.items():
-            spec = region.spec
-            digest.update(tensor_line(spec))
-            if region.dtype != spec.dtype:
-                _wait(staging, region.offset + region.size)
-                tensor = tensor_in(memory.map, region).to(getattr(torch, spec.dtype)).contiguous()
-                staging.tensors[name] = tensor
-                if tensor.numel():
-                    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-                continue
-            staging.tensors[name] = tensor_in(memory.map, region)
-            end = region.offset + region.size
-            place = region.offset
-            while place < end:
-                _wait(staging, min(end, place + 1))
-                stop = min(end, staging.ready, place + _HASH_BYTES)
-                digest.update(view[place:stop])
-                place = stop
-            if name in self._buffers:
-                staging.tensors[name] = staging.tensors[name].clone()
-            if prepare and self._model.device.type == "cpu":
+        def there(name: str) -> None:
+            if prepares:
                 self._prepare(staging, name)
-        _wait(staging, layout.size, complete=True)
-        staging.digest = digest.hexdigest()
-        view.release()
 
-    def _prepare(self, staging: _Staging, name: str) -> None:
+        staging.read(memory, self._buffers, there)
+
+    def _map(self, path: str) -> MappedMemory:
+        """An update's memory; what it did not come in is let go."""
+        spare, self._spare = self._spare, None
+        return map_memory(path, spare)
+
+    def _prepare(self, staging: Staging, name: str) -> None:
         """Makes what takes time of a tensor that is there, on another core."""
         slots = self._model.slots
         if slots is not None:
@@ -271,7 +224,7 @@ class WeightStore:
             making = self._helper.submit(slots.prepare, name, tensor, staging.prepared)
             staging.making.append(making)
 
-    def _build(self, staging: _Staging) -> ModelWeights:
+    def _build(self, staging: Staging) -> ModelWeights:
         slots = self._model.slots
         if slots is None:
             raise RuntimeError("the weights of this model cannot be replaced")
@@ -290,88 +243,3 @@ class WeightStore:
             cache_key(digest, self._info.dtype),
             staging.go_on,
         )
-
-
-def lower_priority() -> None:
-    """Lowers this thread's priority: where cores are few steps go first, so calls go on."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-class _Staging:
-    """An update on its way to weights."""
-
-    def __init__(self, command: StageWeights) -> None:
-        self.command = command
-        self.wanted = True
-        self.ready = 0
-        """Bytes of the memory that may be read, its header included."""
-        self.digest = ""
-        self.tensors: dict[str, Tensor] = {}
-        """Views of the memory, or converted copies."""
-        self.thread = threading.Thread()
-        self.memory: MappedMemory | None = None
-        self.prepared = Prepared()
-        self.making: list[Future[None]] = []
-
-    def go_on(self) -> None:
-        """Looks whether somebody waits for it still.
-
-        Raises:
-            _AbandonedError: nobody does.
-        """
-        if not self.wanted:
-            raise _AbandonedError
-
-
-class _Filling:
-    """Tensors of older weights on their way into an update's memory."""
-
-    def __init__(self) -> None:
-        self.wanted = True
-        self.thread = threading.Thread()
-
-
-def _wait(staging: _Staging, place: int, *, complete: bool = False) -> None:
-    """Waits until the memory may be read up to `place`, or to its end.
-
-    Raises:
-        _AbandonedError: it will not be written to its end.
-    """
-    while staging.wanted:
-        if staging.ready >= place and not complete:
-            return
-        if staging.memory is None:
-            raise _AbandonedError
-        ready, state = staging.memory.progress()
-        staging.ready = HEADER_BYTES + ready
-        if state is WriterState.ABANDONED:
-            raise _AbandonedError
-        if state is WriterState.COMPLETE and complete:
-            return
-        if staging.ready < place or complete:
-            time.sleep(_POLL_SECONDS)
-    raise _AbandonedError
-
-
-def tensor_in(memory: mmap.mmap, region: Region) -> Tensor:
-    """A tensor that lies in the memory, without a copy."""
-    dtype: torch.dtype = getattr(torch, region.dtype)
-    count = region.size // dtype.itemsize
-    if count == 0:
-        return torch.empty(region.spec.shape, dtype=dtype)
-    with warnings.catch_warnings():
-        # Nothing writes to weights; that the mapping refuses it is what it is for.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=region.offset)
-    return flat.reshape(region.spec.shape)
-
-
-def _fill(command: FillWeights, source: ModelWeights, filling: _Filling) -> None:
-    memory = map_writable(command.path)
-    for name in command.names:
-        if not filling.wanted:
-            raise _AbandonedError
-        region = command.layout.regions[name]
-        if region.size:
-            tensor_in(memory, region).copy_(source.tensors[name])
