@@ -9,11 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import grpc
 
-from scoring_client.proto import sample_pb2, score_pb2, sequence_pb2, service_pb2_grpc, topk_pb2
+from scoring_client.proto import (
+    sample_pb2,
+    score_pb2,
+    sequence_pb2,
+    service_pb2_grpc,
+    tensor_pb2,
+    topk_pb2,
+)
 from tests.e2e.calls import reason_of
 
 RETRYABLE = {"WORKER_DIED", "LOADING", "QUEUE_FULL", "DRAINING", "CRASH_LOOP"}
@@ -49,6 +57,21 @@ def cases() -> list[tuple[str, Any]]:
         ]
         sampling = sample_pb2.SamplingParams(max_tokens=40, ignore_eos=True)
         found.append(("Sample", sample_pb2.SampleRequest(prompts=prompts, n=3, sampling=sampling)))
+    # Some rows of completions whose segments are computed in whole, all at once or in pieces.
+    for spans in (((0, 4),), ((1, 2), (30, 5), (61, 1))):
+        some = [group(rng, prompt, 2, 62) for prompt in (1, 33, 90)]
+        for completion in (completion for one in some for completion in one.completions):
+            for start, length in spans:
+                completion.rows.add(start=start, length=length)
+        found.append(("Score", score_pb2.ScoreRequest(groups=some)))
+    # What else may be asked of a row.
+    asked = score_pb2.ScoreRequest(groups=[group(rng, 70, 3, 30)], next_token=True)
+    asked.processing.temperature, asked.processing.top_p, asked.processing.top_k = 0.8, 0.9, 50
+    asked.outputs.processed_logprobs = asked.outputs.entropy = asked.outputs.rank = True
+    asked.groups[0].completions[0].candidate_token_ids.CopyFrom(
+        tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_INT32, shape=[1, 3], ints=[5, 6, 7])
+    )
+    found.append(("Score", asked))
     return found
 
 
@@ -69,16 +92,18 @@ def read(messages: Iterator[Any]) -> Answer:
             assert not found.HasField("status"), found.status
             if isinstance(found, score_pb2.ScoreResult):
                 key = found.group_index, found.completion_index
-                more = getattr(result, "top_logprobs", None)
-                rows = list(found.logprobs) if more is None else list(zip(
-                    found.logprobs, _rows(result), strict=True))  # fmt: skip
+                rows = _scored(found)
+                if hasattr(result, "top_logprobs"):
+                    rows = list(zip(rows, _listed(result), strict=True))
             else:
                 key = found.prompt_index, found.sample_index
                 rows = list(zip(found.token_ids, found.logprobs, strict=True))
             assert key not in ended, f"{key} goes on after its end"
             so_far = parts.setdefault(key, [])
-            assert found.start == len(so_far), f"{key}: a slice at {found.start} of {len(so_far)}"
-            so_far.extend(rows)
+            # Behind what came before; whether something is missing the whole answer shows.
+            end = so_far[-1][0] + 1 if so_far else 0
+            assert found.start >= end, f"{key}: a slice at {found.start} after {end}"
+            so_far.extend(enumerate(rows, found.start))
             if found.last:
                 ended.add(key)
         if message.HasField("summary"):
@@ -88,7 +113,16 @@ def read(messages: Iterator[Any]) -> Answer:
     return {key: tuple(rows) for key, rows in parts.items()}
 
 
-def _rows(result: Any) -> list[tuple[Any, ...]]:
+def _scored(result: Any) -> list[tuple[Any, ...]]:
+    """Every number that was asked of each row; the next_token row has no log-prob of its own."""
+    asked = [result.logprobs, result.processed_logprobs, result.entropies, result.ranks]
+    if result.candidate_logprobs.shape:
+        width, values = result.candidate_logprobs.shape[1], result.candidate_logprobs.floats
+        asked.append([tuple(values[i : i + width]) for i in range(0, len(values), width)])
+    return list(zip_longest(*(numbers for numbers in asked if numbers)))
+
+
+def _listed(result: Any) -> list[tuple[Any, ...]]:
     k = result.top_logprobs.shape[1]
     ids, values = result.top_token_ids.ints, result.top_logprobs.floats
     return [

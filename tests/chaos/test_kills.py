@@ -126,7 +126,7 @@ def killed_under(load: Load, server: Served, workers: int) -> Figures:
 def check_accounts(load: Load, server: Served) -> None:
     """What callers were told adds up to what the workers did, as each of them counted it."""
     told = sum(usage.head_rows for usage in load.usage)
-    assert told > sum(usage.completion_tokens for usage in load.usage) > 0
+    assert told > sum(usage.sampled_tokens for usage in load.usage) > 0
     # Heartbeats tell, one a second.
     until(lambda: server.metrics["scoring_rows_per_step_sum"] >= told, patience=10)
     time.sleep(1.5)
