@@ -55,7 +55,9 @@ def linear_processed_logprobs(
     soft_cap: float | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Log-prob of each label after temperature and truncation; differentiable in the tensors.
+    """Log-prob of each label after temperature and truncation.
+
+    Differentiable in hidden states, weight and bias, once: a second derivative raises RuntimeError.
 
     Args:
         hidden: [T, H], float32, bfloat16 or float16.
@@ -114,8 +116,37 @@ class _LinearProcessedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_T_H, weight_V_H, bias_V, *_ = ctx.saved_tensors
+        found: tuple[Tensor | None, ...] = _Gradients.apply(  # type: ignore[no-untyped-call]
+            ctx, gradient_T, hidden_T_H, weight_V_H, bias_V
+        )
+        return (*found, None)
+
+
+class _Gradients(torch.autograd.Function):
+    """Gradients that have none of their own: tiles are overwritten where autograd would read them.
+
+    Not `once_differentiable`, which asks the incoming gradient alone whether there is a graph: the
+    gradients of a sum would pass for constants, and a penalty on them would silently do nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logprobs_ctx: Any,
+        gradient_T: Tensor,
+        _hidden_T_H: Tensor,
+        _weight_V_H: Tensor,
+        _bias_V: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         with computing_on(gradient_T.device):
-            return _backward(ctx, gradient_T)
+            return _backward(logprobs_ctx, gradient_T)
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "linear_processed_logprobs has no second derivatives: use autograd on whole logits"
+        )
 
 
 def _forward(
@@ -154,6 +185,7 @@ def _forward(
 
 
 def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden states, weight and bias."""
     hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T = ctx.saved_tensors
     plan: _Plan = ctx.plan
     head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
@@ -181,7 +213,6 @@ def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient,
         None if weight_gradient is None else weight_gradient.to(weight_V_H.dtype),
         None if bias_gradient is None else bias_gradient.to(bias_V.dtype),
-        None,
     )
 
 

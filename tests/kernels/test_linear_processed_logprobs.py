@@ -181,6 +181,33 @@ def test_neutral_is_log_softmax(top_k: int | None) -> None:
     assert (got.double() - want_T).abs().max() <= 1e-5
 
 
+def plain_loss(case: Case) -> tuple[Tensor, list[Tensor]]:
+    """The sum of the labels' log-probs by autograd on all logits in float64, and its leaves."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in case.tensors()]
+    logits = leaves[0] @ leaves[1].t() + leaves[2]
+    values = logits.log_softmax(dim=1).gather(1, case.labels.clamp(min=0)[:, None])[:, 0]
+    return values.masked_fill(case.labels < 0, 0.0).sum(), leaves
+
+
+def check_no_second_derivative(device: torch.device | str, penalty_alone: bool) -> None:
+    """A penalty on gradients fails, be it all of a loss or, where it could pass unseen, a part."""
+    case = Case(5, 16, 50, torch.float32)
+    leaves = case.tensors(device)
+    loss = linear_processed_logprobs(*leaves[:2], case.labels.to(device), bias=leaves[2]).sum()
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    truth = torch.autograd.grad(*plain_loss(case))
+    for mine, want in zip(gradients, truth, strict=True):
+        assert (mine.detach().cpu().double() - want).abs().max() <= 2e-5 * max(1, want.abs().max())
+    penalty = sum((gradient**2).sum() for gradient in gradients)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(penalty if penalty_alone else loss + penalty, leaves)
+
+
+@pytest.mark.parametrize("penalty_alone", [True, False])
+def test_no_second_derivative(penalty_alone: bool) -> None:
+    check_no_second_derivative("cpu", penalty_alone)
+
+
 def test_only_what_is_asked_has_a_gradient() -> None:
     case = Case(5, 16, 50, torch.float32)
     hidden, weight, _ = case.tensors()

@@ -13,6 +13,7 @@ from tests.kernels.test_linear_processed_logprobs import (
     check_broken_rows,
     check_far_from_zero,
     check_inside_autocast,
+    check_no_second_derivative,
 )
 
 
@@ -56,3 +57,8 @@ def test_logits_far_from_zero() -> None:
 @pytest.mark.parametrize("keep_labels", [True, False])
 def test_broken_rows(keep_labels: bool) -> None:
     check_broken_rows(keep_labels, DEVICE)
+
+
+@pytest.mark.parametrize("penalty_alone", [True, False])
+def test_no_second_derivative(penalty_alone: bool) -> None:
+    check_no_second_derivative(DEVICE, penalty_alone)
