@@ -208,6 +208,40 @@ def test_no_second_derivative(penalty_alone: bool) -> None:
     check_no_second_derivative("cpu", penalty_alone)
 
 
+def check_changed_in_place(name: str, device: torch.device | str) -> None:
+    """A view is no copy of the caller's memory: gradients would be of other labels."""
+    case = Case(5, 16, 50, torch.float32)
+    leaves = case.tensors(device)
+    given = {
+        "labels": case.labels.to(device),
+        "temperature": case.parameters["temperature"].to(device),
+    }
+    got = linear_processed_logprobs(
+        leaves[0], leaves[1], given["labels"].reshape(-1), temperature=given["temperature"]
+    )
+    given[name].fill_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        got.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["labels", "temperature"])
+def test_changed_in_place_between_the_passes(name: str) -> None:
+    check_changed_in_place(name, "cpu")
+
+
+def test_labels_and_temperatures_from_inference_mode() -> None:
+    """As whoever samples in it leaves them; autograd itself keeps no such tensor."""
+    case = Case(9, 16, 50, torch.float32)
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            labels, temperature = case.labels + 0, case.parameters["temperature"] + 0
+        hidden, weight, _ = case.tensors()
+        got = linear_processed_logprobs(hidden, weight, labels, temperature=temperature)
+        found.append(torch.autograd.grad(got.sum(), hidden)[0])
+    assert torch.equal(*found)
+
+
 def test_only_what_is_asked_has_a_gradient() -> None:
     case = Case(5, 16, 50, torch.float32)
     hidden, weight, _ = case.tensors()

@@ -11,6 +11,7 @@ from tests.kernels.test_linear_processed_logprobs import (
     Case,
     check,
     check_broken_rows,
+    check_changed_in_place,
     check_far_from_zero,
     check_inside_autocast,
     check_no_second_derivative,
@@ -62,3 +63,8 @@ def test_broken_rows(keep_labels: bool) -> None:
 @pytest.mark.parametrize("penalty_alone", [True, False])
 def test_no_second_derivative(penalty_alone: bool) -> None:
     check_no_second_derivative(DEVICE, penalty_alone)
+
+
+@pytest.mark.parametrize("name", ["labels", "temperature"])
+def test_changed_in_place_between_the_passes(name: str) -> None:
+    check_changed_in_place(name, DEVICE)
