@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import dispatch, reference
+from scoring_service.kernels.precision import whole_factors
 from scoring_service.kernels.prefix import check_range, row_values
 from scoring_service.kernels.tile import EagerTile
 
@@ -240,11 +241,11 @@ def computing_on(device: torch.device) -> Iterator[None]:
     """A context in which products are made of what they are given, where it lies.
 
     Callers may be inside `torch.autocast`, which would round fp32 states and weights to half
-    precision, and the logits as well. And Triton launches on the thread's device, wherever its
-    tensors are: a trainer may have its head on another GPU.
+    precision, and the logits as well, and may have asked for TF32. And Triton launches on the
+    thread's device, wherever its tensors are: a trainer may have its head on another GPU.
     """
     there = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.autocast(device.type, enabled=False), there:
+    with torch.autocast(device.type, enabled=False), whole_factors(device.type), there:
         yield
 
 
