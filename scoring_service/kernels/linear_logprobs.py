@@ -44,7 +44,7 @@ class LinearLogprobs:
     """Numbers of rows."""
 
     logprobs_T: Tensor
-    """float32, of the targets; NaN where the target is negative."""
+    """float32, of the targets; NaN where the target is negative or outside the vocabulary."""
     logsumexp_T: Tensor
     """float64."""
     entropies_T: Tensor
@@ -74,9 +74,10 @@ def linear_logprobs(
         hidden_T_H: of the weight's type.
         head: what makes logits of them. Routes of Triton want the columns of its weight side by
             side: a copy in each call would cost more than the call.
-        targets_T: int64; of a negative one, log-prob NaN and rank 0.
+        targets_T: int64; of a negative one, log-prob NaN and rank 0. So it is of one outside the
+            vocabulary where it cannot be refused: see below.
         temperatures: of all rows, or float32 [T].
-        candidate_ids_T_C: int64 [T, C], or [1, C] for all rows; negative = not asked.
+        candidate_ids_T_C: int64 [T, C], or [1, C] for all rows; negative = not asked. Likewise.
         token_id_limit: only ids below it are ranked; a target past it has rank 0.
         route: "fused", "tiled" or "eager"; None = what `dispatch` takes. The fused route keeps no
             logits, and its rows have the same bits however many there are.
@@ -98,9 +99,9 @@ def linear_logprobs(
     if route not in ("fused", "tiled", "eager"):
         raise ValueError(f"route {route!r} is none of fused, tiled, eager")
     if route == "eager" or device.type == "cpu":
-        _check_ids(targets_T, len(head.weight_V_H))
+        check_ids(targets_T, len(head.weight_V_H))
         if candidate_ids_T_C is not None:
-            _check_ids(candidate_ids_T_C, len(head.weight_V_H))
+            check_ids(candidate_ids_T_C, len(head.weight_V_H))
     limit = head.weight_V_H.shape[0] if token_id_limit is None else token_id_limit
     given = (hidden_T_H, head, targets_T, temperatures_T, candidate_ids_T_C, limit)
     with computing_on(hidden_T_H.device):
@@ -137,7 +138,12 @@ def check_columns(weight_V_H: Tensor) -> None:
         raise ValueError("the weight's columns are not side by side: copy it once, contiguous()")
 
 
-def _check_ids(ids: Tensor, vocab: int) -> None:
+def check_ids(ids: Tensor, vocab: int) -> None:
+    """Refuses ids past a vocabulary; on a device this waits for all that it does.
+
+    Raises:
+        ValueError: one is.
+    """
     if ids.numel() and int(ids.max()) >= vocab:
         raise ValueError(f"id {int(ids.max())} is outside the vocabulary of {vocab}")
 
@@ -167,8 +173,8 @@ def _triton(
         ids_T_C = candidate_ids_T_C.expand(len(targets_T), -1)
         x_T_C = linear_head.logits_at(shard, hidden_T_H, temperatures_T, ids_T_C)[1]
         candidates = (x_T_C.double() - found.logsumexp_T[:, None]).float()
-        candidates = candidates.masked_fill(ids_T_C < 0, torch.nan)
-    none_T = targets_T < 0
+        candidates = candidates.masked_fill(_no_ids(ids_T_C, head), torch.nan)
+    none_T = _no_ids(targets_T, head)
     return LinearLogprobs(
         logprobs_T=(x[:, 0].double() - found.logsumexp_T).float().masked_fill(none_T, torch.nan),
         logsumexp_T=found.logsumexp_T,
@@ -178,6 +184,13 @@ def _triton(
         best_ids_T=found.best_T.long().clamp(max=len(head.weight_V_H) - 1),
         candidate_logprobs_T_C=candidates,
     )
+
+
+def _no_ids(ids: Tensor, head: LinearHead) -> Tensor:
+    """Where nothing is asked, or, on a GPU, what a vocabulary has not: no token, and not even one
+    of probability 0.
+    """
+    return (ids < 0) | (ids >= len(head.weight_V_H))
 
 
 def _eager(

@@ -26,6 +26,7 @@ from torch import Tensor
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.linear_logprobs import (
     LinearHead,
+    check_ids,
     check_linear,
     computing_on,
     row_parts,
@@ -64,7 +65,8 @@ def linear_processed_logprobs(
     Args:
         hidden: [T, H], float32, bfloat16 or float16.
         weight: [V, H], of the same type.
-        labels: int64 [T]; a negative one gives 0 and no gradient.
+        labels: int64 [T]; a negative one gives 0 and no gradient. One outside the vocabulary gives
+            NaN and such gradients where it cannot be refused: see below.
         bias: [V].
         keep_labels: the label joins the support; else one outside has -inf.
         temperature: above 0; of all rows, or float32 [T].
@@ -81,10 +83,13 @@ def linear_processed_logprobs(
 
     Raises:
         ValueError: shapes or types that do not fit, chunk_rows below 1, or, where that can be seen
-            without waiting for a GPU's kernels, a temperature that is not above 0.
+            without waiting for a GPU's kernels, a label outside the vocabulary or a temperature
+            that is not above 0.
     """
     rows, vocab = len(hidden), len(weight)
     check_linear(hidden, LinearHead(weight, bias), labels)
+    if labels.device.type == "cpu":
+        check_ids(labels, vocab)
     temperature_T = row_temperatures(temperature, rows, hidden.device)
     truncation = RowTruncation.of(top_k, top_p, min_p, rows, vocab, hidden.device)
     parts = row_parts(rows, vocab, hidden.device, chunk_rows)
@@ -186,7 +191,7 @@ def _forward(
         tile = rows.of_part(part)
         x_T_V = x_of(tile.wanted(hidden_T_H[part]), head).div_(tile.temperature_T[:, None])
         found = prefixes(x_T_V, plan.truncation.of_rows(part))
-        label_T = tile.labels_T.clamp(min=0)
+        label_T = tile.labels_T.clamp(0, x_T_V.shape[1] - 1)
         label_x_T = x_T_V.gather(1, label_T[:, None])[:, 0]
         inside_T = (label_x_T > found.least_x_T) | (
             (label_x_T == found.least_x_T) & (label_T >= found.least_id_T)
@@ -199,7 +204,8 @@ def _forward(
         value_T = (label_x_T.double() - total_T).clamp(max=0.0).float()
         value_T = value_T.masked_fill(~inside_T, -math.inf)
         # A support is found among numbers: it passes over NaN, which only the maximum shows.
-        broken_T = ~x_T_V.amax(dim=1).isfinite()
+        # And a label past the vocabulary, which a GPU does not wait to see, is none.
+        broken_T = ~x_T_V.amax(dim=1).isfinite() | (tile.labels_T >= x_T_V.shape[1])
         value_T = value_T.masked_fill(broken_T, math.nan)
         total_T = total_T.masked_fill(broken_T, math.nan)
         logprobs_T[part] = value_T.masked_fill(tile.labels_T < 0, 0.0)
@@ -282,7 +288,7 @@ def _gradient_of_logits(
     finished_T_V = x_of(hidden_T_H, head)
     x_T_V = finished_T_V / temperature_T[:, None]
     keep_T_V = kept(x_T_V, found)
-    label_T_1 = labels_T.clamp(min=0)[:, None]
+    label_T_1 = labels_T.clamp(0, x_T_V.shape[1] - 1)[:, None]
     if keep_labels:
         keep_T_V.scatter_(1, label_T_1, True)
     # In two parts: one float32 loses digits of the total where logits are far from 0.

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scoring_service.kernels import dispatch, linear_logprobs, reference
+from scoring_service.kernels import linear_processed_logprobs as linear_processed_logprobs_module
 from scoring_service.kernels.linear_processed_logprobs import linear_processed_logprobs
 from tests.kernels.cases import Setting, promoted
 
@@ -370,6 +371,42 @@ def test_temperatures_that_are_none(temperature: float | Tensor) -> None:
         linear_logprobs.linear_logprobs(
             torch.randn(3, 8), head, torch.tensor([1, 2, 3]), temperatures=temperature
         )
+
+
+def test_a_label_outside_the_vocabulary() -> None:
+    case = Case(5, 16, 50, torch.float32)
+    case.labels[3] = 50
+    with pytest.raises(ValueError, match="id 50 is outside the vocabulary of 50"):
+        linear_processed_logprobs(case.hidden, case.weight, case.labels)
+
+
+def check_label_that_is_not_looked_at(
+    label: int, device: torch.device | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where an index past a row ends the process: NaN in its row, and nowhere else."""
+    monkeypatch.setattr(linear_processed_logprobs_module, "check_ids", lambda *_: None)
+    case = Case(11, 48, 300, torch.float32)
+    want, hidden_truth, *_ = case.truth(True)
+    row = 2
+    labels = case.labels.to(device)
+    labels[row] = label
+    hidden, weight, bias = case.tensors(device)
+    got = linear_processed_logprobs(
+        hidden, weight, labels, bias=bias, chunk_rows=4,
+        **{name: value.to(device) for name, value in case.parameters.items()},
+    )  # fmt: skip
+    of_hidden, of_weight = torch.autograd.grad(got, (hidden, weight), case.upstream.to(device))
+    others = torch.arange(len(want)) != row
+    assert got[row].isnan()
+    assert of_hidden[row].isnan().all()
+    assert of_weight.isnan().all()
+    assert (got.cpu()[others].double() - want[others]).abs().max() <= 2e-5
+    assert (of_hidden.cpu()[others].double() - hidden_truth[others]).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("label", [300, 2**40])
+def test_a_label_that_is_not_looked_at(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_label_that_is_not_looked_at(label, "cpu", monkeypatch)
 
 
 def check_broken_rows(keep_labels: bool, device: torch.device | str) -> None:

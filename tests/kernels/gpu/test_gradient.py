@@ -14,6 +14,7 @@ from tests.kernels.test_linear_processed_logprobs import (
     check_changed_in_place,
     check_far_from_zero,
     check_inside_autocast,
+    check_label_that_is_not_looked_at,
     check_no_second_derivative,
 )
 
@@ -68,3 +69,9 @@ def test_no_second_derivative(penalty_alone: bool) -> None:
 @pytest.mark.parametrize("name", ["labels", "temperature"])
 def test_changed_in_place_between_the_passes(name: str) -> None:
     check_changed_in_place(name, DEVICE)
+
+
+@pytest.mark.parametrize("label", [300, 2**32 + 3])
+def test_a_label_that_is_not_looked_at(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past 32 bits too, of which the kernel reads no more."""
+    check_label_that_is_not_looked_at(label, DEVICE, monkeypatch)
