@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoring_service.kernels import dispatch, reference
 from scoring_service.kernels.precision import whole_factors
-from scoring_service.kernels.prefix import check_range, row_values
+from scoring_service.kernels.prefix import check_range, row_temperatures
 from scoring_service.kernels.tile import EagerTile
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,8 +29,8 @@ class LinearHead:
     Attributes:
         weight_V_H: float32, bfloat16 or float16.
         bias_V: of any of them; None = none.
-        multiplier: of the logits, before soft-capping.
-        soft_cap: logits become cap * tanh(logits / cap); None = they do not.
+        multiplier: of the logits, before soft-capping; above 0.
+        soft_cap: logits become cap * tanh(logits / cap), above 0; None = they do not.
     """
 
     weight_V_H: Tensor
@@ -86,15 +86,11 @@ def linear_logprobs(
         ValueError: there is no such route, tensors do not fit each other, the columns of the
             weight are not side by side on a route of Triton, or, where that can be seen without
             waiting for a GPU's kernels, an id is outside the vocabulary or a temperature not
-            above 0.
+            above 0 and finite.
     """
     check_linear(hidden_T_H, head, targets_T)
     rows, device = len(targets_T), hidden_T_H.device
-    check_range("temperature", temperatures, above=0.0)
-    if isinstance(temperatures, Tensor):
-        temperatures_T = row_values(temperatures, rows, torch.float32, device)
-    else:
-        temperatures_T = torch.full((rows,), float(temperatures), device=device)
+    temperatures_T = row_temperatures(temperatures, rows, device)
     route = route or dispatch.linear_route(device, rows)
     if route not in ("fused", "tiled", "eager"):
         raise ValueError(f"route {route!r} is none of fused, tiled, eager")
@@ -109,10 +105,10 @@ def linear_logprobs(
 
 
 def check_linear(hidden_T_H: Tensor, head: LinearHead, ids_T: Tensor | None = None) -> None:
-    """Refuses states, heads and ids of rows that do not fit each other.
+    """Refuses states, heads and ids of rows that do not fit each other, and heads that are none.
 
     Raises:
-        ValueError: so it is.
+        ValueError: so it is, or multiplier or soft-cap are not above 0 and finite.
     """
     weight_V_H, bias_V = head.weight_V_H, head.bias_V
     rows = hidden_T_H.shape[:1]
@@ -126,6 +122,9 @@ def check_linear(hidden_T_H: Tensor, head: LinearHead, ids_T: Tensor | None = No
     if hidden_T_H.dtype != weight_V_H.dtype or weight_V_H.dtype not in _TYPES:
         types = f"{hidden_T_H.dtype} and {weight_V_H.dtype}"
         raise ValueError(f"states and weight are {types}: one of float32, bfloat16 and float16")
+    # With a 0 every row would be uniform.
+    check_range("multiplier", head.multiplier, above=0.0)
+    check_range("soft_cap", head.soft_cap, above=0.0)
 
 
 def check_columns(weight_V_H: Tensor) -> None:

@@ -70,11 +70,11 @@ def linear_processed_logprobs(
         bias: [V].
         keep_labels: the label joins the support; else one outside has -inf.
         temperature: above 0; of all rows, or float32 [T].
-        top_k: of all rows or int64 [T]; None, 0, -1 and V or more = off.
+        top_k: of all rows or integers [T]; None, 0, -1 and V or more = off.
         top_p: of all rows or [T]; None and 1 = off.
         min_p: of all rows or [T]; None and 0 = off.
-        multiplier: of the logits.
-        soft_cap: logits become cap * tanh(logits / cap).
+        multiplier: of the logits; above 0.
+        soft_cap: logits become cap * tanh(logits / cap), above 0; None = they do not.
         chunk_rows: rows of logits held at a time; None = what suits the device.
 
     Returns:
@@ -82,12 +82,13 @@ def linear_processed_logprobs(
         no token is possible. So is its gradient.
 
     Raises:
-        ValueError: shapes or types that do not fit, chunk_rows below 1, or, where that can be seen
-            without waiting for a GPU's kernels, a label outside the vocabulary or a temperature
-            that is not above 0.
+        ValueError: shapes or types that do not fit, a top_k of fractions, a multiplier or soft_cap
+            that is not above 0 and finite, chunk_rows below 1, or, where that can be seen without
+            waiting for a GPU's kernels, a label outside the vocabulary, a temperature that is not
+            above 0 and finite, a top_k below -1 or a share outside of [0, 1].
     """
     rows, vocab = len(hidden), len(weight)
-    check_linear(hidden, LinearHead(weight, bias), labels)
+    check_linear(hidden, LinearHead(weight, bias, multiplier, soft_cap), labels)
     if labels.device.type == "cpu":
         check_ids(labels, vocab)
     temperature_T = row_temperatures(temperature, rows, hidden.device)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from scoring_service.kernels import dispatch, linear_logprobs, reference
 from scoring_service.kernels import linear_processed_logprobs as linear_processed_logprobs_module
 from scoring_service.kernels.linear_processed_logprobs import linear_processed_logprobs
+from scoring_service.kernels.linear_sample import linear_sample
 from tests.kernels.cases import Setting, promoted
 
 SETTINGS = [
@@ -356,6 +357,14 @@ def test_logits_far_from_zero(level: float, temperature: float) -> None:
         ({"top_p": math.nan}, "top_p .* got nan"),
         ({"top_p": 1.01}, "top_p .* got 1.01"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": math.inf}, "temperature must be above 0 and finite, got inf"),
+        ({"top_k": 2.9}, "top_k must be an integer, got 2.9"),
+        ({"top_k": torch.tensor([1.0, 3.7, 0.0])}, "top_k must be an integer, got torch.float32"),
+        ({"top_k": torch.tensor([1, -2, 0])}, "top_k must be at least -1, got -2"),
+        ({"soft_cap": 0.0}, "soft_cap must be above 0 and finite, got 0"),
+        ({"soft_cap": math.inf}, "soft_cap must be above 0 and finite, got inf"),
+        ({"multiplier": 0.0}, "multiplier must be above 0 and finite, got 0"),
+        ({"multiplier": math.nan}, "multiplier must be above 0 and finite, got nan"),
     ],
 )
 def test_parameters_that_are_none(options: dict[str, Any], named: str) -> None:
@@ -364,7 +373,9 @@ def test_parameters_that_are_none(options: dict[str, Any], named: str) -> None:
         linear_processed_logprobs(hidden, weight, labels, **options)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, torch.tensor([1.0, -1.0, 1.0])])
+@pytest.mark.parametrize(
+    "temperature", [0.0, -1.0, math.nan, math.inf, 1e-60, torch.tensor([1.0, -1.0, 1.0])]
+)
 def test_temperatures_that_are_none(temperature: float | Tensor) -> None:
     head = linear_logprobs.LinearHead(torch.randn(20, 8))
     with pytest.raises(ValueError, match="temperature must be above 0"):
@@ -378,6 +389,16 @@ def test_a_label_outside_the_vocabulary() -> None:
     case.labels[3] = 50
     with pytest.raises(ValueError, match="id 50 is outside the vocabulary of 50"):
         linear_processed_logprobs(case.hidden, case.weight, case.labels)
+
+
+@pytest.mark.parametrize("soft_cap", [0.0, -30.0, math.inf, math.nan])
+def test_soft_caps_that_are_none(soft_cap: float) -> None:
+    """Each function says so: with 0 every row would be uniform on a GPU."""
+    head = linear_logprobs.LinearHead(torch.randn(20, 8), soft_cap=soft_cap)
+    with pytest.raises(ValueError, match="soft_cap must be above 0 and finite"):
+        linear_logprobs.linear_logprobs(torch.randn(1, 8), head, torch.tensor([1]))
+    with pytest.raises(ValueError, match="soft_cap must be above 0 and finite"):
+        linear_sample(torch.randn(1, 8), head, [1], [0], [0])
 
 
 def check_label_that_is_not_looked_at(
