@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from scoring_service.kernels import dispatch, reference
-from scoring_service.kernels.prefix import check_range, row_values
+from scoring_service.kernels.precision import whole_factors
+from scoring_service.kernels.prefix import check_range, row_temperatures
 from scoring_service.kernels.tile import EagerTile
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,8 +29,8 @@ class LinearHead:
     Attributes:
         weight_V_H: float32, bfloat16 or float16.
         bias_V: of any of them; None = none.
-        multiplier: of the logits, before soft-capping.
-        soft_cap: logits become cap * tanh(logits / cap); None = they do not.
+        multiplier: of the logits, before soft-capping; above 0.
+        soft_cap: logits become cap * tanh(logits / cap), above 0; None = they do not.
     """
 
     weight_V_H: Tensor
@@ -43,7 +44,7 @@ class LinearLogprobs:
     """Numbers of rows."""
 
     logprobs_T: Tensor
-    """float32, of the targets; NaN where the target is negative."""
+    """float32, of the targets; NaN where the target is negative or outside the vocabulary."""
     logsumexp_T: Tensor
     """float64."""
     entropies_T: Tensor
@@ -73,9 +74,10 @@ def linear_logprobs(
         hidden_T_H: of the weight's type.
         head: what makes logits of them. Routes of Triton want the columns of its weight side by
             side: a copy in each call would cost more than the call.
-        targets_T: int64; of a negative one, log-prob NaN and rank 0.
+        targets_T: int64; of a negative one, log-prob NaN and rank 0. So it is of one outside the
+            vocabulary where it cannot be refused: see below.
         temperatures: of all rows, or float32 [T].
-        candidate_ids_T_C: int64 [T, C], or [1, C] for all rows; negative = not asked.
+        candidate_ids_T_C: int64 [T, C], or [1, C] for all rows; negative = not asked. Likewise.
         token_id_limit: only ids below it are ranked; a target past it has rank 0.
         route: "fused", "tiled" or "eager"; None = what `dispatch` takes. The fused route keeps no
             logits, and its rows have the same bits however many there are.
@@ -84,22 +86,18 @@ def linear_logprobs(
         ValueError: there is no such route, tensors do not fit each other, the columns of the
             weight are not side by side on a route of Triton, or, where that can be seen without
             waiting for a GPU's kernels, an id is outside the vocabulary or a temperature not
-            above 0.
+            above 0 and finite.
     """
     check_linear(hidden_T_H, head, targets_T)
     rows, device = len(targets_T), hidden_T_H.device
-    check_range("temperature", temperatures, above=0.0)
-    if isinstance(temperatures, Tensor):
-        temperatures_T = row_values(temperatures, rows, torch.float32, device)
-    else:
-        temperatures_T = torch.full((rows,), float(temperatures), device=device)
+    temperatures_T = row_temperatures(temperatures, rows, device)
     route = route or dispatch.linear_route(device, rows)
     if route not in ("fused", "tiled", "eager"):
         raise ValueError(f"route {route!r} is none of fused, tiled, eager")
     if route == "eager" or device.type == "cpu":
-        _check_ids(targets_T, len(head.weight_V_H))
+        check_ids(targets_T, len(head.weight_V_H))
         if candidate_ids_T_C is not None:
-            _check_ids(candidate_ids_T_C, len(head.weight_V_H))
+            check_ids(candidate_ids_T_C, len(head.weight_V_H))
     limit = head.weight_V_H.shape[0] if token_id_limit is None else token_id_limit
     given = (hidden_T_H, head, targets_T, temperatures_T, candidate_ids_T_C, limit)
     with computing_on(hidden_T_H.device):
@@ -107,10 +105,10 @@ def linear_logprobs(
 
 
 def check_linear(hidden_T_H: Tensor, head: LinearHead, ids_T: Tensor | None = None) -> None:
-    """Refuses states, heads and ids of rows that do not fit each other.
+    """Refuses states, heads and ids of rows that do not fit each other, and heads that are none.
 
     Raises:
-        ValueError: so it is.
+        ValueError: so it is, or multiplier or soft-cap are not above 0 and finite.
     """
     weight_V_H, bias_V = head.weight_V_H, head.bias_V
     rows = hidden_T_H.shape[:1]
@@ -124,6 +122,9 @@ def check_linear(hidden_T_H: Tensor, head: LinearHead, ids_T: Tensor | None = No
     if hidden_T_H.dtype != weight_V_H.dtype or weight_V_H.dtype not in _TYPES:
         types = f"{hidden_T_H.dtype} and {weight_V_H.dtype}"
         raise ValueError(f"states and weight are {types}: one of float32, bfloat16 and float16")
+    # With a 0 every row would be uniform.
+    check_range("multiplier", head.multiplier, above=0.0)
+    check_range("soft_cap", head.soft_cap, above=0.0)
 
 
 def check_columns(weight_V_H: Tensor) -> None:
@@ -136,7 +137,12 @@ def check_columns(weight_V_H: Tensor) -> None:
         raise ValueError("the weight's columns are not side by side: copy it once, contiguous()")
 
 
-def _check_ids(ids: Tensor, vocab: int) -> None:
+def check_ids(ids: Tensor, vocab: int) -> None:
+    """Refuses ids past a vocabulary; on a device this waits for all that it does.
+
+    Raises:
+        ValueError: one is.
+    """
     if ids.numel() and int(ids.max()) >= vocab:
         raise ValueError(f"id {int(ids.max())} is outside the vocabulary of {vocab}")
 
@@ -166,8 +172,8 @@ def _triton(
         ids_T_C = candidate_ids_T_C.expand(len(targets_T), -1)
         x_T_C = linear_head.logits_at(shard, hidden_T_H, temperatures_T, ids_T_C)[1]
         candidates = (x_T_C.double() - found.logsumexp_T[:, None]).float()
-        candidates = candidates.masked_fill(ids_T_C < 0, torch.nan)
-    none_T = targets_T < 0
+        candidates = candidates.masked_fill(_no_ids(ids_T_C, head), torch.nan)
+    none_T = _no_ids(targets_T, head)
     return LinearLogprobs(
         logprobs_T=(x[:, 0].double() - found.logsumexp_T).float().masked_fill(none_T, torch.nan),
         logsumexp_T=found.logsumexp_T,
@@ -177,6 +183,13 @@ def _triton(
         best_ids_T=found.best_T.long().clamp(max=len(head.weight_V_H) - 1),
         candidate_logprobs_T_C=candidates,
     )
+
+
+def _no_ids(ids: Tensor, head: LinearHead) -> Tensor:
+    """Where nothing is asked, or, on a GPU, what a vocabulary has not: no token, and not even one
+    of probability 0.
+    """
+    return (ids < 0) | (ids >= len(head.weight_V_H))
 
 
 def _eager(
@@ -240,11 +253,11 @@ def computing_on(device: torch.device) -> Iterator[None]:
     """A context in which products are made of what they are given, where it lies.
 
     Callers may be inside `torch.autocast`, which would round fp32 states and weights to half
-    precision, and the logits as well. And Triton launches on the thread's device, wherever its
-    tensors are: a trainer may have its head on another GPU.
+    precision, and the logits as well, and may have asked for TF32. And Triton launches on the
+    thread's device, wherever its tensors are: a trainer may have its head on another GPU.
     """
     there = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.autocast(device.type, enabled=False), there:
+    with torch.autocast(device.type, enabled=False), whole_factors(device.type), there:
         yield
 
 

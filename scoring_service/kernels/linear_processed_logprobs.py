@@ -16,6 +16,7 @@ Legend: T rows, H hidden, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.linear_logprobs import (
     LinearHead,
+    check_ids,
     check_linear,
     computing_on,
     row_parts,
@@ -55,20 +57,24 @@ def linear_processed_logprobs(
     soft_cap: float | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Log-prob of each label after temperature and truncation; differentiable in the tensors.
+    """Log-prob of each label after temperature and truncation.
+
+    Differentiable in hidden states, weight and bias, once: a second derivative raises RuntimeError.
+    So does a backward pass after any of these, labels or temperatures were changed in place.
 
     Args:
         hidden: [T, H], float32, bfloat16 or float16.
         weight: [V, H], of the same type.
-        labels: int64 [T]; a negative one gives 0 and no gradient.
+        labels: int64 [T]; a negative one gives 0 and no gradient. One outside the vocabulary gives
+            NaN and such gradients where it cannot be refused: see below.
         bias: [V].
         keep_labels: the label joins the support; else one outside has -inf.
         temperature: above 0; of all rows, or float32 [T].
-        top_k: of all rows or int64 [T]; None, 0, -1 and V or more = off.
+        top_k: of all rows or integers [T]; None, 0, -1 and V or more = off.
         top_p: of all rows or [T]; None and 1 = off.
         min_p: of all rows or [T]; None and 0 = off.
-        multiplier: of the logits.
-        soft_cap: logits become cap * tanh(logits / cap).
+        multiplier: of the logits; above 0.
+        soft_cap: logits become cap * tanh(logits / cap), above 0; None = they do not.
         chunk_rows: rows of logits held at a time; None = what suits the device.
 
     Returns:
@@ -76,27 +82,50 @@ def linear_processed_logprobs(
         no token is possible. So is its gradient.
 
     Raises:
-        ValueError: shapes or types that do not fit, chunk_rows below 1, or, where that can be seen
-            without waiting for a GPU's kernels, a temperature that is not above 0.
+        ValueError: shapes or types that do not fit, a top_k of fractions, a multiplier or soft_cap
+            that is not above 0 and finite, chunk_rows below 1, or, where that can be seen without
+            waiting for a GPU's kernels, a label outside the vocabulary, a temperature that is not
+            above 0 and finite, a top_k below -1 or a share outside of [0, 1].
     """
     rows, vocab = len(hidden), len(weight)
-    check_linear(hidden, LinearHead(weight, bias), labels)
+    check_linear(hidden, LinearHead(weight, bias, multiplier, soft_cap), labels)
+    if labels.device.type == "cpu":
+        check_ids(labels, vocab)
     temperature_T = row_temperatures(temperature, rows, hidden.device)
     truncation = RowTruncation.of(top_k, top_p, min_p, rows, vocab, hidden.device)
     parts = row_parts(rows, vocab, hidden.device, chunk_rows)
-    plan = _Plan(labels, temperature_T, truncation, keep_labels, multiplier, soft_cap, parts)
+    plan = _Plan(truncation, keep_labels, multiplier, soft_cap, parts)
     result: Tensor = _LinearProcessedLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, plan
+        hidden, weight, bias, _Rows(labels, temperature_T), plan
     )
     return result
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is no tensor to differentiate."""
+class _Rows:
+    """What both passes read of the caller's rows beside their states, in the caller's memory."""
 
     labels_T: Tensor
     temperature_T: Tensor
+
+    def of_part(self, part: slice) -> _Rows:
+        """Those of a tile."""
+        return _Rows(self.labels_T[part], self.temperature_T[part])
+
+    def wanted(self, hidden_T_H: Tensor) -> Tensor:
+        """States, 0 where nothing is wanted: NaN there would be NaN in every gradient."""
+        return hidden_T_H.masked_fill((self.labels_T < 0)[:, None], 0.0)
+
+    def to_save(self) -> list[Tensor]:
+        """As autograd takes them, which refuses tensors that were made in inference mode."""
+        tensors = (self.labels_T, self.temperature_T)
+        return [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is no tensor that the backward pass reads."""
+
     truncation: RowTruncation
     keep_labels: bool
     multiplier: float
@@ -107,29 +136,63 @@ class _Plan:
 class _LinearProcessedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_T_H: Tensor, weight_V_H: Tensor, bias_V: Tensor | None, plan: _Plan
+        ctx: Any,
+        hidden_T_H: Tensor,
+        weight_V_H: Tensor,
+        bias_V: Tensor | None,
+        rows: _Rows,
+        plan: _Plan,
     ) -> Tensor:
         with computing_on(hidden_T_H.device):
-            return _forward(ctx, hidden_T_H, weight_V_H, bias_V, plan)
+            return _forward(ctx, hidden_T_H, weight_V_H, bias_V, rows, plan)
 
     @staticmethod
     def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
+        found: tuple[Tensor | None, ...] = _Gradients.apply(  # type: ignore[no-untyped-call]
+            ctx.plan, ctx.needs_input_grad[:3], gradient_T, *ctx.saved_tensors
+        )
+        return (*found, None, None)
+
+
+class _Gradients(torch.autograd.Function):
+    """Gradients that have none of their own: tiles are overwritten where autograd would read them.
+
+    Not `once_differentiable`, which asks the incoming gradient alone whether there is a graph: the
+    gradients of a sum would pass for constants, and a penalty on them would silently do nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: _Plan, wants: Sequence[bool], gradient_T: Tensor, *saved: Tensor
+    ) -> tuple[Tensor | None, ...]:
         with computing_on(gradient_T.device):
-            return _backward(ctx, gradient_T)
+            return _backward(plan, wants, gradient_T, *saved)
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "linear_processed_logprobs has no second derivatives: use autograd on whole logits"
+        )
 
 
 def _forward(
-    ctx: Any, hidden_T_H: Tensor, weight_V_H: Tensor, bias_V: Tensor | None, plan: _Plan
+    ctx: Any,
+    hidden_T_H: Tensor,
+    weight_V_H: Tensor,
+    bias_V: Tensor | None,
+    rows: _Rows,
+    plan: _Plan,
 ) -> Tensor:
     head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
-    rows, device = len(hidden_T_H), hidden_T_H.device
-    logprobs_T = torch.empty(rows, device=device)
-    least_x_T, least_id_T = torch.empty(rows, device=device), torch.empty_like(plan.labels_T)
-    log_total_T = torch.empty(rows, dtype=torch.float64, device=device)
+    count, device = len(hidden_T_H), hidden_T_H.device
+    logprobs_T = torch.empty(count, device=device)
+    least_x_T, least_id_T = torch.empty(count, device=device), torch.empty_like(rows.labels_T)
+    log_total_T = torch.empty(count, dtype=torch.float64, device=device)
     for part in plan.parts:
-        x_T_V = x_of(_wanted(hidden_T_H, plan, part), head).div_(plan.temperature_T[part, None])
+        tile = rows.of_part(part)
+        x_T_V = x_of(tile.wanted(hidden_T_H[part]), head).div_(tile.temperature_T[:, None])
         found = prefixes(x_T_V, plan.truncation.of_rows(part))
-        label_T = plan.labels_T[part].clamp(min=0)
+        label_T = tile.labels_T.clamp(0, x_T_V.shape[1] - 1)
         label_x_T = x_T_V.gather(1, label_T[:, None])[:, 0]
         inside_T = (label_x_T > found.least_x_T) | (
             (label_x_T == found.least_x_T) & (label_T >= found.least_id_T)
@@ -142,32 +205,50 @@ def _forward(
         value_T = (label_x_T.double() - total_T).clamp(max=0.0).float()
         value_T = value_T.masked_fill(~inside_T, -math.inf)
         # A support is found among numbers: it passes over NaN, which only the maximum shows.
-        broken_T = ~x_T_V.amax(dim=1).isfinite()
+        # And a label past the vocabulary, which a GPU does not wait to see, is none.
+        broken_T = ~x_T_V.amax(dim=1).isfinite() | (tile.labels_T >= x_T_V.shape[1])
         value_T = value_T.masked_fill(broken_T, math.nan)
         total_T = total_T.masked_fill(broken_T, math.nan)
-        logprobs_T[part] = value_T.masked_fill(plan.labels_T[part] < 0, 0.0)
+        logprobs_T[part] = value_T.masked_fill(tile.labels_T < 0, 0.0)
         least_x_T[part], least_id_T[part] = found.least_x_T, found.least_id_T
         log_total_T[part] = total_T
     ctx.plan = plan
-    ctx.save_for_backward(hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T)
+    ctx.save_for_backward(
+        hidden_T_H, weight_V_H, bias_V, *rows.to_save(), least_x_T, least_id_T, log_total_T
+    )
     return logprobs_T
 
 
-def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
-    hidden_T_H, weight_V_H, bias_V, least_x_T, least_id_T, log_total_T = ctx.saved_tensors
-    plan: _Plan = ctx.plan
+def _backward(
+    plan: _Plan,
+    wants: Sequence[bool],
+    gradient_T: Tensor,
+    hidden_T_H: Tensor,
+    weight_V_H: Tensor,
+    bias_V: Tensor | None,
+    labels_T: Tensor,
+    temperature_T: Tensor,
+    least_x_T: Tensor,
+    least_id_T: Tensor,
+    log_total_T: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden states, weight and bias."""
     head = LinearHead(weight_V_H, bias_V, plan.multiplier, plan.soft_cap)
-    wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    rows = _Rows(labels_T, temperature_T)
+    wants_hidden, wants_weight, wants_bias = wants
     hidden_gradient = torch.empty_like(hidden_T_H) if wants_hidden else None
     weight_gradient = _zeros_like(weight_V_H) if wants_weight else None
-    bias_gradient = _zeros_like(bias_V) if wants_bias else None
+    bias_gradient = None if bias_V is None or not wants_bias else _zeros_like(bias_V)
     # Triton's minimum passes over NaN: of a broken row what comes from above carries it.
     gradient_T = gradient_T.float().masked_fill(log_total_T.isnan(), math.nan)
-    gradient_T = gradient_T.masked_fill(plan.labels_T < 0, 0.0)
+    gradient_T = gradient_T.masked_fill(labels_T < 0, 0.0)
     for part in plan.parts:
         found = Prefix(least_x_T[part], least_id_T[part], log_total_T[part])
-        wanted_T_H = _wanted(hidden_T_H, plan, part)
-        tile_T_V = _gradient_of_logits(wanted_T_H, head, plan, part, found, gradient_T)
+        tile = rows.of_part(part)
+        wanted_T_H = tile.wanted(hidden_T_H[part])
+        tile_T_V = _gradient_of_logits(
+            wanted_T_H, head, tile, found, gradient_T[part], plan.keep_labels
+        )
         if bias_gradient is not None:
             bias_gradient += tile_T_V.sum(dim=0)
         tile_T_V = tile_T_V.to(weight_V_H.dtype)
@@ -180,38 +261,36 @@ def _backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
     return (
         hidden_gradient,
         None if weight_gradient is None else weight_gradient.to(weight_V_H.dtype),
-        None if bias_gradient is None else bias_gradient.to(bias_V.dtype),
-        None,
+        None if bias_V is None or bias_gradient is None else bias_gradient.to(bias_V.dtype),
     )
 
 
 def _gradient_of_logits(
     hidden_T_H: Tensor,
     head: LinearHead,
-    plan: _Plan,
-    part: slice,
+    rows: _Rows,
     found: Prefix,
     gradient_T: Tensor,
+    keep_labels: bool,
 ) -> Tensor:
     """Of the tile's logits before scale and soft-cap, float32 [T, V].
 
     d log p(label) / d x = [label] - p over the support, divided by the temperature, times the
     derivative of cap * tanh(z / cap), which is 1 - (x / cap)**2, times the multiplier.
     """
-    temperature_T, labels_T = plan.temperature_T[part], plan.labels_T[part]
+    temperature_T, labels_T = rows.temperature_T, rows.labels_T
     if dispatch.backend(hidden_T_H.device) == "triton":
         # Imported where a CUDA device is, and nowhere else.
         from scoring_service.kernels.gpu.gradient import gradient_of_logits
 
         return gradient_of_logits(
-            x_of(hidden_T_H, head), head, temperature_T, labels_T, found, gradient_T[part],
-            plan.keep_labels,
+            x_of(hidden_T_H, head), head, temperature_T, labels_T, found, gradient_T, keep_labels
         )  # fmt: skip
     finished_T_V = x_of(hidden_T_H, head)
     x_T_V = finished_T_V / temperature_T[:, None]
     keep_T_V = kept(x_T_V, found)
-    label_T_1 = labels_T.clamp(min=0)[:, None]
-    if plan.keep_labels:
+    label_T_1 = labels_T.clamp(0, x_T_V.shape[1] - 1)[:, None]
+    if keep_labels:
         keep_T_V.scatter_(1, label_T_1, True)
     # In two parts: one float32 loses digits of the total where logits are far from 0.
     total_T = found.log_total_T.float()
@@ -220,15 +299,10 @@ def _gradient_of_logits(
     tile_T_V = p_T_V.neg_()
     # A label outside the support has -inf, whose own x takes no part.
     tile_T_V.scatter_add_(1, label_T_1, keep_T_V.gather(1, label_T_1).float())
-    tile_T_V.mul_((gradient_T[part] / temperature_T)[:, None])
+    tile_T_V.mul_((gradient_T / temperature_T)[:, None])
     if head.soft_cap is not None:
         tile_T_V.mul_(finished_T_V.div_(head.soft_cap).square_().neg_().add_(1.0))
     return tile_T_V.mul_(head.multiplier)
-
-
-def _wanted(hidden_T_H: Tensor, plan: _Plan, part: slice) -> Tensor:
-    """Rows of a tile, 0 where nothing is wanted: NaN there would be NaN in every gradient."""
-    return hidden_T_H[part].masked_fill((plan.labels_T[part] < 0)[:, None], 0.0)
 
 
 def _zeros_like(tensor: Tensor) -> Tensor:

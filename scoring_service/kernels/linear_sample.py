@@ -21,7 +21,16 @@ from scoring_service.kernels.linear_logprobs import (
     row_parts,
     x_of,
 )
-from scoring_service.kernels.prefix import RowTruncation, kept, prefixes, row_temperatures
+from scoring_service.kernels.prefix import (
+    RowTruncation,
+    check_integers,
+    kept,
+    prefixes,
+    row_temperatures,
+)
+
+_MAX_SEED = (1 << 64) - 1
+_MAX_UINT32 = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +90,18 @@ def linear_sample(
         sample_indices_T: uint32, of the prompt.
         positions_T: uint32: absolute, of the token to draw.
         temperature: above 0; of all rows, or float32 [T].
-        top_k: of all rows or int64 [T]; None, 0, -1 and V or more = off.
+        top_k: of all rows or integers [T]; None, 0, -1 and V or more = off.
         top_p: of all rows or [T]; None and 1 = off.
         min_p: of all rows or [T]; None and 0 = off.
         route: "fused", "tiled" or "eager"; None = what `dispatch` takes. The fused route keeps no
             logits of rows without filters, and sends the others through a tile.
 
     Raises:
-        ValueError: there is no such route, tensors and numbers do not fit each other, the columns
-            of the weight are not side by side on a route of Triton, or, where that can be seen
-            without waiting for a GPU's kernels, a temperature is not above 0.
+        ValueError: there is no such route, tensors and numbers do not fit each other, a seed,
+            sample or position is outside of its range, a top_k has fractions, the columns of the
+            weight are not side by side on a route of Triton, or, where that can be seen without
+            waiting for a GPU's kernels, a temperature is not above 0 and finite, a top_k is below
+            -1 or a share outside of [0, 1].
     """
     check_linear(hidden_T_H, head)
     count, vocab, device = len(hidden_T_H), len(head.weight_V_H), hidden_T_H.device
@@ -102,6 +113,10 @@ def linear_sample(
     numbers = [len(column) for column in (seeds_T, sample_indices_T, positions_T)]
     if numbers != [count] * 3:
         raise ValueError(f"{numbers} seeds, samples and positions for {count} rows")
+    # Words are made of their low bits: others would draw a neighbour's tokens.
+    check_integers("seeds", seeds_T, least=0, most=_MAX_SEED)
+    check_integers("sample indices", sample_indices_T, least=0, most=_MAX_UINT32)
+    check_integers("positions", positions_T, least=0, most=_MAX_UINT32)
     rows = SampleRows(
         hidden_T_H,
         row_temperatures(temperature, count, device),

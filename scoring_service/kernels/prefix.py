@@ -7,8 +7,12 @@ numbers a row say what a mask of V says. Legend: T rows, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,12 +56,17 @@ class RowTruncation:
         are for top-k.
 
         Raises:
-            ValueError: a tensor with neither one value nor one for each row; a share outside of
-                [0, 1], where it can be looked at without waiting for a device.
+            ValueError: a tensor with neither one value nor one for each row; a top-k of fractions;
+                where it can be looked at without waiting for a device, a top-k below -1, or a share
+                outside of [0, 1].
         """
+        top_k = 0 if top_k is None else top_k
+        check_integers("top_k", top_k, least=-1)
+        if not isinstance(top_k, Tensor):
+            top_k = min(top_k, vocab)
         check_range("top_p", top_p, least=0.0, most=1.0)
         check_range("min_p", min_p, least=0.0, most=1.0)
-        top_k_T = row_values(0 if top_k is None else top_k, rows, torch.int64, device)
+        top_k_T = row_values(top_k, rows, torch.int64, device)
         return cls(
             top_k_T.masked_fill((top_k_T < 0) | (top_k_T >= vocab), 0),
             row_values(1.0 if top_p is None else top_p, rows, torch.float64, device),
@@ -84,16 +93,43 @@ def check_range(
     """Looks at a parameter, unless it lies on a device: that would wait for all that it does.
 
     Raises:
-        ValueError: `above` < value, `least` <= value <= `most` does not hold for each; so is NaN.
+        ValueError: `above` < value, `least` <= value <= `most` does not hold for each; so it is of
+            NaN and infinities.
     """
     if value is None or (isinstance(value, Tensor) and value.device.type != "cpu"):
         return
     values_T = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
-    wrong_T = ~((values_T > above) & (values_T >= least) & (values_T <= most))
+    within_T = (values_T > above) & (values_T >= least) & (values_T <= most)
+    wrong_T = ~(within_T & values_T.isfinite())
     if bool(wrong_T.any()):
         lower = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
-        upper = f" and at most {most:g}" if most < math.inf else ""
+        upper = f" and at most {most:g}" if most < math.inf else " and finite"
         raise ValueError(f"{name} must be {lower}{upper}, got {float(values_T[wrong_T][0]):g}")
+
+
+def check_integers(
+    name: str, values: int | Sequence[int] | Tensor, *, least: int, most: int | None = None
+) -> None:
+    """Looks at whole numbers, which a tensor's type would else cut off or wrap; at those that lie
+    on a device for their type alone: more would wait for all that it does.
+
+    Raises:
+        ValueError: there are fractions, or `least` <= value <= `most` does not hold for each.
+    """
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            raise ValueError(f"{name} must be an integer, got {values.dtype}")
+        if values.device.type != "cpu":
+            return
+        values = values.reshape(-1).tolist()
+    many: Any = values if isinstance(values, Sequence | np.ndarray) else [values]
+    for value in many:
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name} must be an integer, got {value}")
+        number = int(value)
+        if number < least or (most is not None and number > most):
+            upper = "" if most is None else f" and at most {most}"
+            raise ValueError(f"{name} must be at least {least}{upper}, got {number}")
 
 
 def row_values(
@@ -117,12 +153,12 @@ def row_temperatures(value: float | Tensor, rows: int, device: torch.device) -> 
     """Temperatures as float32 [T].
 
     Raises:
-        ValueError: a tensor with neither one value nor one for each row; one that is not above 0,
-            where it can be looked at without waiting for a device.
+        ValueError: a tensor with neither one value nor one for each row; one that is not above 0
+            and finite, where it can be looked at without waiting for a device.
     """
     temperature_T = row_values(value, rows, torch.float32, device)
     if rows:
-        # As rows are divided by them: what is above 0 in float64 may be 0 in fp32.
+        # As rows are divided by them: what is above 0 in float64 may be 0 in fp32, or infinite.
         check_range("temperature", torch.as_tensor(value, dtype=torch.float32), above=0.0)
     return temperature_T
 

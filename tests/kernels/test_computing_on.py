@@ -12,7 +12,7 @@ from scoring_service.kernels import linear_logprobs as logprobs_module
 from scoring_service.kernels import linear_processed_logprobs as processed_module
 from scoring_service.kernels import linear_sample as sample_module
 from scoring_service.kernels.linear_logprobs import LinearHead, computing_on
-from scoring_service.kernels.prefix import row_temperatures
+from scoring_service.kernels.prefix import RowTruncation, row_temperatures
 
 
 def test_kernels_are_launched_where_the_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,16 @@ def test_temperatures_of_a_device_are_not_waited_for() -> None:
     assert found_T.shape == (3,)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), 1e-60])
+def test_a_top_k_of_a_device_is_not_waited_for() -> None:
+    """Its type can be seen."""
+    meta = torch.device("meta")
+    found = RowTruncation.of(torch.ones(3, dtype=torch.int64, device=meta), None, None, 3, 9, meta)
+    assert found.top_k_T.shape == (3,)
+    with pytest.raises(ValueError, match="top_k must be an integer"):
+        RowTruncation.of(torch.ones(3, device=meta), None, None, 3, 9, meta)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), 1e-60, 1e39])
 def test_temperatures_of_the_host_are_looked_at(value: float) -> None:
     """In fp32, as rows are divided by them, and wherever the rows are."""
     for given in (value, torch.tensor([1.0, value], dtype=torch.float64)):

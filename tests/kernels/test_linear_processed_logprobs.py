@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scoring_service.kernels import dispatch, linear_logprobs, reference
+from scoring_service.kernels import linear_processed_logprobs as linear_processed_logprobs_module
 from scoring_service.kernels.linear_processed_logprobs import linear_processed_logprobs
+from scoring_service.kernels.linear_sample import linear_sample
 from tests.kernels.cases import Setting, promoted
 
 SETTINGS = [
@@ -181,6 +183,67 @@ def test_neutral_is_log_softmax(top_k: int | None) -> None:
     assert (got.double() - want_T).abs().max() <= 1e-5
 
 
+def plain_loss(case: Case) -> tuple[Tensor, list[Tensor]]:
+    """The sum of the labels' log-probs by autograd on all logits in float64, and its leaves."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in case.tensors()]
+    logits = leaves[0] @ leaves[1].t() + leaves[2]
+    values = logits.log_softmax(dim=1).gather(1, case.labels.clamp(min=0)[:, None])[:, 0]
+    return values.masked_fill(case.labels < 0, 0.0).sum(), leaves
+
+
+def check_no_second_derivative(device: torch.device | str, penalty_alone: bool) -> None:
+    """A penalty on gradients fails, be it all of a loss or, where it could pass unseen, a part."""
+    case = Case(5, 16, 50, torch.float32)
+    leaves = case.tensors(device)
+    loss = linear_processed_logprobs(*leaves[:2], case.labels.to(device), bias=leaves[2]).sum()
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    truth = torch.autograd.grad(*plain_loss(case))
+    for mine, want in zip(gradients, truth, strict=True):
+        assert (mine.detach().cpu().double() - want).abs().max() <= 2e-5 * max(1, want.abs().max())
+    penalty = sum((gradient**2).sum() for gradient in gradients)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(penalty if penalty_alone else loss + penalty, leaves)
+
+
+@pytest.mark.parametrize("penalty_alone", [True, False])
+def test_no_second_derivative(penalty_alone: bool) -> None:
+    check_no_second_derivative("cpu", penalty_alone)
+
+
+def check_changed_in_place(name: str, device: torch.device | str) -> None:
+    """A view is no copy of the caller's memory: gradients would be of other labels."""
+    case = Case(5, 16, 50, torch.float32)
+    leaves = case.tensors(device)
+    given = {
+        "labels": case.labels.to(device),
+        "temperature": case.parameters["temperature"].to(device),
+    }
+    got = linear_processed_logprobs(
+        leaves[0], leaves[1], given["labels"].reshape(-1), temperature=given["temperature"]
+    )
+    given[name].fill_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        got.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["labels", "temperature"])
+def test_changed_in_place_between_the_passes(name: str) -> None:
+    check_changed_in_place(name, "cpu")
+
+
+def test_labels_and_temperatures_from_inference_mode() -> None:
+    """As whoever samples in it leaves them; autograd itself keeps no such tensor."""
+    case = Case(9, 16, 50, torch.float32)
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            labels, temperature = case.labels + 0, case.parameters["temperature"] + 0
+        hidden, weight, _ = case.tensors()
+        got = linear_processed_logprobs(hidden, weight, labels, temperature=temperature)
+        found.append(torch.autograd.grad(got.sum(), hidden)[0])
+    assert torch.equal(*found)
+
+
 def test_only_what_is_asked_has_a_gradient() -> None:
     case = Case(5, 16, 50, torch.float32)
     hidden, weight, _ = case.tensors()
@@ -294,6 +357,14 @@ def test_logits_far_from_zero(level: float, temperature: float) -> None:
         ({"top_p": math.nan}, "top_p .* got nan"),
         ({"top_p": 1.01}, "top_p .* got 1.01"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": math.inf}, "temperature must be above 0 and finite, got inf"),
+        ({"top_k": 2.9}, "top_k must be an integer, got 2.9"),
+        ({"top_k": torch.tensor([1.0, 3.7, 0.0])}, "top_k must be an integer, got torch.float32"),
+        ({"top_k": torch.tensor([1, -2, 0])}, "top_k must be at least -1, got -2"),
+        ({"soft_cap": 0.0}, "soft_cap must be above 0 and finite, got 0"),
+        ({"soft_cap": math.inf}, "soft_cap must be above 0 and finite, got inf"),
+        ({"multiplier": 0.0}, "multiplier must be above 0 and finite, got 0"),
+        ({"multiplier": math.nan}, "multiplier must be above 0 and finite, got nan"),
     ],
 )
 def test_parameters_that_are_none(options: dict[str, Any], named: str) -> None:
@@ -302,13 +373,61 @@ def test_parameters_that_are_none(options: dict[str, Any], named: str) -> None:
         linear_processed_logprobs(hidden, weight, labels, **options)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, torch.tensor([1.0, -1.0, 1.0])])
+@pytest.mark.parametrize(
+    "temperature", [0.0, -1.0, math.nan, math.inf, 1e-60, torch.tensor([1.0, -1.0, 1.0])]
+)
 def test_temperatures_that_are_none(temperature: float | Tensor) -> None:
     head = linear_logprobs.LinearHead(torch.randn(20, 8))
     with pytest.raises(ValueError, match="temperature must be above 0"):
         linear_logprobs.linear_logprobs(
             torch.randn(3, 8), head, torch.tensor([1, 2, 3]), temperatures=temperature
         )
+
+
+def test_a_label_outside_the_vocabulary() -> None:
+    case = Case(5, 16, 50, torch.float32)
+    case.labels[3] = 50
+    with pytest.raises(ValueError, match="id 50 is outside the vocabulary of 50"):
+        linear_processed_logprobs(case.hidden, case.weight, case.labels)
+
+
+@pytest.mark.parametrize("soft_cap", [0.0, -30.0, math.inf, math.nan])
+def test_soft_caps_that_are_none(soft_cap: float) -> None:
+    """Each function says so: with 0 every row would be uniform on a GPU."""
+    head = linear_logprobs.LinearHead(torch.randn(20, 8), soft_cap=soft_cap)
+    with pytest.raises(ValueError, match="soft_cap must be above 0 and finite"):
+        linear_logprobs.linear_logprobs(torch.randn(1, 8), head, torch.tensor([1]))
+    with pytest.raises(ValueError, match="soft_cap must be above 0 and finite"):
+        linear_sample(torch.randn(1, 8), head, [1], [0], [0])
+
+
+def check_label_that_is_not_looked_at(
+    label: int, device: torch.device | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where an index past a row ends the process: NaN in its row, and nowhere else."""
+    monkeypatch.setattr(linear_processed_logprobs_module, "check_ids", lambda *_: None)
+    case = Case(11, 48, 300, torch.float32)
+    want, hidden_truth, *_ = case.truth(True)
+    row = 2
+    labels = case.labels.to(device)
+    labels[row] = label
+    hidden, weight, bias = case.tensors(device)
+    got = linear_processed_logprobs(
+        hidden, weight, labels, bias=bias, chunk_rows=4,
+        **{name: value.to(device) for name, value in case.parameters.items()},
+    )  # fmt: skip
+    of_hidden, of_weight = torch.autograd.grad(got, (hidden, weight), case.upstream.to(device))
+    others = torch.arange(len(want)) != row
+    assert got[row].isnan()
+    assert of_hidden[row].isnan().all()
+    assert of_weight.isnan().all()
+    assert (got.cpu()[others].double() - want[others]).abs().max() <= 2e-5
+    assert (of_hidden.cpu()[others].double() - hidden_truth[others]).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("label", [300, 2**40])
+def test_a_label_that_is_not_looked_at(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_label_that_is_not_looked_at(label, "cpu", monkeypatch)
 
 
 def check_broken_rows(keep_labels: bool, device: torch.device | str) -> None:

@@ -11,8 +11,11 @@ from tests.kernels.test_linear_processed_logprobs import (
     Case,
     check,
     check_broken_rows,
+    check_changed_in_place,
     check_far_from_zero,
     check_inside_autocast,
+    check_label_that_is_not_looked_at,
+    check_no_second_derivative,
 )
 
 
@@ -56,3 +59,19 @@ def test_logits_far_from_zero() -> None:
 @pytest.mark.parametrize("keep_labels", [True, False])
 def test_broken_rows(keep_labels: bool) -> None:
     check_broken_rows(keep_labels, DEVICE)
+
+
+@pytest.mark.parametrize("penalty_alone", [True, False])
+def test_no_second_derivative(penalty_alone: bool) -> None:
+    check_no_second_derivative(DEVICE, penalty_alone)
+
+
+@pytest.mark.parametrize("name", ["labels", "temperature"])
+def test_changed_in_place_between_the_passes(name: str) -> None:
+    check_changed_in_place(name, DEVICE)
+
+
+@pytest.mark.parametrize("label", [300, 2**32 + 3])
+def test_a_label_that_is_not_looked_at(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past 32 bits too, of which the kernel reads no more."""
+    check_label_that_is_not_looked_at(label, DEVICE, monkeypatch)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoring_service.kernels import linear_logprobs as linear_logprobs_module
 from scoring_service.kernels import reference
 from scoring_service.kernels.gpu import linear_head
 from scoring_service.kernels.gpu.linear import CHUNK_COLUMNS
@@ -275,6 +276,22 @@ def test_ids_outside_the_vocabulary(route: str) -> None:
         linear_logprobs(
             hidden_T_H, head, inside_T, candidate_ids_T_C=outside_T[:, None], route=route
         )
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_ids_that_are_not_looked_at(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what is no token has no probability, not even 0, and takes nobody's place."""
+    monkeypatch.setattr(linear_logprobs_module, "check_ids", lambda *_: None)
+    hidden_T_H, head = random_head(4, 64, 100, torch.float32)
+    ids_T = random_ids(4, 100)
+    want = linear_logprobs(hidden_T_H, head, ids_T, candidate_ids_T_C=ids_T[:, None], route=route)
+    ids_T[0], ids_T[2] = 100, 2**32 + 3
+    found = linear_logprobs(hidden_T_H, head, ids_T, candidate_ids_T_C=ids_T[:, None], route=route)
+    assert found.candidate_logprobs_T_C is not None
+    for logprobs_T in (found.logprobs_T, found.candidate_logprobs_T_C[:, 0]):
+        assert logprobs_T.isnan().tolist() == [True, False, True, False]
+    assert torch.equal(found.logprobs_T[1::2], want.logprobs_T[1::2])
+    assert found.ranks_T.tolist() == [0, want.ranks_T[1].item(), 0, want.ranks_T[3].item()]
 
 
 @pytest.mark.parametrize("route", [*ROUTES, "eager"])

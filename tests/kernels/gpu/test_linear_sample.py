@@ -221,6 +221,66 @@ def test_the_fused_route_makes_no_logits() -> None:
         assert (largest.elements >= rows * vocab) == holds
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        (([-1], [0], [0]), f"seeds must be at least 0 and at most {2**64 - 1}, got -1"),
+        (([2**64], [0], [0]), f"seeds must .*, got {2**64}"),
+        (([2.5], [0], [0]), "seeds must be an integer, got 2.5"),
+        (([1], [-1], [0]), "sample indices must be at least 0 and at most 4294967295, got -1"),
+        (([1], [2**32], [0]), "sample indices must .*, got 4294967296"),
+        (([1], [0], [2**32 + 1]), "positions must .*, got 4294967297"),
+        (([1], [0], torch.tensor([2**40])), "positions must .*, got 1099511627776"),
+    ],
+)
+def test_numbers_that_words_have_no_bits_for(
+    route: str, numbers: tuple[Any, Any, Any], named: str
+) -> None:
+    """Else they would draw what another seed or position draws."""
+    hidden_T_H, head = random_head(1, 64, 17, torch.float32)
+    with pytest.raises(ValueError, match=named):
+        linear_sample(hidden_T_H, head, *numbers, route=route)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_ends_of_the_ranges(route: str) -> None:
+    """All bits of each count, on every route alike."""
+    hidden_T_H, head = random_head(4, 64, 300, torch.float32)
+    inputs = ([0, 2**64 - 1, 2**63, 1], [2**32 - 1, 0, 7, 2**31], [2**32 - 1, 2**31, 0, 1])
+    drawn_T = linear_sample(hidden_T_H, head, *inputs, route=route)
+    x_T_V = x_of(hidden_T_H, head, torch.ones(4, device=DEVICE), torch.float64)
+    assert_the_references(drawn_T, x_T_V, x_T_V > -math.inf, inputs)
+    arrays = (np.array(column, dtype=np.uint64) for column in inputs)
+    assert torch.equal(linear_sample(hidden_T_H, head, *arrays, route=route), drawn_T)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"top_k": 2.9}, "top_k must be an integer, got 2.9"),
+        ({"top_k": torch.tensor(3.7)}, "top_k must be an integer, got torch.float32"),
+        ({"top_k": -2}, "top_k must be at least -1, got -2"),
+        ({"temperature": math.inf}, "temperature must be above 0 and finite, got inf"),
+        ({"temperature": 1e39}, "temperature must be above 0 and finite, got inf"),
+    ],
+)
+def test_parameters_that_are_none(route: str, options: dict[str, Any], named: str) -> None:
+    hidden_T_H, head = random_head(1, 64, 17, torch.float32)
+    with pytest.raises(ValueError, match=named):
+        linear_sample(hidden_T_H, head, [1], [0], [0], route=route, **options)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("top_k", [17, 2**70, np.int64(40)])
+def test_a_top_k_of_the_vocabulary_or_more_is_off(route: str, top_k: int) -> None:
+    hidden_T_H, head = random_head(4, 64, 17, torch.float32)
+    inputs = random_inputs(np.random.default_rng(11), 4)
+    plain_T = linear_sample(hidden_T_H, head, *inputs, route=route)
+    assert torch.equal(linear_sample(hidden_T_H, head, *inputs, top_k=top_k, route=route), plain_T)
+
+
 def test_what_makes_no_sense() -> None:
     hidden_T_H, head = random_head(1, 64, 17, torch.float32)
     with pytest.raises(ValueError, match="sideways"):
