@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -61,8 +61,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             begin = await stream.begin()
             options = parse_options(begin.options, "begin.options")
             update = self._pool(begin.model).weights.begin(options, identity_of(context))
-            async for status in report_progress(update, stream.receive(update)):
-                yield pb.PushWeightsResponse(status=status)
+            async with aclosing(report_progress(update, stream.receive(update))) as statuses:
+                async for status in statuses:
+                    yield pb.PushWeightsResponse(status=status)
 
     async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: Context
@@ -80,8 +81,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             pool = self._pool(request.model)
             source = weight_source(self._config, request, pool.weights.current.info)
             update = pool.weights.begin(options, identity_of(context))
-            async for status in report_progress(update, _read(update, source)):
-                yield pb.UpdateWeightsResponse(status=status)
+            async with aclosing(report_progress(update, _read(update, source))) as statuses:
+                async for status in statuses:
+                    yield pb.UpdateWeightsResponse(status=status)
 
     async def GetWeights(
         self, request: pb.GetWeightsRequest, context: Context
