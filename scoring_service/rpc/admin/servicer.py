@@ -20,6 +20,7 @@ from scoring_client.proto import admin_pb2_grpc
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.weights.update import WeightUpdate
+from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin.config import AdminConfig, weight_source
 from scoring_service.rpc.admin.pushed_weights import PushedWeights
 from scoring_service.rpc.admin.update_progress import LOOK_SECONDS, STATUS_SECONDS, report_progress
@@ -38,6 +39,9 @@ log = structlog.get_logger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 SERVICE_NAME = SERVICE.full_name
+
+_TAKING_CALLS = (PoolState.READY, PoolState.AWAITING_WEIGHTS)
+"""A pool that is drained is in neither, also where its workers are starting again."""
 
 Response = TypeVar("Response", bound=Message)
 
@@ -118,10 +122,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             pool.pause()
             log.info("drain", identity=identity_of(context))
             last = -STATUS_SECONDS
-            while pool.calls_left:
+            while left := _left_while_drained(pool):
                 if time.monotonic() - last >= STATUS_SECONDS:
                     last = time.monotonic()
-                    yield pb.DrainResponse(calls_left=pool.calls_left)
+                    yield pb.DrainResponse(calls_left=left)
                 await asyncio.sleep(LOOK_SECONDS)
             yield pb.DrainResponse(calls_left=0, drained=True)
 
@@ -189,6 +193,18 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 def _abort_on_fault(context: Context, rpc: str) -> AbstractAsyncContextManager[Any]:
     """See `error_handling.abort_on_fault`; these RPCs bring no id of their own."""
     return abort_on_fault(context, rpc, new_request_id(), identity_of(context))
+
+
+def _left_while_drained(pool: WorkerPool) -> int:
+    """Calls that are not over yet.
+
+    Raises:
+        ServiceError: CALLS_STILL_RUNNING: an admin had calls taken again, which may come for ever.
+    """
+    if pool.state in _TAKING_CALLS:
+        message = "Resume had calls taken again before the server was drained"
+        raise ServiceError(Fault(Reason.CALLS_STILL_RUNNING, message))
+    return pool.calls_left
 
 
 async def _read(update: WeightUpdate, source: EngineConfig) -> None:
