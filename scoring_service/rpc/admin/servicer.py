@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeVar
 
@@ -52,6 +53,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def __init__(self, models: Models, config: AdminConfig) -> None:
         self._models = models
         self._config = config
+        # A thread of its own: a file system behind a network may stall, and with it every thread
+        # that asks it. Calls go on meanwhile.
+        self._looking = ThreadPoolExecutor(1, "weights-path")
 
     async def PushWeights(
         self,
@@ -83,7 +87,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                     )
             options = parse_options(request.options, "options")
             pool = self._pool(request.model)
-            source = weight_source(self._config, request, pool.weights.current.info)
+            source = await asyncio.get_running_loop().run_in_executor(
+                self._looking, weight_source, self._config, request, pool.weights.current.info
+            )
             update = pool.weights.begin(options, identity_of(context))
             async with aclosing(report_progress(update, _read(update, source))) as statuses:
                 async for status in statuses:
