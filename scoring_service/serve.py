@@ -275,8 +275,10 @@ async def _report_loading(pool: WorkerPool) -> None:
 async def _announce(server: Server, pool: WorkerPool, config: ServeConfig) -> None:
     """Prints how to use the server once it answers, unless a machine reads what it prints."""
     reports = asyncio.create_task(_report_loading(pool))
-    ready = await server.wait_ready()
-    reports.cancel()
+    try:
+        ready = await server.wait_ready()
+    finally:
+        reports.cancel()
     if ready:
         info = pool.info
         log.info(
