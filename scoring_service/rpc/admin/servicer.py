@@ -197,7 +197,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
 
 def _abort_on_fault(context: Context, rpc: str) -> AbstractAsyncContextManager[Any]:
-    """See `error_handling.abort_on_fault`; these RPCs bring no id of their own."""
+    """See `errors.abort_on_fault`; these RPCs bring no id of their own."""
     return abort_on_fault(context, rpc, new_request_id(), identity_of(context))
 
 
