@@ -122,7 +122,12 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     if failed.done():
         log_writer.write(f"error: {pool.failure}\n")
     else:
-        log.info("draining", seconds=config.drain_seconds)
+        log.info(
+            "draining",
+            seconds=config.drain_seconds,
+            calls_left=pool.calls_left,
+            second_signal="ends the server at once",
+        )
     await server.drain()
     telemetry.traces.shutdown()
     log.info("stopped")
