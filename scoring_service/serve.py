@@ -122,7 +122,12 @@ async def serve(model: str | None, config: ServeConfig) -> int:
     if failed.done():
         log_writer.write(f"error: {pool.failure}\n")
     else:
-        log.info("draining", seconds=config.drain_seconds)
+        log.info(
+            "draining",
+            seconds=config.drain_seconds,
+            calls_left=pool.calls_left,
+            second_signal="ends the server at once",
+        )
     await server.drain()
     telemetry.traces.shutdown()
     log.info("stopped")
@@ -275,8 +280,10 @@ async def _report_loading(pool: WorkerPool) -> None:
 async def _announce(server: Server, pool: WorkerPool, config: ServeConfig) -> None:
     """Prints how to use the server once it answers, unless a machine reads what it prints."""
     reports = asyncio.create_task(_report_loading(pool))
-    ready = await server.wait_ready()
-    reports.cancel()
+    try:
+        ready = await server.wait_ready()
+    finally:
+        reports.cancel()
     if ready:
         info = pool.info
         log.info(

@@ -240,8 +240,12 @@ class WorkerPool:
                 self._calls.fail(stream, fault)
         if self._housekeeping is not None:
             self._housekeeping.cancel()
-        await asyncio.gather(*(worker.stop(_STOP_SECONDS) for worker in self.workers))
+        stops = (worker.stop(_STOP_SECONDS) for worker in self.workers)
+        ends = await asyncio.gather(*stops, return_exceptions=True)
         self.weights.close()
+        for end in ends:
+            if end is not None:
+                raise end
 
     # What the weights need of their pool; see `weights.calls`.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import structlog
@@ -30,7 +31,7 @@ _LAST_WORD_SECONDS = 0.25
 """Before its deadline a call that waits is told what it waited for."""
 
 Response = TypeVar("Response", bound=Message)
-Handler = Callable[[Any, ServedModel, ModelView, Caller], AsyncIterator[Response]]
+Handler = Callable[[Any, ServedModel, ModelView, Caller], AsyncGenerator[Response, None]]
 """Answers a request that has no fault as a whole."""
 
 _RESPONSES: dict[type[Message], Callable[..., Message]] = {
@@ -56,8 +57,8 @@ class Guard:
 
     async def stream(
         self, request: Any, context: Context, handler: Handler[Response]
-    ) -> AsyncIterator[Response]:
-        """The answer of an RPC that streams."""
+    ) -> AsyncGenerator[Response, None]:
+        """The answer of an RPC that streams, closed by whoever leaves it early."""
         request_id = request.context.request_id or new_request_id()
         identity = identity_of(context)
         rpc = rpc_name(request)
@@ -67,8 +68,11 @@ class Guard:
             caller = Caller(
                 request_id, identity, peer_host(context.peer()), deadline_of(context), span
             )
-            async with abort_on_fault(context, rpc, request_id, identity, span.failed) as labels:
-                async for response in self._checked(request, caller, handler, labels):
+            async with (
+                abort_on_fault(context, rpc, request_id, identity, span.failed) as labels,
+                aclosing(self._checked(request, caller, handler, labels)) as responses,
+            ):
+                async for response in responses:
                     yield response
 
     async def unary(
@@ -87,7 +91,7 @@ class Guard:
 
     async def _checked(
         self, request: Any, caller: Caller, handler: Handler[Response], labels: dict[str, Any]
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         """Faults of the request as a whole, cheapest first; then its answer.
 
         Args:
@@ -107,16 +111,19 @@ class Guard:
             structlog.contextvars.bind_contextvars(tags=labels["tags"])
         if waits:
             version = request.expect.min_weight_version
-            async for response in self._wait_for_version(served, version, request, caller):
-                yield response
+            waiting = self._wait_for_version(served, version, request, caller)
+            async with aclosing(waiting) as signs:
+                async for sign in signs:
+                    yield sign
         view = served.view
         check_expectations(request.expect, view)
-        async for response in handler(request, served, view, caller):
-            yield response
+        async with aclosing(handler(request, served, view, caller)) as responses:
+            async for response in responses:
+                yield response
 
     async def _wait_for_version(
         self, served: ServedModel, version: int, request: Any, caller: Caller
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Waits until the weights are recent enough, with a sign of life; the deadline ends it.
 
         Raises:

@@ -38,7 +38,7 @@ class ServedModel:
         """The model that answers now.
 
         Raises:
-            ServiceError: LOADING or DRAINING.
+            ServiceError: LOADING, AWAITING_WEIGHTS, CRASH_LOOP or DRAINING.
         """
         info = self.pool.info
         if self._view is None or self._view.info is not info:

@@ -163,12 +163,14 @@ class Server:
     async def drain(self) -> None:
         """Refuses new calls, lets running ones end, and stops."""
         await self._health.set(SERVICE_NAME, _NOT_SERVING)
-        await self._pool.drain(self._config.drain_seconds)
-        await self._server.stop(grace=1.0)
-        if self._health_server is not None:
-            await self._health_server.stop(grace=None)
-        if self._watch is not None:
-            self._watch.cancel()
+        try:
+            await self._pool.drain(self._config.drain_seconds)
+        finally:
+            await self._server.stop(grace=1.0)
+            if self._health_server is not None:
+                await self._health_server.stop(grace=None)
+            if self._watch is not None:
+                self._watch.cancel()
 
     def _plain_health(self, port: int) -> grpc.aio.Server:
         """A server that answers health alone."""

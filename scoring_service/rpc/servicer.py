@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -83,22 +84,25 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self, request: score_pb2.ScoreRequest, context: Context
     ) -> AsyncIterator[score_pb2.ScoreResponse]:
         """Log-probs of completions."""
-        async for response in self._guard.stream(request, context, self._score):
-            yield response
+        async with aclosing(self._guard.stream(request, context, self._score)) as responses:
+            async for response in responses:
+                yield response
 
     async def TopKLogprobs(
         self, request: topk_pb2.TopKLogprobsRequest, context: Context
     ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
         """The most likely tokens of each row."""
-        async for response in self._guard.stream(request, context, self._top_k):
-            yield response
+        async with aclosing(self._guard.stream(request, context, self._top_k)) as responses:
+            async for response in responses:
+                yield response
 
     async def Sample(
         self, request: sample_pb2.SampleRequest, context: Context
     ) -> AsyncIterator[sample_pb2.SampleResponse]:
         """Samples with their log-probs."""
-        async for response in self._guard.stream(request, context, self._sample):
-            yield response
+        async with aclosing(self._guard.stream(request, context, self._sample)) as responses:
+            async for response in responses:
+                yield response
 
     async def ListModels(
         self, request: model_info_pb2.ListModelsRequest, context: Context
@@ -137,7 +141,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
 
     async def _score(
         self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, caller: Caller
-    ) -> AsyncIterator[score_pb2.ScoreResponse]:
+    ) -> AsyncGenerator[score_pb2.ScoreResponse, None]:
         # In a thread: a large request takes its time, and the event loop serves others.
         parsed = await _in(self._reading, parse_score, request, view)
         render = partial(
@@ -157,8 +161,10 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             reply_bytes(),
             as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
         )
-        async for response in self._answer(answer, request, parsed, served, view, caller):
-            yield response
+        answering = self._answer(answer, request, parsed, served, view, caller)
+        async with aclosing(answering) as responses:
+            async for response in responses:
+                yield response
 
     async def _top_k(
         self,
@@ -166,7 +172,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         served: ServedModel,
         view: ModelView,
         caller: Caller,
-    ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
+    ) -> AsyncGenerator[topk_pb2.TopKLogprobsResponse, None]:
         parsed = await _in(self._reading, parse_score, request, view)
         render = partial(
             top_k_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
@@ -186,8 +192,10 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             reply_bytes(),
             as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
         )
-        async for response in self._answer(answer, request, parsed, served, view, caller):
-            yield response
+        answering = self._answer(answer, request, parsed, served, view, caller)
+        async with aclosing(answering) as responses:
+            async for response in responses:
+                yield response
 
     async def _sample(
         self,
@@ -195,7 +203,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         served: ServedModel,
         view: ModelView,
         caller: Caller,
-    ) -> AsyncIterator[sample_pb2.SampleResponse]:
+    ) -> AsyncGenerator[sample_pb2.SampleResponse, None]:
         parsed = await _in(self._reading, parse_sample, request, view)
         render = partial(
             sample_result,
@@ -218,8 +226,10 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
             reply_bytes(),
             as_bytes=wants_bytes(request.encoding),
         )
-        async for response in self._answer(answer, request, parsed, served, view, caller):
-            yield response
+        answering = self._answer(answer, request, parsed, served, view, caller)
+        async with aclosing(answering) as responses:
+            async for response in responses:
+                yield response
 
     async def _answer(
         self,
@@ -229,7 +239,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         served: ServedModel,
         view: ModelView,
         caller: Caller,
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         """Opening, the engine's results, summary."""
         call = parsed.call(served.pool.new_call_id(), request, caller)
         preamble = {
@@ -250,8 +260,9 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
                     preamble["provenance"] = provenance(now, caller.request_id)
                     for response in answer.opening(parsed.faults, **preamble):
                         yield response
-                    async for response in answer.results(stream):
-                        yield response
+                    async with aclosing(answer.results(stream)) as responses:
+                        async for response in responses:
+                            yield response
             else:
                 for response in answer.opening(parsed.faults, **preamble):
                     yield response

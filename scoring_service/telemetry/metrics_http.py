@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -64,6 +64,14 @@ class _Server(ThreadingMixIn, WSGIServer):
     def __init__(self, address: tuple[str, int], handler: Callable[..., _Handler]) -> None:
         self._places = threading.Semaphore(_MAX_CONNECTIONS)
         super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's asks name servers what the address is called. Where they do not answer, the
+        # event loop would stand still for as long, with the port of gRPC open already.
+        TCPServer.server_bind(self)
+        host, port, *_ = self.server_address
+        self.server_name, self.server_port = str(host), int(port)
+        self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._places.acquire(blocking=False):

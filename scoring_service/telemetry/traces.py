@@ -55,9 +55,7 @@ class _OtelSpan(Span):
 
     def note(self, attributes: Attributes) -> None:
         """See Span."""
-        # A call that is cancelled between two messages may be told of when its span is over.
-        if self._span.is_recording():
-            self._span.set_attributes(dict(attributes))
+        self._span.set_attributes(dict(attributes))
 
     def failed(self, code: str) -> None:
         """See Span."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 
@@ -40,7 +41,9 @@ def test_a_drain_lets_running_calls_end_and_refuses_new_ones() -> None:
         next(score)
         with frozen(server.worker_pid):
             server.process.send_signal(signal.SIGTERM)
-            server.wait_for('"draining"', server.err)
+            said = json.loads(server.wait_for('.*"draining".*', server.err)[0])
+            assert (said["seconds"], said["calls_left"]) == (100, 2)
+            assert said["second_signal"] == "ends the server at once"
             with pytest.raises(grpc.RpcError) as refused:
                 list(stub.Score(score_request([1], [2]), timeout=10))
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from scoring_service import serve
 from scoring_service.config import ServeConfig
-from scoring_service.serve import _announce
+from scoring_service.pool.workers.readiness import PoolState
 
 
 class Answering:
@@ -19,6 +21,31 @@ class Answering:
 
     async def wait_ready(self) -> bool:
         return True
+
+
+class Loading:
+    """A server that is not ready for as long as anybody waits."""
+
+    async def wait_ready(self) -> bool:
+        return await asyncio.Event().wait()
+
+
+async def test_a_server_that_ends_while_it_loads_is_reported_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve, "_REPORT_SECONDS", 0.01)
+    server: Any = Loading()
+    pool: Any = SimpleNamespace(name="m", stage="reading", state=PoolState.LOADING)
+    with capture_logs() as logs:
+        announcing = asyncio.create_task(serve._announce(server, pool, ServeConfig()))
+        await asyncio.sleep(0.1)
+        assert logs
+        announcing.cancel()
+        await asyncio.wait([announcing])
+        await asyncio.sleep(0)
+        logs.clear()
+        await asyncio.sleep(0.1)
+    assert logs == []
 
 
 @pytest.mark.parametrize("reason", ["", "the Hub cannot be reached"])
@@ -36,6 +63,6 @@ async def test_a_model_without_tokenizer_is_warned_of(reason: str) -> None:
     server: Any = Answering()
     pool: Any = SimpleNamespace(name="m", stage="", info=SimpleNamespace(**facts))
     with capture_logs() as logs:
-        await _announce(server, pool, ServeConfig())
+        await serve._announce(server, pool, ServeConfig())
     warned = [line for line in logs if line["log_level"] == "warning"]
     assert [line["reason"] for line in warned] == ([reason] if reason else [])

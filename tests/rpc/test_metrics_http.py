@@ -33,6 +33,17 @@ def test_a_silent_connection_is_closed() -> None:
     assert b"seen_total 0.0" in read(port)
 
 
+def test_nobody_is_asked_for_the_name_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer would hold up the whole server."""
+
+    def asked(*address: object) -> str:
+        raise AssertionError(f"of {address}")
+
+    for name in ("getfqdn", "gethostbyaddr", "getnameinfo"):
+        monkeypatch.setattr(socket, name, asked)
+    assert b"seen_total 0.0" in read(serve_metrics("127.0.0.1", 0, registry()))
+
+
 def test_silent_connections_take_a_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_http, "_MAX_CONNECTIONS", 3)
     port = serve_metrics("127.0.0.1", 0, registry(), silence_seconds=60)

@@ -9,6 +9,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from scoring_client.proto import context_pb2, sample_pb2, score_pb2, service_pb2
+from scoring_client.proto import context_pb2, sample_pb2, score_pb2, service_pb2, service_pb2_grpc
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.telemetry.labels import OTHER, BoundedLabel
@@ -30,8 +31,8 @@ from scoring_service.telemetry.metrics import Metrics
 from scoring_service.telemetry.sampling import RateLimited
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import OtelTraces
-from scoring_service.types import EngineConfig, Usage
-from tests.pool.scripted import ScriptedExecutor
+from scoring_service.types import EngineConfig, EngineInfo, Usage
+from tests.pool.scripted import INFO, ScriptedExecutor
 from tests.rpc.calls import collect, failure, group
 from tests.rpc.conftest import RunningServer, run_server
 
@@ -231,9 +232,11 @@ async def test_a_call_is_a_span_of_the_callers_trace_with_its_parts(watched: Wat
 
 
 @asynccontextmanager
-async def scripted() -> AsyncIterator[tuple[RunningServer, ScriptedExecutor, Metrics, Any]]:
+async def scripted(
+    info: EngineInfo = INFO,
+) -> AsyncIterator[tuple[RunningServer, ScriptedExecutor, Metrics, Any]]:
     """A server whose worker answers what the test lets it, its metrics and its spans."""
-    spans, provider, executor = InMemorySpanExporter(), TracerProvider(), ScriptedExecutor()
+    spans, provider, executor = InMemorySpanExporter(), TracerProvider(), ScriptedExecutor(info)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     telemetry = Telemetry(Metrics("team"), OtelTraces(provider))
     async with run_server(lambda _index: executor, telemetry=telemetry) as running:
@@ -283,6 +286,46 @@ async def test_what_was_computed_of_a_cancelled_call_is_in_the_accounts() -> Non
         assert sample("scoring_prompt_tokens_total", whom) == 0
         assert sample("scoring_request_compute_time_seconds_count", {"rpc": "Score"}) is None
         await until(lambda: bool(spans.get_finished_spans()))
+
+
+async def test_a_stream_that_is_left_between_two_messages_ends_from_within(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its spans are whole, and whoever counts RPCs does so when the pool has nothing of it left."""
+    left: list[int] = []
+    few_bytes_unread = [("grpc.http2.bdp_probe", 0)]
+    async with (
+        scripted(replace(INFO, max_batch_tokens=1 << 20)) as (server, executor, _, spans),
+        grpc.aio.insecure_channel(server.target, few_bytes_unread) as channel,
+    ):
+        handled = Metrics.rpc_handled
+
+        def noted(metrics: Metrics, *labels: Any) -> None:
+            left.append(server.pool.calls_left)
+            handled(metrics, *labels)
+
+        monkeypatch.setattr(Metrics, "rpc_handled", noted)
+        large = score_pb2.ScoreRequest(groups=[group([1], *[[2] * 500] * 50)])
+        call = service_pb2_grpc.ScoringServiceStub(channel).Score(large)
+        await call.read()
+        await until(lambda: bool(executor.calls))
+        executor.score(next(iter(executor.calls)))
+        # More than the connection takes without a reader: what was sent of it stays the same.
+        unread = [-1, server.pool.unread_bytes]
+        while unread[-1] != unread[-2]:
+            await asyncio.sleep(0.1)
+            unread.append(server.pool.unread_bytes)
+        assert unread[-1] > 0
+        call.cancel()
+        await until(lambda: any(s.name.endswith("/Score") for s in spans.get_finished_spans()))
+        assert server.pool.calls_left == 0
+        *children, whole = spans.get_finished_spans()
+        assert {child.name for child in children} == {"queue", "steps", "stream"}
+        assert {child.parent.span_id for child in children} == {whole.context.span_id}
+        assert whole.attributes["scoring.tokens"] == 50 * 501
+        assert whole.attributes["rpc.grpc.status_code"] == "CANCELLED"
+        await until(lambda: bool(left))
+        assert left == [0]
 
 
 async def test_a_call_that_fails_while_it_is_computed_has_all_its_spans() -> None:

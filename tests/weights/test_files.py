@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from scoring_client.proto import admin_pb2, weights_pb2
 from scoring_service.errors import ServiceError
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.weights.checkpoint import allowed_path
+from scoring_service.rpc.admin import config as admin_config
 from scoring_service.rpc.admin.config import AdminConfig
 from tests.helm.hub import serving_hub
 from tests.rpc.calls import collect, failure, reason
@@ -62,6 +66,28 @@ async def test_a_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
         await right(server, trainer)
         await _refused_sources(server, root)
         await right(server, trainer)
+
+
+async def test_a_file_system_that_stalls(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls go on meanwhile, however many updates ask for a path."""
+    answers = threading.Event()
+
+    def stalled(path: str, roots: tuple[Path, ...]) -> Path:
+        assert answers.wait(20), "calls did not go on"
+        return allowed_path(path, roots)
+
+    monkeypatch.setattr(admin_config, "allowed_path", stalled)
+    async with weight_server(AdminConfig(roots=(root,), engine=ENGINE)) as server:
+        nothing = request(str(root / "nothing"), 1)
+        updates = [
+            asyncio.create_task(failure(server.admin.UpdateWeights(nothing))) for _ in range(40)
+        ]
+        await asyncio.sleep(0.2)
+        assert (await server.score(PROMPT, COMPLETION)).last
+        assert not any(update.done() for update in updates)
+        answers.set()
+        for code, status in await asyncio.gather(*updates):
+            assert (code, reason(status)) == (grpc.StatusCode.NOT_FOUND, "WEIGHTS_NOT_FOUND")
 
 
 async def test_files_beside_those_of_the_model(root: Path) -> None:

@@ -315,6 +315,21 @@ async def test_drained_and_resumed(one: WeightServer) -> None:
     assert shown_ready(one) == 1
 
 
+async def test_a_drain_ends_when_another_admin_resumes(one: WeightServer) -> None:
+    """Calls are taken, so it is neither over nor will it ever be."""
+    call = one.scoring.Sample(long_sample(3000))
+    await call.read()
+    drain = one.admin.Drain(admin_pb2.DrainRequest())
+    answer = await drain.read()
+    assert (answer.calls_left, answer.drained) == (1, False)
+    await one.admin.Resume(admin_pb2.ResumeRequest())
+    code, status = await failure(the_rest(drain))
+    assert (code, reason(status)) == (grpc.StatusCode.ABORTED, "CALLS_STILL_RUNNING")
+    assert "Resume" in status.message
+    assert (await one.score(PROMPT, COMPLETION)).last
+    call.cancel()
+
+
 async def test_many_tensors_in_a_message(one: WeightServer, trainer: Trainer) -> None:
     """A message may hold many tensors."""
     version = trainer.step()

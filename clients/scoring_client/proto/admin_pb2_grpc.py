@@ -33,8 +33,9 @@ class AdminServiceStub(object):
     ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
     UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
     or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
-    place, and calls that were under way did not end within 600 s. In Sample:
-    WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
+    place, and calls that were under way did not end within 600 s; or Resume
+    came before Drain was over. In Sample: WEIGHTS_REPLACED
+    (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
 
@@ -113,8 +114,9 @@ class AdminServiceServicer(object):
     ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
     UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
     or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
-    place, and calls that were under way did not end within 600 s. In Sample:
-    WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
+    place, and calls that were under way did not end within 600 s; or Resume
+    came before Drain was over. In Sample: WEIGHTS_REPLACED
+    (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
 
@@ -162,7 +164,8 @@ class AdminServiceServicer(object):
 
     def Drain(self, request, context):
         """Refuses new calls (UNAVAILABLE, DRAINING), lets those that were admitted end, and tells when they
-        have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up.
+        have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up;
+        where Resume comes before the last of them has ended, ABORTED (CALLS_STILL_RUNNING).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,8 +251,9 @@ class AdminService(object):
     ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
     UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
     or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
-    place, and calls that were under way did not end within 600 s. In Sample:
-    WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
+    place, and calls that were under way did not end within 600 s; or Resume
+    came before Drain was over. In Sample: WEIGHTS_REPLACED
+    (RUNNING_SAMPLES_ABORT)
     UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
     staged again in time), DRAINING (the server shuts down)
 

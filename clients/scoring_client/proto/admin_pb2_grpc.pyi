@@ -45,8 +45,9 @@ class AdminServiceStub:
       ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
                            UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
                            or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
-                           place, and calls that were under way did not end within 600 s. In Sample:
-                           WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
+                           place, and calls that were under way did not end within 600 s; or Resume
+                           came before Drain was over. In Sample: WEIGHTS_REPLACED
+                           (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
 
@@ -94,7 +95,8 @@ class AdminServiceStub:
         scoring_client.proto.admin_pb2.DrainResponse,
     ]
     """Refuses new calls (UNAVAILABLE, DRAINING), lets those that were admitted end, and tells when they
-    have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up.
+    have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up;
+    where Resume comes before the last of them has ended, ABORTED (CALLS_STILL_RUNNING).
     """
 
     Resume: grpc.UnaryUnaryMultiCallable[
@@ -131,8 +133,9 @@ class AdminServiceAsyncStub:
       ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
                            UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
                            or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
-                           place, and calls that were under way did not end within 600 s. In Sample:
-                           WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
+                           place, and calls that were under way did not end within 600 s; or Resume
+                           came before Drain was over. In Sample: WEIGHTS_REPLACED
+                           (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
 
@@ -179,7 +182,8 @@ class AdminServiceAsyncStub:
         scoring_client.proto.admin_pb2.DrainResponse,
     ]
     """Refuses new calls (UNAVAILABLE, DRAINING), lets those that were admitted end, and tells when they
-    have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up.
+    have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up;
+    where Resume comes before the last of them has ended, ABORTED (CALLS_STILL_RUNNING).
     """
 
     Resume: grpc.aio.UnaryUnaryMultiCallable[
@@ -216,8 +220,9 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
       ABORTED              UPDATE_IN_PROGRESS: one update at a time; try again when it has ended.
                            UPDATE_ABORTED: by AbortUpdate, because the stream ended without `commit`,
                            or after a silence of `stream_timeout_seconds`. CALLS_STILL_RUNNING: in
-                           place, and calls that were under way did not end within 600 s. In Sample:
-                           WEIGHTS_REPLACED (RUNNING_SAMPLES_ABORT)
+                           place, and calls that were under way did not end within 600 s; or Resume
+                           came before Drain was over. In Sample: WEIGHTS_REPLACED
+                           (RUNNING_SAMPLES_ABORT)
       UNAVAILABLE          LOADING (no worker is ready), WORKER_DIED (and the update could not be
                            staged again in time), DRAINING (the server shuts down)
 
@@ -276,7 +281,8 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[scoring_client.proto.admin_pb2.DrainResponse], collections.abc.AsyncIterator[scoring_client.proto.admin_pb2.DrainResponse]]:
         """Refuses new calls (UNAVAILABLE, DRAINING), lets those that were admitted end, and tells when they
-        have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up.
+        have. Health says NOT_SERVING meanwhile. It lasts until Resume, also when the caller hangs up;
+        where Resume comes before the last of them has ended, ABORTED (CALLS_STILL_RUNNING).
         """
 
     @abc.abstractmethod

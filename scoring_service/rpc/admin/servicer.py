@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -20,6 +21,7 @@ from scoring_client.proto import admin_pb2_grpc
 from scoring_service.errors import Fault, Reason, ServiceError, invalid
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.weights.update import WeightUpdate
+from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin.config import AdminConfig, weight_source
 from scoring_service.rpc.admin.pushed_weights import PushedWeights
 from scoring_service.rpc.admin.update_progress import LOOK_SECONDS, STATUS_SECONDS, report_progress
@@ -39,6 +41,9 @@ log = structlog.get_logger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 SERVICE_NAME = SERVICE.full_name
 
+_TAKING_CALLS = (PoolState.READY, PoolState.AWAITING_WEIGHTS)
+"""A pool that is drained is in neither, also where its workers are starting again."""
+
 Response = TypeVar("Response", bound=Message)
 
 
@@ -48,6 +53,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def __init__(self, models: Models, config: AdminConfig) -> None:
         self._models = models
         self._config = config
+        # A thread of its own: a file system behind a network may stall, and with it every thread
+        # that asks it. Calls go on meanwhile.
+        self._looking = ThreadPoolExecutor(1, "weights-path")
 
     async def PushWeights(
         self,
@@ -61,8 +69,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             begin = await stream.begin()
             options = parse_options(begin.options, "begin.options")
             update = self._pool(begin.model).weights.begin(options, identity_of(context))
-            async for status in report_progress(update, stream.receive(update)):
-                yield pb.PushWeightsResponse(status=status)
+            async with aclosing(report_progress(update, stream.receive(update))) as statuses:
+                async for status in statuses:
+                    yield pb.PushWeightsResponse(status=status)
 
     async def UpdateWeights(
         self, request: pb.UpdateWeightsRequest, context: Context
@@ -78,10 +87,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                     )
             options = parse_options(request.options, "options")
             pool = self._pool(request.model)
-            source = weight_source(self._config, request, pool.weights.current.info)
+            source = await asyncio.get_running_loop().run_in_executor(
+                self._looking, weight_source, self._config, request, pool.weights.current.info
+            )
             update = pool.weights.begin(options, identity_of(context))
-            async for status in report_progress(update, _read(update, source)):
-                yield pb.UpdateWeightsResponse(status=status)
+            async with aclosing(report_progress(update, _read(update, source))) as statuses:
+                async for status in statuses:
+                    yield pb.UpdateWeightsResponse(status=status)
 
     async def GetWeights(
         self, request: pb.GetWeightsRequest, context: Context
@@ -116,10 +128,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             pool.pause()
             log.info("drain", identity=identity_of(context))
             last = -STATUS_SECONDS
-            while pool.calls_left:
+            while left := _left_while_drained(pool):
                 if time.monotonic() - last >= STATUS_SECONDS:
                     last = time.monotonic()
-                    yield pb.DrainResponse(calls_left=pool.calls_left)
+                    yield pb.DrainResponse(calls_left=left)
                 await asyncio.sleep(LOOK_SECONDS)
             yield pb.DrainResponse(calls_left=0, drained=True)
 
@@ -185,8 +197,20 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
 
 def _abort_on_fault(context: Context, rpc: str) -> AbstractAsyncContextManager[Any]:
-    """See `error_handling.abort_on_fault`; these RPCs bring no id of their own."""
+    """See `errors.abort_on_fault`; these RPCs bring no id of their own."""
     return abort_on_fault(context, rpc, new_request_id(), identity_of(context))
+
+
+def _left_while_drained(pool: WorkerPool) -> int:
+    """Calls that are not over yet.
+
+    Raises:
+        ServiceError: CALLS_STILL_RUNNING: an admin had calls taken again, which may come for ever.
+    """
+    if pool.state in _TAKING_CALLS:
+        message = "Resume had calls taken again before the server was drained"
+        raise ServiceError(Fault(Reason.CALLS_STILL_RUNNING, message))
+    return pool.calls_left
 
 
 async def _read(update: WeightUpdate, source: EngineConfig) -> None:

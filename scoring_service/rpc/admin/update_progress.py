@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 
 from scoring_client.proto.weights_pb2 import WeightUpdateStatus
 from scoring_service.errors import Fault, Reason, ServiceError
@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.1
 
 async def report_progress(
     update: WeightUpdate, work: Awaitable[None]
-) -> AsyncIterator[WeightUpdateStatus]:
+) -> AsyncGenerator[WeightUpdateStatus, None]:
     """How far an update is, now and then, while the work goes on.
 
     Whatever ends this before the commit ends the update.

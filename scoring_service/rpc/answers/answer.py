@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -96,7 +96,7 @@ class Answer(Generic[Response]):
         if results:
             yield self._make(results=results)
 
-    async def results(self, stream: CallStream) -> AsyncIterator[Response]:
+    async def results(self, stream: CallStream) -> AsyncGenerator[Response, None]:
         """The messages between the opening and the summary.
 
         Raises:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -24,6 +26,10 @@ MAKERS: dict[tuple[bool, bool], Callable[..., Any]] = {
 }
 """(whether requests stream, whether responses do) -> what makes such a handler."""
 
+Scope = Callable[[Any, Context], AbstractAsyncContextManager[Any]]
+"""Entered with an RPC's request before its behaviour runs, left when that is over; gives the
+request that the behaviour is handed."""
+
 
 def behaviour_of(handler: Any) -> Callable[..., Any]:
     """The function that a handler of any kind runs."""
@@ -34,6 +40,37 @@ def behaviour_of(handler: Any) -> Callable[..., Any]:
         handler.stream_stream,
     )
     return next(behaviour for behaviour in kinds if behaviour is not None)
+
+
+def around(behaviour: Callable[..., Any], scope: Scope) -> Callable[..., Any]:
+    """A behaviour of the same kind that runs within a scope.
+
+    A caller may leave between two messages of a stream. It is closed from within, then: what the
+    behaviour holds is free before the scope is left. An iterator that is dropped would be closed by
+    a task of its own some time later, and its innermost part last.
+
+    Args:
+        behaviour: a coroutine function, or a function that gives an async generator.
+        scope: see there.
+    """
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with (
+                scope(request, context) as given,
+                aclosing(behaviour(given, context)) as responses,
+            ):
+                async for response in responses:
+                    yield response
+
+        return stream
+
+    # Handlers of health give coroutines, whichever way they answer.
+    async def call(request: Any, context: Context) -> Any:
+        async with scope(request, context) as given:
+            return await behaviour(given, context)
+
+    return call
 
 
 def replacing(handler: Any, behaviour: Callable[..., Any], **functions: Any) -> Handler:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,6 +15,8 @@ from scoring_service.rpc.handling.caller import peer_host
 from scoring_service.rpc.handling.handlers import (
     Context,
     Handler,
+    Scope,
+    around,
     behaviour_of,
     refusing,
     replacing,
@@ -82,52 +84,37 @@ class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
         if self.running >= self._most:
             fault = self._fault()
             return refusing(handler, fault, lambda context: self._tell(context, method, fault))
-        return replacing(handler, self._counted(behaviour_of(handler), method))
+        behaviour = behaviour_of(handler)
+        # Only of what is answered in a stream: what takes no time says nothing of how long a place
+        # is taken.
+        timed = method.startswith(_TIMED) and inspect.isasyncgenfunction(behaviour)
+        return replacing(handler, around(behaviour, self._counted(method, timed)))
 
-    def _counted(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        async def check(context: Context) -> None:
+    def _counted(self, method: str, timed: bool) -> Scope:
+        @asynccontextmanager
+        async def scope(request: Any, context: Context) -> AsyncIterator[Any]:
             # Others may have begun while this one's request was on its way.
             if self.running >= self._most:
                 fault = self._fault()
                 self._tell(context, method, fault)
                 await abort(context, fault)
+            began = self._clock()
+            self.running += 1
+            self._began += began
+            try:
+                yield request
+                # Nor does whoever is refused further on.
+                if timed:
+                    self._answered(self._clock() - began)
+            finally:
+                self.running -= 1
+                self._began -= began
 
-        if inspect.isasyncgenfunction(behaviour):
-
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                await check(context)
-                with self._running() as began:
-                    async for response in behaviour(request, context):
-                        yield response
-                    # Whoever is refused further on, or asks what takes no time, says nothing of how
-                    # long a place is taken.
-                    if method.startswith(_TIMED):
-                        self._answered(self._clock() - began)
-
-            return stream
-
-        async def call(request: Any, context: Context) -> Any:
-            await check(context)
-            with self._running():
-                return await behaviour(request, context)
-
-        return call
+        return scope
 
     def _tell(self, context: Context, method: str, fault: Fault) -> None:
         self._refused(fault.reason)
         self._refusal_log.note(peer_host(context.peer()), identity_of(context), method, fault)
-
-    @contextmanager
-    def _running(self) -> Iterator[float]:
-        """Around a call that takes a place; gives the time at which it began."""
-        began = self._clock()
-        self.running += 1
-        self._began += began
-        try:
-            yield began
-        finally:
-            self.running -= 1
-            self._began -= began
 
     def _answered(self, seconds: float) -> None:
         if self._mean_seconds is None:

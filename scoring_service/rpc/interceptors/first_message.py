@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from scoring_service.errors import Fault, Reason
-from scoring_service.rpc.handling.handlers import MAKERS, Context, Handler, behaviour_of
+from scoring_service.rpc.handling.handlers import MAKERS, Context, Handler, around, behaviour_of
 from scoring_service.rpc.handling.status import abort
 
 
@@ -37,26 +37,13 @@ class FirstMessageInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler.request_streaming:
             return handler  # type: ignore[no-any-return]
         return MAKERS[True, handler.response_streaming](  # type: ignore[no-any-return]
-            self._reading(behaviour_of(handler)),
+            around(behaviour_of(handler), self._reading),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
-    def _reading(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.isasyncgenfunction(behaviour):
-
-            async def stream(_requests: Any, context: Context) -> AsyncIterator[Any]:
-                async for response in behaviour(await self._first(context), context):
-                    yield response
-
-            return stream
-
-        async def call(_requests: Any, context: Context) -> Any:
-            return await behaviour(await self._first(context), context)
-
-        return call
-
-    async def _first(self, context: Context) -> Any:
+    @asynccontextmanager
+    async def _reading(self, _requests: Any, context: Context) -> AsyncIterator[Any]:
         try:
             async with asyncio.timeout(self._seconds):
                 request = await context.read()
@@ -65,4 +52,4 @@ class FirstMessageInterceptor(grpc.aio.ServerInterceptor):
             await abort(context, Fault(Reason.DEADLINE_EXCEEDED, message))
         if request is grpc.aio.EOF:
             await abort(context, Fault(Reason.INVALID_FIELD, "the call has no request"))
-        return request
+        yield request

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,14 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import ServiceDescriptor
 
-from scoring_service.rpc.handling.handlers import Context, Handler, behaviour_of, replacing
+from scoring_service.rpc.handling.handlers import (
+    Context,
+    Handler,
+    Scope,
+    around,
+    behaviour_of,
+    replacing,
+)
 from scoring_service.rpc.handling.malformed import MalformedRequest, catch_decode_errors
 from scoring_service.rpc.handling.reply_bytes import counted
 from scoring_service.rpc.handling.status import abort, code_of
@@ -55,52 +62,28 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        labels = _kind(service, method), service, method
-
-        def begin() -> Callable[[str], None]:
-            began = time.monotonic()
-            self._metrics.rpc_started(*labels)
-            return lambda code: self._metrics.rpc_handled(*labels, code, time.monotonic() - began)
-
+        counted_calls = self._counted(_kind(service, method), service, method)
         return replacing(
             handler,
-            _around(behaviour_of(handler), begin),
+            around(behaviour_of(handler), counted_calls),
             request_deserializer=catch_decode_errors(handler.request_deserializer),
             response_serializer=counted(handler.response_serializer),
         )
 
-
-Begin = Callable[[], Callable[[str], None]]
-"""Called as an RPC begins; what it returns is called with the status as it ends."""
-
-
-def _around(behaviour: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
-    if inspect.isasyncgenfunction(behaviour):
-
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            end = begin()
+    def _counted(self, kind: str, service: str, method: str) -> Scope:
+        @asynccontextmanager
+        async def scope(request: Any, context: Context) -> AsyncIterator[Any]:
+            began, code = time.monotonic(), "OK"
+            self._metrics.rpc_started(kind, service, method)
             try:
                 if isinstance(request, MalformedRequest):
                     await abort(context, request.fault)
-                async for response in behaviour(request, context):
-                    yield response
+                yield request
             except BaseException:
-                end(code_of(context))
+                code = code_of(context)
                 raise
-            end("OK")
+            finally:
+                seconds = time.monotonic() - began
+                self._metrics.rpc_handled(kind, service, method, code, seconds)
 
-        return stream
-
-    async def call(request: Any, context: Context) -> Any:
-        end = begin()
-        try:
-            if isinstance(request, MalformedRequest):
-                await abort(context, request.fault)
-            response = await behaviour(request, context)
-        except BaseException:
-            end(code_of(context))
-            raise
-        end("OK")
-        return response
-
-    return call
+        return scope

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from scoring_service.errors import Fault, Reason
 from scoring_service.rpc.handling.caller import peer_host
-from scoring_service.rpc.handling.handlers import Context, Handler, behaviour_of, replacing
+from scoring_service.rpc.handling.handlers import (
+    Context,
+    Handler,
+    Scope,
+    around,
+    behaviour_of,
+    replacing,
+)
 from scoring_service.rpc.handling.status import abort
 from scoring_service.rpc.interceptors.authentication import OPEN_SERVICES
 from scoring_service.rpc.interceptors.refusal_log import RefusalLog
@@ -45,40 +51,23 @@ class OpenServicesInterceptor(grpc.aio.ServerInterceptor):
         handler, method = await continuation(handler_call_details), handler_call_details.method
         if handler is None or not method.startswith(self._services):
             return handler
-        return replacing(handler, self._counted(behaviour_of(handler), method))
+        return replacing(handler, around(behaviour_of(handler), self._counted(method)))
 
-    def _counted(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-        async def check(context: Context) -> str:
+    def _counted(self, method: str) -> Scope:
+        @asynccontextmanager
+        async def scope(request: Any, context: Context) -> AsyncIterator[Any]:
             host = peer_host(context.peer())
             if self._of_host[host] >= self._most // 2 or self._of_host.total() >= self._most:
                 message = f"at most {self._most} probes may be under way, half of them of one host"
                 fault = Fault(Reason.QUEUE_FULL, message, retry_after=_RETRY_SECONDS)
                 self._refusals.note(host, "", method, fault)
                 await abort(context, fault)
-            return host
+            self._of_host[host] += 1
+            try:
+                yield request
+            finally:
+                self._of_host[host] -= 1
+                if not self._of_host[host]:
+                    del self._of_host[host]
 
-        if inspect.isasyncgenfunction(behaviour):
-
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                with self._running(await check(context)):
-                    async for response in behaviour(request, context):
-                        yield response
-
-            return stream
-
-        # Those of health give coroutines, whichever way they answer.
-        async def call(request: Any, context: Context) -> Any:
-            with self._running(await check(context)):
-                return await behaviour(request, context)
-
-        return call
-
-    @contextmanager
-    def _running(self, host: str) -> Iterator[None]:
-        self._of_host[host] += 1
-        try:
-            yield
-        finally:
-            self._of_host[host] -= 1
-            if not self._of_host[host]:
-                del self._of_host[host]
+        return scope
