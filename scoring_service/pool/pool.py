@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool.background import supervised
 from scoring_service.pool.calls.admitted import AdmittedCalls
 from scoring_service.pool.calls.housekeeping import expire_calls_periodically
 from scoring_service.pool.calls.running_samples import change_samples
@@ -79,8 +80,9 @@ class WorkerPool:
         """Starts the workers; their models load in the background, side by side."""
         for worker in self.workers:
             worker.start()
-        self._housekeeping = asyncio.create_task(
-            expire_calls_periodically(self._calls, self._settings.reader_timeout)
+        self._housekeeping = supervised(
+            lambda: expire_calls_periodically(self._calls, self._settings.reader_timeout),
+            "housekeeping",
         )
 
     @property

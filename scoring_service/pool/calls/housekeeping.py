@@ -27,10 +27,18 @@ async def expire_calls_periodically(calls: AdmittedCalls, reader_timeout: float)
         await asyncio.sleep(_SECONDS)
         now = time.monotonic()
         for stream in list(calls.readers):
-            if stream.call.deadline < now and not stream.ended:
-                calls.expire(stream)
-            elif stream.unread and now - stream.last_read > reader_timeout:
-                _stalled(calls, stream, reader_timeout)
+            try:
+                _look(calls, stream, now, reader_timeout)
+            except Exception as error:  # the other calls have deadlines too
+                request_id = stream.call.request_id
+                log.error("call_not_ended", request_id=request_id, exc_info=error)
+
+
+def _look(calls: AdmittedCalls, stream: CallStream, now: float, reader_timeout: float) -> None:
+    if stream.call.deadline < now and not stream.ended:
+        calls.expire(stream)
+    elif stream.unread and now - stream.last_read > reader_timeout:
+        _stalled(calls, stream, reader_timeout)
 
 
 def _stalled(calls: AdmittedCalls, stream: CallStream, seconds: float) -> None:

@@ -28,6 +28,7 @@ from scoring_service.engine.events import (
     WeightsStaged,
     WorkerStats,
 )
+from scoring_service.pool.background import supervised
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.workers.executor import Executor, WorkerExited
@@ -149,7 +150,7 @@ class Worker:
             reason = error.strerror or str(error)
             self._exited(WorkerExited(reason, started=False))
             return
-        self._tasks = [asyncio.create_task(self._watch(executor))]
+        self._tasks = [supervised(lambda: self._watch(executor), "watch of a worker")]
 
     def send(self, command: Command) -> None:
         """Hands it a command."""
@@ -174,7 +175,10 @@ class Worker:
         self._lost(WorkerExited(f"killed: {reason}"))
         if self.state is WorkerState.DOWN:
             self._set(WorkerState.DOWN, f"{self.stage}; it is tried again once it is gone")
-            self._tasks.append(asyncio.create_task(self._tell_if_it_stays(self._executor)))
+            executor = self._executor
+            self._tasks.append(
+                supervised(lambda: self._tell_if_it_stays(executor), "end of a worker")
+            )
 
     async def stop(self, patience: float) -> None:
         """Ends it for good, by force after so many seconds."""
@@ -323,7 +327,7 @@ class Worker:
         )
         self._started = time.monotonic() + pause
         self._set(WorkerState.DOWN, f"{event.in_words()}; it is tried again")
-        self._tasks.append(asyncio.create_task(self._start_later(pause)))
+        self._tasks.append(supervised(lambda: self._start_later(pause), "restart of a worker"))
 
     async def _start_later(self, pause: float) -> None:
         await asyncio.sleep(pause)
