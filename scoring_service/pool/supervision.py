@@ -165,8 +165,8 @@ class Supervision:
 
     def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""
-        self._readiness.info = weight_set.info
         self._weights.commit(weight_set)
+        self._readiness.info = weight_set.info
         for worker in self._workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
         self._calls.end_audits(weight_set.info)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+import structlog
+
 from scoring_service.engine.events import (
     WeightEvent,
     WeightsFailed,
@@ -30,6 +32,8 @@ from scoring_service.pool.weights.status import (
 )
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineConfig, EngineInfo
+
+log = structlog.get_logger(__name__)
 
 _MAX_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
@@ -109,8 +113,7 @@ class WeightUpdate:
         """
         self._check()
         self._finishing = asyncio.create_task(self._finish(digest))
-        # Nobody may be left to be told.
-        self._finishing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._finishing.add_done_callback(self._tell_bug)
         try:
             await asyncio.shield(self._finishing)
         except asyncio.CancelledError:
@@ -197,6 +200,9 @@ class WeightUpdate:
         except ServiceError as error:
             if not self.is_over:
                 self._end(Phase.FAILED, error.fault)
+        except Exception as error:  # whatever it is, the pool must not wait for this update
+            log.error("update_met_a_bug", update=self.status.update_id, exc_info=error)
+            self._end_by_a_bug()
         if self._fault is not None and self.status.phase is not Phase.COMMITTED:
             raise ServiceError(self._fault)
 
@@ -252,29 +258,54 @@ class WeightUpdate:
         weight_set = WeightSet(
             self.number, info, self._filling.memory, self._filling.receiver.layout
         )
-        self.status.enter(Phase.COMMITTED)
         self._staging.end()
         self._calls.commit(weight_set)
+        self.status.enter(Phase.COMMITTED)
         if self.status.staging is Staging.BESIDE:
             self._calls.change_samples(self._options.running_samples, info, "committed")
-        self.over.set_result(None)
-        self._ended(self)
-        self._calls.hold_back(None)
+        self._let_go()
 
     def _end(self, phase: Phase, fault: Fault) -> None:
         applied = self.status.phase is Phase.APPLYING
         self._fault = fault
         self.status.fault = fault
         self.status.enter(phase)
-        if applied:
-            self._staging.kill_applying()
-        self._weight_sets.abandon(
-            self.number, self._filling.memory, reusable=not self._filling.is_read
-        )
+        try:
+            if applied:
+                self._staging.kill_applying()
+            self._weight_sets.abandon(
+                self.number, self._filling.memory, reusable=not self._filling.is_read
+            )
+        finally:
+            self._let_go()
+
+    def _end_by_a_bug(self) -> None:
+        """Fails, unless calls begin with the new weights already: those cannot be taken back."""
+        if self.over.done():
+            return
+        current = self._weight_sets.current
+        if current is None or current.number != self.number:
+            message = "a bug in the server; its log has the id of this update"
+            self._end(Phase.FAILED, Fault(Reason.INTERNAL_ERROR, message))
+            return
+        if not self.is_over:
+            self.status.enter(Phase.COMMITTED)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Whatever waited for its end goes on."""
         self.over.set_result(None)
-        self._ended(self)
-        self._calls.hold_back(None)
-        self._news.set()
+        try:
+            self._ended(self)
+        finally:
+            self._calls.hold_back(None)
+            self._news.set()
+
+    def _tell_bug(self, task: asyncio.Task[None]) -> None:
+        """Why it failed its status tells; of anything else nobody may be left to hear."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ServiceError):
+            log.error("update_met_a_bug", update=self.status.update_id, exc_info=error)
 
     async def _a_worker(self) -> Worker:
         """A worker that has the running weights."""

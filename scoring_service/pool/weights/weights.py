@@ -158,8 +158,8 @@ class PoolWeights:
 
     def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these from now on."""
-        self.committed += 1
         self.weight_sets.promote(weight_set)
+        self.committed += 1
         for worker in self.workers:
             if worker.index in self._catching_up:
                 self._catch_up(worker)
