@@ -83,6 +83,32 @@ async def test_what_a_dead_worker_had_not_answered_goes_to_another_once() -> Non
     assert sum(isinstance(event, CallFinished) for event in events) == 1
 
 
+async def test_a_part_knows_its_worker_and_a_call_whether_it_was_begun() -> None:
+    made = await Scripted(2).start()
+    pool = made.pool
+    async with pool.run(score_call(1, [1], 5)) as stream:
+        assert (pool.waiting_calls, pool.running_calls) == (1, 0)
+        (first,) = made.busy
+        (part,) = stream.running.values()
+        assert part.worker == first
+        made.workers[first].score(part.part_id, most_rows=2)
+        await settled()
+        assert (pool.waiting_calls, pool.running_calls) == (0, 1)
+        made.workers[first].die("SIGKILL", from_outside=True)
+        await settled()
+        assert part.worker is None
+        (again,) = stream.running.values()
+        assert again.worker == 1 - first
+        assert (pool.waiting_calls, pool.running_calls) == (0, 1)
+        made.workers[1 - first].score(again.part_id)
+        await settled()
+        assert again.worker is None
+        assert (pool.waiting_calls, pool.running_calls) == (0, 0)
+    async with pool.run(score_call(2, [1], 5)):
+        assert pool.waiting_calls == 1
+    assert (pool.waiting_calls, pool.running_calls) == (0, 0)
+
+
 async def test_a_bug_in_company_costs_only_the_call_that_meets_it_alone() -> None:
     made = await Scripted(1).start()
     worker = made.workers[0]

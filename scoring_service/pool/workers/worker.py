@@ -217,12 +217,14 @@ class Worker:
     def take(self, part: Part) -> None:
         """Counts a part in."""
         self.parts[part.part_id] = part
+        part.worker = self.index
         self.work.weigh(part)
 
     def drop(self, part: Part) -> None:
         """Counts a part out."""
         if self.parts.pop(part.part_id, None) is not None:
             self.work.forget(part)
+            part.worker = None
 
     def _set(self, state: WorkerState, stage: str) -> None:
         self.state, self.stage = state, stage
