@@ -80,7 +80,7 @@ class Supervision:
         """What it had goes to others, where there are any."""
         self._weights.worker_lost(worker)
         self._cache.lost(worker.index)
-        self._observer.worker_died(worker.index, exited.description)
+        self._observer.worker_died(worker.index)
         parts = list(worker.parts.values())
         if parts:
             self._calls.admission.throughput.dropped()
@@ -118,7 +118,7 @@ class Supervision:
         else:
             self._update()
 
-    def worker_changed(self, worker: Worker) -> None:
+    def worker_changed(self) -> None:
         """Passes a change of a worker on as one of the pool."""
         if self._readiness.state is not PoolState.FAILED:
             self._update()

@@ -70,8 +70,8 @@ class Owner(Protocol):
         """It says that its model cannot be loaded."""
         ...
 
-    def worker_changed(self, worker: Worker) -> None:
-        """Its state or stage is another."""
+    def worker_changed(self) -> None:
+        """The state or stage of one is another."""
         ...
 
     def part_event(self, worker: Worker, event: CallEvent) -> None:
@@ -228,7 +228,7 @@ class Worker:
 
     def _set(self, state: WorkerState, stage: str) -> None:
         self.state, self.stage = state, stage
-        self.owner.worker_changed(self)
+        self.owner.worker_changed()
 
     def _handle(self, executor: Executor, event: Event | WorkerExited) -> None:
         if executor is not self._executor:
