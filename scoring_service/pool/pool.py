@@ -81,8 +81,9 @@ class WorkerPool:
         for worker in self.workers:
             worker.start()
         self._housekeeping = supervised(
-            lambda: expire_calls_periodically(self._calls, self._settings.reader_timeout),
+            lambda: expire_calls_periodically(self._calls, self._settings),
             "housekeeping",
+            self._settings.look_seconds,
         )
 
     @property

@@ -170,9 +170,9 @@ class Scripted:
     def __init__(self, count: int, observer: PoolObserver | None = None, **settings: Any) -> None:
         self.starts: list[list[ScriptedExecutor]] = [[] for _ in range(count)]
         self.prepare: Callable[[ScriptedExecutor], None] = lambda _executor: None
-        fields = {"max_queue_tokens": 10_000, "first_backoff": 0.01, **settings}
+        fields = {"max_queue_tokens": 10_000, "first_backoff": 0.01, "look_seconds": 0.05}
         self.pool = WorkerPool(
-            self._make, PoolSettings(workers=count, **fields), "scripted", observer
+            self._make, PoolSettings(workers=count, **fields | settings), "scripted", observer
         )
 
     def _make(self, index: int) -> ScriptedExecutor:
@@ -208,6 +208,13 @@ async def settled() -> None:
     """Lets everything that is under way in the event loop arrive."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what nobody tells of, however busy the machine is."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def score_call(

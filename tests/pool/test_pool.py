@@ -37,6 +37,7 @@ from tests.pool.scripted import (
     sample_call,
     score_call,
     settled,
+    until,
 )
 
 
@@ -563,10 +564,7 @@ async def test_leaving_a_call_frees_its_queue_and_its_workers() -> None:
     assert all(w.work.all == Taken() for w in made.pool.workers)
 
 
-async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("scoring_service.pool.calls.housekeeping._SECONDS", 0.1)
+async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it() -> None:
     made = await Scripted(1, reader_timeout=0.2).start()
     async with (
         made.pool.run(score_call(1, [1], *[60] * 8)) as slow,
@@ -580,7 +578,7 @@ async def test_a_reader_that_takes_nothing_holds_its_own_call_back_and_loses_it(
             await settled()
         assert isinstance(drain(quick)[-1], CallFinished)
         assert slow.waiting, "no further part is computed"
-        await asyncio.sleep(0.5)
+        await until(lambda: slow.ended)
         assert fault(drain(slow)) is Reason.READER_STALLED
         assert slow.unread == 0
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from scoring_service.engine.events import CallFailed, CallFinished
 from scoring_service.errors import Reason
 from scoring_service.pool.admission.reply_memory import MAX_BYTES
-from tests.pool.scripted import Scripted, score_call, settled
+from tests.pool.scripted import Scripted, score_call, settled, until
 
 
 async def test_a_call_that_others_results_held_back_goes_on_once_those_are_read() -> None:
@@ -24,10 +22,7 @@ async def test_a_call_that_others_results_held_back_goes_on_once_those_are_read(
         assert len(made.workers[0].calls) == 1
 
 
-async def test_results_of_a_call_that_is_computed_do_not_wait_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("scoring_service.pool.calls.housekeeping._SECONDS", 0.02)
+async def test_results_of_a_call_that_is_computed_do_not_wait_for_ever() -> None:
     made = await Scripted(1, reader_timeout=0.1).start()
     async with made.pool.run(score_call(1, [1], 5)) as stream:
         (part,) = made.workers[0].calls
@@ -35,18 +30,14 @@ async def test_results_of_a_call_that_is_computed_do_not_wait_for_ever(
         await settled()
         assert stream.ended
         assert made.pool.unread_bytes == 20
-        await asyncio.sleep(0.3)
-        assert made.pool.unread_bytes == 0
+        await until(lambda: made.pool.unread_bytes == 0)
         last = stream.next_nowait()
         assert isinstance(last, CallFailed)
         assert last.fault.reason is Reason.READER_STALLED
         assert stream.next_nowait() is None
 
 
-async def test_a_reader_that_took_all_results_may_be_late_for_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("scoring_service.pool.calls.housekeeping._SECONDS", 0.02)
+async def test_a_reader_that_took_all_results_may_be_late_for_the_end() -> None:
     made = await Scripted(1, reader_timeout=0.1).start()
     async with made.pool.run(score_call(1, [1], 5)) as stream:
         (part,) = made.workers[0].calls

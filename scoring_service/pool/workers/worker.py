@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -38,8 +38,6 @@ from scoring_service.pool.workers.workload import Workload
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
-
-_WATCH_SECONDS = 1.0
 
 _HANGS = "it hung"
 
@@ -150,7 +148,8 @@ class Worker:
             reason = error.strerror or str(error)
             self._exited(WorkerExited(reason, started=False))
             return
-        self._tasks = [supervised(lambda: self._watch(executor), "watch of a worker")]
+        self._tasks = []
+        self._beside(lambda: self._watch(executor), "watch of a worker")
 
     def send(self, command: Command) -> None:
         """Hands it a command."""
@@ -176,9 +175,7 @@ class Worker:
         if self.state is WorkerState.DOWN:
             self._set(WorkerState.DOWN, f"{self.stage}; it is tried again once it is gone")
             executor = self._executor
-            self._tasks.append(
-                supervised(lambda: self._tell_if_it_stays(executor), "end of a worker")
-            )
+            self._beside(lambda: self._tell_if_it_stays(executor), "end of a worker")
 
     async def stop(self, patience: float) -> None:
         """Ends it for good, by force after so many seconds."""
@@ -226,6 +223,10 @@ class Worker:
             self.work.forget(part)
             part.worker = None
 
+    def _beside(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Does something in the background until the worker is stopped."""
+        self._tasks.append(supervised(work, name, self.settings.look_seconds))
+
     def _set(self, state: WorkerState, stage: str) -> None:
         self.state, self.stage = state, stage
         self.owner.worker_changed()
@@ -268,14 +269,15 @@ class Worker:
 
     async def _watch(self, executor: Executor) -> None:
         """Kills a worker that has gone silent, or that never said a first word."""
+        pause = self.settings.look_seconds
         while True:
             before = time.monotonic()
-            await asyncio.sleep(_WATCH_SECONDS)
-            late = time.monotonic() - before - _WATCH_SECONDS
+            await asyncio.sleep(pause)
+            late = time.monotonic() - before - pause
             if executor is not self._executor or self._killed:
                 return
             # If this process itself stood still, what the worker said meanwhile is still to come.
-            if late > _WATCH_SECONDS:
+            if late > pause:
                 continue
             heard, patience = self._last_heard, self.settings.heartbeat_timeout
             if heard is None:  # its heart beats once its program is read, which takes its time
@@ -329,7 +331,7 @@ class Worker:
         )
         self._started = time.monotonic() + pause
         self._set(WorkerState.DOWN, f"{event.in_words()}; it is tried again")
-        self._tasks.append(supervised(lambda: self._start_later(pause), "restart of a worker"))
+        self._beside(lambda: self._start_later(pause), "restart of a worker")
 
     async def _start_later(self, pause: float) -> None:
         await asyncio.sleep(pause)
