@@ -9,19 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed, StreamEvent
+from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed
 from scoring_service.errors import Reason
-from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.types import SampleCall
-from tests.pool.scripted import INFO, Scripted, sample_call, settled
-
-
-def drain(stream: CallStream) -> list[StreamEvent]:
-    events = []
-    while (event := stream.next_nowait()) is not None:
-        events.append(event)
-    return events
+from tests.pool.scripted import INFO, Scripted, drain, sample_call, settled
 
 
 def long_prompt(call: SampleCall, tokens: int) -> SampleCall:

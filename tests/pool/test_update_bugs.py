@@ -15,9 +15,9 @@ from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.weights.sets import WeightSets
 from scoring_service.pool.weights.staging import WorkerStaging
 from scoring_service.pool.weights.status import Phase, Staging
+from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin.update_progress import report_progress
-from tests.pool.scripted import score_call, settled
-from tests.pool.test_running_samples import drain
+from tests.pool.scripted import drain, score_call, settled, until_state
 from tests.pool.test_weight_updates import Staged, begun, fault, pool_of
 
 
@@ -36,8 +36,7 @@ async def answers(scripted: Staged) -> None:
     """A call gets its answer."""
     pool = scripted.pool
     async with asyncio.timeout(20):
-        while not pool.takes_calls:
-            await pool.wait_changed()
+        await until_state(pool, PoolState.READY)
         async with pool.run(score_call(pool.new_call_id(), [1, 2], 3)) as stream:
             (part,) = scripted.workers[0].calls
             scripted.workers[0].score(part)
