@@ -10,8 +10,10 @@ from scoring_service.engine.events import CallEvent, WeightEvent
 from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.calls.admitted import AdmittedCalls
 from scoring_service.pool.calls.part_events import move_parts, part_event
+from scoring_service.pool.calls.running_samples import change_samples
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.cache_flush import CacheFlush
 from scoring_service.pool.workers.executor import WorkerExited
@@ -23,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 class Supervision:
-    """The owner of a pool's workers.
+    """The owner of a pool's workers and of their weights.
 
     A worker that dies is started again, and what it had not answered goes to another one, once;
     with no other one that answers, its calls end with UNAVAILABLE, and so do those that wait once
@@ -136,7 +138,7 @@ class Supervision:
         worker.prefixes.clear()
         self._cache.flushed(worker.index, pages)
 
-    # What the weights tell.
+    # What the weights tell, and what they have done; see `owner.WeightOwner`.
 
     def worker_admitted(self, worker: Worker) -> None:
         """It computes what the others compute."""
@@ -173,3 +175,15 @@ class Supervision:
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
             self._update()
         self._readiness.tell()
+
+    def hold_back(self, info: EngineInfo | None) -> None:
+        """Begins nothing but what must end before weights that make the model this; None = all."""
+        self._calls.dispatcher.hold_back(info)
+
+    def parts_running(self) -> int:
+        """Parts that workers compute, and those that wait and must end on the running weights."""
+        return self._calls.parts_running()
+
+    def change_samples(self, policy: RunningSamples, info: EngineInfo, reason: str) -> None:
+        """Does with the samples that are being drawn what an update to `info` says."""
+        change_samples(self._calls, policy, info, reason)

@@ -64,7 +64,7 @@ async def test_a_worker_that_dies_over_two_parts_of_a_call_leaves_no_weights_in_
         await settled()
         assert isinstance(drain(stream)[-1], CallFailed)
     assert made.pool.weights.current.uses == 0
-    made.pool.commit(WeightSet(1, INFO))
+    made.pool.weights.owner.commit(WeightSet(1, INFO))
     assert made.pool.weights.weight_sets.older == []
     await made.pool.drain(0.0)
 
@@ -99,7 +99,7 @@ async def test_however_many_calls_end_at_once_every_reader_is_told(
 async def test_however_many_calls_insist_on_replaced_weights_every_reader_is_told() -> None:
     made = await Scripted(1, max_queue_tokens=1_000_000).start()
     async with AsyncExitStack() as running:
-        made.pool.hold_back(replace(INFO, weight_version=2))
+        made.pool.weights.owner.hold_back(replace(INFO, weight_version=2))
         streams = [
             await running.enter_async_context(
                 made.pool.run(
@@ -109,8 +109,8 @@ async def test_however_many_calls_insist_on_replaced_weights_every_reader_is_tol
             for number in range(1, 401)
         ]
         made.pool.workers[0].weights = {1}
-        made.pool.commit(WeightSet(1, replace(INFO, weight_version=2)))
-        made.pool.hold_back(None)
+        made.pool.weights.owner.commit(WeightSet(1, replace(INFO, weight_version=2)))
+        made.pool.weights.owner.hold_back(None)
         await settled()
         last = [drain(stream)[-1] for stream in streams]
     assert {e.fault.reason for e in last if isinstance(e, CallFailed)} == {

@@ -32,7 +32,7 @@ async def test_samples_that_begin_while_others_are_aborted_are_left_alone() -> N
         pool.run(sample_call(4, n=1, max_tokens=4)) as small,
     ):
         assert [len(worker.calls) for worker in made.workers] == [1, 1]
-        pool.change_samples(RunningSamples.ABORT, INFO, "committed")
+        pool.weights.owner.change_samples(RunningSamples.ABORT, INFO, "committed")
         for begun in (first, second):
             events = drain(begun)
             assert sum(isinstance(event, ItemFailed) for event in events) == 10
@@ -62,7 +62,7 @@ async def test_a_call_that_expires_while_samples_are_changed_is_over(
         assert expired.waiting
         later = SimpleNamespace(monotonic=lambda: deadline + 1.0)
         monkeypatch.setattr("scoring_service.pool.calls.dispatch.time", later)
-        made.pool.change_samples(RunningSamples.CONTINUE, INFO, "committed")
+        made.pool.weights.owner.change_samples(RunningSamples.CONTINUE, INFO, "committed")
         assert isinstance(drain(answered)[-1], CallFinished)
         (failed,) = drain(expired)
         assert isinstance(failed, CallFailed)

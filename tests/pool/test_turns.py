@@ -154,11 +154,11 @@ async def test_only_what_waits_for_workers_that_are_busy_is_pressure() -> None:
         assert not throughput.pressed, "workers take that at once"
     async with made.pool.run(score_call(2, [1], *[60] * 12)) as stream:
         assert throughput.pressed
-        made.pool.hold_back(replace(INFO, weight_version=2))
+        made.pool.weights.owner.hold_back(replace(INFO, weight_version=2))
         made.workers[0].score(next(iter(made.workers[0].calls)))
         await settled()
         assert not throughput.pressed, "an update holds it back"
-        made.pool.hold_back(None)
+        made.pool.weights.owner.hold_back(None)
         assert throughput.pressed
         stream.unread = UNREAD_LIMIT
         made.pool._calls.dispatcher.answered("", UNREAD_LIMIT)

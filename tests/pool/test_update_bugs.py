@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from scoring_service.engine.events import CallFinished
 from scoring_service.errors import Reason
 from scoring_service.pool.calls.admitted import AdmittedCalls
-from scoring_service.pool.pool import WorkerPool
+from scoring_service.pool.supervision import Supervision
 from scoring_service.pool.weights.sets import WeightSets
 from scoring_service.pool.weights.staging import WorkerStaging
 from scoring_service.pool.weights.status import Phase, Staging
@@ -48,9 +48,9 @@ async def answers(scripted: Staged) -> None:
     ("owner", "name", "staging"),
     [
         (WeightSets, "check_version", Staging.AUTO),
-        (WorkerPool, "parts_running", Staging.IN_PLACE),
+        (Supervision, "parts_running", Staging.IN_PLACE),
         (WorkerStaging, "apply", Staging.IN_PLACE),
-        (WorkerPool, "commit", Staging.IN_PLACE),
+        (Supervision, "commit", Staging.IN_PLACE),
     ],
 )
 async def test_before_calls_begin_with_the_new_weights(
@@ -80,7 +80,7 @@ async def test_before_calls_begin_with_the_new_weights(
     [
         (AdmittedCalls, "end_audits", Staging.BESIDE),
         (AdmittedCalls, "end_audits", Staging.IN_PLACE),
-        (WorkerPool, "change_samples", Staging.BESIDE),
+        (Supervision, "change_samples", Staging.BESIDE),
     ],
 )
 async def test_once_calls_begin_with_the_new_weights(
