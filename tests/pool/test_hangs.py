@@ -10,7 +10,16 @@ from structlog.testing import capture_logs
 from scoring_service.engine.events import Heartbeat, WorkerStats
 from scoring_service.errors import Reason
 from scoring_service.pool.workers.readiness import PoolState
-from tests.pool.scripted import Scripted, drain, fault, rows, score_call, settled, until_changed
+from tests.pool.scripted import (
+    Scripted,
+    drain,
+    fault,
+    rows,
+    score_call,
+    settled,
+    until_changed,
+    until_state,
+)
 
 
 async def test_a_worker_that_goes_silent_is_killed_and_its_work_moves() -> None:
@@ -94,3 +103,19 @@ async def test_a_step_that_does_not_end_is_a_hang_though_the_heart_beats() -> No
     made.workers[0].on_event(Heartbeat(101.0, WorkerStats()))
     await settled()
     assert made.starts[0][0].killed
+
+
+async def test_what_was_true_of_one_start_is_not_of_the_next() -> None:
+    """A worker that hung is blamed for that alone, not for a kill of the one after it."""
+    made = await Scripted(1, step_timeout=100.0).start()
+    worker = made.pool.workers[0]
+    made.workers[0].on_event(Heartbeat(101.0, WorkerStats()))
+    await settled()
+    assert worker.policy.crashes == 1
+    await until_state(made.pool, PoolState.READY)
+    made.workers[0].die("SIGKILL", from_outside=True)
+    await until_changed(made.pool, lambda: worker.starts == 3)
+    assert worker.policy.crashes == 1
+    await until_state(made.pool, PoolState.READY)
+    async with made.pool.run(score_call(1, [1], 5)):
+        assert made.busy == [0], "it is sent commands again"
