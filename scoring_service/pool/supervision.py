@@ -89,7 +89,7 @@ class Supervision:
         for part in parts:
             worker.drop(part)
         if self._readiness.info is None and not self._may_be_late(worker):
-            worker.state = WorkerState.GONE
+            worker.state = WorkerState.GIVEN_UP
             self._readiness.give_up(exited.in_words(" while it loaded the model"))
             return
         fault = Fault(
@@ -111,10 +111,10 @@ class Supervision:
 
     def worker_refused(self, worker: Worker, message: str) -> None:
         """Trying again would not help: it is given up, and the pool with the last of them."""
-        worker.state = WorkerState.GONE
+        worker.state = WorkerState.GIVEN_UP
         log.error("load_failed", worker=worker.index, message=message)
-        gone = all(other.state is WorkerState.GONE for other in self._workers)
-        if self._readiness.info is None or gone:
+        given_up = all(other.state is WorkerState.GIVEN_UP for other in self._workers)
+        if self._readiness.info is None or given_up:
             self._readiness.give_up(message)
             self._end_hopeless_calls()
         else:

@@ -175,7 +175,7 @@ async def test_a_worker_that_cannot_load_is_not_started_again() -> None:
     for index, worker in enumerate(list(made.workers)):
         worker.die("SIGKILL", from_outside=True)
         of_pool = made.pool.workers[index]
-        await until(lambda of_pool=of_pool: of_pool.state is WorkerState.GONE)
+        await until(lambda of_pool=of_pool: of_pool.state is WorkerState.GIVEN_UP)
         await asyncio.sleep(0.1)
         assert len(made.starts[index]) == 2
     assert made.pool.state is PoolState.FAILED

@@ -145,7 +145,7 @@ class Readiness:
         await self._changed.wait()
 
     def _alive(self) -> list[Worker]:
-        return [worker for worker in self._workers if worker.state is not WorkerState.GONE]
+        return [worker for worker in self._workers if worker.state is not WorkerState.GIVEN_UP]
 
     def _looping(self) -> list[Worker]:
         return [worker for worker in self._alive() if worker.policy.looping]

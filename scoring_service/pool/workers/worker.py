@@ -47,8 +47,8 @@ class WorkerState(StrEnum):
     READY = "ready"
     DOWN = "down"
     """Dead, and to be started again after a pause."""
-    GONE = "gone"
-    """Dead for good."""
+    GIVEN_UP = "given_up"
+    """Never to be started again, though what runs of it may not have ended yet."""
 
 
 class Owner(Protocol):
@@ -158,7 +158,7 @@ class Worker:
             return
         run.killed, run.useless = True, useless
         run.executor.kill()
-        if self.state is WorkerState.GONE:
+        if self.state is WorkerState.GIVEN_UP:
             return
         self._lost(WorkerExited(f"killed: {reason}"))
         if self.state is WorkerState.DOWN:
@@ -168,7 +168,7 @@ class Worker:
     async def stop(self, patience: float) -> None:
         """Ends it for good, by force after so many seconds."""
         executor, loading = self._run.stop(), self.state is not WorkerState.READY
-        self.state = WorkerState.GONE
+        self.state = WorkerState.GIVEN_UP
         if executor is not None:
             # A worker that loads does not listen, and has nothing to finish.
             await asyncio.to_thread(executor.stop, 0.0 if loading else patience)
@@ -264,7 +264,7 @@ class Worker:
     def _exited(self, event: WorkerExited) -> None:
         run = self._run
         run.executor = None
-        if self.state is WorkerState.GONE:
+        if self.state is WorkerState.GIVEN_UP:
             return  # it was given up when it said that it cannot load its model
         if not run.killed:
             self._lost(event)
