@@ -17,8 +17,9 @@ from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.cache_flush import CacheFlush
 from scoring_service.pool.workers.executor import WorkerExited
+from scoring_service.pool.workers.owner import WorkerState
 from scoring_service.pool.workers.readiness import PoolState, Readiness
-from scoring_service.pool.workers.worker import Worker, WorkerState
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
@@ -69,7 +70,7 @@ class Supervision:
         self._readiness.update()
         self._end_hopeless_calls()
 
-    # What workers tell; see `worker.Owner`.
+    # What workers tell; see `workers.owner`.
 
     def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
         """It takes parts, if it computes what the others compute."""
@@ -138,7 +139,7 @@ class Supervision:
         worker.prefixes.clear()
         self._cache.flushed(worker.index, pages)
 
-    # What the weights tell, and what they have done; see `owner.WeightOwner`.
+    # What the weights tell, and what they have done; see `weights.owner`.
 
     def worker_admitted(self, worker: Worker) -> None:
         """It computes what the others compute."""

@@ -20,8 +20,8 @@ from scoring_service.engine.events import (
 from scoring_service.errors import Reason
 from scoring_service.pool.weights.sets import WeightSet
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
+from scoring_service.pool.workers.owner import WorkerState
 from scoring_service.pool.workers.readiness import PoolState
-from scoring_service.pool.workers.worker import WorkerState
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, drain, score_call, settled, until
 

@@ -9,8 +9,9 @@ from enum import StrEnum
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool.workers.owner import WorkerState
 from scoring_service.pool.workers.stages import describe_loading, describe_loop
-from scoring_service.pool.workers.worker import Worker, WorkerState
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)

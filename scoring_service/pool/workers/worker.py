@@ -6,22 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Protocol
 
 import structlog
 
 from scoring_service.engine.events import (
     BugReport,
     CacheFlushed,
-    CallEvent,
     Command,
     Event,
     Heartbeat,
     LoadFailed,
     LoadProgress,
     Ready,
-    WeightEvent,
     WeightsDropped,
     WeightsFailed,
     WeightsFilled,
@@ -31,56 +27,13 @@ from scoring_service.engine.events import (
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.workers.executor import Executor, WorkerExited
+from scoring_service.pool.workers.owner import Owner, WorkerState
 from scoring_service.pool.workers.restarts import RestartPolicy
 from scoring_service.pool.workers.routing import PrefixIndex
 from scoring_service.pool.workers.run import Run
 from scoring_service.pool.workers.workload import Workload
-from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
-
-
-class WorkerState(StrEnum):
-    """Where a worker is in its life."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DOWN = "down"
-    """Dead, and to be started again after a pause."""
-    GIVEN_UP = "given_up"
-    """Never to be started again, though what runs of it may not have ended yet."""
-
-
-class Owner(Protocol):
-    """What a worker tells its pool."""
-
-    def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
-        """It loaded its model."""
-        ...
-
-    def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
-        """It died, or could not be started; its parts are still in `parts`."""
-        ...
-
-    def worker_refused(self, worker: Worker, message: str) -> None:
-        """It says that its model cannot be loaded."""
-        ...
-
-    def worker_changed(self) -> None:
-        """The state or stage of one is another."""
-        ...
-
-    def part_event(self, worker: Worker, event: CallEvent) -> None:
-        """Something of a part."""
-        ...
-
-    def weight_event(self, worker: Worker, event: WeightEvent) -> None:
-        """Something about weights."""
-        ...
-
-    def cache_flushed(self, worker: Worker, pages: int) -> None:
-        """It forgot cached prompts."""
-        ...
 
 
 @dataclass(eq=False, slots=True)
