@@ -12,7 +12,7 @@ class PoolObserver:
     def retried(self) -> None:
         """What a dead worker had not answered goes to another one."""
 
-    def worker_died(self, index: int, how: str) -> None:
+    def worker_died(self, index: int) -> None:
         """A worker died, or was killed because it hung."""
 
     def worker_ready(self, index: int, seconds: float) -> None:

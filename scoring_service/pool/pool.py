@@ -9,16 +9,14 @@ from contextlib import asynccontextmanager
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool.background import supervised
 from scoring_service.pool.calls.admitted import AdmittedCalls
 from scoring_service.pool.calls.housekeeping import expire_calls_periodically
-from scoring_service.pool.calls.running_samples import change_samples
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.auditor import Auditor
 from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.supervision import Supervision
-from scoring_service.pool.weights.sets import WeightSet
-from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.cache_flush import CacheFlush
 from scoring_service.pool.workers.executor import Executor
@@ -54,7 +52,7 @@ class WorkerPool:
         self.name = name
         self.workers: list[Worker] = []
         self.observer = observer or PoolObserver()
-        self.weights = PoolWeights(self, self.workers)
+        self.weights = PoolWeights(self.workers, self.observer)
         self.cache = CacheFlush()
         self._settings = settings
         self._readiness = Readiness(name, self.workers, self._awaits_weights)
@@ -69,6 +67,7 @@ class WorkerPool:
         self._supervision = Supervision(
             self.workers, self.weights, self.cache, self._calls, self._readiness, self.observer
         )
+        self.weights.owner = self._supervision
         self.workers += [
             Worker(index, make_executor, settings, self._supervision)
             for index in range(settings.workers)
@@ -79,8 +78,10 @@ class WorkerPool:
         """Starts the workers; their models load in the background, side by side."""
         for worker in self.workers:
             worker.start()
-        self._housekeeping = asyncio.create_task(
-            expire_calls_periodically(self._calls, self._settings.reader_timeout)
+        self._housekeeping = supervised(
+            lambda: expire_calls_periodically(self._calls, self._settings),
+            "housekeeping",
+            self._settings.look_seconds,
         )
 
     @property
@@ -246,32 +247,6 @@ class WorkerPool:
         for end in ends:
             if end is not None:
                 raise end
-
-    # What the weights need of their pool; see `weights.calls`.
-
-    def worker_admitted(self, worker: Worker) -> None:
-        """It computes what the others compute."""
-        self._supervision.worker_admitted(worker)
-
-    def model_replaced(self, info: EngineInfo) -> None:
-        """No worker was left, and the first that came back has loaded another model."""
-        self._supervision.model_replaced(info)
-
-    def commit(self, weight_set: WeightSet) -> None:
-        """Calls begin with these weights from now on."""
-        self._supervision.commit(weight_set)
-
-    def hold_back(self, info: EngineInfo | None) -> None:
-        """Begins nothing but what must end before weights that make the model this; None = all."""
-        self._calls.dispatcher.hold_back(info)
-
-    def parts_running(self) -> int:
-        """Parts that workers compute, and those that wait and must end on the running weights."""
-        return self._calls.parts_running()
-
-    def change_samples(self, policy: RunningSamples, info: EngineInfo, reason: str) -> None:
-        """Does with the samples that are being drawn what an update to `info` says."""
-        change_samples(self._calls, policy, info, reason)
 
     def _awaits_weights(self) -> bool:
         """Whether nothing may be answered yet, because nobody gave weights."""

@@ -27,6 +27,9 @@ class PoolSettings:
     """So does one that has been in one step for longer."""
     reader_timeout: float = 300.0
     """A call whose reader took nothing for so long, with results waiting for it, is ended."""
+    look_seconds: float = 1.0
+    """Between two looks at which workers hang, and which calls have expired or are not read; and
+    before what met a bug in that, or in starting a worker again, begins anew."""
     audit: AuditSettings = field(default_factory=AuditSettings)
     first_backoff: float = 0.5
     """Pause before a dead worker is started again; doubled by every crash."""

@@ -10,20 +10,23 @@ from scoring_service.engine.events import CallEvent, WeightEvent
 from scoring_service.errors import Fault, Reason, required_weights_replaced
 from scoring_service.pool.calls.admitted import AdmittedCalls
 from scoring_service.pool.calls.part_events import move_parts, part_event
+from scoring_service.pool.calls.running_samples import change_samples
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.cache_flush import CacheFlush
 from scoring_service.pool.workers.executor import WorkerExited
+from scoring_service.pool.workers.owner import WorkerState
 from scoring_service.pool.workers.readiness import PoolState, Readiness
-from scoring_service.pool.workers.worker import Worker, WorkerState
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
 
 
 class Supervision:
-    """The owner of a pool's workers.
+    """The owner of a pool's workers and of their weights.
 
     A worker that dies is started again, and what it had not answered goes to another one, once;
     with no other one that answers, its calls end with UNAVAILABLE, and so do those that wait once
@@ -67,7 +70,7 @@ class Supervision:
         self._readiness.update()
         self._end_hopeless_calls()
 
-    # What workers tell; see `worker.Owner`.
+    # What workers tell; see `workers.owner`.
 
     def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
         """It takes parts, if it computes what the others compute."""
@@ -80,14 +83,14 @@ class Supervision:
         """What it had goes to others, where there are any."""
         self._weights.worker_lost(worker)
         self._cache.lost(worker.index)
-        self._observer.worker_died(worker.index, exited.description)
+        self._observer.worker_died(worker.index)
         parts = list(worker.parts.values())
         if parts:
             self._calls.admission.throughput.dropped()
         for part in parts:
             worker.drop(part)
         if self._readiness.info is None and not self._may_be_late(worker):
-            worker.state = WorkerState.GONE
+            worker.state = WorkerState.GIVEN_UP
             self._readiness.give_up(exited.in_words(" while it loaded the model"))
             return
         fault = Fault(
@@ -109,16 +112,16 @@ class Supervision:
 
     def worker_refused(self, worker: Worker, message: str) -> None:
         """Trying again would not help: it is given up, and the pool with the last of them."""
-        worker.state = WorkerState.GONE
+        worker.state = WorkerState.GIVEN_UP
         log.error("load_failed", worker=worker.index, message=message)
-        gone = all(other.state is WorkerState.GONE for other in self._workers)
-        if self._readiness.info is None or gone:
+        given_up = all(other.state is WorkerState.GIVEN_UP for other in self._workers)
+        if self._readiness.info is None or given_up:
             self._readiness.give_up(message)
             self._end_hopeless_calls()
         else:
             self._update()
 
-    def worker_changed(self, worker: Worker) -> None:
+    def worker_changed(self) -> None:
         """Passes a change of a worker on as one of the pool."""
         if self._readiness.state is not PoolState.FAILED:
             self._update()
@@ -136,7 +139,7 @@ class Supervision:
         worker.prefixes.clear()
         self._cache.flushed(worker.index, pages)
 
-    # What the weights tell.
+    # What the weights tell, and what they have done; see `weights.owner`.
 
     def worker_admitted(self, worker: Worker) -> None:
         """It computes what the others compute."""
@@ -165,11 +168,23 @@ class Supervision:
 
     def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""
-        self._readiness.info = weight_set.info
         self._weights.commit(weight_set)
+        self._readiness.info = weight_set.info
         for worker in self._workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
         self._calls.end_audits(weight_set.info)
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
             self._update()
         self._readiness.tell()
+
+    def hold_back(self, info: EngineInfo | None) -> None:
+        """Begins nothing but what must end before weights that make the model this; None = all."""
+        self._calls.dispatcher.hold_back(info)
+
+    def parts_running(self) -> int:
+        """Parts that workers compute, and those that wait and must end on the running weights."""
+        return self._calls.parts_running()
+
+    def change_samples(self, policy: RunningSamples, info: EngineInfo, reason: str) -> None:
+        """Does with the samples that are being drawn what an update to `info` says."""
+        change_samples(self._calls, policy, info, reason)

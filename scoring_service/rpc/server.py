@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from scoring_client.proto import service_pb2, service_pb2_grpc
+from scoring_service.pool.background import supervised
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin import servicer as admin
@@ -147,7 +148,7 @@ class Server:
         if self._health_server is not None:
             await self._health_server.start()
         self._pool.start()
-        self._watch = asyncio.create_task(self._watch_health())
+        self._watch = supervised(self._watch_health, "health")
 
     async def wait_ready(self) -> bool:
         """Waits until the model answers (True) or cannot be loaded (False)."""

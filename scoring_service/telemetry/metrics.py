@@ -282,7 +282,7 @@ class Metrics(PoolObserver):
         """See PoolObserver."""
         self._retried.inc()
 
-    def worker_died(self, index: int, how: str) -> None:
+    def worker_died(self, index: int) -> None:
         """See PoolObserver."""
         self._deaths.labels(str(index)).inc()
 

@@ -51,7 +51,7 @@ def known() -> dict[str, set[str]]:
     metrics.audited("equal", 0.0)
     metrics.refused(Reason.QUEUE_FULL)
     metrics.retried()
-    metrics.worker_died(0, "signal 9")
+    metrics.worker_died(0)
     metrics.worker_ready(0, 1.0)
     families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
     found: dict[str, set[str]] = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest_asyncio
 
 from scoring_service.engine.events import (
+    CallFailed,
     CallFinished,
     CallStarted,
     Cancel,
@@ -18,13 +19,17 @@ from scoring_service.engine.events import (
     Ready,
     SampleSlice,
     ScoreSlice,
+    StreamEvent,
     Submit,
 )
 from scoring_service.engine.outputs.row_slices import wanted_rows
+from scoring_service.errors import Reason
 from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
+from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
+from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.types import (
     Call,
     CompletionTask,
@@ -170,9 +175,9 @@ class Scripted:
     def __init__(self, count: int, observer: PoolObserver | None = None, **settings: Any) -> None:
         self.starts: list[list[ScriptedExecutor]] = [[] for _ in range(count)]
         self.prepare: Callable[[ScriptedExecutor], None] = lambda _executor: None
-        fields = {"max_queue_tokens": 10_000, "first_backoff": 0.01, **settings}
+        fields = {"max_queue_tokens": 10_000, "first_backoff": 0.01, "look_seconds": 0.05}
         self.pool = WorkerPool(
-            self._make, PoolSettings(workers=count, **fields), "scripted", observer
+            self._make, PoolSettings(workers=count, **fields | settings), "scripted", observer
         )
 
     def _make(self, index: int) -> ScriptedExecutor:
@@ -208,6 +213,49 @@ async def settled() -> None:
     """Lets everything that is under way in the event loop arrive."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def until_changed(pool: WorkerPool, condition: Callable[[], bool]) -> None:
+    """Waits until something holds, asked anew whenever the pool changes."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await pool.wait_changed()
+
+
+async def until_state(pool: WorkerPool, *states: PoolState) -> None:
+    """Waits until the pool is in one of these states."""
+    await until_changed(pool, lambda: pool.state in states)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what nobody tells of, however busy the machine is."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def drain(stream: CallStream) -> list[StreamEvent]:
+    """What the reader has not taken yet."""
+    events = []
+    while (event := stream.next_nowait()) is not None:
+        events.append(event)
+    return events
+
+
+def rows(events: Sequence[StreamEvent]) -> list[tuple[int, float]]:
+    """(completion, its log-prob) of each row in turn."""
+    return [
+        (event.completion_index, float(event.block.logprobs[0]))
+        for event in events
+        if isinstance(event, ScoreSlice)
+    ]
+
+
+def fault(events: Sequence[StreamEvent]) -> Reason:
+    """Why a call failed, once and at its end."""
+    (failed,) = [event for event in events if isinstance(event, CallFailed)]
+    assert events[-1] is failed
+    return failed.fault.reason
 
 
 def score_call(

@@ -44,6 +44,7 @@ async def test_a_worker_that_was_stopped_before_its_first_word_is_replaced() -> 
         first_backoff=0.01,
         heartbeat_timeout=1.0,
         start_timeout=2.0,
+        look_seconds=0.1,
     )
     pool = WorkerPool(make, settings, "stopped")
     began = time.monotonic()

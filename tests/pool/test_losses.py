@@ -15,26 +15,17 @@ from scoring_service.engine.events import (
     CallFinished,
     LoadFailed,
     ScoreSlice,
-    StreamEvent,
     WeightsChanged,
 )
 from scoring_service.errors import Reason
-from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.weights.sets import WeightSet
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
+from scoring_service.pool.workers.owner import WorkerState
 from scoring_service.pool.workers.readiness import PoolState
-from scoring_service.pool.workers.worker import WorkerState
 from scoring_service.types import EngineInfo
-from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, score_call, settled
+from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, drain, score_call, settled, until
 
 OTHER = replace(INFO, weights_digest="other", numerics_id="other")
-
-
-def drain(stream: CallStream) -> list[StreamEvent]:
-    events = []
-    while (event := stream.next_nowait()) is not None:
-        events.append(event)
-    return events
 
 
 async def test_a_part_that_was_answered_in_full_does_not_end_a_call_for_the_others() -> None:
@@ -73,7 +64,7 @@ async def test_a_worker_that_dies_over_two_parts_of_a_call_leaves_no_weights_in_
         await settled()
         assert isinstance(drain(stream)[-1], CallFailed)
     assert made.pool.weights.current.uses == 0
-    made.pool.commit(WeightSet(1, INFO))
+    made.pool.weights.owner.commit(WeightSet(1, INFO))
     assert made.pool.weights.weight_sets.older == []
     await made.pool.drain(0.0)
 
@@ -108,7 +99,7 @@ async def test_however_many_calls_end_at_once_every_reader_is_told(
 async def test_however_many_calls_insist_on_replaced_weights_every_reader_is_told() -> None:
     made = await Scripted(1, max_queue_tokens=1_000_000).start()
     async with AsyncExitStack() as running:
-        made.pool.hold_back(replace(INFO, weight_version=2))
+        made.pool.weights.owner.hold_back(replace(INFO, weight_version=2))
         streams = [
             await running.enter_async_context(
                 made.pool.run(
@@ -118,8 +109,8 @@ async def test_however_many_calls_insist_on_replaced_weights_every_reader_is_tol
             for number in range(1, 401)
         ]
         made.pool.workers[0].weights = {1}
-        made.pool.commit(WeightSet(1, replace(INFO, weight_version=2)))
-        made.pool.hold_back(None)
+        made.pool.weights.owner.commit(WeightSet(1, replace(INFO, weight_version=2)))
+        made.pool.weights.owner.hold_back(None)
         await settled()
         last = [drain(stream)[-1] for stream in streams]
     assert {e.fault.reason for e in last if isinstance(e, CallFailed)} == {
@@ -149,7 +140,7 @@ async def test_another_model_under_the_same_path_is_said_so() -> None:
 
         made.prepare = prepare
         made.workers[0].die("SIGKILL", from_outside=True)
-        await asyncio.sleep(0.1)
+        await until(lambda: bool(made.workers[0].calls))
         (call_id,) = made.workers[0].calls
         made.workers[0].score(call_id)
         await settled()
@@ -183,8 +174,9 @@ async def test_a_worker_that_cannot_load_is_not_started_again() -> None:
     made.prepare = prepare
     for index, worker in enumerate(list(made.workers)):
         worker.die("SIGKILL", from_outside=True)
-        await asyncio.sleep(0.15)
+        of_pool = made.pool.workers[index]
+        await until(lambda of_pool=of_pool: of_pool.state is WorkerState.GIVEN_UP)
+        await asyncio.sleep(0.1)
         assert len(made.starts[index]) == 2
-        assert made.pool.workers[index].state is WorkerState.GONE
     assert made.pool.state is PoolState.FAILED
     assert made.pool.failure == "no such folder"

@@ -23,10 +23,12 @@ CONFIG = EngineConfig(model=str(tiny_model_path()))
 
 
 @contextmanager
-def started() -> Iterator[tuple[ProcessExecutor, queue.SimpleQueue[Event | WorkerExited]]]:
+def started(
+    **options: float,
+) -> Iterator[tuple[ProcessExecutor, queue.SimpleQueue[Event | WorkerExited]]]:
     """A worker that stands still before it has loaded anything, and what is told of it."""
     told: queue.SimpleQueue[Event | WorkerExited] = queue.SimpleQueue()
-    executor = ProcessExecutor(CONFIG)
+    executor = ProcessExecutor(CONFIG, **options)
     executor.start(told.put)
     assert executor.pid is not None
     with suppress(ProcessLookupError):  # it may be gone already
@@ -41,8 +43,7 @@ def started() -> Iterator[tuple[ProcessExecutor, queue.SimpleQueue[Event | Worke
 def test_nobody_waits_for_ever_for_a_process_that_a_kill_does_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scoring_service.pool.workers.process._FORCE_SECONDS", 0.2)
-    with started() as (executor, told):
+    with started(force_seconds=0.2) as (executor, told):
         with monkeypatch.context() as unkillable:
             unkillable.setattr(subprocess.Popen, "kill", lambda _process: None)
             executor.stop(0.0)

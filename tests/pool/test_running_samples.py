@@ -9,19 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed, StreamEvent
+from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed
 from scoring_service.errors import Reason
-from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.weights.status import RunningSamples
 from scoring_service.types import SampleCall
-from tests.pool.scripted import INFO, Scripted, sample_call, settled
-
-
-def drain(stream: CallStream) -> list[StreamEvent]:
-    events = []
-    while (event := stream.next_nowait()) is not None:
-        events.append(event)
-    return events
+from tests.pool.scripted import INFO, Scripted, drain, sample_call, settled
 
 
 def long_prompt(call: SampleCall, tokens: int) -> SampleCall:
@@ -40,7 +32,7 @@ async def test_samples_that_begin_while_others_are_aborted_are_left_alone() -> N
         pool.run(sample_call(4, n=1, max_tokens=4)) as small,
     ):
         assert [len(worker.calls) for worker in made.workers] == [1, 1]
-        pool.change_samples(RunningSamples.ABORT, INFO, "committed")
+        pool.weights.owner.change_samples(RunningSamples.ABORT, INFO, "committed")
         for begun in (first, second):
             events = drain(begun)
             assert sum(isinstance(event, ItemFailed) for event in events) == 10
@@ -70,7 +62,7 @@ async def test_a_call_that_expires_while_samples_are_changed_is_over(
         assert expired.waiting
         later = SimpleNamespace(monotonic=lambda: deadline + 1.0)
         monkeypatch.setattr("scoring_service.pool.calls.dispatch.time", later)
-        made.pool.change_samples(RunningSamples.CONTINUE, INFO, "committed")
+        made.pool.weights.owner.change_samples(RunningSamples.CONTINUE, INFO, "committed")
         assert isinstance(drain(answered)[-1], CallFinished)
         (failed,) = drain(expired)
         assert isinstance(failed, CallFailed)

@@ -124,7 +124,7 @@ async def test_other_weights_of_the_same_version_are_not_compared() -> None:
         await settled()
         worker.score(next(iter(worker.calls)))
         made.pool.workers[0].weights = {0, 1}
-        made.pool.commit(WeightSet(1, replace(INFO, weights_digest="other")))
+        made.pool.weights.owner.commit(WeightSet(1, replace(INFO, weights_digest="other")))
         worker.offset = 0.25
         await settled()
         assert await answer_everything(made) == []

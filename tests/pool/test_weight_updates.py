@@ -30,8 +30,15 @@ from scoring_service.pool.weights.receiver import TensorChunk
 from scoring_service.pool.weights.status import Phase, RunningSamples, Staging, UpdateOptions
 from scoring_service.pool.weights.update import WeightUpdate
 from scoring_service.types import EngineInfo, ScoreCall, TensorSpec
-from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, sample_call, score_call, settled
-from tests.pool.test_running_samples import drain
+from tests.pool.scripted import (
+    INFO,
+    Scripted,
+    ScriptedExecutor,
+    drain,
+    sample_call,
+    score_call,
+    settled,
+)
 from tests.pool.test_self_audit import Audits
 
 MODEL = replace(INFO, tensors=(TensorSpec("w", "float32", (2,)),))

@@ -133,7 +133,7 @@ async def test_a_worker_killed_after_a_commit(processes: WeightServer, trainer: 
             await held.commit()
             (worker,) = (w for w in processes.pool.workers if long_part(w))
             starts.append((worker.index, worker.starts))
-            os.kill(worker._executor.pid, signal.SIGKILL)
+            os.kill(worker._run.executor.pid, signal.SIGKILL)
 
         starts: list[tuple[int, int]] = []
         found, versions = await long_sequence(processes, kill)
@@ -242,12 +242,12 @@ async def test_a_worker_killed_while_it_stages(processes: WeightServer, trainer:
     """
     version = await asyncio.to_thread(trainer.step)
     first = processes.pool.workers[0]
-    os.kill(first._executor.pid, signal.SIGSTOP)
+    os.kill(first._run.executor.pid, signal.SIGSTOP)
     statuses = []
     async for answer in processes.admin.PushWeights(messages(trainer.states[version], version)):
         statuses.append(answer.status)
         if answer.status.phase == STAGING:
-            os.kill(first._executor.pid, signal.SIGKILL)
+            os.kill(first._run.executor.pid, signal.SIGKILL)
     assert STAGING in {status.phase for status in statuses}
     assert (statuses[-1].phase, statuses[-1].workers_total) == (COMMITTED, 1)
     assert (await processes.score([5, 6], [7])).weight_version == version

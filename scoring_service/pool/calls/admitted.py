@@ -60,8 +60,6 @@ class AdmittedCalls:
         observer: PoolObserver,
         auditor: Auditor,
     ) -> None:
-        self.waiting = 0
-        """Calls of which nothing was begun."""
         self.readers: set[CallStream] = set()
         """Calls that their readers have not left yet."""
         self.streams: dict[int, CallStream] = {}
@@ -81,6 +79,11 @@ class AdmittedCalls:
         self._part_ids = itertools.count(1)
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def waiting(self) -> int:
+        """Calls of which nothing was begun."""
+        return sum(stream.queue_seconds is None for stream in self.streams.values())
 
     def new_id(self) -> int:
         """An id for the next call."""
@@ -131,7 +134,6 @@ class AdmittedCalls:
         stream.watch = self._auditor.choose(call, client)
         stream.waiting.extend(self._part(piece, stream, alone=alone) for piece in parts.pieces)
         self.streams[call.call_id] = stream
-        self.waiting += 1
         self.readers.add(stream)
         self._idle.clear()
         self.dispatcher.add(stream)
@@ -173,10 +175,10 @@ class AdmittedCalls:
 
     def part_taken(self, part: Part, size: int) -> None:
         """The reader took results: the worker may compute as many more."""
-        for worker in self.workers:
-            if part.part_id in worker.parts:
-                worker.work.weigh(part)
-                worker.send(Credit(part.part_id, size))
+        if part.worker is not None:
+            worker = self.workers[part.worker]
+            worker.work.weigh(part)
+            worker.send(Credit(part.part_id, size))
 
     def stream_read(self, stream: CallStream, size: int) -> None:
         """A call that its reader had held back may go on."""
@@ -326,12 +328,10 @@ class AdmittedCalls:
             part = stream.running.pop(part_id)
             stream.usage += part.delivered.usage
             self.free(part)
-            for worker in self.workers:
-                if part_id in worker.parts:
-                    worker.drop(part)
-                    worker.send(Cancel(part_id))
+            if part.worker is not None:
+                worker = self.workers[part.worker]
+                worker.drop(part)
+                worker.send(Cancel(part_id))
         self.streams.pop(stream.call.call_id, None)
-        if stream.queue_seconds is None:
-            self.waiting -= 1
         self.admission.release(stream.call.call_id)
         self.dispatcher.dispatch()

@@ -66,7 +66,6 @@ def _started(calls: AdmittedCalls, part: Part, event: CallStarted) -> None:
     stream = part.stream
     if stream.queue_seconds is None:
         stream.queue_seconds = time.monotonic() - stream.began
-        calls.waiting -= 1
         stream.push(event)
 
 

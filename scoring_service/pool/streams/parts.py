@@ -50,7 +50,7 @@ def split(call: Call, most_tokens: int) -> list[Call]:
 def size_of(call: Call) -> Size:
     """Predicts what a call takes."""
     if isinstance(call, ScoreCall):
-        rows = reply = load = 0
+        reply = load = 0
         for group in call.groups:
             load += _group_tokens(group)
             for completion in group.completions:

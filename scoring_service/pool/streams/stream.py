@@ -40,6 +40,8 @@ class Part:
     """Whether its steps are its own: an audit, or after a step that was shared failed."""
     unread: int = 0
     """Bytes of its results that wait for the reader."""
+    worker: int | None = None
+    """Index of the worker that has it."""
     weights: int | None = None
     """Number of the weights that compute it, once it was begun anywhere."""
     sent: Mark = (0.0, 0.0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import structlog
 
 from scoring_service.engine.events import (
     WeightEvent,
@@ -14,11 +16,9 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.weights import phase_limits
-from scoring_service.pool.weights.calls import Calls
 from scoring_service.pool.weights.filling import WeightFilling
-from scoring_service.pool.weights.receiver import (
-    TensorChunk,
-)
+from scoring_service.pool.weights.owner import WeightOwner
+from scoring_service.pool.weights.receiver import TensorChunk
 from scoring_service.pool.weights.sets import WeightSet, WeightSets
 from scoring_service.pool.weights.staging import WorkerStaging, check_digest
 from scoring_service.pool.weights.status import (
@@ -31,8 +31,22 @@ from scoring_service.pool.weights.status import (
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineConfig, EngineInfo
 
+log = structlog.get_logger(__name__)
+
 _MAX_DEATHS = 3
 """Deaths of workers while they take the weights, after which it is not tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the weights of an update go."""
+
+    owner: WeightOwner
+    weight_sets: WeightSets
+    base: WeightSet
+    """The weights that they follow."""
+    ended: Callable[[WeightUpdate], None]
+    """Called once, however the update ends."""
 
 
 class WeightUpdate:
@@ -42,9 +56,7 @@ class WeightUpdate:
         number: of the new weights.
         options: what was asked for.
         status: told to whoever asks.
-        calls: of the pool.
-        weight_sets: of the pool.
-        ended: called once, however it ends.
+        destination: where they go.
 
     Raises:
         ServiceError: OUT_OF_MEMORY.
@@ -55,19 +67,14 @@ class WeightUpdate:
         number: int,
         options: UpdateOptions,
         status: UpdateStatus,
-        calls: Calls,
-        weight_sets: WeightSets,
-        base: WeightSet,
-        ended: Callable[[WeightUpdate], None],
+        destination: Destination,
     ) -> None:
         self.number = number
         self.status = status
         self._options = options
-        self._calls = calls
-        self._weight_sets = weight_sets
-        self._base = base
-        self._ended = ended
-        self._filling = WeightFilling(number, options, status, base, weight_sets)
+        self._to = destination
+        weight_sets = destination.weight_sets
+        self._filling = WeightFilling(number, options, status, destination.base, weight_sets)
         self._news = asyncio.Event()
         self._staging = WorkerStaging(
             number, options, self._filling.memory, self._filling.receiver, weight_sets
@@ -109,8 +116,7 @@ class WeightUpdate:
         """
         self._check()
         self._finishing = asyncio.create_task(self._finish(digest))
-        # Nobody may be left to be told.
-        self._finishing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._finishing.add_done_callback(self._tell_bug)
         try:
             await asyncio.shield(self._finishing)
         except asyncio.CancelledError:
@@ -188,7 +194,7 @@ class WeightUpdate:
                 await self._until_staged()
             self.status.digest = self._staging.digest()
             check_digest(self.status.digest, (self._options.digest, digest))
-            self._weight_sets.check_version(self.status.version, self.status.digest)
+            self._to.weight_sets.check_version(self.status.version, self.status.digest)
             self.status.staging = self._staging.place()
             info = self._new_info()
             if self.status.staging is Staging.IN_PLACE:
@@ -197,6 +203,9 @@ class WeightUpdate:
         except ServiceError as error:
             if not self.is_over:
                 self._end(Phase.FAILED, error.fault)
+        except Exception as error:  # whatever it is, the pool must not wait for this update
+            log.error("update_met_a_bug", update=self.status.update_id, exc_info=error)
+            self._end_by_a_bug()
         if self._fault is not None and self.status.phase is not Phase.COMMITTED:
             raise ServiceError(self._fault)
 
@@ -230,7 +239,7 @@ class WeightUpdate:
         """The model as the new weights make it."""
         report = self._staging.report
         return replace(
-            self._base.info,
+            self._to.base.info,
             weight_version=self.status.version,
             weights_digest=report.digest,
             numerics_id=report.numerics_id,
@@ -238,10 +247,10 @@ class WeightUpdate:
 
     async def _apply_in_place(self, info: EngineInfo) -> None:
         self.status.enter(Phase.DRAINING)
-        self._calls.hold_back(info)
-        self._calls.change_samples(self._options.running_samples, info, "drained")
+        self._to.owner.hold_back(info)
+        self._to.owner.change_samples(self._options.running_samples, info, "drained")
         async with phase_limits.draining():
-            while self._calls.parts_running():
+            while self._to.owner.parts_running():
                 await self._wait()
         self.status.enter(Phase.APPLYING)
         async with phase_limits.applying():
@@ -252,35 +261,60 @@ class WeightUpdate:
         weight_set = WeightSet(
             self.number, info, self._filling.memory, self._filling.receiver.layout
         )
-        self.status.enter(Phase.COMMITTED)
         self._staging.end()
-        self._calls.commit(weight_set)
+        self._to.owner.commit(weight_set)
+        self.status.enter(Phase.COMMITTED)
         if self.status.staging is Staging.BESIDE:
-            self._calls.change_samples(self._options.running_samples, info, "committed")
-        self.over.set_result(None)
-        self._ended(self)
-        self._calls.hold_back(None)
+            self._to.owner.change_samples(self._options.running_samples, info, "committed")
+        self._let_go()
 
     def _end(self, phase: Phase, fault: Fault) -> None:
         applied = self.status.phase is Phase.APPLYING
         self._fault = fault
         self.status.fault = fault
         self.status.enter(phase)
-        if applied:
-            self._staging.kill_applying()
-        self._weight_sets.abandon(
-            self.number, self._filling.memory, reusable=not self._filling.is_read
-        )
+        try:
+            if applied:
+                self._staging.kill_applying()
+            self._to.weight_sets.abandon(
+                self.number, self._filling.memory, reusable=not self._filling.is_read
+            )
+        finally:
+            self._let_go()
+
+    def _end_by_a_bug(self) -> None:
+        """Fails, unless calls begin with the new weights already: those cannot be taken back."""
+        if self.over.done():
+            return
+        current = self._to.weight_sets.current
+        if current is None or current.number != self.number:
+            message = "a bug in the server; its log has the id of this update"
+            self._end(Phase.FAILED, Fault(Reason.INTERNAL_ERROR, message))
+            return
+        if not self.is_over:
+            self.status.enter(Phase.COMMITTED)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Whatever waited for its end goes on."""
         self.over.set_result(None)
-        self._ended(self)
-        self._calls.hold_back(None)
-        self._news.set()
+        try:
+            self._to.ended(self)
+        finally:
+            self._to.owner.hold_back(None)
+            self._news.set()
+
+    def _tell_bug(self, task: asyncio.Task[None]) -> None:
+        """Why it failed its status tells; of anything else nobody may be left to hear."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ServiceError):
+            log.error("update_met_a_bug", update=self.status.update_id, exc_info=error)
 
     async def _a_worker(self) -> Worker:
         """A worker that has the running weights."""
         while True:
             for worker in self._staging.ready:
-                if self._base.number in worker.weights:
+                if self._to.base.number in worker.weights:
                     return worker
             await self._wait()
 

@@ -18,11 +18,12 @@ from scoring_service.engine.events import (
     WeightsStaged,
 )
 from scoring_service.errors import Fault, Reason, ServiceError
-from scoring_service.pool.weights.calls import WeightCalls
+from scoring_service.pool.observer import PoolObserver
+from scoring_service.pool.weights.owner import WeightOwner
 from scoring_service.pool.weights.receiver import unsupported
 from scoring_service.pool.weights.sets import WeightSet, WeightSets
 from scoring_service.pool.weights.status import ENDED, Phase, UpdateOptions, UpdateStatus
-from scoring_service.pool.weights.update import WeightUpdate
+from scoring_service.pool.weights.update import Destination, WeightUpdate
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
@@ -33,8 +34,10 @@ log = structlog.get_logger(__name__)
 class PoolWeights:
     """Which weights answer, the update that is under way, and how the last one ended."""
 
-    calls: WeightCalls
     workers: list[Worker]
+    observer: PoolObserver
+    owner: WeightOwner = field(init=False)
+    """Set once it is there, before any worker is started."""
     update: WeightUpdate | None = None
     last: UpdateStatus | None = None
     committed: int = 0
@@ -79,15 +82,8 @@ class PoolWeights:
         if options.digest:
             self.weight_sets.check_version(options.version, options.digest)
         status = UpdateStatus(uuid.uuid4().hex, options.version, identity)
-        self.update = WeightUpdate(
-            next(self._numbers),
-            options,
-            status,
-            self.calls,
-            self.weight_sets,
-            current,
-            self._ended,
-        )
+        destination = Destination(self.owner, self.weight_sets, current, self._ended)
+        self.update = WeightUpdate(next(self._numbers), options, status, destination)
         log.info("update_begun", update=status.update_id, version=options.version)
         return self.update
 
@@ -121,7 +117,7 @@ class PoolWeights:
             if current is None or not _same_model(current.info, info):
                 self.weight_sets.begin(info)
                 if current is not None:
-                    self.calls.model_replaced(info)
+                    self.owner.model_replaced(info)
         elif current.number == LOADED:
             if not _same_model(current.info, info):
                 self._refuse(worker, info)
@@ -158,8 +154,8 @@ class PoolWeights:
 
     def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these from now on."""
-        self.committed += 1
         self.weight_sets.promote(weight_set)
+        self.committed += 1
         for worker in self.workers:
             if worker.index in self._catching_up:
                 self._catch_up(worker)
@@ -187,7 +183,7 @@ class PoolWeights:
             message=status.error,
         )
         phases = {str(p): s for p, s in status.phase_seconds.items() if p not in ENDED}
-        self.calls.observer.weights_updated(str(status.phase), phases)
+        self.observer.weights_updated(str(status.phase), phases)
 
     def _refuse(self, worker: Worker, info: EngineInfo) -> None:
         log.error("other_model", worker=worker.index, weights_digest=info.weights_digest)
@@ -224,7 +220,7 @@ class PoolWeights:
             worker.staging.discard(current.number)
             worker.weights = {current.number}
             worker.answers()
-            self.calls.worker_admitted(worker)
+            self.owner.worker_admitted(worker)
             self.worker_answers(worker)
 
 

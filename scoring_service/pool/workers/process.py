@@ -25,9 +25,6 @@ log = structlog.get_logger(__name__)
 
 WORKER_MODULE = "scoring_service.engine.worker.process"
 
-_FORCE_SECONDS = 5.0
-"""Longest wait for the end of a process that was killed."""
-
 _END = object()
 """Ends the thread that sends."""
 
@@ -133,10 +130,15 @@ class ProcessExecutor:
     """Starts `python -m scoring_service.engine.worker.process` and talks to it over a socket pair.
 
     Both ends are this program's own, so messages are pickled; nothing from the network is.
+
+    Args:
+        config: of the worker.
+        force_seconds: longest wait for the end of a process that was killed.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, force_seconds: float = 5.0) -> None:
         self._config = config
+        self._force_seconds = force_seconds
         self._worker: _Worker | None = None
 
     @property
@@ -188,5 +190,5 @@ class ProcessExecutor:
         except subprocess.TimeoutExpired:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_FORCE_SECONDS)
-        self._worker.reader.join(_FORCE_SECONDS)
+                process.wait(self._force_seconds)
+        self._worker.reader.join(self._force_seconds)

@@ -9,8 +9,9 @@ from enum import StrEnum
 import structlog
 
 from scoring_service.errors import Fault, Reason, ServiceError
+from scoring_service.pool.workers.owner import WorkerState
 from scoring_service.pool.workers.stages import describe_loading, describe_loop
-from scoring_service.pool.workers.worker import Worker, WorkerState
+from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
@@ -145,7 +146,7 @@ class Readiness:
         await self._changed.wait()
 
     def _alive(self) -> list[Worker]:
-        return [worker for worker in self._workers if worker.state is not WorkerState.GONE]
+        return [worker for worker in self._workers if worker.state is not WorkerState.GIVEN_UP]
 
     def _looping(self) -> list[Worker]:
         return [worker for worker in self._alive() if worker.policy.looping]

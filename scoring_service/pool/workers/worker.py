@@ -6,22 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Protocol
 
 import structlog
 
 from scoring_service.engine.events import (
     BugReport,
     CacheFlushed,
-    CallEvent,
     Command,
     Event,
     Heartbeat,
     LoadFailed,
     LoadProgress,
     Ready,
-    WeightEvent,
     WeightsDropped,
     WeightsFailed,
     WeightsFilled,
@@ -31,59 +27,13 @@ from scoring_service.engine.events import (
 from scoring_service.pool.settings import PoolSettings
 from scoring_service.pool.streams.stream import Part
 from scoring_service.pool.workers.executor import Executor, WorkerExited
+from scoring_service.pool.workers.owner import Owner, WorkerState
 from scoring_service.pool.workers.restarts import RestartPolicy
 from scoring_service.pool.workers.routing import PrefixIndex
+from scoring_service.pool.workers.run import Run
 from scoring_service.pool.workers.workload import Workload
-from scoring_service.types import EngineInfo
 
 log = structlog.get_logger(__name__)
-
-_WATCH_SECONDS = 1.0
-
-_HANGS = "it hung"
-
-
-class WorkerState(StrEnum):
-    """Where a worker is in its life."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DOWN = "down"
-    """Dead, and to be started again after a pause."""
-    GONE = "gone"
-    """Dead for good."""
-
-
-class Owner(Protocol):
-    """What a worker tells its pool."""
-
-    def worker_ready(self, worker: Worker, info: EngineInfo) -> None:
-        """It loaded its model."""
-        ...
-
-    def worker_lost(self, worker: Worker, exited: WorkerExited) -> None:
-        """It died, or could not be started; its parts are still in `parts`."""
-        ...
-
-    def worker_refused(self, worker: Worker, message: str) -> None:
-        """It says that its model cannot be loaded."""
-        ...
-
-    def worker_changed(self, worker: Worker) -> None:
-        """Its state or stage is another."""
-        ...
-
-    def part_event(self, worker: Worker, event: CallEvent) -> None:
-        """Something of a part."""
-        ...
-
-    def weight_event(self, worker: Worker, event: WeightEvent) -> None:
-        """Something about weights."""
-        ...
-
-    def cache_flushed(self, worker: Worker, pages: int) -> None:
-        """It forgot cached prompts."""
-        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -111,36 +61,26 @@ class Worker:
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
     stats: WorkerStats = field(default_factory=WorkerStats)
     policy: RestartPolicy = field(init=False)
-    _executor: Executor | None = None
-    _started: float = 0.0
-    _ready_since: float | None = None
-    _killed: bool = False
-    """By this process, though it may not be gone yet."""
-    _useless: bool = False
-    """Whether it was killed for something that it may well do again."""
-    _answered_seconds: float | None = None
-    """How long it was ready before it was lost; None = it never was."""
-    said_nothing: bool = False
-    """Whether it was killed because it never said a first word."""
-    _last_heard: float | None = None
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _run: Run = field(init=False)
+    """The last start."""
+    _due: float = 0.0
+    """When it was started, or is to be started again."""
 
     def __post_init__(self) -> None:
         self.policy = RestartPolicy(self.settings)
+        self._run = self._new_run(None)
 
     def start(self) -> None:
         """Starts it; its model loads in the background."""
         loop = asyncio.get_running_loop()
         executor = self.make_executor(self.index)
-        self._executor = executor
-        self._started = time.monotonic()
-        self._ready_since = self._last_heard = None
-        self._killed = self._useless = self.said_nothing = False
+        self._run = run = self._new_run(executor)
+        self._due = run.started
         self.starts += 1
 
         def on_event(event: Event | WorkerExited) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._handle, executor, event)
+                loop.call_soon_threadsafe(self._handle, run, event)
 
         self._set(WorkerState.LOADING, "starting the worker")
         try:
@@ -149,12 +89,13 @@ class Worker:
             reason = error.strerror or str(error)
             self._exited(WorkerExited(reason, started=False))
             return
-        self._tasks = [asyncio.create_task(self._watch(executor))]
+        run.beside(run.watch, "watch of a worker")
 
     def send(self, command: Command) -> None:
         """Hands it a command."""
-        if self._executor is not None and not self._killed:
-            self._executor.send(command)
+        executor = self._run.executor
+        if executor is not None and not self._run.killed:
+            executor.send(command)
 
     def kill(self, reason: str, *, useless: bool = True) -> None:
         """Ends it, and gives its parts away at once; once it is gone it is started again.
@@ -165,37 +106,35 @@ class Worker:
             reason: in words that go on from "killed:".
             useless: whether the next one may well end like this too.
         """
-        if self._executor is None or self._killed:
+        run = self._run
+        if run.executor is None or run.killed:
             return
-        self._killed, self._useless = True, useless
-        self._executor.kill()
-        if self.state is WorkerState.GONE:
+        run.killed, run.useless = True, useless
+        run.executor.kill()
+        if self.state is WorkerState.GIVEN_UP:
             return
         self._lost(WorkerExited(f"killed: {reason}"))
         if self.state is WorkerState.DOWN:
             self._set(WorkerState.DOWN, f"{self.stage}; it is tried again once it is gone")
-            self._tasks.append(asyncio.create_task(self._tell_if_it_stays(self._executor)))
+            run.beside(run.tell_if_it_stays, "end of a worker")
 
     async def stop(self, patience: float) -> None:
         """Ends it for good, by force after so many seconds."""
-        executor, loading = self._executor, self.state is not WorkerState.READY
-        self._executor = None
-        self.state = WorkerState.GONE
-        for task in self._tasks:
-            task.cancel()
+        executor, loading = self._run.stop(), self.state is not WorkerState.READY
+        self.state = WorkerState.GIVEN_UP
         if executor is not None:
             # A worker that loads does not listen, and has nothing to finish.
             await asyncio.to_thread(executor.stop, 0.0 if loading else patience)
 
     def answers(self) -> None:
         """It takes parts from now on."""
-        self._ready_since = time.monotonic()
-        self.restart_seconds = self._ready_since - self._started
+        self._run.ready_since = time.monotonic()
+        self.restart_seconds = self._run.ready_since - self._run.started
         self.state, self.stage = WorkerState.READY, "ready"
 
     def loads_on(self, stage: str) -> None:
         """It has loaded a model, but not yet what it is to answer with: it has answered nothing."""
-        self._ready_since = None
+        self._run.ready_since = None
         self.state, self.stage = WorkerState.LOADING, stage
 
     @property
@@ -204,32 +143,42 @@ class Worker:
         return self.state is WorkerState.READY
 
     @property
+    def said_nothing(self) -> bool:
+        """Whether it was killed because it never said a first word."""
+        return self._run.said_nothing
+
+    @property
     def seconds_to_ready(self) -> float:
         """Until it should answer again, if it does not now."""
         if self.state is WorkerState.READY:
             return 0.0
-        return max(0.5, self._started + self.restart_seconds - time.monotonic())
+        return max(0.5, self._due + self.restart_seconds - time.monotonic())
 
     def take(self, part: Part) -> None:
         """Counts a part in."""
         self.parts[part.part_id] = part
+        part.worker = self.index
         self.work.weigh(part)
 
     def drop(self, part: Part) -> None:
         """Counts a part out."""
         if self.parts.pop(part.part_id, None) is not None:
             self.work.forget(part)
+            part.worker = None
 
     def _set(self, state: WorkerState, stage: str) -> None:
         self.state, self.stage = state, stage
-        self.owner.worker_changed(self)
+        self.owner.worker_changed()
 
-    def _handle(self, executor: Executor, event: Event | WorkerExited) -> None:
-        if executor is not self._executor:
+    def _new_run(self, executor: Executor | None) -> Run:
+        return Run(self.index, self.settings, lambda: self.kill("it hung"), executor)
+
+    def _handle(self, run: Run, event: Event | WorkerExited) -> None:
+        if run is not self._run or run.executor is None:
             return
-        if self._killed and not isinstance(event, WorkerExited):
+        if run.killed and not isinstance(event, WorkerExited):
             return  # its parts are others' by now
-        self._last_heard = time.monotonic()
+        run.last_heard = time.monotonic()
         match event:
             case LoadProgress(stage):
                 log.info("loading", worker=self.index, stage=stage)
@@ -242,7 +191,8 @@ class Worker:
             case LoadFailed(message):
                 self.owner.worker_refused(self, message)
             case Heartbeat():
-                self._heartbeat(event)
+                self.stats = event.stats
+                run.in_step(event.in_step_seconds)
             case WorkerExited():
                 self._exited(event)
             case WeightsStaged() | WeightsFailed() | WeightsFilled() | WeightsDropped():
@@ -254,45 +204,9 @@ class Worker:
             case _:
                 self.owner.part_event(self, event)
 
-    def _heartbeat(self, event: Heartbeat) -> None:
-        self.stats = event.stats
-        if event.in_step_seconds > self.settings.step_timeout:
-            log.error("worker_hangs", worker=self.index, step_seconds=event.in_step_seconds)
-            self.kill(_HANGS)
-
-    async def _watch(self, executor: Executor) -> None:
-        """Kills a worker that has gone silent, or that never said a first word."""
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(_WATCH_SECONDS)
-            late = time.monotonic() - before - _WATCH_SECONDS
-            if executor is not self._executor or self._killed:
-                return
-            # If this process itself stood still, what the worker said meanwhile is still to come.
-            if late > _WATCH_SECONDS:
-                continue
-            heard, patience = self._last_heard, self.settings.heartbeat_timeout
-            if heard is None:  # its heart beats once its program is read, which takes its time
-                heard, patience = self._started, max(patience, self.settings.start_timeout)
-            silent = time.monotonic() - heard
-            if silent > patience:
-                log.error("worker_hangs", worker=self.index, silent_seconds=round(silent, 1))
-                self.said_nothing = self._last_heard is None
-                self.kill(_HANGS)
-                return
-
-    async def _tell_if_it_stays(self, executor: Executor) -> None:
-        """Says that a worker is not gone long after it was killed."""
-        patience = self.settings.heartbeat_timeout
-        await asyncio.sleep(patience)
-        if executor is self._executor:
-            log.error("worker_not_gone", worker=self.index, seconds=patience)
-
     def _lost(self, event: WorkerExited) -> None:
         """It computes nothing any more: what it had is the pool's."""
-        self._answered_seconds = None
-        if self._ready_since is not None:
-            self._answered_seconds = time.monotonic() - self._ready_since
+        self._run.lost()
         self.last_death = event.description
         self.prefixes.clear()
         # What it counted stays until the next one counts; pages it has none.
@@ -301,17 +215,18 @@ class Worker:
         self.owner.worker_lost(self, event)
 
     def _exited(self, event: WorkerExited) -> None:
-        killed, self._executor = self._killed, None
-        if self.state is WorkerState.GONE:
+        run = self._run
+        run.executor = None
+        if self.state is WorkerState.GIVEN_UP:
             return  # it was given up when it said that it cannot load its model
-        if not killed:
+        if not run.killed:
             self._lost(event)
         if self.state is not WorkerState.DOWN:
             return  # the pool gave it up
         pause = self.policy.died(
             # One that hangs, or loads another model, is of no more use the next time.
-            from_outside=event.from_outside and not self._useless,
-            answered_seconds=self._answered_seconds,
+            from_outside=event.from_outside and not run.useless,
+            answered_seconds=run.answered_seconds,
             maybe_memory=event.maybe_memory,
         )
         log.error(
@@ -321,9 +236,9 @@ class Worker:
             restart_in=pause,
             crashes=self.policy.crashes,
         )
-        self._started = time.monotonic() + pause
+        self._due = time.monotonic() + pause
         self._set(WorkerState.DOWN, f"{event.in_words()}; it is tried again")
-        self._tasks.append(asyncio.create_task(self._start_later(pause)))
+        run.beside(lambda: self._start_later(pause), "restart of a worker")
 
     async def _start_later(self, pause: float) -> None:
         await asyncio.sleep(pause)

@@ -47,7 +47,11 @@ async def report_progress(
     except ServiceError as error:
         update.give_up(error.fault)
         raise
-    except BaseException:
+    except Exception:
+        message = "a bug in the server; its log has the request id of this update"
+        update.give_up(Fault(Reason.INTERNAL_ERROR, message))
+        raise
+    except BaseException:  # its task was cancelled, or is read no further
         update.give_up(Fault(Reason.UPDATE_ABORTED, "its caller left"))
         raise
     finally:
