@@ -25,7 +25,14 @@ from scoring_client.connection.channel import ChannelOptions, with_trace
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.forks import running_call
 from scoring_client.connection.lifecycle import BlockingClient, given
-from scoring_client.connection.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
+from scoring_client.connection.retry import (
+    MAX_POLL_SECONDS,
+    countdown,
+    growing_pauses,
+    not_come,
+    telling,
+)
+from scoring_client.connection.status import in_time
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.weights import health
@@ -143,7 +150,7 @@ class AdminClient(BlockingClient):
             with running_call():
                 answer: bytes = check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            raise admin_error(error) from error
+            raise in_time(admin_error(error), self.target, timeout) from error
         return answer == health.SERVING
 
     def push_weights(
@@ -242,7 +249,7 @@ class AdminClient(BlockingClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             else:
                 if info.version >= version:
                     return info
@@ -328,7 +335,8 @@ class AdminClient(BlockingClient):
                     metadata=with_trace(self._settings.metadata),
                 )
         except grpc.RpcError as error:
-            raise admin_error(error, call.request) from error
+            found = admin_error(error, call.request)
+            raise in_time(found, self.target, call.timeout) from error
         return call.parse(answer)
 
     def _stream(self, call: AdminCall[Answer]) -> Iterator[Answer]:

@@ -27,7 +27,14 @@ from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.channel import ChannelOptions, with_trace
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.lifecycle import AsyncClient, given
-from scoring_client.connection.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
+from scoring_client.connection.retry import (
+    MAX_POLL_SECONDS,
+    countdown,
+    growing_pauses,
+    not_come,
+    telling,
+)
+from scoring_client.connection.status import in_time
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.weights import health
@@ -133,7 +140,7 @@ class AsyncAdminClient(AsyncClient):
         try:
             answer: bytes = await check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            raise admin_error(error) from error
+            raise in_time(admin_error(error), self.target, timeout) from error
         return answer == health.SERVING
 
     async def push_weights(
@@ -234,7 +241,7 @@ class AsyncAdminClient(AsyncClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             else:
                 if info.version >= version:
                     return info
@@ -328,7 +335,8 @@ class AsyncAdminClient(AsyncClient):
                     metadata=with_trace(self._settings.metadata),
                 )
         except grpc.RpcError as error:
-            raise admin_error(error, call.request) from error
+            found = admin_error(error, call.request)
+            raise in_time(found, self.target, call.timeout) from error
         return call.parse(answer)
 
     async def _stream(self, call: AdminCall[Answer]) -> AsyncGenerator[Answer, None]:

@@ -8,12 +8,14 @@ from google.rpc import error_details_pb2, status_pb2
 
 from scoring_client.connection.unreachable import explained, where
 from scoring_client.errors import (
+    DeadlineError,
     FieldViolation,
     MessageTooLargeError,
     NoTlsError,
     ScoringError,
     UnavailableError,
     error_class,
+    reworded,
 )
 
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -31,6 +33,7 @@ _NO_SUCH_METHOD = (
 # last frame: "Data frame with END_STREAM flag received". Or its trailers had none.
 _NO_STATUS = re.compile(r"RST_STREAM|Stream removed|END_STREAM|No status received")
 _CODES_OF_NO_STATUS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+_DEADLINE = "Deadline Exceeded"
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
 
 
@@ -71,6 +74,22 @@ def error_from_rpc(
     status.code = code.value[0]
     status.message = message
     return error_from_status(status, request_id=request_id)
+
+
+def in_time(error: ScoringError, server: str, limit: float | None) -> ScoringError:
+    """Return the error of a call with one answer, saying of gRPC's own deadline whose it was.
+
+    Args:
+        error: What ended the call.
+        server: Who was asked.
+        limit: Seconds that the call had; None = no limit.
+    """
+    # A server's word has a reason.
+    if not isinstance(error, DeadlineError) or error.reason:
+        return error
+    within = "in time" if limit is None else f"within {limit:g} s"
+    said = "" if error.message == _DEADLINE else f" [{error.message}]"
+    return reworded(error, f"{server} did not answer {within}{said}")
 
 
 def error_from_status(status: Any, *, request_id: str) -> ScoringError:
