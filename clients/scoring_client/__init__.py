@@ -37,6 +37,7 @@ from scoring_client.errors import (
     UpdateInProgressError,
 )
 from scoring_client.replicated_push import async_push_to_all, push_to_all
+from scoring_client.values.field_docs import show_field_docs
 from scoring_client.values.inputs import (
     Completion,
     Expect,
@@ -45,6 +46,7 @@ from scoring_client.values.inputs import (
     SamplePrompt,
 )
 from scoring_client.values.model_info import Limits, ModelInfo, ServedModel
+from scoring_client.values.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.values.processing import Processing, ResolvedProcessing
 from scoring_client.values.provenance import Progress, Provenance, Usage
 from scoring_client.values.results import (
@@ -99,14 +101,17 @@ __all__ = [
     "ResolvedProcessing",
     "ResultChangedError",
     "Sample",
+    "SampleOptions",
     "SamplePrompt",
     "SampleResults",
+    "ScoreOptions",
     "ScoreResults",
     "ScoringClient",
     "ScoringError",
     "ServedModel",
     "ServerError",
     "TopKNextToken",
+    "TopKOptions",
     "UnavailableError",
     "UpdateInProgressError",
     "Usage",
@@ -121,3 +126,7 @@ __all__ = [
     "replica_targets",
     "wait_for_replicas",
 ]
+
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        show_field_docs(globals()[_name])
