@@ -22,6 +22,7 @@ from scoring_client.calls.admin import (
 )
 from scoring_client.connection.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.forks import running_call
 from scoring_client.connection.lifecycle import BlockingClient, given
@@ -147,7 +148,7 @@ class AdminClient(BlockingClient):
         """
         check: Any = self._channel.unary_unary(health.HEALTH_CHECK)
         try:
-            with running_call():
+            with running_call(), telling_closed_before():
                 answer: bytes = check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
             raise in_time(admin_error(error), self.target, timeout) from error
@@ -314,7 +315,8 @@ class AdminClient(BlockingClient):
     def open_push(self, timeout: float | None) -> PushStream:
         """Begin a stream of weights, for ``push_weights``."""
         self._check_one_server()
-        return PushStream(self._push, timeout, with_trace(self._settings.metadata))
+        with telling_closed_before():
+            return PushStream(self._push, timeout, with_trace(self._settings.metadata))
 
     @property
     def settings(self) -> AdminSettings:
@@ -328,7 +330,7 @@ class AdminClient(BlockingClient):
     def _unary(self, call: AdminCall[Answer]) -> Answer:
         self._check_one_server()
         try:
-            with running_call():
+            with running_call(), telling_closed_before():
                 answer = getattr(self._stub, call.rpc)(
                     call.request,
                     timeout=call.timeout,
@@ -342,9 +344,10 @@ class AdminClient(BlockingClient):
     def _stream(self, call: AdminCall[Answer]) -> Iterator[Answer]:
         self._check_one_server()
         with running_call():
-            answers = getattr(self._stub, call.rpc)(
-                call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
-            )
+            with telling_closed_before():
+                answers = getattr(self._stub, call.rpc)(
+                    call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
+                )
             try:
                 for answer in answers:
                     yield call.parse(answer)

@@ -25,6 +25,7 @@ from scoring_client.calls.admin import (
 from scoring_client.connection.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.lifecycle import AsyncClient, given
 from scoring_client.connection.retry import (
@@ -311,7 +312,8 @@ class AsyncAdminClient(AsyncClient):
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
         )
-        return method(timeout=timeout, metadata=with_trace(self._settings.metadata))
+        with telling_closed_before():
+            return method(timeout=timeout, metadata=with_trace(self._settings.metadata))
 
     @property
     def settings(self) -> AdminSettings:
@@ -328,7 +330,7 @@ class AsyncAdminClient(AsyncClient):
     async def _unary(self, call: AdminCall[Answer]) -> Answer:
         await self._check_one_server()
         try:
-            with telling_closed():
+            with telling_closed(), telling_closed_before():
                 answer = await self._method(call.rpc)(
                     call.request,
                     timeout=call.timeout,
@@ -341,9 +343,10 @@ class AsyncAdminClient(AsyncClient):
 
     async def _stream(self, call: AdminCall[Answer]) -> AsyncGenerator[Answer, None]:
         await self._check_one_server()
-        answers = self._method(call.rpc)(
-            call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
-        )
+        with telling_closed_before():
+            answers = self._method(call.rpc)(
+                call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
+            )
         try:
             with telling_closed():
                 async for answer in answers:

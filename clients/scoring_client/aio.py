@@ -26,6 +26,7 @@ from scoring_client.calls.score_job import score_job, topk_job
 from scoring_client.calls.tokenize import token_ids, tokenize_request
 from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.lifecycle import AsyncClient, given
 from scoring_client.connection.retry import (
@@ -399,7 +400,7 @@ class AsyncScoringClient(AsyncClient):
     async def _unary(self, rpc: str, request: Any, timeout: float | ClientTimeout | None) -> Any:
         limit = short_time_limit(timeout, self._timeout)
         try:
-            with telling_closed():
+            with telling_closed(), telling_closed_before():
                 return await self._method(rpc)(
                     request, timeout=limit, metadata=with_trace(self._metadata)
                 )

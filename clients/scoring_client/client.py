@@ -21,6 +21,7 @@ from scoring_client.calls.score_job import score_job, topk_job
 from scoring_client.calls.streams import run_alone, run_together
 from scoring_client.calls.tokenize import token_ids, tokenize_request
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.forks import running_call
 from scoring_client.connection.lifecycle import BlockingClient, given
@@ -418,7 +419,7 @@ class ScoringClient(BlockingClient):
     def _unary(self, method: Any, request: Any, timeout: float | ClientTimeout | None) -> Any:
         limit = short_time_limit(timeout, self._timeout)
         try:
-            with running_call():
+            with running_call(), telling_closed_before():
                 return method(request, timeout=limit, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
             found = error_from_rpc(error, request_id="", request_bytes=request.ByteSize())

@@ -6,8 +6,10 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from scoring_client.connection.closed import CLOSED_MEANWHILE
 from scoring_client.connection.unreachable import explained, where
 from scoring_client.errors import (
+    ClosedClientError,
     DeadlineError,
     FieldViolation,
     MessageTooLargeError,
@@ -33,6 +35,7 @@ _NO_SUCH_METHOD = (
 # last frame: "Data frame with END_STREAM flag received". Or its trailers had none.
 _NO_STATUS = re.compile(r"RST_STREAM|Stream removed|END_STREAM|No status received")
 _CODES_OF_NO_STATUS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+_CHANNEL_CLOSED = "Channel closed!"
 _DEADLINE = "Deadline Exceeded"
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
 
@@ -60,6 +63,8 @@ def error_from_rpc(
         return _message_too_large(match, message, request_id, request_bytes)
     if code is grpc.StatusCode.UNAVAILABLE and _NO_TLS.search(message):
         return _speaks_no_tls(message, request_id)
+    if code is grpc.StatusCode.CANCELLED and message == _CHANNEL_CLOSED:
+        return ClosedClientError(CLOSED_MEANWHILE, request_id=request_id)
     status = status_pb2.Status(code=code.value[0], message=message)
     for key, value in call.trailing_metadata() or ():
         if key == _DETAILS_KEY:
