@@ -9,6 +9,9 @@
 Needs no torch. ``AsyncScoringClient`` is its asynchronous twin.
 """
 
+from importlib import metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from scoring_client.admin import AdminClient
 from scoring_client.admin_aio import AsyncAdminClient
 from scoring_client.aio import AsyncScoringClient
@@ -128,6 +131,17 @@ __all__ = [
     "replica_targets",
     "wait_for_replicas",
 ]
+
+__version__: str
+
+if not _TYPE_CHECKING:
+
+    def __getattr__(name):
+        # Read when somebody asks: an import would pay for it.
+        if name == "__version__":
+            return _metadata.version("scoring-service")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 for _name in __all__:
     if isinstance(globals()[_name], type):
