@@ -9,6 +9,9 @@
 Needs no torch. ``AsyncScoringClient`` is its asynchronous twin.
 """
 
+from importlib import metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from scoring_client.admin import AdminClient
 from scoring_client.admin_aio import AsyncAdminClient
 from scoring_client.aio import AsyncScoringClient
@@ -18,6 +21,7 @@ from scoring_client.errors import (
     AbortedError,
     AccessDeniedError,
     CancelledCallError,
+    ClosedClientError,
     DeadlineError,
     FieldViolation,
     InvalidRequestError,
@@ -37,6 +41,7 @@ from scoring_client.errors import (
     UpdateInProgressError,
 )
 from scoring_client.replicated_push import async_push_to_all, push_to_all
+from scoring_client.values.field_docs import show_field_docs
 from scoring_client.values.inputs import (
     Completion,
     Expect,
@@ -45,6 +50,7 @@ from scoring_client.values.inputs import (
     SamplePrompt,
 )
 from scoring_client.values.model_info import Limits, ModelInfo, ServedModel
+from scoring_client.values.options import SampleOptions, ScoreOptions, TopKOptions
 from scoring_client.values.processing import Processing, ResolvedProcessing
 from scoring_client.values.provenance import Progress, Provenance, Usage
 from scoring_client.values.results import (
@@ -71,6 +77,7 @@ __all__ = [
     "AsyncAdminClient",
     "AsyncScoringClient",
     "CancelledCallError",
+    "ClosedClientError",
     "Completion",
     "CompletionScores",
     "CompletionTopK",
@@ -99,14 +106,17 @@ __all__ = [
     "ResolvedProcessing",
     "ResultChangedError",
     "Sample",
+    "SampleOptions",
     "SamplePrompt",
     "SampleResults",
+    "ScoreOptions",
     "ScoreResults",
     "ScoringClient",
     "ScoringError",
     "ServedModel",
     "ServerError",
     "TopKNextToken",
+    "TopKOptions",
     "UnavailableError",
     "UpdateInProgressError",
     "Usage",
@@ -121,3 +131,18 @@ __all__ = [
     "replica_targets",
     "wait_for_replicas",
 ]
+
+__version__: str
+
+if not _TYPE_CHECKING:
+
+    def __getattr__(name):
+        # Read when somebody asks: an import would pay for it.
+        if name == "__version__":
+            return _metadata.version("scoring-service")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        show_field_docs(globals()[_name])

@@ -22,10 +22,18 @@ from scoring_client.calls.admin import (
 )
 from scoring_client.connection.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.forks import running_call
 from scoring_client.connection.lifecycle import BlockingClient, given
-from scoring_client.connection.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
+from scoring_client.connection.retry import (
+    MAX_POLL_SECONDS,
+    countdown,
+    growing_pauses,
+    not_come,
+    telling,
+)
+from scoring_client.connection.status import in_time
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.weights import health
@@ -140,10 +148,10 @@ class AdminClient(BlockingClient):
         """
         check: Any = self._channel.unary_unary(health.HEALTH_CHECK)
         try:
-            with running_call():
+            with running_call(), telling_closed_before():
                 answer: bytes = check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            raise admin_error(error) from error
+            raise in_time(admin_error(error), self.target, timeout) from error
         return answer == health.SERVING
 
     def push_weights(
@@ -242,7 +250,7 @@ class AdminClient(BlockingClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             else:
                 if info.version >= version:
                     return info
@@ -307,7 +315,8 @@ class AdminClient(BlockingClient):
     def open_push(self, timeout: float | None) -> PushStream:
         """Begin a stream of weights, for ``push_weights``."""
         self._check_one_server()
-        return PushStream(self._push, timeout, with_trace(self._settings.metadata))
+        with telling_closed_before():
+            return PushStream(self._push, timeout, with_trace(self._settings.metadata))
 
     @property
     def settings(self) -> AdminSettings:
@@ -321,22 +330,24 @@ class AdminClient(BlockingClient):
     def _unary(self, call: AdminCall[Answer]) -> Answer:
         self._check_one_server()
         try:
-            with running_call():
+            with running_call(), telling_closed_before():
                 answer = getattr(self._stub, call.rpc)(
                     call.request,
                     timeout=call.timeout,
                     metadata=with_trace(self._settings.metadata),
                 )
         except grpc.RpcError as error:
-            raise admin_error(error, call.request) from error
+            found = admin_error(error, call.request)
+            raise in_time(found, self.target, call.timeout) from error
         return call.parse(answer)
 
     def _stream(self, call: AdminCall[Answer]) -> Iterator[Answer]:
         self._check_one_server()
         with running_call():
-            answers = getattr(self._stub, call.rpc)(
-                call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
-            )
+            with telling_closed_before():
+                answers = getattr(self._stub, call.rpc)(
+                    call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
+                )
             try:
                 for answer in answers:
                     yield call.parse(answer)

@@ -25,9 +25,17 @@ from scoring_client.calls.admin import (
 from scoring_client.connection.admin_channel import ONE_SERVER, AdminSettings, admin_error
 from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.lifecycle import AsyncClient, given
-from scoring_client.connection.retry import MAX_POLL_SECONDS, countdown, growing_pauses, not_come
+from scoring_client.connection.retry import (
+    MAX_POLL_SECONDS,
+    countdown,
+    growing_pauses,
+    not_come,
+    telling,
+)
+from scoring_client.connection.status import in_time
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_client.weights import health
@@ -133,7 +141,7 @@ class AsyncAdminClient(AsyncClient):
         try:
             answer: bytes = await check(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            raise admin_error(error) from error
+            raise in_time(admin_error(error), self.target, timeout) from error
         return answer == health.SERVING
 
     async def push_weights(
@@ -234,7 +242,7 @@ class AsyncAdminClient(AsyncClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             else:
                 if info.version >= version:
                     return info
@@ -304,7 +312,8 @@ class AsyncAdminClient(AsyncClient):
             request_serializer=None,
             response_deserializer=admin_pb2.PushWeightsResponse.FromString,
         )
-        return method(timeout=timeout, metadata=with_trace(self._settings.metadata))
+        with telling_closed_before():
+            return method(timeout=timeout, metadata=with_trace(self._settings.metadata))
 
     @property
     def settings(self) -> AdminSettings:
@@ -321,21 +330,23 @@ class AsyncAdminClient(AsyncClient):
     async def _unary(self, call: AdminCall[Answer]) -> Answer:
         await self._check_one_server()
         try:
-            with telling_closed():
+            with telling_closed(), telling_closed_before():
                 answer = await self._method(call.rpc)(
                     call.request,
                     timeout=call.timeout,
                     metadata=with_trace(self._settings.metadata),
                 )
         except grpc.RpcError as error:
-            raise admin_error(error, call.request) from error
+            found = admin_error(error, call.request)
+            raise in_time(found, self.target, call.timeout) from error
         return call.parse(answer)
 
     async def _stream(self, call: AdminCall[Answer]) -> AsyncGenerator[Answer, None]:
         await self._check_one_server()
-        answers = self._method(call.rpc)(
-            call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
-        )
+        with telling_closed_before():
+            answers = self._method(call.rpc)(
+                call.request, timeout=call.timeout, metadata=with_trace(self._settings.metadata)
+            )
         try:
             with telling_closed():
                 async for answer in answers:

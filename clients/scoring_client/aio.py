@@ -26,6 +26,7 @@ from scoring_client.calls.score_job import score_job, topk_job
 from scoring_client.calls.tokenize import token_ids, tokenize_request
 from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.lifecycle import AsyncClient, given
 from scoring_client.connection.retry import (
@@ -38,9 +39,10 @@ from scoring_client.connection.retry import (
     not_come,
     not_ready,
     short_time_limit,
+    telling,
 )
 from scoring_client.connection.servers import ServerCount
-from scoring_client.connection.status import error_from_rpc
+from scoring_client.connection.status import error_from_rpc, in_time
 from scoring_client.errors import (
     CancelledCallError,
     DeadlineError,
@@ -104,6 +106,7 @@ class AsyncScoringClient(AsyncClient):
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
+        self._server = target if channel is None else "the server"
         self._servers = ServerCount(target if channel is None else None)
         super().__init__(
             channel
@@ -142,7 +145,7 @@ class AsyncScoringClient(AsyncClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             await asyncio.sleep(pause)
         raise not_ready(timeout, last) from last
 
@@ -223,7 +226,7 @@ class AsyncScoringClient(AsyncClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             else:
                 if info.weight_version >= version:
                     return info
@@ -397,9 +400,10 @@ class AsyncScoringClient(AsyncClient):
     async def _unary(self, rpc: str, request: Any, timeout: float | ClientTimeout | None) -> Any:
         limit = short_time_limit(timeout, self._timeout)
         try:
-            with telling_closed():
+            with telling_closed(), telling_closed_before():
                 return await self._method(rpc)(
                     request, timeout=limit, metadata=with_trace(self._metadata)
                 )
         except grpc.RpcError as error:
-            raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
+            found = error_from_rpc(error, request_id="", request_bytes=request.ByteSize())
+            raise in_time(found, self._server, limit) from error

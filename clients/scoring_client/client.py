@@ -21,6 +21,7 @@ from scoring_client.calls.score_job import score_job, topk_job
 from scoring_client.calls.streams import run_alone, run_together
 from scoring_client.calls.tokenize import token_ids, tokenize_request
 from scoring_client.connection.channel import ChannelOptions, with_trace
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
 from scoring_client.connection.forks import running_call
 from scoring_client.connection.lifecycle import BlockingClient, given
@@ -34,9 +35,10 @@ from scoring_client.connection.retry import (
     not_come,
     not_ready,
     short_time_limit,
+    telling,
 )
 from scoring_client.connection.servers import ServerCount
-from scoring_client.connection.status import error_from_rpc
+from scoring_client.connection.status import error_from_rpc, in_time
 from scoring_client.errors import DeadlineError, NoTlsError, ScoringError, UnavailableError
 from scoring_client.proto import model_info_pb2, service_pb2_grpc
 from scoring_client.values.inputs import Expect, GroupLike, PromptLike, RequestContext
@@ -123,6 +125,7 @@ class ScoringClient(BlockingClient):
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
         self._max_parts = checked_parts(max_parts_in_flight)
         self._sizes: dict[str, PartSize] = {}
+        self._server = target if channel is None else "the server"
         self._servers = ServerCount(target if channel is None else None)
         super().__init__(
             channel
@@ -160,7 +163,7 @@ class ScoringClient(BlockingClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             time.sleep(pause)
         raise not_ready(timeout, last) from last
 
@@ -249,7 +252,7 @@ class ScoringClient(BlockingClient):
             except NoTlsError:
                 raise
             except (UnavailableError, DeadlineError) as error:
-                last = error
+                last = telling(last, error)
             else:
                 if info.weight_version >= version:
                     return info
@@ -416,7 +419,8 @@ class ScoringClient(BlockingClient):
     def _unary(self, method: Any, request: Any, timeout: float | ClientTimeout | None) -> Any:
         limit = short_time_limit(timeout, self._timeout)
         try:
-            with running_call():
+            with running_call(), telling_closed_before():
                 return method(request, timeout=limit, metadata=with_trace(self._metadata))
         except grpc.RpcError as error:
-            raise error_from_rpc(error, request_id="", request_bytes=request.ByteSize()) from error
+            found = error_from_rpc(error, request_id="", request_bytes=request.ByteSize())
+            raise in_time(found, self._server, limit) from error

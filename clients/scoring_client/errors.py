@@ -189,6 +189,10 @@ class CancelledCallError(ScoringError):
     default_code = grpc.StatusCode.CANCELLED
 
 
+class ClosedClientError(CancelledCallError, ValueError):
+    """The client was closed, before the call or while it ran."""
+
+
 class ServerError(ScoringError):
     """A bug of the server, or not a server of this contract (INTERNAL, UNIMPLEMENTED, …)."""
 

@@ -108,6 +108,7 @@ STATUS_OF_CLASS = {
     "UpdateInProgressError": "ABORTED",
     "DeadlineError": "DEADLINE_EXCEEDED",
     "CancelledCallError": "CANCELLED",
+    "ClosedClientError": "CANCELLED",
 }
 NO_STATUS = {
     *("ScoringError", "ProtocolError", "MixedWeightsError", "ResultChangedError", "ReplicaError"),

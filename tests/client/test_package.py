@@ -4,6 +4,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -16,6 +17,7 @@ from scoring_client import (
     command,
     lm_eval_command,
 )
+from scoring_client.cli import app
 from scoring_client.values.options import SampleOptions, ScoreOptions, TopKOptions
 from tests.client.toy_server import ToyServer
 
@@ -91,6 +93,22 @@ def test_docstrings_name_every_option():
         documented = f"{method.__doc__} {ScoringClient.score.__doc__}"
         for name in options.__required_keys__ | options.__optional_keys__:
             assert f"``{name}``" in documented, (method.__name__, name)
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    assert scoring_client.__version__ == metadata.version("scoring-service")
+    with pytest.raises(AttributeError, match="no attribute 'versoin'"):
+        _ = scoring_client.versoin
+    assert app.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == metadata.version("scoring-service")
+
+
+@pytest.mark.parametrize("package", ["scoring_client", "scoring_service"])
+def test_a_package_is_a_command(package):
+    command = [sys.executable, "-m", package, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == metadata.version("scoring-service")
 
 
 def test_all_names_exist():

@@ -55,6 +55,29 @@ def test_a_mask_may_be_of_any_type(dtype):
     assert as_spans(np.array([0, 1, 1, 0, 1], dtype=dtype), 5, "rows") == [(1, 2), (4, 1)]
 
 
+@pytest.mark.parametrize("rows", [[0], (0, 1), np.array([0, 1]), np.zeros(1, dtype=np.uint8)])
+def test_what_may_be_a_mask_or_indices_is_refused(rows):
+    with pytest.raises(InvalidRequestError, match="may be a mask or the indices") as raised:
+        as_spans(rows, len(rows), "rows")
+    assert "[(row, 1) for row in rows]" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("mask", "spans"),
+    [([1], [(0, 1)]), ([1, 0], [(0, 1)]), ([1, 1], [(0, 2)]), ([0, 0], []), ([0.0, 1.0], [(1, 1)])],
+)
+def test_what_can_only_be_a_mask_is_one(mask, spans):
+    assert as_spans(mask, len(mask), "rows") == spans
+    assert as_spans([bool(entry) for entry in mask], len(mask), "rows") == spans
+
+
+def test_indices_are_told_how_to_be_spans():
+    with pytest.raises(InvalidRequestError, match=r"got int\d+ \[3\]; give a mask as bools"):
+        as_spans([0, 1, 4], 5, "rows")
+    rows = np.array([0, 1, 4], dtype=np.int32)
+    assert as_spans([(row, 1) for row in rows], 5, "rows") == [(0, 1), (1, 1), (4, 1)]
+
+
 def test_a_mask_needs_token_ids():
     with pytest.raises(InvalidRequestError, match="needs a completion given as token ids"):
         group_messages([("a", [Completion("bc", rows=[True, False])])])

@@ -237,6 +237,8 @@ class ToyAnswers:
             if request.return_text:
                 result.text = "".join(toy_model.token_text(t) for t in drawn if t < toy_model.BOS)
             if last:
+                if request.prompts[p].HasField("text"):
+                    result.prompt_token_ids.extend(prompt)
                 result.weight_spans.add(first_token=0, weight_version=self.version)
                 if tokens[-1] == toy_model.EOS:
                     result.finish_reason = sample_pb2.FINISH_REASON_STOP

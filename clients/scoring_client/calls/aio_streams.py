@@ -12,8 +12,9 @@ import grpc
 
 from scoring_client.calls.assembly import PartT
 from scoring_client.calls.job import Job
-from scoring_client.calls.streams import UNREAD, Ended, OpenCall, telling_closed_meanwhile
+from scoring_client.calls.streams import UNREAD, Ended, OpenCall
 from scoring_client.connection.aio_channel import telling_closed
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.retry import Attempts
 
 
@@ -32,7 +33,7 @@ async def run_alone(
     """Yield what the caller gets of a call that is one part."""
     delay: float | None = None
     while not job.done:
-        with telling_closed_meanwhile(again=delay is not None):
+        with telling_closed_before():
             call = open_call(job.begin_attempt(), attempts.remaining())
         error: grpc.RpcError | None = None
         try:
@@ -65,7 +66,7 @@ async def run_together(
         error: Exception | None = None
         try:
             await asyncio.sleep(delay)
-            with telling_closed_meanwhile(again=delay > 0):
+            with telling_closed_before():
                 call = open_call(request, stream.attempts.remaining())
             try:
                 with telling_closed():

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from scoring_client.calls.requests import CompletionAsked
 from scoring_client.errors import ProtocolError
-from scoring_client.proto import sample_pb2, score_pb2, tensor_pb2, topk_pb2
+from scoring_client.proto import sample_pb2, score_pb2, sequence_pb2, tensor_pb2, topk_pb2
 from scoring_client.values.arrays import Float32Array, Int32Array
 from scoring_client.values.processing import ResolvedProcessing
 from scoring_client.values.provenance import Provenance
@@ -72,6 +72,7 @@ def scores_slice(
     message: score_pb2.ScoreResult,
     wanted: RowsAsked,
     asked: CompletionAsked,
+    prompt: sequence_pb2.TokenSequence,
     preamble: Preamble,
     key: tuple[int, int],
 ) -> CompletionScores:
@@ -81,6 +82,7 @@ def scores_slice(
         message: The slice.
         wanted: What the call asked of every row.
         asked: What it asked of this completion.
+        prompt: The group's prompt, as it was sent.
         preamble: What the attempt's first message said.
         key: Group and completion, in the caller's indices.
 
@@ -88,7 +90,7 @@ def scores_slice(
         ProtocolError: an array that was asked for is missing or has the wrong length.
     """
     return CompletionScores(
-        **_row_values(message, wanted, asked, preamble, key),
+        **_row_values(message, wanted, asked, prompt, preamble, key),
         next_token=NextToken(**_next_token_values(message, wanted, asked))
         if _ends_with_next_token(message, wanted, asked)
         else None,
@@ -99,6 +101,7 @@ def topk_slice(
     message: topk_pb2.TopKResult,
     wanted: RowsAsked,
     asked: CompletionAsked,
+    prompt: sequence_pb2.TokenSequence,
     preamble: Preamble,
     key: tuple[int, int],
 ) -> CompletionTopK:
@@ -129,7 +132,7 @@ def topk_slice(
             top_tokens=None if top_tokens is None else top_tokens[realised],
         )
     return CompletionTopK(
-        **_row_values(score, wanted, asked, preamble, key),
+        **_row_values(score, wanted, asked, prompt, preamble, key),
         top_token_ids=top_token_ids[:realised],
         top_logprobs=top_logprobs[:realised],
         log_tail_masses=log_tail_masses[:realised],
@@ -143,6 +146,7 @@ def sample_slice(
     message: sample_pb2.SampleResult,
     top_logprobs: int,
     return_text: bool,
+    prompt: sample_pb2.SamplePrompt,
     preamble: Preamble,
     key: tuple[int, int],
 ) -> Sample:
@@ -152,6 +156,7 @@ def sample_slice(
         message: The slice.
         top_logprobs: Tokens that the call wants listed with each drawn one.
         return_text: Whether it wants the text.
+        prompt: The prompt, as it was sent.
         preamble: What the attempt's first message said.
         key: Prompt and sample index, in the caller's.
 
@@ -176,7 +181,7 @@ def sample_slice(
         sample_index=key[1],
         start=message.start,
         prompt_length=message.prompt_length,
-        prompt_token_ids=_prompt_tokens(message),
+        prompt_token_ids=_prompt_tokens(message, prompt),
         token_ids=_ints(message.token_ids, count, "token_ids"),
         logprobs=_floats(message.logprobs, count, "logprobs"),
         processed_logprobs=_floats(message.processed_logprobs, count, "processed_logprobs"),
@@ -223,6 +228,7 @@ def _row_values(
     message: score_pb2.ScoreResult,
     wanted: RowsAsked,
     asked: CompletionAsked,
+    prompt: sequence_pb2.TokenSequence,
     preamble: Preamble,
     key: tuple[int, int],
 ) -> dict[str, Any]:
@@ -240,7 +246,7 @@ def _row_values(
         "group_index": key[0],
         "completion_index": key[1],
         "prompt_length": message.prompt_length,
-        "prompt_token_ids": _prompt_tokens(message),
+        "prompt_token_ids": _prompt_tokens(message, prompt),
         "rows": row_indices,
         "token_ids": _realised_tokens(message, asked, row_indices, outputs.token_ids),
         "logprobs": _floats(message.logprobs, realised, "logprobs"),
@@ -289,10 +295,21 @@ def _realised_tokens(
     return asked.token_ids[rows]
 
 
-def _prompt_tokens(message: score_pb2.ScoreResult | sample_pb2.SampleResult) -> Int32Array | None:
-    if not message.prompt_token_ids:
+def ids_sent(prompt: sequence_pb2.TokenSequence | sample_pb2.SamplePrompt) -> Int32Array | None:
+    """Return a prompt's token ids, in memory of their own; None of a text."""
+    if prompt.HasField("text"):
         return None
-    return _ints(message.prompt_token_ids, message.prompt_length, "prompt_token_ids")
+    return np.fromiter(prompt.token_ids, dtype=np.int32, count=len(prompt.token_ids))
+
+
+def _prompt_tokens(
+    message: score_pb2.ScoreResult | sample_pb2.SampleResult,
+    prompt: sequence_pb2.TokenSequence | sample_pb2.SamplePrompt,
+) -> Int32Array | None:
+    if message.prompt_token_ids:
+        return _ints(message.prompt_token_ids, message.prompt_length, "prompt_token_ids")
+    # Ids that the caller knows do not travel back.
+    return ids_sent(prompt) if message.last else None
 
 
 def _candidates(message: score_pb2.ScoreResult, count: int) -> Float32Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from scoring_client.calls.assembly import Assembler, SliceAssembler, WholeAssembler
 from scoring_client.calls.call import fill_call, job_settings
-from scoring_client.calls.decoding import sample_slice
+from scoring_client.calls.decoding import ids_sent, sample_slice
 from scoring_client.calls.division import PartSize, Unit, prompt_units
 from scoring_client.calls.job import Job
 from scoring_client.calls.requests import prompt_messages, sampling_message
@@ -114,15 +114,17 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
 
     def _decode(self, result: Any, key: Key) -> Sample:
         top_logprobs, return_text = self._template.top_logprobs, self._template.return_text
-        return sample_slice(result, top_logprobs, return_text, self._attempt.preamble, key)
+        prompt, preamble = self._prompts[key[0]], self._attempt.preamble
+        return sample_slice(result, top_logprobs, return_text, prompt, preamble, key)
 
     def _failed(self, key: Key, error: ScoringError) -> Sample:
+        prompt_token_ids = ids_sent(self._prompts[key[0]])
         return Sample(
             prompt_index=key[0],
             sample_index=key[1],
             start=0,
-            prompt_length=0,
-            prompt_token_ids=None,
+            prompt_length=0 if prompt_token_ids is None else len(prompt_token_ids),
+            prompt_token_ids=prompt_token_ids,
             token_ids=np.empty(0, dtype=np.int32),
             logprobs=np.empty(0, dtype=np.float32),
             processed_logprobs=np.empty(0, dtype=np.float32),

@@ -9,7 +9,7 @@ import numpy as np
 
 from scoring_client.calls.assembly import Assembler, SliceAssembler, WholeAssembler
 from scoring_client.calls.call import fill_call, job_settings
-from scoring_client.calls.decoding import RowsAsked, scores_slice, topk_slice
+from scoring_client.calls.decoding import RowsAsked, ids_sent, scores_slice, topk_slice
 from scoring_client.calls.division import PartSize, Unit, group_unit
 from scoring_client.calls.job import Job
 from scoring_client.calls.requests import CompletionAsked, group_messages
@@ -101,12 +101,23 @@ class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):
     def _score_of(self, result: Any) -> score_pb2.ScoreResult:
         """Return the part of a result that both RPCs have."""
 
+    def _asked_of(self, key: Key) -> dict[str, Any]:
+        """Return what is needed to read an answer about a completion."""
+        return {
+            "wanted": self._wanted,
+            "asked": self._asked[key],
+            "prompt": self._groups[key[0]].prompt,
+            "preamble": self._attempt.preamble,
+            "key": key,
+        }
+
     def _failed_values(self, key: Key, error: ScoringError) -> dict[str, Any]:
+        prompt_token_ids = ids_sent(self._groups[key[0]].prompt)
         return {
             "group_index": key[0],
             "completion_index": key[1],
-            "prompt_length": 0,
-            "prompt_token_ids": None,
+            "prompt_length": 0 if prompt_token_ids is None else len(prompt_token_ids),
+            "prompt_token_ids": prompt_token_ids,
             "rows": np.empty(0, dtype=np.int32),
             "token_ids": np.empty(0, dtype=np.int32),
             "logprobs": np.empty(0, dtype=np.float32),
@@ -137,7 +148,7 @@ class ScoreJob(_RowsJob[CompletionScores]):
         return score
 
     def _decode(self, result: Any, key: Key) -> CompletionScores:
-        return scores_slice(result, self._wanted, self._asked[key], self._attempt.preamble, key)
+        return scores_slice(result, **self._asked_of(key))
 
     def _failed(self, key: Key, error: ScoringError) -> CompletionScores:
         return CompletionScores(**self._failed_values(key, error))
@@ -154,7 +165,7 @@ class TopKJob(_RowsJob[CompletionTopK]):
         return score
 
     def _decode(self, result: Any, key: Key) -> CompletionTopK:
-        return topk_slice(result, self._wanted, self._asked[key], self._attempt.preamble, key)
+        return topk_slice(result, **self._asked_of(key))
 
     def _failed(self, key: Key, error: ScoringError) -> CompletionTopK:
         return CompletionTopK(

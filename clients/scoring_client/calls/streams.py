@@ -6,18 +6,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from scoring_client.calls.assembly import PartT
 from scoring_client.calls.job import Job
+from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.retry import Attempts
-from scoring_client.errors import CancelledCallError, ScoringError
 
 OpenCall = Callable[[Any, float | None], Any]
 """Sends a request with a timeout in seconds and returns the call."""
@@ -45,28 +43,6 @@ class Ended:
         raise self.error
 
 
-@contextmanager
-def telling_closed_meanwhile(*, again: bool) -> Iterator[None]:
-    """Tell a client that was closed while its call waited to begin again from one closed before.
-
-    gRPC raises what it does at any misuse; of a call that is under way that is none.
-
-    Args:
-        again: It is not the call's first attempt.
-
-    Raises:
-        CancelledCallError: the channel is closed.
-    """
-    try:
-        yield
-    except (ValueError, grpc.aio.UsageError) as error:
-        if not again or isinstance(error, ScoringError):
-            raise
-        raise CancelledCallError(
-            "the call was cancelled: its client was closed before the next attempt",
-        ) from error
-
-
 @dataclass(slots=True)
 class _Stream:
     """A part, and its attempts."""
@@ -81,7 +57,7 @@ def run_alone(
     """Yield what the caller gets of a call that is one part."""
     delay: float | None = None
     while not job.done:
-        with telling_closed_meanwhile(again=delay is not None):
+        with telling_closed_before():
             call = open_call(job.begin_attempt(), attempts.remaining())
         error: grpc.RpcError | None = None
         try:
@@ -174,16 +150,14 @@ class _Readers:
             return
         error: Exception | None = None
         try:
-            for message in self._opened(request, stream.attempts, again=delay > 0):
+            for message in self._opened(request, stream.attempts):
                 self._events.put((stream, message))
         except Exception as raised:  # noqa: BLE001 - raised again in the caller's thread
             error = raised
         self._events.put((stream, Ended(error)))
 
-    def _opened(
-        self, request: Any, attempts: Attempts, *, again: bool
-    ) -> Generator[Any, None, None]:
-        with telling_closed_meanwhile(again=again):
+    def _opened(self, request: Any, attempts: Attempts) -> Generator[Any, None, None]:
+        with telling_closed_before():
             call = self._open_call(request, attempts.remaining())
         with self._lock:
             self._calls.add(call)

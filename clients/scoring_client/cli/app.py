@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
@@ -30,6 +31,7 @@ EXIT_OTHER = 1
 
 app = App(
     name="scoring-client",
+    version=lambda: version("scoring-service"),
     help="Ask a scoring server how likely tokens are, what else was likely, or for samples.",
 )
 

@@ -23,11 +23,16 @@ def print_error(message: str) -> None:
     _error_console().print(Text("error: ", "bold red").append(harmless(message), "not bold"))
 
 
+def print_hint(hint: str) -> None:
+    """Say on stderr what may have been meant."""
+    _error_console().print(Text("hint: ", "bold yellow").append(harmless(hint), "not bold"))
+
+
 def print_hints(prompt: str, completions: Sequence[str]) -> None:
     """Say on stderr where a leading space seems to be missing."""
     for completion in completions:
         if (hint := leading_space_hint(prompt, completion)) is not None:
-            _error_console().print(Text("hint: ", "bold yellow").append(harmless(hint), "not bold"))
+            print_hint(hint)
 
 
 def title(prompt: str, completion: str, width: int = 40) -> str:

@@ -82,6 +82,12 @@ class Shape:
     defaults: ProcessingDefaults | None = None
     """What unset means: neutral, or what the model's generation_config sets."""
 
+    @property
+    def truncates(self) -> bool:
+        """Whether it may leave tokens out."""
+        settings = (self.top_k, self.top_p, self.min_p)
+        return self.defaults == "model" or any(setting is not None for setting in settings)
+
     def options(self) -> Any:
         """Return keyword arguments of a call."""
         return {

@@ -51,8 +51,13 @@ def token_map(scores: CompletionScores, *, numbers: bool) -> Text:
 
 
 def token_table(scores: CompletionScores) -> Table:
-    """Return a row for each token: log-prob, probability and rank."""
-    table = _table("row", "token", "id", "log-prob", "probability", "rank", left=(1,))
+    """Return a row for each token: log-prob, probability, rank, and what truncation made of it."""
+    columns = ["row", "token", "id", "log-prob", "probability", "rank"]
+    processed = None
+    if scores.processed_logprobs is not None:
+        columns.append("after truncation")
+        processed = scores.processed_logprobs.tolist()
+    table = _table(*columns, left=(1,))
     ranks = None if scores.ranks is None else scores.ranks.tolist()
     for index, token in enumerate(scores.tokens or ()):
         logprob = float(scores.logprobs[index])
@@ -63,6 +68,7 @@ def token_table(scores: CompletionScores) -> Table:
             f"{logprob:.3f}",
             probability(logprob),
             "" if ranks is None else f"{ranks[index]:,}",
+            *([] if processed is None else [f"{processed[index]:.3f}"]),
         )
     return table
 
@@ -105,8 +111,14 @@ def scored_completion(
     return Group(*parts)
 
 
-def next_token_table(topk: CompletionTopK, row: int) -> Table:
-    """Return the most likely tokens of one row, with bars, and what is left."""
+def next_token_table(topk: CompletionTopK, row: int, *, truncated: bool) -> Table:
+    """Return the most likely tokens of one row, with bars, and what is left.
+
+    Args:
+        topk: With tokens.
+        row: Which.
+        truncated: Say how many tokens truncation keeps.
+    """
     table = _table("rank", "token", "id", "log-prob", "probability", "", left=(1, 5))
     tokens = topk.top_tokens[row] if topk.top_tokens is not None else ()
     logprobs = topk.top_logprobs[row].tolist()
@@ -122,14 +134,20 @@ def next_token_table(topk: CompletionTopK, row: int) -> Table:
     tail = float(topk.log_tail_masses[row])
     table.add_section()
     table.add_row("", "all others", "", f"{tail:.3f}", probability(tail), _bar(tail))
+    if truncated:
+        table.caption = f"truncation keeps {token_count(int(topk.support_sizes[row]))}"
     return table
 
 
-def topk_table(topk: CompletionTopK) -> Table:
-    """Return a row for each token: how likely it was, and what was likelier."""
-    table = _table(
-        "row", "token", "log-prob", "probability", "rank", "most likely", "others", left=(1, 5)
-    )
+def topk_table(topk: CompletionTopK, *, truncated: bool) -> Table:
+    """Return a row for each token: how likely it was, and what was likelier.
+
+    Args:
+        topk: With tokens and ranks.
+        truncated: Say how many tokens truncation keeps.
+    """
+    columns = ["row", "token", "log-prob", "probability", "rank", "most likely", "others"]
+    table = _table(*columns, *(["kept"] if truncated else []), left=(1, 5))
     ranks = [] if topk.ranks is None else topk.ranks.tolist()
     for index, (token, rank) in enumerate(zip(topk.tokens or (), ranks, strict=True)):
         logprob = float(topk.logprobs[index])
@@ -147,6 +165,7 @@ def topk_table(topk: CompletionTopK) -> Table:
             f"{rank:,}",
             likely,
             probability(float(topk.log_tail_masses[index])),
+            *([f"{topk.support_sizes[index]:,}"] if truncated else []),
         )
     return table
 

@@ -65,6 +65,7 @@ def score(
             [PromptGroup(prompt, completions)],
             rank=True,
             tokens=True,
+            processed_logprobs=shape.truncates,
             context=labels.context(),
             **shape.options(),
         )

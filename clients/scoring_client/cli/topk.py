@@ -5,12 +5,14 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from scoring_client.cli.console import new_console, print_hints, title
+from scoring_client.cli.console import new_console, print_hint, print_hints, title
 from scoring_client.cli.jsonable import jsonable
 from scoring_client.cli.options import Common, Labels, Shape, TextOption, connect, print_json
 from scoring_client.cli.render import next_token_table, topk_table
 from scoring_client.errors import InvalidRequestError
 from scoring_client.values.inputs import Completion, PromptGroup
+
+_TOKENS_LISTED = 10
 
 
 def topk(
@@ -19,7 +21,7 @@ def topk(
     *,
     prompt: Annotated[str | None, TextOption] = None,
     completion: Annotated[str | None, TextOption] = None,
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
+    k: Annotated[int | None, Parameter(name=["-k", "--k"])] = None,
     shape: Shape = Shape(),
     labels: Labels = Labels(),
     common: Common = Common(),
@@ -35,7 +37,7 @@ def topk(
     completion
         Show the most likely tokens at each of its positions.
     k
-        Tokens listed.
+        Tokens listed. Unset: 10. What --top-k truncates is another matter.
     """
     if (text is None) == (prompt is None):
         raise InvalidRequestError("give a prompt, as `scoring-client topk --prompt TEXT`")
@@ -45,9 +47,10 @@ def topk(
     with connect(common) as client:
         results = client.topk_logprobs(
             [PromptGroup(prompt or "", [asked])],
-            k,
+            _TOKENS_LISTED if k is None else k,
             rank=True,
             tokens=True,
+            processed_logprobs=shape.truncates,
             context=labels.context(),
             **shape.options(),
         )
@@ -57,10 +60,12 @@ def topk(
             {"prompt": prompt, "completion": completion, **jsonable(answer), "usage": results.usage}
         )
         return
+    if k is None and shape.top_k is not None:
+        print_hint(f"-k is how many tokens are listed ({_TOKENS_LISTED}); --top-k truncates")
     console = new_console()
     console.print(Text(title(prompt or "", completion or "?"), "bold"))
     if completion is None:
-        console.print(next_token_table(answer, 0))
+        console.print(next_token_table(answer, 0, truncated=shape.truncates))
     else:
         print_hints(prompt or "", [completion])
-        console.print(topk_table(answer))
+        console.print(topk_table(answer, truncated=shape.truncates))

@@ -9,7 +9,7 @@ import grpc
 from scoring_client.connection.channel import Metadata
 from scoring_client.connection.retry import ClientTimeout, short_time_limit
 from scoring_client.connection.status import error_from_rpc
-from scoring_client.errors import ScoringError, reworded
+from scoring_client.errors import ProtocolError, ScoringError, reworded
 
 ONE_SERVER = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"pick_first": {}}]}))
 """Channel option: every call goes to one and the same server."""
@@ -54,3 +54,10 @@ def admin_error(error: grpc.RpcError, request: Any = None) -> ScoringError:
     if found.code is grpc.StatusCode.NOT_FOUND and not found.reason:
         return reworded(found, f"{_NO_ADMIN_SERVICE} [{found.message}]")
     return found
+
+
+def unreadable(failure: Exception) -> ProtocolError:
+    """Return the error of an answer from which nothing could be made, with what went wrong."""
+    error = ProtocolError(f"the answer breaks the contract: {failure!r}")
+    error.__cause__ = failure
+    return error

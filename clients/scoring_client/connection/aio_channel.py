@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import grpc
 import grpc.aio
 
+from scoring_client.connection.closed import CLOSED_MEANWHILE
 from scoring_client.connection.endpoint import Endpoint
 from scoring_client.connection.forks import check_fork, uses_grpc
-from scoring_client.errors import CancelledCallError
+from scoring_client.errors import ClosedClientError
 
 
 class AioChannel:
@@ -33,7 +34,7 @@ class AioChannel:
         """Return the channel of the running loop.
 
         Raises:
-            ValueError: the client is closed, as the blocking one says it.
+            ClosedClientError: the client is closed.
         """
         loop = asyncio.get_running_loop()
         check_fork()
@@ -41,7 +42,7 @@ class AioChannel:
             uses_grpc(loop)
             return self._where
         if self._closed:
-            raise ValueError("Cannot invoke RPC on closed channel!")
+            raise ClosedClientError("this client was closed")
         if loop not in self._own:
             uses_grpc(loop)
             for ended in [other for other in list(self._own) if other.is_closed()]:
@@ -69,7 +70,7 @@ def telling_closed() -> Iterator[None]:
     was: ``gather`` would drop it without a word, and ``except ScoringError`` would not see it.
 
     Raises:
-        CancelledCallError: the channel was closed, or the call cancelled, while it ran.
+        ClosedClientError: the channel was closed, or the call cancelled, while it ran.
     """
     try:
         yield
@@ -77,6 +78,4 @@ def telling_closed() -> Iterator[None]:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise CancelledCallError(
-            "the call was cancelled: its client was closed while it ran",
-        ) from error
+        raise ClosedClientError(CLOSED_MEANWHILE) from error

@@ -217,6 +217,16 @@ def countdown(timeout: float | None, pauses: Iterable[float]) -> Iterator[tuple[
         yield max(left, _MIN_POLL_SECONDS), min(pause, max(left, 0.0))
 
 
+def telling(last: ScoringError | None, error: ScoringError) -> ScoringError:
+    """Return which of two failed looks to tell of: that time ran out says less than another reason.
+
+    Args:
+        last: Of the looks before; None = there was none, or it was answered.
+        error: Of the look just now, which the end of the wait may have cut off.
+    """
+    return last if last is not None and isinstance(error, DeadlineError) else error
+
+
 def not_ready(timeout: float | None, last: ScoringError | None) -> UnavailableError:
     """Return the error of a wait for a server: how long it was, and what was said last."""
     said, code = ("", None) if last is None else (f": {last}", last.code)

@@ -6,14 +6,18 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from scoring_client.connection.closed import CLOSED_MEANWHILE
 from scoring_client.connection.unreachable import explained, where
 from scoring_client.errors import (
+    ClosedClientError,
+    DeadlineError,
     FieldViolation,
     MessageTooLargeError,
     NoTlsError,
     ScoringError,
     UnavailableError,
     error_class,
+    reworded,
 )
 
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -31,6 +35,8 @@ _NO_SUCH_METHOD = (
 # last frame: "Data frame with END_STREAM flag received". Or its trailers had none.
 _NO_STATUS = re.compile(r"RST_STREAM|Stream removed|END_STREAM|No status received")
 _CODES_OF_NO_STATUS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+_CHANNEL_CLOSED = "Channel closed!"
+_DEADLINE = "Deadline Exceeded"
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
 
 
@@ -57,6 +63,8 @@ def error_from_rpc(
         return _message_too_large(match, message, request_id, request_bytes)
     if code is grpc.StatusCode.UNAVAILABLE and _NO_TLS.search(message):
         return _speaks_no_tls(message, request_id)
+    if code is grpc.StatusCode.CANCELLED and message == _CHANNEL_CLOSED:
+        return ClosedClientError(CLOSED_MEANWHILE, request_id=request_id)
     status = status_pb2.Status(code=code.value[0], message=message)
     for key, value in call.trailing_metadata() or ():
         if key == _DETAILS_KEY:
@@ -71,6 +79,22 @@ def error_from_rpc(
     status.code = code.value[0]
     status.message = message
     return error_from_status(status, request_id=request_id)
+
+
+def in_time(error: ScoringError, server: str, limit: float | None) -> ScoringError:
+    """Return the error of a call with one answer, saying of gRPC's own deadline whose it was.
+
+    Args:
+        error: What ended the call.
+        server: Who was asked.
+        limit: Seconds that the call had; None = no limit.
+    """
+    # A server's word has a reason.
+    if not isinstance(error, DeadlineError) or error.reason:
+        return error
+    within = "in time" if limit is None else f"within {limit:g} s"
+    said = "" if error.message == _DEADLINE else f" [{error.message}]"
+    return reworded(error, f"{server} did not answer {within}{said}")
 
 
 def error_from_status(status: Any, *, request_id: str) -> ScoringError:

@@ -17,8 +17,9 @@ class Completion:
     tokens: Tokens
     """Text or token ids. Text is tokenised apart from the prompt: mind the leading space."""
     rows: Rows | None = None
-    """Rows wanted, as spans (start, length) or as a mask with an entry for each token (a loss
-    mask). None = all; empty = none. Rows of masked turns cost no head computation."""
+    """Rows wanted, as spans (start, length) or as a mask of bools with an entry for each token (a
+    loss mask); no indices. None = all; empty = none. Rows of masked turns cost no head
+    computation."""
     candidates: npt.ArrayLike | None = None
     """Token ids whose log-prob is wanted at each wanted row: [T, C], T counting the wanted rows
     (and the next-token row when asked, as the last), or [C] or [1, C] for the same at every row.

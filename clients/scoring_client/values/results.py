@@ -70,9 +70,11 @@ class CompletionScores:
     completion_index: int
     """Index of the completion in its group."""
     prompt_length: int
-    """Tokens of the prompt: the completion's token i stands at position prompt_length + i."""
+    """Tokens of the prompt: the completion's token i stands at position prompt_length + i. 0 for a
+    failed item whose prompt was text."""
     prompt_token_ids: Int32Array | None
-    """[prompt_length], special tokens included; for a prompt of text, in the last slice."""
+    """[prompt_length], special tokens included; in the last slice. None for a failed item whose
+    prompt was text."""
     rows: Int32Array
     """[T], completion-relative, ascending; with spans or a mask only the wanted ones."""
     token_ids: Int32Array

@@ -46,9 +46,10 @@ class Sample:
     start: int
     """First token of this slice, sample-relative; 0 in a whole sample."""
     prompt_length: int
-    """Tokens of the prompt."""
+    """Tokens of the prompt; 0 for a failed item whose prompt was text."""
     prompt_token_ids: Int32Array | None
-    """[prompt_length], special tokens included; for a prompt of text, in the last slice."""
+    """[prompt_length], special tokens included; in the last slice. None for a failed item whose
+    prompt was text."""
     token_ids: Int32Array
     """[T]: every token drawn, the end-of-sequence token and what overshot a stop text included."""
     logprobs: Float32Array

@@ -17,6 +17,11 @@ Rows = Sequence[Span] | Sequence[bool] | npt.NDArray[Any] | SupportsArray
 """Spans of rows, or a mask with an entry for each token of the completion."""
 
 
+_MASK_OR_SPANS = (
+    "a mask as bools (np.array(mask, dtype=bool)), rows as spans ([(start, length), …], of indices "
+    "[(row, 1) for row in rows])"
+)
+
 _MAX_ROWS = np.iinfo(np.int32).max
 """What a message can number."""
 
@@ -30,7 +35,8 @@ def spans_of_mask(mask: npt.NDArray[np.bool_]) -> list[Span]:
 def as_spans(rows: Rows, token_count: int | None, path: str) -> list[Span]:
     """Return spans for what a caller gave as rows: spans, or a mask of bools or of 0 and 1.
 
-    Trainers keep their masks in any type, so 0.0 and 1.0 will do as well.
+    Trainers keep their masks in any type, so 0.0 and 1.0 will do as well, and so will integers
+    where they cannot be indices of rows.
 
     Args:
         rows: Spans (start, length), or a mask with an entry for each token.
@@ -38,16 +44,26 @@ def as_spans(rows: Rows, token_count: int | None, path: str) -> list[Span]:
         path: Path of the field, for errors.
 
     Raises:
-        InvalidRequestError: neither of the two, or a mask of the wrong length.
+        InvalidRequestError: neither of the two, a mask of the wrong length, or what may be a mask
+            as well as indices.
     """
     expected = "spans [(start, length), …] or a mask of bools"
     array = as_array(rows, expected, path)
     if array.size == 0:
         return []
+    if _mask_or_indices(array):
+        raise invalid(
+            path,
+            f"{array.tolist()} may be a mask or the indices of rows: give {_MASK_OR_SPANS}",
+        )
     if array.ndim == 1 and (array.dtype == np.bool_ or _zeros_and_ones(array)):
         return spans_of_mask(_checked_mask(array.astype(np.bool_), token_count, path))
     if array.ndim != 2 or array.shape[1] != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise invalid(path, f"expected {expected}, got {array.dtype} {list(array.shape)}")
+        raise invalid(
+            path,
+            f"expected {expected}, got {array.dtype} {list(array.shape)}"
+            + (f"; give {_MASK_OR_SPANS}" if array.ndim == 1 else ""),
+        )
     spans = [(int(start), int(length)) for start, length in array]
     # The server checks them against the completion; what follows would confuse this side.
     for (start, length), (next_start, _) in pairwise(spans):
@@ -57,6 +73,11 @@ def as_spans(rows: Rows, token_count: int | None, path: str) -> list[Span]:
         if start < 0 or length < 1 or start + length > _MAX_ROWS:
             raise invalid(path, f"({start}, {length}) is no span: start >= 0 and length >= 1")
     return spans
+
+
+def _mask_or_indices(array: npt.NDArray[Any]) -> bool:
+    """Return whether integers could be meant in both ways; indices ascend, as those of results."""
+    return bool(np.issubdtype(array.dtype, np.integer)) and array.tolist() in ([0], [0, 1])
 
 
 def _zeros_and_ones(array: npt.NDArray[Any]) -> bool:

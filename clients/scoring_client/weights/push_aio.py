@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import grpc
 
-from scoring_client.connection.admin_channel import admin_error
+from scoring_client.connection.admin_channel import admin_error, unreadable
 from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.retry import growing_pauses
-from scoring_client.errors import CancelledCallError, ProtocolError, ScoringError
+from scoring_client.errors import ProtocolError, ScoringError
 from scoring_client.weights.given import GivenWeights, Weights
 from scoring_client.weights.messages import part_messages
 from scoring_client.weights.options import (
@@ -81,8 +81,7 @@ async def push(
             await asyncio.gather(*(stream.commit(commit) for stream in streams.values()))
             return await _results(streams)
         finally:
-            for stream in streams.values():
-                stream.cancel()
+            await asyncio.gather(*(stream.close() for stream in streams.values()))
     finally:
         given.read_rest()
 
@@ -127,9 +126,12 @@ class _Stream:
             raise self._failure()
         return self._update
 
-    def cancel(self) -> None:
-        """Hang up, unless it is over."""
+    async def close(self) -> None:
+        """Hang up, unless it is over, and leave no task behind."""
         self._call.cancel()
+        self._reader.cancel()
+        # What it raises is not the first error, or was raised by who waited for it.
+        await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _write(self, message: bytes) -> bool:
         try:
@@ -144,20 +146,29 @@ class _Stream:
 
     async def _read(self) -> None:
         try:
+            # Who waits for this task and is cancelled cancels it: that is passed on, and is no
+            # error of the call.
+            with telling_closed():
+                self.error = await self._read_answers()
+        except ScoringError as error:
+            self.error = error
+        finally:
+            self.answered.set()
+
+    async def _read_answers(self) -> ScoringError | None:
+        """Read to the end; return why the server ended the call, if it failed."""
+        try:
             async for response in self._call:
-                self._update = weight_update(response.status)
+                try:
+                    self._update = weight_update(response.status)
+                except Exception as failure:  # noqa: BLE001 - whatever it is, it is the answer's
+                    return unreadable(failure)
                 self.answered.set()
                 if self._update.phase != "receiving":
                     self._report.update(self._update)
         except grpc.RpcError as failure:
-            self.error = await self._true_error(admin_error(failure))
-        except asyncio.CancelledError:
-            # Cancelling the call cancels whoever reads it.
-            self.error = CancelledCallError(
-                "the push was given up: its client was closed while it ran",
-            )
-        finally:
-            self.answered.set()
+            return await self._true_error(admin_error(failure))
+        return None
 
     async def _true_error(self, error: ScoringError) -> ScoringError:
         """Return why the server ended the call.

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from scoring_client.connection.admin_channel import admin_error
+from scoring_client.connection.admin_channel import admin_error, unreadable
 from scoring_client.errors import ProtocolError, ScoringError
 from scoring_client.weights.mailbox import Mailbox
 from scoring_client.weights.results import WeightUpdate, weight_update
@@ -91,8 +91,13 @@ class PushStream:
                     self._changed.notify_all()
         except grpc.RpcError as failure:
             error = admin_error(failure)
-        with self._changed:
-            self._error = error
-            self._over = True
-            self._changed.notify_all()
-        self._outgoing.close()
+        except Exception as failure:  # noqa: BLE001 - raised in the caller's thread
+            error = unreadable(failure)
+        finally:
+            # Whatever ended this thread, nobody reads any more: who waits for it is let go.
+            self._call.cancel()
+            with self._changed:
+                self._error = error
+                self._over = True
+                self._changed.notify_all()
+            self._outgoing.close()
