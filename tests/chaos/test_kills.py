@@ -16,7 +16,7 @@ import pytest
 from benchmarks.machine import describe, origin
 from tests.chaos.load import RETRYABLE, Load
 from tests.e2e.calls import SERVING, health
-from tests.e2e.processes import children, until
+from tests.e2e.processes import children, frozen, until
 from tests.e2e.served import Served, serving
 from tests.intensity import SOAK, short_or_long
 
@@ -171,9 +171,9 @@ def test_a_stopped_worker_is_noticed_and_its_calls_move() -> None:
         load.learn()
         with load.running():
             time.sleep(1.0)
-            os.kill(min(children(server.process.pid)), signal.SIGSTOP)
-            server.wait_for('"worker_hangs"', server.err)
-            until(lambda: dead_workers(server) == 1)
+            with frozen(min(children(server.process.pid))):
+                server.wait_for('"worker_hangs"', server.err)
+                until(lambda: dead_workers(server) == 1)
             until(lambda: ready_workers(server) == 2, patience=120)
             time.sleep(1.0)
         assert not load.wrong, load.wrong[:3]
