@@ -82,10 +82,10 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 	@echo 'Installing $* beside .venv (up to 150 MB to download, 700 MB on disk)'
 	@tools/install_framework.sh $*
 
-soak: $(INSTALLED) ## faults at full length (an hour), and properties on examples of no fixed seed
+soak: $(INSTALLED) ## faults at full length (an hour), properties on examples of no fixed seed, all of SmolLM2
 	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos)
 ifndef ARGS
-	SOAK=1 $(BIN)/python -m pytest -q --timeout 7200 -m hypothesis tests
+	SOAK=1 $(BIN)/python -m pytest -q --timeout 7200 -m 'hypothesis or smollm2' tests
 endif
 
 check: $(INSTALLED) ## lint, types, import rules, contract (fresh, no break), docs, GPU kernels compile, image, pins, known holes
