@@ -37,8 +37,8 @@ else
 	@exec $(BIN)/scoring-service serve $(MODEL) $(ARGS)
 endif
 
-# Three files at a time, for while servers start a core is idle; faults, which are about time as well, come
-# after all else; what is about nothing but time, or about memory over time, by itself.
+# Three files at a time, for while servers start a core is idle; what is about nothing but time, or about
+# memory over time, by itself. tests/conftest.py says in which order.
 PYTEST := $(BIN)/python -m pytest -q
 MANY := --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 # Where many share few cores, a thread that spins until others of its product are done takes the core that
@@ -50,8 +50,7 @@ ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
 	@failed=0; \
-	$(GIVE_WAY) $(PYTEST) --numprocesses 3 $(MANY) --ignore tests/chaos tests || failed=1; \
-	$(GIVE_WAY) $(PYTEST) --numprocesses 3 $(MANY) $(ALONE:%=--ignore %) tests/chaos || failed=1; \
+	$(GIVE_WAY) $(PYTEST) --numprocesses 3 $(MANY) $(ALONE:%=--ignore %) tests || failed=1; \
 	$(PYTEST) $(ALONE) || failed=1; \
 	[ $$failed = 0 ] || $(PYTEST) --cache-show cache/lastfailed; \
 	exit $$failed
