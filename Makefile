@@ -37,8 +37,8 @@ else
 	@exec $(BIN)/scoring-service serve $(MODEL) $(ARGS)
 endif
 
-# Three files at a time, for while servers start a core is idle; faults, which are about time as well, come
-# after all else; what is about nothing but time, or about memory over time, by itself.
+# Three files at a time, for while servers start a core is idle; what is about nothing but time, or about
+# memory over time, by itself. tests/conftest.py says in which order.
 PYTEST := $(BIN)/python -m pytest -q
 MANY := --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 # Where many share few cores, a thread that spins until others of its product are done takes the core that
@@ -50,8 +50,7 @@ ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
 	@failed=0; \
-	$(GIVE_WAY) $(PYTEST) --numprocesses 3 $(MANY) --ignore tests/chaos tests || failed=1; \
-	$(GIVE_WAY) $(PYTEST) --numprocesses 3 $(MANY) $(ALONE:%=--ignore %) tests/chaos || failed=1; \
+	$(GIVE_WAY) $(PYTEST) --numprocesses 3 $(MANY) $(ALONE:%=--ignore %) tests || failed=1; \
 	$(PYTEST) $(ALONE) || failed=1; \
 	[ $$failed = 0 ] || $(PYTEST) --cache-show cache/lastfailed; \
 	exit $$failed
@@ -82,10 +81,10 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 	@echo 'Installing $* beside .venv (up to 150 MB to download, 700 MB on disk)'
 	@tools/install_framework.sh $*
 
-soak: $(INSTALLED) ## faults at full length (an hour), and properties on examples of no fixed seed
+soak: $(INSTALLED) ## faults at full length (an hour), properties on examples of no fixed seed, all of SmolLM2
 	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos)
 ifndef ARGS
-	SOAK=1 $(BIN)/python -m pytest -q --timeout 7200 -m hypothesis tests
+	SOAK=1 $(BIN)/python -m pytest -q --timeout 7200 -m 'hypothesis or smollm2' tests
 endif
 
 check: $(INSTALLED) ## lint, types, import rules, contract (fresh, no break), docs, GPU kernels compile, image, pins, known holes

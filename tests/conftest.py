@@ -81,7 +81,10 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
-_WAITING = ("tests/weights/", "tests/chaos/", "tests/e2e/", "tests/plan/", "tests/helm/")
+_LAST = "tests/chaos/"
+"""Faults, which are about time as well: no process begins with them while another file is left."""
+
+_WAITING = ("tests/weights/", "tests/e2e/", "tests/plan/", "tests/helm/")
 """Where tests wait for servers more than they compute; they are long, too."""
 
 _COMPUTING = "tests/kernels/"
@@ -97,7 +100,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         files.setdefault(item.nodeid.partition("::")[0], []).append(item)
     names = sorted(files, key=lambda name: not name.startswith(_COMPUTING))
+    last = [name for name in names if name.startswith(_LAST)]
     waiting = [name for name in names if name.startswith(_WAITING)]
-    computing = [name for name in names if not name.startswith(_WAITING)]
-    turns = itertools.zip_longest(waiting, computing)
-    items[:] = [item for turn in turns for name in turn if name is not None for item in files[name]]
+    computing = [name for name in names if not name.startswith((_LAST, *_WAITING))]
+    turns = [name for turn in itertools.zip_longest(waiting, computing) for name in turn]
+    items[:] = [item for name in (*turns, *last) if name is not None for item in files[name]]

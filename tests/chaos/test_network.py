@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.load import Load
 from tests.chaos.stalling_network import StallingNamespace, StallingProxy, Way
 from tests.e2e.calls import scores, stub_of, top_k_request
-from tests.e2e.processes import descriptors, resident, until
+from tests.e2e.processes import descriptors, idle, resident, until
 from tests.e2e.served import Served, serving
 from tests.intensity import SOAK, short_or_long
 
@@ -110,5 +110,5 @@ def answers(stub: object, expected: list[float]) -> bool:
 
 def idle_figures(server: Served) -> tuple[int, int]:
     """Descriptors and bytes that the server holds when nobody calls."""
-    time.sleep(0.5)
+    until(lambda: idle(server.process.pid, 0.5))
     return descriptors(server.process.pid), resident(server.process.pid)

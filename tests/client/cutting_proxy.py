@@ -62,7 +62,7 @@ class CuttingProxy(Proxy):
         with contextlib.suppress(OSError):
             while data := near.recv(1 << 16):
                 far.sendall(data)
-        far.close()
+        _hang_up(far)
 
     def _to_client(self, near: socket.socket, far: socket.socket) -> None:
         passed: dict[int, int] = {}
@@ -83,7 +83,13 @@ class CuttingProxy(Proxy):
                         continue
                 # Headers of a stream that has ended pass: the next ones are compressed by them.
                 near.sendall(_frame(kind, flags, stream, payload))
-        near.close()
+        _hang_up(near)
+
+
+def _hang_up(end: socket.socket) -> None:
+    """Wakes the thread that passes the other way, too; the proxy closes the socket."""
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

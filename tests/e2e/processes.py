@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,20 @@ def children(pid: int) -> set[int]:
     """Processes that this one started and that it has not waited for."""
     paths = Path(f"/proc/{pid}/task").glob("*/children")
     return {int(word) for path in paths for word in path.read_text().split()}
+
+
+def kill_with_children(process: subprocess.Popen[str]) -> None:
+    """kill -9 of a process and of those that it started, and waits until all of them are gone.
+
+    A worker whose server is gone ends by itself, but not one that a test made to stand still.
+    """
+    started = children(process.pid)
+    process.kill()
+    process.wait()
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(alive(pid) for pid in started))
 
 
 def resident(pid: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.processes import children
+from tests.e2e.processes import children, kill_with_children
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(os.environ.get("SCORING_SERVICE_BIN", Path(sys.executable).parent))
@@ -134,7 +134,7 @@ def serving(
     launcher: Sequence[str] = (),
     metrics_host: str | None = None,
 ) -> Iterator[Served]:
-    """A server of its own on a free port; killed if the test did not end it.
+    """A server of its own on a free port; killed with its workers if the test did not end it.
 
     Args:
         arguments: of `serve`.
@@ -148,5 +148,4 @@ def serving(
         yield served
     finally:
         if served.process.poll() is None:
-            served.process.kill()
-            served.process.wait()
+            kill_with_children(served.process)

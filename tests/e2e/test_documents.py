@@ -153,14 +153,6 @@ SHOWN = {
 """First words of blocks that nobody types: answers, files."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    """One server for all documents."""
-    with serving() as running:
-        assert running.ready
-        yield running
-
-
 @dataclass(frozen=True)
 class Secured:
     """A server as docs/security.md starts one, and the folder that it was started in."""

@@ -9,17 +9,9 @@ import pytest
 from scoring_client.proto import score_pb2
 from tests.e2e.calls import details_of, score_request, stub_of, top_k_request
 from tests.e2e.processes import resident
-from tests.e2e.served import Served, serving
+from tests.e2e.served import Served
 
 RANDOM_IDS = np.random.default_rng(0).integers(0, 2048, 4096).tolist()
-
-
-@pytest.fixture(scope="module")
-def server():
-    """One server for this file's read-only tests."""
-    with serving() as running:
-        assert running.ready
-        yield running
 
 
 def test_32_mebibytes_arrive_under_grpcs_default_limit(server: Served) -> None:

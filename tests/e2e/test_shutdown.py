@@ -19,7 +19,7 @@ from tests.e2e.calls import (
     stub_of,
     top_k_request,
 )
-from tests.e2e.processes import alive, frozen, until
+from tests.e2e.processes import alive, frozen, idle, until
 from tests.e2e.served import serving
 
 
@@ -62,7 +62,7 @@ def test_a_drain_waits_for_a_reader_that_is_slower_than_the_worker() -> None:
         next(call)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for('"draining"', server.err)
-        time.sleep(3)
+        until(lambda: idle(server.worker_pid))
         messages = list(call)
         rows = sum(result.score.row_count for message in messages for result in message.results)
         assert rows == 400

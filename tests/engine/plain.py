@@ -40,6 +40,15 @@ def row_logits(model: Any, prompt: list[int], completion: list[int]) -> F64:
     return logits(model, [*prompt, *completion])[len(prompt) - 1 :]
 
 
+def generate(model: Any, prompt: list[int], max_tokens: int) -> list[int]:
+    """The tokens that the model itself draws at temperature 0."""
+    with torch.no_grad():
+        whole = model.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=max_tokens, pad_token_id=0
+        )
+    return whole[0, len(prompt) :].tolist()
+
+
 def log_softmax(x_T_V: F64) -> F64:
     """Log-softmax of each row in float64."""
     return x_T_V - logsumexp(x_T_V)[:, None]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from scoring_service.engine.loading.loader import LoadedModel
@@ -23,29 +22,12 @@ PROMPTS = [
 ]
 
 
-def generate(network: Any, prompt: list[int], max_tokens: int) -> list[int]:
-    with torch.no_grad():
-        whole = network.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=max_tokens, pad_token_id=0
-        )
-    return whole[0, len(prompt) :].tolist()
-
-
 @pytest.mark.parametrize("text", PROMPTS)
 def test_the_same_tokens(tiny: LoadedModel, plain_tiny: Any, text: str) -> None:
     prompt = AutoTokenizer.from_pretrained(tiny_model_path()).encode(text)
     drawn = sample(tiny, prompt, max_tokens=40)[0, 0]
-    assert drawn.token_ids == generate(plain_tiny, prompt, 40)
+    assert drawn.token_ids == plain.generate(plain_tiny, prompt, 40)
     assert drawn.finish_reason == ("stop" if drawn.token_ids[-1] == 0 else "length")
-
-
-@pytest.mark.smollm2
-def test_the_same_tokens_of_smollm2(smollm2: LoadedModel, plain_smollm2: Any) -> None:
-    assert smollm2.codec is not None
-    prompt = smollm2.codec.encode("The capital of France is", add_special_tokens=True)
-    answer = sample(smollm2, prompt, max_tokens=12, return_text=True)
-    assert answer[0, 0].token_ids == generate(plain_smollm2, prompt, 12)
-    assert "Paris" in answer[0, 0].text
 
 
 def test_logprobs_are_at_temperature_one(tiny: LoadedModel, plain_tiny: Any) -> None:

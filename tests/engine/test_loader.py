@@ -36,22 +36,6 @@ def test_the_packaged_model(tiny_bfloat16: LoadedModel, plain_tiny: Any) -> None
     assert len(info.weights_digest) == 64
 
 
-@pytest.mark.smollm2
-def test_a_gguf_file_is_what_transformers_reads_of_it(
-    smollm2_file: Path, smollm2: LoadedModel
-) -> None:
-    loaded = load_model(smollm2_file, dtype="float32")
-    info = loaded.info
-    assert info.weights_digest == smollm2.info.weights_digest
-    assert info.architecture == "LlamaForCausalLM"
-    assert info.vocab_size == 49152
-    assert info.parameter_count == 134_515_008
-    assert info.max_sequence_tokens == 8192
-    assert loaded.codec is not None
-    assert loaded.codec.size == 49152
-    assert info.eos_token_ids == (2,)
-
-
 def test_limits_are_the_least_of_all() -> None:
     def limit(**settings: Any) -> int:
         return load_model(tiny_model_path(), **settings).info.max_sequence_tokens

@@ -11,6 +11,7 @@ import pytest
 from scoring_service.engine.loading.loader import LoadedModel
 from tests.engine import plain
 from tests.engine.random_groups import random_groups
+from tests.engine.sampling import sample
 from tests.engine.scoring import EVERYTHING, Answer, Group, Scored, groups, score
 
 WITHIN = 1e-4
@@ -187,3 +188,13 @@ def test_usage(compared: Comparison) -> None:
         p * n + sum(c) for (p, c), n in zip(sizes, times, strict=True)
     )
     assert sum(u.head_rows for u in usage) == sum(sum(c) + len(c) for _, c in sizes)
+
+
+@pytest.mark.smollm2
+def test_the_same_tokens_of_smollm2(smollm2: LoadedModel, plain_smollm2: Any) -> None:
+    """As `test_greedy` asks it of the small model; here, where both are loaded already."""
+    assert smollm2.codec is not None
+    prompt = smollm2.codec.encode("The capital of France is", add_special_tokens=True)
+    answer = sample(smollm2, prompt, max_tokens=12, return_text=True)
+    assert answer[0, 0].token_ids == plain.generate(plain_smollm2, prompt, 12)
+    assert "Paris" in answer[0, 0].text

@@ -17,9 +17,10 @@ from scoring_client.proto import (
 )
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.local import LocalExecutor
+from scoring_service.rpc.server import ServerConfig
 from scoring_service.types import EngineConfig
 from tests.rpc.calls import collect, group
-from tests.rpc.conftest import RunningServer, run_server
+from tests.rpc.conftest import LIMITS, RunningServer, run_server
 
 PROGRESS_SECONDS = 0.2
 
@@ -41,6 +42,10 @@ def long_sample(priority: int, max_tokens: int) -> sample_pb2.SampleRequest:
         sampling=sample_pb2.SamplingParams(max_tokens=max_tokens, ignore_eos=True),
         context=context_pb2.RequestContext(priority=priority),
     )
+
+
+def test_signs_of_life_come_as_often_as_the_contract_says() -> None:
+    assert ServerConfig("127.0.0.1", 0, LIMITS, 1.0).progress_seconds == 15.0
 
 
 async def test_a_call_that_waits_says_how_many_tokens_are_ahead(impatient: RunningServer) -> None:

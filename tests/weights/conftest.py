@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest_asyncio
 
-from scoring_client.proto import admin_pb2, admin_pb2_grpc, score_pb2
+from scoring_client.proto import admin_pb2, admin_pb2_grpc, context_pb2, score_pb2
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
@@ -26,6 +26,8 @@ from tests.weights.trainer import State, messages
 ENGINE = EngineConfig(
     model=str(tiny_model_path()), dtype="float32", memory_utilization=0.02, threads=1
 )
+PROGRESS_SECONDS = 0.5
+"""In place of 15, after which a call that waits shows it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ async def weight_server(
     telemetry = Telemetry(Metrics())
     async with (
         run_server(
-            lambda _index: LocalExecutor(engine), settings, telemetry, admin=admin
+            lambda _index: LocalExecutor(engine),
+            settings,
+            telemetry,
+            admin=admin,
+            progress_seconds=PROGRESS_SECONDS,
         ) as running,
         grpc.aio.insecure_channel(running.target) as channel,
     ):
@@ -79,6 +85,16 @@ async def served() -> AsyncIterator[WeightServer]:
     """One for tests that leave its weights as they were, or say what they are."""
     async with weight_server() as server:
         yield server
+
+
+async def begin_to_wait(
+    server: WeightServer, prompt: list[int], completion: list[int], expect: context_pb2.Expect
+) -> AsyncIterator[Any]:
+    """The answer to a call for weights to come, once it has shown that it waits for them."""
+    request = score_pb2.ScoreRequest(groups=[group(prompt, completion)], expect=expect)
+    call = server.scoring.Score(request, timeout=60)
+    assert (await call.read()).HasField("progress")
+    return the_rest(call)
 
 
 async def the_rest(call: Any) -> AsyncIterator[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import Any
 
 import grpc
 import pytest
@@ -14,6 +13,7 @@ from scoring_client import AdminClient, AsyncAdminClient, AsyncScoringClient, Sc
 from scoring_client.proto import (
     admin_pb2,
     admin_pb2_grpc,
+    context_pb2,
     model_info_pb2,
     score_pb2,
     service_pb2_grpc,
@@ -30,19 +30,27 @@ from scoring_service.serve import _admin_config
 from scoring_service.telemetry.metrics import Metrics
 from tests.rpc.calls import failure, group, reason
 from tests.rpc.conftest import LIMITS
-from tests.weights.conftest import ENGINE, WeightServer, the_rest
+from tests.weights.conftest import ENGINE, PROGRESS_SECONDS, WeightServer, begin_to_wait
 from tests.weights.trainer import Trainer
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
+FIRST = context_pb2.Expect(min_weight_version=1)
 ADMIN, SCORING = "scoring.v1.AdminService", "scoring.v1.ScoringService"
 
 
-async def settled_health(channel: grpc.aio.Channel, service: str) -> int:
-    """What health says once it has been told."""
-    await asyncio.sleep(0.05)
+async def health(channel: grpc.aio.Channel, service: str) -> int:
     request = health_pb2.HealthCheckRequest(service=service)
     return (await health_pb2_grpc.HealthStub(channel).Check(request)).status
+
+
+async def told_to_serve(channel: grpc.aio.Channel, service: str) -> None:
+    """Waits until health says so."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    watch = health_pb2_grpc.HealthStub(channel).Watch(request)
+    while (await watch.read()).status != SERVING:
+        pass
+    watch.cancel()
 
 
 async def test_calls_are_taken_once_weights_were_committed() -> None:
@@ -59,7 +67,10 @@ async def test_calls_are_taken_once_weights_were_committed() -> None:
             if sample.name == name
         )
 
-    config = ServerConfig("127.0.0.1", 0, LIMITS, 5.0, admin=AdminConfig(engine=ENGINE))
+    admin_config = AdminConfig(engine=ENGINE)
+    config = ServerConfig(
+        "127.0.0.1", 0, LIMITS, 5.0, admin=admin_config, progress_seconds=PROGRESS_SECONDS
+    )
     running = Server(config, pool)
     await running.start()
     target = f"127.0.0.1:{running.port}"
@@ -71,8 +82,8 @@ async def test_calls_are_taken_once_weights_were_committed() -> None:
             while pool.state is PoolState.LOADING:
                 await pool.wait_changed()
             assert pool.state is PoolState.AWAITING_WEIGHTS, pool.stage
-            assert await settled_health(channel, SCORING) == NOT_SERVING
-            assert await settled_health(channel, ADMIN) == SERVING
+            await told_to_serve(channel, ADMIN)  # which comes last
+            assert await health(channel, SCORING) == NOT_SERVING
             # Its worker answers; whoever is alarmed by that alone would hear nothing.
             assert (shown("scoring_ready"), shown("scoring_worker_ready")) == (0, 1)
             assert await admin.takes_updates()
@@ -88,13 +99,16 @@ async def test_calls_are_taken_once_weights_were_committed() -> None:
                 await server.push({}, 1)
             await check_refused(server)
             assert not ready.done()
-            waiting, scorer = await begin_to_wait(server), AsyncScoringClient(target)
+            waiting, scorer = (
+                await begin_to_wait(server, [5, 6], [7, 8], FIRST),
+                AsyncScoringClient(target),
+            )
             coming = asyncio.create_task(scorer.wait_for_version(1, timeout=60))
             trainer = Trainer()
             trainer.step()
             await server.push(trainer.states[1], 1)
             assert await ready
-            assert await settled_health(channel, SCORING) == SERVING
+            await told_to_serve(channel, SCORING)
             assert (await server.score([5, 6], [7, 8])).weight_version == 1
             results = [result async for message in waiting for result in message.results]
             assert [result.weight_version for result in results] == [1]
@@ -126,15 +140,6 @@ async def check_refused(server: WeightServer) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="waits for weights"):
         await server.scoring.GetModelInfo(model_info_pb2.GetModelInfoRequest())
     assert (await server.admin.GetWeights(admin_pb2.GetWeightsRequest())).version == 0
-
-
-async def begin_to_wait(server: WeightServer) -> Any:
-    """A call that the weights to come are to answer, once it has shown that it waits."""
-    request = score_pb2.ScoreRequest(groups=[group([5, 6], [7, 8])])
-    request.expect.min_weight_version = 1
-    call = server.scoring.Score(request, timeout=60)
-    assert (await call.read()).HasField("progress")
-    return the_rest(call)
 
 
 async def test_where_there_is_no_admin_service() -> None:

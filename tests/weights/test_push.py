@@ -20,7 +20,7 @@ from scoring_client.proto import (
     weights_pb2,
 )
 from tests.rpc.calls import collect, failure, group, reason
-from tests.weights.conftest import WeightServer, the_rest, weight_server
+from tests.weights.conftest import WeightServer, begin_to_wait, the_rest, weight_server
 from tests.weights.trainer import TOLERANCE, State, Trainer, begin, chunk, commit, messages, part
 
 PROMPT, COMPLETION = list(range(40, 70)), list(range(300, 320))
@@ -159,12 +159,10 @@ async def test_a_call_waits_for_its_version(one: WeightServer, trainer: Trainer)
     """`min_weight_version` is answered as soon as the commit is done, and other calls before it."""
     version = trainer.step()
     expect = context_pb2.Expect(min_weight_version=version)
-    waiting = asyncio.create_task(one.score(PROMPT, COMPLETION, expect=expect))
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
+    waiting = await begin_to_wait(one, PROMPT, COMPLETION, expect)
     await one.push(trainer.states[version], version)
-    async with asyncio.timeout(1):
-        assert (await waiting).weight_version == version
+    results = [result async for message in waiting for result in message.results]
+    assert [result.weight_version for result in results] == [version]
     older = score_pb2.ScoreRequest(
         groups=[group(PROMPT, COMPLETION)], expect=context_pb2.Expect(weight_version=version - 1)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -153,6 +154,27 @@ async def test_a_worker_killed_after_a_commit(processes: WeightServer, trainer: 
         assert worker.weights == {processes.pool.weights.current.number}
 
 
+async def test_a_worker_killed_while_it_stages(processes: WeightServer, trainer: Trainer) -> None:
+    """The other one goes on with the update, and is not waited for."""
+    version = await asyncio.to_thread(trainer.step)
+    first = processes.pool.workers[0]
+    pid, starts = first._run.executor.pid, first.starts
+    os.kill(pid, signal.SIGSTOP)
+    statuses = []
+    try:
+        async for answer in processes.admin.PushWeights(messages(trainer.states[version], version)):
+            statuses.append(answer.status)
+            if answer.status.phase == STAGING:
+                os.kill(pid, signal.SIGKILL)
+        assert STAGING in {status.phase for status in statuses}
+        assert (statuses[-1].phase, statuses[-1].workers_total) == (COMMITTED, 1)
+        assert (await processes.score([5, 6], [7])).weight_version == version
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await restarted(processes, first.index, starts)
+
+
 _HALF = """
 import sys, time, grpc
 from scoring_client.proto import admin_pb2 as a, admin_pb2_grpc as g, weights_pb2 as w
@@ -233,21 +255,3 @@ async def test_in_place_while_calls_come(processes: WeightServer, trainer: Train
             assert weights_pb2.WEIGHT_UPDATE_PHASE_APPLYING in phases
             assert (await processes.score([5, 6], [7])).weight_version == version
     assert traffic.check(trainer)["score"] > 0
-
-
-async def test_a_worker_killed_while_it_stages(processes: WeightServer, trainer: Trainer) -> None:
-    """The other one goes on with the update, and is not waited for.
-
-    The last test of this file: that it comes back with what was committed is shown above.
-    """
-    version = await asyncio.to_thread(trainer.step)
-    first = processes.pool.workers[0]
-    os.kill(first._run.executor.pid, signal.SIGSTOP)
-    statuses = []
-    async for answer in processes.admin.PushWeights(messages(trainer.states[version], version)):
-        statuses.append(answer.status)
-        if answer.status.phase == STAGING:
-            os.kill(first._run.executor.pid, signal.SIGKILL)
-    assert STAGING in {status.phase for status in statuses}
-    assert (statuses[-1].phase, statuses[-1].workers_total) == (COMMITTED, 1)
-    assert (await processes.score([5, 6], [7])).weight_version == version
