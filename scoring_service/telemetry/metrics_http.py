@@ -49,6 +49,13 @@ def serve_metrics(
     return int(server.server_port)
 
 
+def listening_address(host: str) -> str:
+    """The address as gRPC takes it: all are those of both families, and [::1] has brackets."""
+    if host in ("0.0.0.0", "[::]") and socket.has_dualstack_ipv6():
+        return "::"
+    return host.removeprefix("[").removesuffix("]")
+
+
 class _Handler(WSGIRequestHandler):
     def handle(self) -> None:
         with contextlib.suppress(TimeoutError, ConnectionError):

@@ -67,7 +67,8 @@ def test_troubleshooting_has_an_entry_for_each_reason() -> None:
 def test_metrics_of_alerts_exist() -> None:
     alerts = (ROOT / "docs/operating.md").read_text().split("\n## Alerts\n")[1].split("\n## ")[0]
     named = set(re.findall(r"\b(?:scoring|grpc_server)_\w+", alerts))
-    source = (ROOT / "scoring_service/telemetry/metrics.py").read_text()
+    files = sorted((ROOT / "scoring_service/telemetry").glob("*metrics.py"))
+    source = "".join(file.read_text() for file in files)
     known = set(re.findall(r'"((?:scoring|grpc_server)_\w+)"', source))
     assert len(named) >= 6
     # Some gauges are registered without their prefix.

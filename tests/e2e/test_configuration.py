@@ -293,7 +293,9 @@ def test_a_model_may_be_named_in_the_file_and_in_the_environment(tmp_path: Path)
     assert_named(run(SCORING_MODEL="./no/such/folder"), "no/such/folder")
 
 
-@pytest.mark.parametrize("flags", [["--port"], ["--port", "0", "--health-port"]])
+@pytest.mark.parametrize(
+    "flags", [["--port"], ["--port", "0", "--health-port"], ["--port", "0", "--metrics-port"]]
+)
 def test_a_port_in_use_is_named(flags: list[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -301,7 +303,7 @@ def test_a_port_in_use_is_named(flags: list[str]) -> None:
         port = str(taken.getsockname()[1])
         ended = run(*flags, port)
     assert ended.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in ended.stderr
+    assert f"error: cannot listen on 127.0.0.1:{port}: Address already in use" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -32,8 +32,7 @@ from scoring_client import (
 from scoring_client.proto import service_pb2_grpc
 from scoring_service.config import ServeConfig
 from scoring_service.models import tiny_model_path
-from scoring_service.rpc.models import RequestLimits
-from scoring_service.serve import _server_config
+from scoring_service.serving.settings import server_config
 from scoring_service.types import EngineConfig
 from tests.e2e.calls import sample_request, score_request
 from tests.e2e.processes import frozen
@@ -476,9 +475,8 @@ def test_the_server_accepts_an_examples_settings(path: Path, tmp_path: Path) -> 
         config = ServeConfig(
             **{k: Path(v) if k.startswith(("tls_", "auth_")) else v for k, v in settings.items()}
         )
-        limits = RequestLimits(1, 1, 1, None)
         engine = EngineConfig("tiny")
-        assert _server_config(config, limits, engine).host == "0.0.0.0"
+        assert server_config(config, engine).host == "0.0.0.0"
         file = tmp_path / f"{name}.yaml"
         file.write_text(only(manifests, "ConfigMap", f"-{name}-settings")["data"]["serve.yaml"])
         done = subprocess.run(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from scoring_service import serve
 from scoring_service.config import ServeConfig
 from scoring_service.pool.workers.readiness import PoolState
+from scoring_service.serving import announcing
 
 
 class Answering:
@@ -33,15 +33,15 @@ class Loading:
 async def test_a_server_that_ends_while_it_loads_is_reported_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serve, "_REPORT_SECONDS", 0.01)
+    monkeypatch.setattr(announcing, "_REPORT_SECONDS", 0.01)
     server: Any = Loading()
     pool: Any = SimpleNamespace(name="m", stage="reading", state=PoolState.LOADING)
     with capture_logs() as logs:
-        announcing = asyncio.create_task(serve._announce(server, pool, ServeConfig()))
+        task = asyncio.create_task(announcing.announce(server, pool, ServeConfig()))
         await asyncio.sleep(0.1)
         assert logs
-        announcing.cancel()
-        await asyncio.wait([announcing])
+        task.cancel()
+        await asyncio.wait([task])
         await asyncio.sleep(0)
         logs.clear()
         await asyncio.sleep(0.1)
@@ -63,6 +63,6 @@ async def test_a_model_without_tokenizer_is_warned_of(reason: str) -> None:
     server: Any = Answering()
     pool: Any = SimpleNamespace(name="m", stage="", info=SimpleNamespace(**facts))
     with capture_logs() as logs:
-        await serve._announce(server, pool, ServeConfig())
+        await announcing.announce(server, pool, ServeConfig())
     warned = [line for line in logs if line["log_level"] == "warning"]
     assert [line["reason"] for line in warned] == ([reason] if reason else [])

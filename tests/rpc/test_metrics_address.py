@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from scoring_service.rpc.listening import listen
-from scoring_service.telemetry.metrics import Metrics, _listening_address
+from scoring_service.telemetry.metrics import Metrics
+from scoring_service.telemetry.metrics_http import listening_address
 
 
 def has_ipv6() -> bool:
@@ -51,4 +52,4 @@ def test_all_addresses_are_those_of_both_families(
 ) -> None:
     """As gRPC has it: a cluster of IPv6 alone could not read metrics otherwise."""
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: dual)
-    assert _listening_address(host) == ("::" if dual else host.strip("[]"))
+    assert listening_address(host) == ("::" if dual else host.strip("[]"))

@@ -14,7 +14,7 @@ from scoring_client.proto import admin_pb2, admin_pb2_grpc
 from scoring_service.config import ServeConfig
 from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.rpc.admin.config import AdminConfig
-from scoring_service.serve import _admin_config
+from scoring_service.serving.settings import admin_config
 from tests.rpc.calls import failure, reason, violations
 from tests.rpc.conftest import run_server
 from tests.weights.conftest import ENGINE, weight_server
@@ -87,16 +87,16 @@ async def test_a_server_without_it() -> None:
 )
 def test_where_the_service_is(settings: dict[str, Any], *, there: bool) -> None:
     """Where callers are known, or nobody else can call, or it was asked for."""
-    assert (_admin_config(ServeConfig(**settings), ENGINE) is not None) == there
+    assert (admin_config(ServeConfig(**settings), ENGINE) is not None) == there
 
 
 def test_certificates_need_names() -> None:
     """With certificates and without tokens only those that are listed have the scope."""
     config = ServeConfig(tls_client_ca=Path("c"), admin_names=("trainer",))
-    admin = _admin_config(config, ENGINE)
+    admin = admin_config(config, ENGINE)
     assert admin is not None
     assert admin.names == {"trainer"}
-    tokens = _admin_config(ServeConfig(tls_client_ca=Path("c"), auth_tokens=Path("t")), ENGINE)
+    tokens = admin_config(ServeConfig(tls_client_ca=Path("c"), auth_tokens=Path("t")), ENGINE)
     assert tokens is not None
     assert tokens.names is None
 

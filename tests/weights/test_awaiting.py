@@ -26,7 +26,7 @@ from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin.servicer import AdminConfig
 from scoring_service.rpc.server import Server, ServerConfig
-from scoring_service.serve import _admin_config
+from scoring_service.serving.settings import admin_config
 from scoring_service.telemetry.metrics import Metrics
 from tests.rpc.calls import failure, group, reason
 from tests.rpc.conftest import LIMITS
@@ -159,5 +159,5 @@ async def test_where_there_is_no_admin_service() -> None:
 def test_weights_that_nobody_may_push_are_not_waited_for() -> None:
     waiting = ServeConfig(host="0.0.0.0", allow_insecure=True, await_weights=True)
     with pytest.raises(ConfigurationError, match="nobody could push"):
-        _admin_config(waiting, ENGINE)
-    assert _admin_config(dataclasses.replace(waiting, allow_admin=True), ENGINE) is not None
+        admin_config(waiting, ENGINE)
+    assert admin_config(dataclasses.replace(waiting, allow_admin=True), ENGINE) is not None

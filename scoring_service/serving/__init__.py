@@ -1,0 +1,1 @@
+"""What `serve` is made of: the settings of each room, and what people are told."""
