@@ -238,7 +238,7 @@ class WorkerPool:
             log.warning("drain_timeout", model=self.name, calls=len(streams))
             fault = Fault(Reason.DRAINING, "the server shut down before this call ended")
             for stream in streams:
-                self._calls.fail(stream, fault)
+                self._calls.ends.fail(stream, fault)
         if self._housekeeping is not None:
             self._housekeeping.cancel()
         stops = (worker.stop(_STOP_SECONDS) for worker in self.workers)

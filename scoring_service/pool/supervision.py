@@ -64,7 +64,7 @@ class Supervision:
         """Ends what was admitted where no worker is going to answer it."""
         if (fault := self._readiness.hopeless) is not None:
             for stream in list(self._calls.streams.values()):
-                self._calls.fail(stream, fault)
+                self._calls.ends.fail(stream, fault)
 
     def _update(self) -> None:
         self._readiness.update()
@@ -162,9 +162,9 @@ class Supervision:
             stream.told = None
             if any(part.weights is not None for part in stream.waiting):
                 message = "the workers died that had the weights which this call began with"
-                self._calls.fail(stream, Fault(Reason.WORKER_DIED, message, retry_after=0.1))
+                self._calls.ends.fail(stream, Fault(Reason.WORKER_DIED, message, retry_after=0.1))
             elif stream.insists_against(info):
-                self._calls.fail(stream, required_weights_replaced())
+                self._calls.ends.fail(stream, required_weights_replaced())
 
     def commit(self, weight_set: WeightSet) -> None:
         """Calls begin with these weights from now on."""
@@ -172,7 +172,7 @@ class Supervision:
         self._readiness.info = weight_set.info
         for worker in self._workers:
             worker.prefixes.clear()  # what they hold was computed with other weights
-        self._calls.end_audits(weight_set.info)
+        self._calls.ends.end_audits(weight_set.info)
         if self._readiness.state is PoolState.AWAITING_WEIGHTS:
             self._update()
         self._readiness.tell()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from scoring_service.engine.events import CallFailed, LoadProgress
 from scoring_service.errors import Reason
 from scoring_service.pool.background import supervised
-from scoring_service.pool.calls.admitted import AdmittedCalls
+from scoring_service.pool.calls.call_ends import CallEnds
 from scoring_service.pool.streams.stream import CallStream
 from scoring_service.pool.workers.worker import Worker
 from tests.pool.scripted import Scripted, ScriptedExecutor, score_call
@@ -44,14 +44,14 @@ async def test_work_that_is_cancelled_ends() -> None:
 async def test_a_call_that_cannot_be_ended_leaves_the_others_their_deadlines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expire = AdmittedCalls.expire
+    expire = CallEnds.expire
 
-    def fails(calls: AdmittedCalls, stream: CallStream) -> None:
+    def fails(calls: CallEnds, stream: CallStream) -> None:
         if stream.call.request_id.startswith("broken"):
             raise RuntimeError("a bug")
         expire(calls, stream)
 
-    monkeypatch.setattr(AdmittedCalls, "expire", fails)
+    monkeypatch.setattr(CallEnds, "expire", fails)
     made = await Scripted(1).start()
     soon = time.monotonic() + 0.1
     # Which of them is looked at first is not said: one that fails lies on either side of most.

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from scoring_service.engine.events import CallFinished
 from scoring_service.errors import Reason
-from scoring_service.pool.calls.admitted import AdmittedCalls
+from scoring_service.pool.calls.call_ends import CallEnds
 from scoring_service.pool.supervision import Supervision
 from scoring_service.pool.weights.sets import WeightSets
 from scoring_service.pool.weights.staging import WorkerStaging
@@ -78,8 +78,8 @@ async def test_before_calls_begin_with_the_new_weights(
 @pytest.mark.parametrize(
     ("owner", "name", "staging"),
     [
-        (AdmittedCalls, "end_audits", Staging.BESIDE),
-        (AdmittedCalls, "end_audits", Staging.IN_PLACE),
+        (CallEnds, "end_audits", Staging.BESIDE),
+        (CallEnds, "end_audits", Staging.IN_PLACE),
         (Supervision, "change_samples", Staging.BESIDE),
     ],
 )

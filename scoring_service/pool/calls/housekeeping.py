@@ -35,7 +35,7 @@ async def expire_calls_periodically(calls: AdmittedCalls, settings: PoolSettings
 
 def _look(calls: AdmittedCalls, stream: CallStream, now: float, reader_timeout: float) -> None:
     if stream.call.deadline < now and not stream.ended:
-        calls.expire(stream)
+        calls.ends.expire(stream)
     elif stream.unread and now - stream.last_read > reader_timeout:
         _stalled(calls, stream, reader_timeout)
 
@@ -43,4 +43,4 @@ def _look(calls: AdmittedCalls, stream: CallStream, now: float, reader_timeout: 
 def _stalled(calls: AdmittedCalls, stream: CallStream, seconds: float) -> None:
     message = f"the reader took nothing for {seconds:g} s while {stream.unread} bytes waited"
     log.warning("reader_stalled", request_id=stream.call.request_id, unread=stream.unread)
-    calls.stalled(stream, Fault(Reason.READER_STALLED, message))
+    calls.ends.stalled(stream, Fault(Reason.READER_STALLED, message))

@@ -28,9 +28,9 @@ def part_event(calls: AdmittedCalls, worker: Worker, event: CallEvent) -> None:
                 worker.drop(part)
                 part.stream.running.pop(part.part_id, None)
                 calls.retry(part, alone=True)
-                calls.free(part)
+                calls.parts.free(part)
             else:
-                calls.fail(part.stream, fault)
+                calls.ends.fail(part.stream, fault)
             calls.dispatcher.dispatch()
         case _:
             _answered(calls, worker, part, event)
@@ -56,10 +56,10 @@ def move_parts(
         stream.running.pop(part.part_id, None)
         if part.retried or not can_move:
             stream.usage += part.delivered.usage
-            calls.fail(stream, fault)
+            calls.ends.fail(stream, fault)
         else:
             calls.retry(part)
-        calls.free(part)
+        calls.parts.free(part)
 
 
 def _started(calls: AdmittedCalls, part: Part, event: CallStarted) -> None:
@@ -73,10 +73,10 @@ def _finished(calls: AdmittedCalls, worker: Worker, part: Part, usage: Usage) ->
     stream = part.stream
     worker.drop(part)
     stream.running.pop(part.part_id, None)
-    calls.free(part)
+    calls.parts.free(part)
     stream.usage += usage
     calls.admission.finished(stream.call.call_id, part.tokens, part.sent)
-    calls.finish_if_done(stream)
+    calls.ends.finish_if_done(stream)
     calls.dispatcher.dispatch()
 
 
@@ -84,8 +84,8 @@ def _answered(calls: AdmittedCalls, worker: Worker, part: Part, event: CallEvent
     stream = part.stream
     part.delivered.note(event)
     if stream.watch is not None:
-        stream.watch.note(event, worker.index, calls.digest_of(part))
-    calls.tell_weights(part)
+        stream.watch.note(event, worker.index, calls.parts.digest_of(part))
+    calls.parts.tell_weights(part)
     before = stream.unread
     stream.push(event, part)
     calls.dispatcher.answered(stream.client, stream.unread - before)

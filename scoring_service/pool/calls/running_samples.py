@@ -45,7 +45,7 @@ def change_samples(
             calls.retry(part, anew=True)
         else:
             _abort(calls, part)
-        calls.free(part)
+        calls.parts.free(part)
     if count:
         calls.admission.throughput.dropped()
     log.info("samples_changed", policy=str(policy), when=reason, parts=count)
@@ -64,7 +64,7 @@ def _change_waiting(calls: AdmittedCalls, policy: RunningSamples, info: EngineIn
             if not part.stream.ended:
                 _abort(calls, part)
     for part in begun:
-        calls.free(part)  # one that goes on is begun again with whatever weights are running
+        calls.parts.free(part)  # one that goes on is begun again with whatever weights are running
     return len(begun)
 
 
@@ -80,7 +80,7 @@ def _abort(calls: AdmittedCalls, part: Part) -> None:
     for event in _unfinished(part):
         stream.push(event)
     stream.usage += part.delivered.usage
-    calls.finish_if_done(stream)
+    calls.ends.finish_if_done(stream)
 
 
 def _unfinished(part: Part) -> Iterator[ItemFailed]:
