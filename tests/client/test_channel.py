@@ -203,6 +203,14 @@ def test_an_async_client_serves_one_loop_after_the_other():
         asyncio.run(end())
 
 
+def test_a_client_shows_where_it_asks_and_no_token():
+    with ScoringClient("127.0.0.1:1", token="secret") as client:
+        assert repr(client) == "ScoringClient('127.0.0.1:1')"
+        again = ScoringClient(channel=client._channel)
+        assert repr(again) == "ScoringClient(channel=…)"
+    assert repr(AsyncScoringClient("127.0.0.1:1")) == "AsyncScoringClient('127.0.0.1:1')"
+
+
 def test_a_client_that_was_closed_opens_no_channel():
     async def main(client):
         await client.close()

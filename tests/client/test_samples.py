@@ -33,6 +33,16 @@ def test_samples_of_several_prompts(ask, server):
     assert len(results.processing) == 1
 
 
+def test_a_sample_knows_its_version(ask):
+    with ToyServer(version=7, max_slice=1) as server:
+        ((sample,), (failed,)) = ask(
+            server.target, "sample", [[1], [999]], max_tokens=3, on_error="return"
+        )
+        parts = ask(server.target, "sample_slices", [[1]], max_tokens=3, seed=1)
+    assert (sample.weight_version, failed.weight_version) == (7, None)
+    assert [part.weight_version for part in parts] == [7 if part.last else None for part in parts]
+
+
 def test_the_same_seed_draws_the_same(ask, server):
     first = ask(server.target, "sample", [[1, 2]], n=3, max_tokens=5)
     again = ask(server.target, "sample", [[1, 2]], n=3, max_tokens=5, seed=first[0][0].seed)

@@ -241,6 +241,22 @@ def test_progress_starts_the_count_again():
         attempts.wait_after(unavailable(), progressed=False)
 
 
+def test_who_gives_up_says_after_how_many_attempts():
+    clock = Clock()
+    attempts = Attempts(RetryPolicy(max_attempts=2), 600, clock)
+    died = UnavailableError("died", reason="WORKER_DIED")
+    attempts.wait_after(died, progressed=False)
+    clock.now += 1.5
+    with pytest.raises(UnavailableError) as raised:
+        attempts.wait_after(died, progressed=False)
+    gave_up = "gave up after 2 attempts in 1.5 s: a client's max_attempts= rides out a restart"
+    assert raised.value.message == f"died; {gave_up}"
+    assert raised.value.reason == "WORKER_DIED"
+    # Who asked for one attempt knows.
+    with pytest.raises(UnavailableError, match=r"^died$"):
+        Attempts(RetryPolicy(max_attempts=1), None).wait_after(died, progressed=False)
+
+
 def test_there_is_at_least_one_attempt():
     with pytest.raises(ValueError, match="max_attempts"):
         ScoringClient(max_attempts=0)

@@ -33,6 +33,9 @@ class BlockingClient:
     def __reduce__(self) -> Reopened:
         return _reopened(type(self), self._arguments)
 
+    def __repr__(self) -> str:
+        return _shown(self, self._arguments)
+
     def __enter__(self) -> Self:
         return self
 
@@ -67,6 +70,9 @@ class AsyncClient:
     def __reduce__(self) -> Reopened:
         return _reopened(type(self), self._arguments)
 
+    def __repr__(self) -> str:
+        return _shown(self, self._arguments)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -86,6 +92,12 @@ class AsyncClient:
 def given(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return a constructor's arguments, of its ``locals()`` before it has any other."""
     return {name: value for name, value in variables.items() if name not in ("self", "__class__")}
+
+
+def _shown(client: object, arguments: Mapping[str, Any]) -> str:
+    """Return where a client asks; nothing of its token and keys."""
+    where = repr(arguments["target"]) if arguments["channel"] is None else "channel=…"
+    return f"{type(client).__name__}({where})"
 
 
 def _reopened(kind: Callable[..., Any], arguments: Mapping[str, Any]) -> Reopened:

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, Self
 
 from scoring_client.connection.servers import ServerCount
-from scoring_client.errors import DeadlineError, ScoringError, UnavailableError, invalid
+from scoring_client.errors import DeadlineError, ScoringError, UnavailableError, invalid, reworded
 
 INITIAL_BACKOFF = 0.25
 """Seconds before the first retry, before jitter."""
@@ -88,6 +88,7 @@ class Attempts:
         self._policy = policy
         self._clock = clock
         self._timeout = timeout
+        self._began = clock()
         self._deadline = None if timeout is None else clock() + timeout
         self._failures = 0
         self._servers = servers or ServerCount(None)
@@ -126,6 +127,7 @@ class Attempts:
         """
         if progressed:
             self._failures = 0
+            self._began = self._clock()
             self._refused_by.clear()
         if error.reason in OTHER_WEIGHTS and self._is_another_left(error):
             pause = _OTHER_SERVER_PAUSE * len(self._refused_by)
@@ -137,8 +139,18 @@ class Attempts:
         counts = error.reason != "DRAINING" or self._policy.max_attempts == 1
         self._failures += counts
         if counts and not self._policy.allows(error, self._failures):
-            raise error
+            raise self._given_up(error)
         return self._in_time(self._policy.delay(error, max(self._failures, 1)), error)
+
+    def _given_up(self, error: ScoringError) -> ScoringError:
+        """Return the last error, with why it is the last one though time may be left."""
+        if not error.retryable or self._failures < 2:
+            return error
+        return reworded(
+            error,
+            f"{error.message}; gave up after {self._failures} attempts in "
+            f"{self._clock() - self._began:.1f} s: a client's max_attempts= rides out a restart",
+        )
 
     def _is_another_left(self, error: ScoringError) -> bool:
         """Return whether a server that has not refused may have the weights that are wanted."""

@@ -81,6 +81,14 @@ class Sample:
     error: ScoringError | None = None
     """Why the item failed, with ``on_error="return"``."""
 
+    @property
+    def weight_version(self) -> int | None:
+        """Version of the weights behind its last token; None before the last slice, or if failed.
+
+        ``weight_spans`` tells where it changed before.
+        """
+        return self.weight_spans[-1].weight_version if self.weight_spans else None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleResults(Sequence[tuple[Sample, ...]]):
