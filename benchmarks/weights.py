@@ -158,11 +158,22 @@ async def _run_sink(pipe: Connection) -> None:
 @contextmanager
 def _serving(target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
     """A server in a process of its own; what it sent first."""
+    with _process(target, *arguments) as pipe:
+        yield pipe.recv()
+
+
+@contextmanager
+def _process(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
+    """A process of its own; the other end of its first argument, where nothing comes once it died.
+
+    Reading that end then raises EOFError.
+    """
     ours, theirs = _SPAWN.Pipe()
     process = _SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
     process.start()
+    theirs.close()  # else its end would stay open here, whatever became of the process
     try:
-        yield ours.recv()
+        yield ours
     finally:
         process.terminate()
         process.join()
@@ -259,18 +270,17 @@ def _whole_way(tensors: dict[str, torch.Tensor], arguments: argparse.Namespace) 
         idle = _pushes(admin, tensors, total, pids, repetitions, first_version=1)
         masters = _masters(tensors)
         converted = _pushes(admin, masters, total, pids, repetitions, first_version=50)
-        with _serving(_score_all_the_time, target) as calls_begin:
+        with _scoring(target) as latencies:
             time.sleep(arguments.seconds)
             quiet_end = time.monotonic()
             busy = _pushes(admin, tensors, total, pids, repetitions, first_version=100, pause=0.5)
-            latencies = _ask_latencies(target)
-        del calls_begin
+            calls = latencies()
     return {
         "workers": arguments.workers,
         "pushes_idle": idle,
         "pushes_of_float32_idle": converted,
         "pushes_while_scoring": busy,
-        "scoring": _pauses(latencies, quiet_end, busy),
+        "scoring": _pauses(calls, quiet_end, busy),
     }
 
 
@@ -338,33 +348,34 @@ def _ready(log: Path, process: Any) -> str:
     raise RuntimeError(f"the server ended; see {log}")
 
 
-_LATENCIES = Path("build/benchmark-weights-latencies.json")
+@contextmanager
+def _scoring(target: str) -> Iterator[Callable[[], list[tuple[float, float, int]]]]:
+    """Small calls all the while, from a process of its own; what ends them and tells of each.
+
+    That one raises EOFError or OSError where the process has died.
+    """
+
+    def latencies() -> list[tuple[float, float, int]]:
+        pipe.send("stop")
+        calls: list[tuple[float, float, int]] = pipe.recv()
+        return calls
+
+    with _process(_score_all_the_time, target) as pipe:
+        pipe.recv()
+        yield latencies
 
 
 def _score_all_the_time(pipe: Connection, target: str) -> None:
     """Small calls one after the other, each with when it began and ended, until told to end."""
-    _LATENCIES.unlink(missing_ok=True)
-    stop = _LATENCIES.with_suffix(".stop")
-    stop.unlink(missing_ok=True)
     calls = []
     with ScoringClient(target) as client:
         client.score([(_PROMPT, _COMPLETIONS)])
         pipe.send(None)
-        while not stop.exists():
+        while not pipe.poll():
             began = time.monotonic()
             scores = client.score([(_PROMPT, _COMPLETIONS)])[0][0]
             calls.append((began, time.monotonic(), scores.weight_version))
-    _LATENCIES.write_text(json.dumps(calls))
-
-
-def _ask_latencies(target: str) -> list[tuple[float, float, int]]:
-    del target
-    _LATENCIES.with_suffix(".stop").touch()
-    while not _LATENCIES.exists():
-        time.sleep(0.05)
-    time.sleep(0.2)
-    calls: list[tuple[float, float, int]] = json.loads(_LATENCIES.read_text())
-    return calls
+    pipe.send(calls)
 
 
 def _pauses(calls: Any, quiet_end: float, pushes: Any) -> dict[str, Any]:
