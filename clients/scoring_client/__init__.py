@@ -136,7 +136,7 @@ __version__: str
 
 if not _TYPE_CHECKING:
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> str:
         # Read when somebody asks: an import would pay for it.
         if name == "__version__":
             return _metadata.version("scoring-service")
