@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from scoring_service.engine.machine.random_numbers import generator_kept
+
 Work = Callable[[int], Any]
 """Does the work once, on buffer number n."""
 
@@ -160,14 +162,14 @@ def capture(work: Work, buffers: int) -> torch.cuda.CUDAGraph:
         work(0)
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            for buffer in range(buffers):
-                work(buffer)
-    except Exception:
-        torch.cuda.set_stream(stream)  # which a capture that is broken off does not leave
-        restore_generator()
-        raise
+    with generator_kept():
+        try:
+            with torch.cuda.graph(graph):
+                for buffer in range(buffers):
+                    work(buffer)
+        except Exception:
+            torch.cuda.set_stream(stream)  # which a capture that is broken off does not leave
+            raise
     return graph
 
 
@@ -180,16 +182,6 @@ def waiting_forbidden() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
-
-
-def restore_generator() -> None:
-    """Gives the device's generator a state of its own again, which a broken capture took from it.
-
-    Else every later draw fails: "Offset increment outside graph capture encountered unexpectedly".
-    """
-    device = torch.cuda.current_device()
-    fresh = torch.Generator(f"cuda:{device}").manual_seed(0)
-    torch.cuda.default_generators[device].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def _between_events(run: Callable[[], object], buffers: int) -> list[float]:

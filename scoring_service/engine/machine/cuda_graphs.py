@@ -9,6 +9,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from scoring_service.engine.machine.random_numbers import generator_kept
+
 Compute = Callable[[], Tensor]
 """Reads tensors where they lie; what it returns is written anew each time."""
 
@@ -36,7 +38,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), generator_kept():
             # Of this thread alone: others may take memory meanwhile, such as those that stage
             # weights. `torch.cuda.graph` would give back all cached memory first.
             graph.capture_begin(self._memory, capture_error_mode="thread_local")

@@ -248,11 +248,16 @@ def test_what_cannot_be_recorded_goes_on_without(loaded: LoadedModel) -> None:
 if DEVICE.type == "cuda":
 
     def test_a_recording_that_fails_leaves_the_device_as_it_was() -> None:
-        """Cached memory can be given back, and the next recording works."""
+        """Cached memory can be given back, the next recording works, and numbers are drawn on."""
+        torch.manual_seed(0)
+        drawn = [torch.rand(10, device=DEVICE) for _ in range(2)]
+        torch.manual_seed(0)
+        assert torch.equal(torch.rand(10, device=DEVICE), drawn[0])
         total = torch.ones(1000, device=DEVICE)
         recorder = CudaRecorder()
         with pytest.raises(RuntimeError):
             recorder(lambda: total * total.sum().item())
+        assert torch.equal(torch.rand(10, device=DEVICE), drawn[1])
         torch.cuda.empty_cache()
         replay = recorder(lambda: total * 2)
         assert torch.equal(replay(), total * 2)
