@@ -115,9 +115,10 @@ class ServeConfig:
     """Most tokens of scoring and prompts that join a step in which few samples are drawn: the more
     they are, the faster is scoring and the later come the samples' tokens. Many samples are joined
     by as many as they are, and steps are whole while samples wait for other prompts of their own
-    call; where chunks can be cut, fewer tokens join that attend to many others. Default: 28 on a CPU, with which a step takes less than twice as long as one that draws
-    alone, and 2,048 on a GPU, which is not measured. Where a probe finds that chunks cannot be cut,
-    as on GPUs, a chunk is the least."""
+    call; where chunks can be cut, fewer tokens join that attend to many others. Default: 28 on a
+    CPU, with which a step takes less than twice as long as one that draws alone, and 2,048 on a
+    GPU, which is not measured. Where a probe finds that chunks cannot be cut, as on GPUs, a chunk
+    is the least."""
 
     memory_utilization: float | None = None
     """Share of the memory left beside the weights that pages of keys and values may take, with what

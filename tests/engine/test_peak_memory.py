@@ -9,7 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, Qwen3MoeConfig
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma2Config,
+    PreTrainedConfig,
+    Qwen3MoeConfig,
+)
 
 from scoring_service.engine.events import ScoreSlice
 from scoring_service.engine.loading.loader import LoadedModel
@@ -54,12 +61,18 @@ _WIDTHS = {
 }
 
 
+def save_seeded(config: PreTrainedConfig, folder: Path) -> None:
+    """The same weights each time: which experts a token takes decides what its step takes."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def capped_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's widths as a Gemma 2, whose logits are capped after the product."""
     folder = tmp_path_factory.mktemp("gemma2")
     config = Gemma2Config(**_WIDTHS, sliding_window=64, final_logit_softcapping=30.0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_seeded(config, folder)
     return folder
 
 
@@ -70,7 +83,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Qwen3MoeConfig(
         **_WIDTHS, num_experts=32, num_experts_per_tok=8, moe_intermediate_size=256
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_seeded(config, folder)
     return folder
 
 
@@ -89,7 +102,7 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **routing,
     )
     config.first_k_dense_replace = 1
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    save_seeded(config, folder)
     return folder
 
 

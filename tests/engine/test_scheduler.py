@@ -102,7 +102,7 @@ def test_nothing_to_do() -> None:
 def test_a_segment_is_cut_where_that_is_allowed() -> None:
     assert cut_share([offer(1, [64, 64])], 24) == {1: (24,)}
     assert cut_share([offer(1, [16, 64])], 24) == {1: (16, 8)}
-    assert cut_share([offer(1, [64]), offer(2, [10])], 24) == {2: (10,), 1: (14,)}
+    assert cut_share([offer(1, [64]), offer(2, [10])], 24) == {2: (10,), 1: (12,)}
 
 
 def test_nothing_is_cut_for_a_few_tokens_or_all_but_one() -> None:
@@ -113,11 +113,21 @@ def test_nothing_is_cut_for_a_few_tokens_or_all_but_one() -> None:
 
 def test_fewer_tokens_join_where_each_attends_to_many() -> None:
     early, late = offer(1, [64], positions=[0]), offer(1, [64], positions=[3000])
-    assert cut_share([early], 30, doubling=3000) == {1: (30,)}
-    assert cut_share([late], 30, doubling=3000) == {1: (15,)}
-    assert share_by_turns([late], 30, TURN, ContextCost(3000))[1].cost == 30
+    assert cut_share([early], 28, doubling=3000) == {1: (28,)}
+    assert cut_share([late], 28, doubling=3000) == {1: (12,)}
+    assert share_by_turns([late], 28, TURN, ContextCost(3000))[1].cost == 24
     # What is left of a budget after a token at the end is worth more at a beginning.
     assert cut_share([offer(1, [10, 64], positions=[3000, 0])], 40, doubling=3000) == {1: (10, 20)}
+
+
+def test_pieces_have_few_sizes() -> None:
+    """On a CPU the products of each are compiled, and kept."""
+    positions = range(0, 9000, 7)
+    sizes = {
+        cut_share([offer(1, [64], positions=[position])], 28, doubling=3000)[1]
+        for position in positions
+    }
+    assert sizes == {(size,) for size in (8, 12, 16, 20, 24, 28)}
 
 
 def test_however_long_the_context_something_joins() -> None:

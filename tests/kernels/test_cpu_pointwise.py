@@ -16,6 +16,14 @@ def kernels() -> CpuKernels:
     return load_cpu_kernels()
 
 
+def test_a_race_without_rows(kernels: CpuKernels) -> None:
+    none = torch.empty(0)
+    drawn = kernels.race(
+        torch.empty(0, 40), 1.0, none, none, torch.empty(0, dtype=torch.int64), [], [], []
+    )
+    assert drawn.tolist() == []
+
+
 def draw(*sizes: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (3 * torch.randn(*sizes, generator=generator)).to(dtype)

@@ -264,7 +264,10 @@ class CpuKernels:
             int64 [T]; ids of broken rows mean nothing.
         """
         signed = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in seeds_T]
-        numbers = (torch.tensor(values) for values in (signed, sample_indices_T, positions_T))
+        numbers = (
+            torch.tensor(values, dtype=torch.int64)
+            for values in (signed, sample_indices_T, positions_T)
+        )
         found: Tensor = self._ops.race(
             _dense(logits_T_V), temperature, max_T, pivots_T, least_ids_T, *numbers
         )

@@ -32,6 +32,10 @@ class Offer:
 MIN_PIECE = 8
 """Tokens that a segment is cut for."""
 
+PIECE_MULTIPLE = 4
+"""Of tokens in a piece that is cut for room: on a CPU the products of each number of rows are
+compiled and kept, and the middle of a sequence would ask for one number after another."""
+
 Place = tuple[int, int, int, float]
 """Of a call among others, ascending in the order in which they go."""
 
@@ -114,7 +118,7 @@ def _piece(size: int, room: int) -> int:
 
     Never all but one: a single token is computed in another way, with other bits.
     """
-    piece = min(room, size - 2)
+    piece = min(room - room % PIECE_MULTIPLE, size - 2)
     return piece if piece >= MIN_PIECE else 0
 
 
