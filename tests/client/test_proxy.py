@@ -31,7 +31,7 @@ def test_a_proxy_that_is_left_ends_its_threads_and_its_connections(
             assert far.recv(4) == b"ping", "both threads of the connection run"
             if isinstance(proxy, StallingProxy):
                 proxy.stall()
-        assert set(threading.enumerate()) == before
+        assert set(threading.enumerate()) <= before
         with near, far:
             assert near.recv(1) == b""
             assert far.recv(1) == b""

@@ -7,6 +7,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from scoring_client import (
     CancelledCallError,
+    ClosedClientError,
     DeadlineError,
     MessageTooLargeError,
     OverloadedError,
@@ -160,3 +161,11 @@ def test_a_reset_that_says_more_keeps_its_meaning(code, kind):
     error = error_from_rpc(Ended(code, RESET), request_id="", request_bytes=1)
     assert type(error) is kind
     assert not error.retryable
+
+
+@pytest.mark.parametrize("said", ["Channel closed!", "Stream removed (Channel closed!)"])
+def test_what_grpc_says_of_a_call_whose_client_is_closed(said):
+    ended = Ended(grpc.StatusCode.CANCELLED, said)
+    error = error_from_rpc(ended, request_id="id", request_bytes=1)
+    assert type(error) is ClosedClientError
+    assert error.request_id == "id"

@@ -35,6 +35,7 @@ _NO_SUCH_METHOD = (
 # last frame: "Data frame with END_STREAM flag received". Or its trailers had none.
 _NO_STATUS = re.compile(r"RST_STREAM|Stream removed|END_STREAM|No status received")
 _CODES_OF_NO_STATUS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+# By itself, or "Stream removed (Channel closed!)" of a call that had just begun.
 _CHANNEL_CLOSED = "Channel closed!"
 _DEADLINE = "Deadline Exceeded"
 _TOO_LARGE = re.compile(r"(Received|Sent) message larger than max(?: \((\d+) vs\.? (\d+)\))?")
@@ -63,7 +64,7 @@ def error_from_rpc(
         return _message_too_large(match, message, request_id, request_bytes)
     if code is grpc.StatusCode.UNAVAILABLE and _NO_TLS.search(message):
         return _speaks_no_tls(message, request_id)
-    if code is grpc.StatusCode.CANCELLED and message == _CHANNEL_CLOSED:
+    if code is grpc.StatusCode.CANCELLED and _CHANNEL_CLOSED in message:
         return ClosedClientError(CLOSED_MEANWHILE, request_id=request_id)
     status = status_pb2.Status(code=code.value[0], message=message)
     for key, value in call.trailing_metadata() or ():
