@@ -21,6 +21,8 @@ from tests.intensity import SOAK, short_or_long
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", short_or_long(0.5, 30)))
 SAMPLES = 20
+MOST_ROWS = int(short_or_long(32, 700))
+"""Of a step: four calls at once of this load hold fewer."""
 STEEPEST = 0.5
 """MiB a minute. Allocators that find a little more of use now and then have given 0.3."""
 
@@ -37,6 +39,20 @@ def fill_caches(target: str, pids: list[int]) -> None:
             if all(resident(pid) - held < 1 << 20 for pid, held in zip(pids, before, strict=True)):
                 return
     raise AssertionError(f"memory never settles: {before} bytes before the last texts")
+
+
+def fill_with_products(target: str, workers: int) -> None:
+    """Has every worker compute steps of every size that the load may give it.
+
+    A CPU keeps what was compiled for each number of rows (`ONEDNN_PRIMITIVE_CACHE_CAPACITY`), a
+    megabyte or two each, and hours of random company go by before most have come.
+    """
+    rng = random.Random(1)
+    with stub_of(target) as stub:
+        for rows in range(2, MOST_ROWS):
+            texts = [[rng.randrange(2, 2000) for _ in range(rows)] for _ in range(workers)]
+            for call in [stub.Score(score_request([2], ids), timeout=60) for ids in texts]:
+                list(call)
 
 
 def slopes_of(figures: list[dict[str, Any]]) -> list[float]:
@@ -56,6 +72,7 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path) -> None:
         load.learn()
         pids = [server.process.pid, *sorted(children(server.process.pid))]
         fill_caches(server.ready, pids)
+        fill_with_products(server.ready, workers=len(pids) - 1)
         figures = []
         began = time.monotonic()
         with load.running():
