@@ -100,9 +100,10 @@ def scoring(
     prompt: int = 1,
     candidates: int = 0,
     processing: Processing | None = None,
+    seed: int = 0,
 ) -> ScoreCall:
     """One completion of each length, each after a prompt of its own."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def ids(*shape: int) -> Int32Array:
         return rng.integers(0, vocab_size, shape).astype(np.int32)
