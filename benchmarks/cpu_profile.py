@@ -32,7 +32,7 @@ PARTS = {
     "product of the head": [("engine/head/product.py", "multiply")],
     "numbers of logits": [
         ("engine/outputs/rows.py", "begin_rows"),
-        ("engine/outputs/draws.py", "draw_rows"),
+        ("engine/outputs/draws.py", "begin_draw"),
     ],
 }
 """Functions, by the ends of their files' names; none of them is called by another one."""

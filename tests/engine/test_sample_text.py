@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -26,8 +27,8 @@ def says(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def next_rows(_logits: object, rows: Sequence[DrawRow], *_: object) -> list[DrawnToken]:
         return [DrawnToken(script[row.position - len(PROMPT)], -1.0, -1.0, [], []) for row in rows]
 
-    for path in (sampling, head_jobs):
-        monkeypatch.setattr(path, "draw_rows", next_rows)
+    monkeypatch.setattr(sampling, "draw_rows", next_rows)
+    monkeypatch.setattr(head_jobs, "begin_draw", lambda *drawn: partial(next_rows, *drawn))
     return script
 
 

@@ -94,7 +94,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
 def test_samples_of_many_calls_are_drawn_at_once(
     tiny_packed: LoadedModel, counted: Callable[[str], list[int]]
 ) -> None:
-    heights = counted("draw_rows")
+    heights = counted("begin_draw")
     of_calls(tiny_packed, [samples(call_id, COLD) for call_id in range(1, 9)])
     assert heights == [16] * 6
 

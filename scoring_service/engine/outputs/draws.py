@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scoring_service.engine.outputs.arrival import on_their_way
 from scoring_service.engine.outputs.sample_slices import DrawnToken
 from scoring_service.errors import Fault, Reason
 from scoring_service.kernels.tile import Tile
 from scoring_service.kernels.transfer import to_device_async
 from scoring_service.types import Processing, SamplingTask
+
+_NUMBERS, _TOP_IDS, _TOP_LOGPROBS = "numbers", "top ids", "top logprobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,18 @@ def draw_rows(
     top_logprobs: int,
     make_tile: Callable[[Tensor, float], Tile],
 ) -> list[DrawnToken | Fault]:
-    """Draws one token a row, each by its own seed, and says how likely it was.
+    """Draws one token a row; see `begin_draw`."""
+    return begin_draw(logits_T_V, rows, processing, top_logprobs, make_tile)()
+
+
+def begin_draw(
+    logits_T_V: Tensor,
+    rows: Sequence[DrawRow],
+    processing: Processing,
+    top_logprobs: int,
+    make_tile: Callable[[Tensor, float], Tile],
+) -> Callable[[], list[DrawnToken | Fault]]:
+    """Draws one token a row, each by its own seed. The call of what it returns waits for them.
 
     Args:
         logits_T_V: float32, or what tiles take.
@@ -43,6 +57,9 @@ def draw_rows(
         processing: of all of them.
         top_logprobs: tokens to list beside each.
         make_tile: of logits and a temperature.
+
+    Returns:
+        A function that returns each row's token and how likely it was, or why there is none.
     """
     greedy = processing.temperature == 0.0
     tile = make_tile(logits_T_V, 1.0 if greedy else processing.temperature)
@@ -61,8 +78,20 @@ def draw_rows(
             [row.sample_index for row in rows],
             [row.position for row in rows],
         )
-    top_T_K = tile.top_k_ids(top_logprobs, tile.vocab_size) if top_logprobs else None
-    return drawn_tokens(rows, tile, allowed.logsumexp_T, ids_T, processed_T, top_T_K)
+    # Ids are exact in float64, as fp32 is.
+    columns = (
+        torch.isfinite(tile.logsumexp_T),
+        torch.isfinite(allowed.logsumexp_T),
+        tile.logprobs_at(ids_T[:, None])[:, 0],
+        ids_T,
+        processed_T,
+    )
+    values = {_NUMBERS: torch.stack([column.double() for column in columns])}
+    if top_logprobs:
+        top_ids_T_K = tile.top_k_ids(top_logprobs, tile.vocab_size)
+        values |= {_TOP_IDS: top_ids_T_K.int(), _TOP_LOGPROBS: tile.logprobs_at(top_ids_T_K)}
+    arrive = on_their_way(values)
+    return lambda: _drawn_tokens(rows, arrive())
 
 
 def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
@@ -75,31 +104,15 @@ def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
     return allowed_T_V
 
 
-def drawn_tokens(
-    rows: Sequence[DrawRow],
-    tile: Tile,
-    allowed_logsumexp_T: Tensor,
-    ids_T: Tensor,
-    processed_T: Tensor,
-    top_ids_T_K: Tensor | None,
-) -> list[DrawnToken | Fault]:
+def _drawn_tokens(rows: Sequence[DrawRow], found: Mapping[str, Tensor]) -> list[DrawnToken | Fault]:
     """What is said of drawn tokens, or of rows that nothing can be drawn from."""
-    # One wait for the device instead of five; ids are exact in float64, as fp32 is.
-    columns = (
-        torch.isfinite(tile.logsumexp_T),
-        torch.isfinite(allowed_logsumexp_T),
-        tile.logprobs_at(ids_T[:, None])[:, 0],
-        ids_T,
-        processed_T,
-    )
-    numbers = torch.stack([column.double() for column in columns]).tolist()
-    finite, drawable, logprobs, ids, processed = numbers
+    finite, drawable, logprobs, ids, processed = found[_NUMBERS].tolist()
     top_ids: Sequence[npt.ArrayLike] = [()] * len(rows)
     top_values: Sequence[npt.ArrayLike] = [()] * len(rows)
-    if top_ids_T_K is not None:
+    if _TOP_IDS in found:
         # A row's own memory each: samples that share a step are not sent at the same time.
-        top_ids = [row.copy() for row in top_ids_T_K.int().cpu().numpy()]
-        top_values = [row.copy() for row in tile.logprobs_at(top_ids_T_K).cpu().numpy()]
+        top_ids = [row.copy() for row in found[_TOP_IDS].numpy()]
+        top_values = [row.copy() for row in found[_TOP_LOGPROBS].numpy()]
     drawn: list[DrawnToken | Fault] = []
     for place, token in enumerate(ids):
         if not finite[place]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoring_service.engine.outputs.arrival import on_their_way
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.kernels.tile import Tile
 from scoring_service.kernels.transfer import to_device_async
@@ -122,10 +123,10 @@ def begin_rows(
         return lambda: block
     # One wait for the device, after everything was asked of it: each would leave it idle. Only
     # lists too long for the kernel, and tiles of torch's operators, wait before.
-    copies, copied = _copies({**found, _LOGSUMEXP: lse_T})
+    arrive = on_their_way({**found, _LOGSUMEXP: lse_T})
 
     def wait() -> RowBlock:
-        copied.synchronize()
+        copies = arrive()
         if not _is_finite(copies.pop(_LOGSUMEXP)):
             _refuse_non_finite()
         return _block_of(rows, copies)
@@ -145,17 +146,6 @@ def _refuse_non_finite() -> NoReturn:
     raise ServiceError(
         Fault(Reason.NON_FINITE_LOGITS, "the model's logits are not finite at a wanted row")
     )
-
-
-def _copies(values: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event]:
-    """Tensors of a GPU in memory that it can write by itself, and when they will be there."""
-    copies = {}
-    for name, value in values.items():
-        copies[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        copies[name].copy_(value, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(next(iter(values.values())).device))
-    return copies, copied
 
 
 def cut_rows(

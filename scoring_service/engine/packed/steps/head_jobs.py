@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoring_service.engine.head.head import RowHead
 from scoring_service.engine.head.tiles import block_rows, tile_rows
-from scoring_service.engine.outputs.draws import draw_rows
+from scoring_service.engine.outputs.draws import begin_draw
 from scoring_service.engine.outputs.rows import begin_rows, cut_rows
 from scoring_service.engine.outputs.sample_slices import DrawnToken
 from scoring_service.engine.packed.calls.sample_run import SampleRun
@@ -194,6 +194,10 @@ def _parts(job: _Job, block: RowBlock) -> Iterator[Scored]:
         )
 
 
+_Begun = tuple[list[SampleRun], Callable[[], list[DrawnToken | Fault]]]
+"""Samples, and what waits for the token of each."""
+
+
 def draw_samples(
     head: RowHead,
     states: Tensor,
@@ -201,6 +205,8 @@ def draw_samples(
     kernels: CpuKernels | None,
 ) -> Iterator[tuple[SampleRun, DrawnToken | Fault]]:
     """The next token of each sample.
+
+    A GPU is asked for everything that is drawn from a product before any of it is waited for.
 
     Args:
         head: makes logits of states.
@@ -213,17 +219,21 @@ def draw_samples(
     for first in range(0, len(wanted), tile):
         product_T_V = head.product(states[index[first : first + tile]])
         inside = (sample for sample, _ in wanted[first : first + tile])
+        begun: list[_Begun] = []
         place = 0
         for _, members in groupby(inside, key=sample_kind):
             samples = list(members)
-            yield from _draw(head, product_T_V[place : place + len(samples)], samples, kernels)
+            logits_T_V = product_T_V[place : place + len(samples)]
+            begun += _begin_draws(head, logits_T_V, samples, kernels)
             place += len(samples)
-        del product_T_V  # before the next one is made
+        del product_T_V, logits_T_V  # before the next one is made
+        for samples, wait in begun:
+            yield from zip(samples, wait(), strict=True)
 
 
-def _draw(
+def _begin_draws(
     head: RowHead, product_T_V: Tensor, samples: list[SampleRun], kernels: CpuKernels | None
-) -> Iterator[tuple[SampleRun, DrawnToken | Fault]]:
+) -> Iterator[_Begun]:
     """Samples of one kind: in blocks, where copies of logits are made."""
     rows = [sample.draw_row() for sample in samples]
     top_logprobs = samples[0].call.top_logprobs
@@ -233,14 +243,14 @@ def _draw(
     make_tile = partial(dispatch.make_tile, kernels=kernels)
     for a in range(0, len(samples), height):
         b = min(a + height, len(samples))
-        drawn = draw_rows(
+        wait = begin_draw(
             _finished(head, product_T_V[a:b], kernels),
             rows[a:b],
             samples[0].task.processing,
             top_logprobs,
             make_tile,
         )
-        yield from zip(samples[a:b], drawn, strict=True)
+        yield samples[a:b], wait
 
 
 def sample_kind(sample: SampleRun) -> tuple[Processing, int, bool]:
