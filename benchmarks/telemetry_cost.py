@@ -223,14 +223,15 @@ class Switch:
 
 
 def _switched(switch: Switch, traces_per_second: float) -> Any:
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
     from scoring_service.telemetry.metrics import Metrics
     from scoring_service.telemetry.telemetry import Telemetry
-    from scoring_service.telemetry.traces import OtelTraces, Traces, new_provider
+    from scoring_service.telemetry.traces import OtelTraces, Traces, limit_of
 
     exporter = ConsoleSpanExporter(out=sys.stderr, formatter=lambda span: span.to_json(indent=None))
-    provider = new_provider(traces_per_second)
+    provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(exporter))
     nothing = Traces()
 
@@ -251,7 +252,8 @@ def _switched(switch: Switch, traces_per_second: float) -> Any:
             if switch.on:
                 super().answered(*arguments)
 
-    return Telemetry(SwitchedMetrics("team"), SwitchedTraces(provider))
+    traces = SwitchedTraces(provider, limit_of(traces_per_second))
+    return Telemetry(SwitchedMetrics("team"), traces)
 
 
 async def _scrape(port: int) -> None:

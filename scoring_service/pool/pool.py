@@ -216,7 +216,9 @@ class WorkerPool:
         return self._calls.tokens_ahead(call_id)
 
     async def wait_changed(self) -> None:
-        """Waits for the next change of `state` or `stage`."""
+        """Waits for the next change of `state` or `stage`, or until no call is left of those that
+        were admitted before new ones were refused.
+        """
         await self._readiness.wait_changed()
 
     def pause(self) -> None:

@@ -9,10 +9,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-import structlog
 from google.protobuf.message import Message
 
-from scoring_client.proto import context_pb2, sample_pb2, score_pb2, topk_pb2
+from scoring_client.proto import context_pb2
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.handling.caller import Caller, deadline_of, peer_host
@@ -34,12 +33,6 @@ Response = TypeVar("Response", bound=Message)
 Handler = Callable[[Any, ServedModel, ModelView, Caller], AsyncGenerator[Response, None]]
 """Answers a request that has no fault as a whole."""
 
-_RESPONSES: dict[type[Message], Callable[..., Message]] = {
-    score_pb2.ScoreRequest: score_pb2.ScoreResponse,
-    topk_pb2.TopKLogprobsRequest: topk_pb2.TopKLogprobsResponse,
-    sample_pb2.SampleRequest: sample_pb2.SampleResponse,
-}
-
 
 class Guard:
     """Stands before the handlers of ScoringService.
@@ -56,21 +49,33 @@ class Guard:
         self._traces = traces
 
     async def stream(
-        self, request: Any, context: Context, handler: Handler[Response]
+        self,
+        request: Any,
+        context: Context,
+        make: Callable[..., Response],
+        handler: Handler[Response],
     ) -> AsyncGenerator[Response, None]:
-        """The answer of an RPC that streams, closed by whoever leaves it early."""
+        """The answer of an RPC that streams, closed by whoever leaves it early.
+
+        Args:
+            request: of the call.
+            context: of it.
+            make: the class of the RPC's messages.
+            handler: answers a request that has no fault as a whole.
+        """
         request_id = request.context.request_id or new_request_id()
         identity = identity_of(context)
         rpc = rpc_name(request)
         metadata = context.invocation_metadata()
         with self._traces.call(f"scoring.v1.ScoringService/{rpc}", metadata) as span:
-            span.note({"scoring.request_id": bounded(request_id), "scoring.identity": identity})
+            if span.is_recorded:
+                span.note({"scoring.request_id": bounded(request_id), "scoring.identity": identity})
             caller = Caller(
                 request_id, identity, peer_host(context.peer()), deadline_of(context), span
             )
             async with (
                 abort_on_fault(context, rpc, request_id, identity, span.failed) as labels,
-                aclosing(self._checked(request, caller, handler, labels)) as responses,
+                aclosing(self._checked(request, caller, make, handler, labels)) as responses,
             ):
                 async for response in responses:
                     yield response
@@ -90,13 +95,19 @@ class Guard:
             return await answer if isinstance(answer, Awaitable) else answer
 
     async def _checked(
-        self, request: Any, caller: Caller, handler: Handler[Response], labels: dict[str, Any]
+        self,
+        request: Any,
+        caller: Caller,
+        make: Callable[..., Response],
+        handler: Handler[Response],
+        labels: dict[str, Any],
     ) -> AsyncGenerator[Response, None]:
         """Faults of the request as a whole, cheapest first; then its answer.
 
         Args:
             request: of the call.
             caller: whose it is.
+            make: see `stream`.
             handler: of the RPC.
             labels: of the call's lines in the log; its tags are added.
         """
@@ -108,13 +119,12 @@ class Guard:
         check_context(request.context, served.request_limits.max_priority)
         if request.context.tags:
             labels["tags"] = dict(request.context.tags)
-            structlog.contextvars.bind_contextvars(tags=labels["tags"])
         if waits:
             version = request.expect.min_weight_version
-            waiting = self._wait_for_version(served, version, request, caller)
+            waiting = self._wait_for_version(served, version, caller.deadline)
             async with aclosing(waiting) as signs:
                 async for sign in signs:
-                    yield sign
+                    yield make(progress=sign)
         view = served.view
         check_expectations(request.expect, view)
         async with aclosing(handler(request, served, view, caller)) as responses:
@@ -122,17 +132,16 @@ class Guard:
                 yield response
 
     async def _wait_for_version(
-        self, served: ServedModel, version: int, request: Any, caller: Caller
-    ) -> AsyncGenerator[Any, None]:
+        self, served: ServedModel, version: int, deadline: float
+    ) -> AsyncGenerator[context_pb2.Progress, None]:
         """Waits until the weights are recent enough, with a sign of life; the deadline ends it.
 
         Raises:
             ServiceError: they were not when the caller's time was all but over.
         """
-        make = _RESPONSES[type(request)]
         began = time.monotonic()
         # The caller's own clock ends the call too, and would not say what it waited for.
-        until = caller.deadline - min(_LAST_WORD_SECONDS, (caller.deadline - began) / 10)
+        until = deadline - min(_LAST_WORD_SECONDS, (deadline - began) / 10)
         while (actual := _answering_version(served)) is None or actual < version:
             now = time.monotonic()
             if now >= until:
@@ -146,7 +155,7 @@ class Guard:
                 async with asyncio.timeout(min(self._progress_seconds, until - now)):
                     await served.pool.wait_changed()
             except TimeoutError:
-                yield make(progress=context_pb2.Progress())
+                yield context_pb2.Progress()
 
 
 def _check_room(served: ServedModel, request: Any, client: str) -> None:

@@ -37,11 +37,11 @@ def report(
         caller: whose trace it is a part of.
         admitted_ns: when it was handed to the pool, in nanoseconds since the epoch.
     """
-    usage = answer.usage
-    if answer.started_ns is not None:
-        _note_times(caller.span, answer, admitted_ns)
-    tags = request.context.tags.items()
-    _note_cost(caller.span, answer, tokens, usage, tags)
+    usage, tags = answer.usage, request.context.tags.items()
+    if caller.span.is_recorded:
+        if answer.started_ns is not None:
+            _note_times(caller.span, answer, admitted_ns)
+        _note_cost(caller.span, answer, tokens, usage, tags)
     metrics.answered(rpc_name(request), caller.identity, tags, usage, answer.sent_bytes)
     log.info(
         "answered",
@@ -79,8 +79,9 @@ def report_cut_short(
         admitted_ns: when it was handed to the pool, in nanoseconds since the epoch.
     """
     usage, tags = stream.usage_so_far(), request.context.tags.items()
-    _note_times(caller.span, answer, admitted_ns)
-    _note_cost(caller.span, answer, stream.tokens, usage, tags)
+    if caller.span.is_recorded:
+        _note_times(caller.span, answer, admitted_ns)
+        _note_cost(caller.span, answer, stream.tokens, usage, tags)
     metrics.cut_short(
         rpc_name(request),
         caller.identity,

@@ -10,15 +10,11 @@ import contextvars
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
-
 from scoring_client.proto import (
-    context_pb2,
     model_info_pb2,
     sample_pb2,
     score_pb2,
@@ -26,32 +22,26 @@ from scoring_client.proto import (
     tokenize_pb2,
     topk_pb2,
 )
-from scoring_service.errors import Fault
 from scoring_service.pool.streams.stream import CallStream
 from scoring_service.rpc.answers.answer import Answer
 from scoring_service.rpc.answers.model_info import model_info
-from scoring_service.rpc.answers.results import (
-    WeightSpans,
-    failed_sample,
-    failed_score,
-    sample_result,
-    score_result,
-    top_k_result,
+from scoring_service.rpc.answers.rendering import (
+    SAMPLE,
+    SCORE,
+    TOP_K_LOGPROBS,
+    Response,
+    StreamedRpc,
 )
 from scoring_service.rpc.answers.tokenize import tokenize
 from scoring_service.rpc.guard import Guard
 from scoring_service.rpc.handling.caller import Caller
 from scoring_service.rpc.handling.handlers import Context
 from scoring_service.rpc.handling.reply_bytes import reply_bytes
-from scoring_service.rpc.handling.status import to_status
 from scoring_service.rpc.models import Models, ServedModel
-from scoring_service.rpc.parsing.context import accepted_weights, provenance, wants_bytes
+from scoring_service.rpc.parsing.context import accepted_weights
 from scoring_service.rpc.parsing.model_view import ModelView
-from scoring_service.rpc.parsing.sample import ParsedSample, parse_sample
-from scoring_service.rpc.parsing.score import ParsedScore, parse_score
 from scoring_service.rpc.report import report, report_cut_short
 from scoring_service.telemetry.telemetry import Telemetry
-from scoring_service.types import EngineInfo
 
 _TOKENIZING_THREADS = 2
 """Further texts to tokenise wait, and the other cores are for calls that are computed."""
@@ -59,7 +49,6 @@ _TOKENIZING_THREADS = 2
 _READING_THREADS = 4
 """Further requests with texts wait, but not what was computed and is to be written."""
 
-Response = TypeVar("Response", bound=Message)
 Result = TypeVar("Result")
 
 
@@ -84,7 +73,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self, request: score_pb2.ScoreRequest, context: Context
     ) -> AsyncIterator[score_pb2.ScoreResponse]:
         """Log-probs of completions."""
-        async with aclosing(self._guard.stream(request, context, self._score)) as responses:
+        async with self._stream(SCORE, request, context) as responses:
             async for response in responses:
                 yield response
 
@@ -92,7 +81,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self, request: topk_pb2.TopKLogprobsRequest, context: Context
     ) -> AsyncIterator[topk_pb2.TopKLogprobsResponse]:
         """The most likely tokens of each row."""
-        async with aclosing(self._guard.stream(request, context, self._top_k)) as responses:
+        async with self._stream(TOP_K_LOGPROBS, request, context) as responses:
             async for response in responses:
                 yield response
 
@@ -100,7 +89,7 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
         self, request: sample_pb2.SampleRequest, context: Context
     ) -> AsyncIterator[sample_pb2.SampleResponse]:
         """Samples with their log-probs."""
-        async with aclosing(self._guard.stream(request, context, self._sample)) as responses:
+        async with self._stream(SAMPLE, request, context) as responses:
             async for response in responses:
                 yield response
 
@@ -139,113 +128,28 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     ) -> model_info_pb2.GetModelInfoResponse:
         return model_info(self._models.find(request.model).view)
 
-    async def _score(
-        self, request: score_pb2.ScoreRequest, served: ServedModel, view: ModelView, caller: Caller
-    ) -> AsyncGenerator[score_pb2.ScoreResponse, None]:
-        # In a thread: a large request takes its time, and the event loop serves others.
-        parsed = await _in(self._reading, parse_score, request, view)
-        render = partial(
-            score_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
-        )
-
-        def render_fault(group: int, completion: int | None, fault: Fault) -> score_pb2.ScoreResult:
-            return failed_score(group, completion, to_status(fault, caller.request_id))
-
-        answer = Answer(
-            score_pb2.ScoreResponse,
-            render,
-            render_fault,
-            parsed.items,
-            self._progress_seconds,
-            _provenance_of(view, caller),
-            reply_bytes(),
-            as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
-        )
-        answering = self._answer(answer, request, parsed, served, view, caller)
-        async with aclosing(answering) as responses:
-            async for response in responses:
-                yield response
-
-    async def _top_k(
-        self,
-        request: topk_pb2.TopKLogprobsRequest,
-        served: ServedModel,
-        view: ModelView,
-        caller: Caller,
-    ) -> AsyncGenerator[topk_pb2.TopKLogprobsResponse, None]:
-        parsed = await _in(self._reading, parse_score, request, view)
-        render = partial(
-            top_k_result, parsed=parsed, codec=view.text, as_bytes=wants_bytes(request.encoding)
-        )
-
-        def render_fault(group: int, completion: int | None, fault: Fault) -> topk_pb2.TopKResult:
-            failed = failed_score(group, completion, to_status(fault, caller.request_id))
-            return topk_pb2.TopKResult(score=failed)
-
-        answer = Answer(
-            topk_pb2.TopKLogprobsResponse,
-            render,
-            render_fault,
-            parsed.items,
-            self._progress_seconds,
-            _provenance_of(view, caller),
-            reply_bytes(),
-            as_bytes=wants_bytes(request.encoding) and not request.outputs.tokens,
-        )
-        answering = self._answer(answer, request, parsed, served, view, caller)
-        async with aclosing(answering) as responses:
-            async for response in responses:
-                yield response
-
-    async def _sample(
-        self,
-        request: sample_pb2.SampleRequest,
-        served: ServedModel,
-        view: ModelView,
-        caller: Caller,
-    ) -> AsyncGenerator[sample_pb2.SampleResponse, None]:
-        parsed = await _in(self._reading, parse_sample, request, view)
-        render = partial(
-            sample_result,
-            parsed=parsed,
-            return_text=request.return_text,
-            as_bytes=wants_bytes(request.encoding),
-            spans=WeightSpans(),
-        )
-
-        def render_fault(prompt: int, sample: int | None, fault: Fault) -> sample_pb2.SampleResult:
-            return failed_sample(prompt, sample, to_status(fault, caller.request_id))
-
-        answer = Answer(
-            sample_pb2.SampleResponse,
-            render,
-            render_fault,
-            parsed.items,
-            self._progress_seconds,
-            _provenance_of(view, caller),
-            reply_bytes(),
-            as_bytes=wants_bytes(request.encoding),
-        )
-        answering = self._answer(answer, request, parsed, served, view, caller)
-        async with aclosing(answering) as responses:
-            async for response in responses:
-                yield response
+    def _stream(
+        self, rpc: StreamedRpc[Response], request: Any, context: Context
+    ) -> AbstractAsyncContextManager[AsyncGenerator[Response, None]]:
+        """The messages of an answer, closed when they are left."""
+        answer = partial(self._answer, rpc)
+        return aclosing(self._guard.stream(request, context, rpc.response, answer))
 
     async def _answer(
         self,
-        answer: Answer[Response],
+        rpc: StreamedRpc[Response],
         request: Any,
-        parsed: ParsedScore | ParsedSample,
         served: ServedModel,
         view: ModelView,
         caller: Caller,
     ) -> AsyncGenerator[Response, None]:
         """Opening, the engine's results, summary."""
+        # In a thread: a large request takes its time, and the event loop serves others.
+        parsed = await _in(self._reading, rpc.parse, request, view)
+        rendering = rpc.rendering(request, parsed, view, caller)
+        answer = Answer(rendering, parsed.items, self._progress_seconds, reply_bytes())
         call = parsed.call(served.pool.new_call_id(), request, caller)
-        preamble = {
-            "provenance": provenance(view, caller.request_id),
-            "processing": parsed.table.messages(),
-        }
+        processing = parsed.table.messages()
         admitted_ns = time.time_ns()
         admitted: CallStream | None = None
         answered = False
@@ -256,15 +160,14 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
                     admitted = stream
                     # Weights may have changed since the view was taken; the stream tells of later
                     # ones.
-                    now = replace(view, info=served.pool.weights.current.info)
-                    preamble["provenance"] = provenance(now, caller.request_id)
-                    for response in answer.opening(parsed.faults, **preamble):
+                    info = served.pool.weights.current.info
+                    for response in answer.opening(info, processing, parsed.faults):
                         yield response
                     async with aclosing(answer.results(stream)) as responses:
                         async for response in responses:
                             yield response
             else:
-                for response in answer.opening(parsed.faults, **preamble):
+                for response in answer.opening(view.info, processing, parsed.faults):
                     yield response
             yield answer.summary()
             answered = True
@@ -283,10 +186,3 @@ def _in(
     """Does it in one of the threads; logs know the call there, as in `asyncio.to_thread`."""
     context = contextvars.copy_context()
     return asyncio.get_running_loop().run_in_executor(threads, context.run, work, *args)
-
-
-def _provenance_of(
-    view: ModelView, caller: Caller
-) -> Callable[[EngineInfo], context_pb2.Provenance]:
-    """Provenance of the same model with other weights."""
-    return lambda info: provenance(replace(view, info=info), caller.request_id)

@@ -6,24 +6,51 @@ import atexit
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 from structlog.typing import Processor
 
+from scoring_service.telemetry.call_labels import with_labels
 from scoring_service.telemetry.log_writer import LogWriter
 
 _LAST_LINES_SECONDS = 1.0
 """A process that ends waits for whoever reads its last lines."""
 
 
-_encode = json.JSONEncoder(default=repr).encode
+_encode = json.JSONEncoder(default=repr, check_circular=False).encode
 
 
 def _to_json(event: object, **_options: object) -> str:
     """As `json.dumps` does it, which makes an encoder for each line."""
     return _encode(event)
+
+
+class LineTime:
+    """A processor of structlog that adds the time, as its TimeStamper does for five times as much.
+
+    Whole seconds are written once each.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._last = 0, ""
+
+    def __call__(self, _logger: object, _method: str, event: Any) -> Any:
+        """See structlog."""
+        now = self._clock()
+        second, text = self._last
+        if second != int(now):
+            second = int(now)
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._last = second, text
+        event["timestamp"] = f"{text}.{int(1e6 * (now - second)):06}Z"
+        return event
 
 
 class _Lines:
@@ -71,9 +98,9 @@ def configure_logs(level: str, log_format: str) -> LogWriter:
     else:
         renderer = structlog.processors.JSONRenderer(_to_json)
     processors: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        with_labels,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        LineTime(),
         *([] if console else [structlog.processors.format_exc_info]),
         renderer,
     ]

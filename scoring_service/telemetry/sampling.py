@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
-
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 
-class RateLimited(Sampler):
-    """Takes at most so many traces a second, after a pause up to a second's worth at once.
+class RateLimit:
+    """Lets at most so many traces a second begin, after a pause up to a second's worth at once.
 
     A share of all calls would cost most when there is least time for it. Jaeger's clients know the
     same rule as `ratelimiting`.
@@ -27,16 +24,12 @@ class RateLimited(Sampler):
         self._clock = clock
         self._asked = clock()
 
-    def should_sample(self, *_arguments: Any, **_named: Any) -> SamplingResult:
-        """See opentelemetry.sdk.trace.sampling.Sampler."""
+    def takes_one(self) -> bool:
+        """Whether another trace may begin, which then counts."""
         now = self._clock()
         self._saved = min(self._most, self._saved + self._rate * (now - self._asked))
         self._asked = now
         if self._saved < 1.0:
-            return SamplingResult(Decision.DROP)
+            return False
         self._saved -= 1.0
-        return SamplingResult(Decision.RECORD_AND_SAMPLE)
-
-    def get_description(self) -> str:
-        """See opentelemetry.sdk.trace.sampling.Sampler."""
-        return f"RateLimited{{{self._rate:g}/s}}"
+        return True

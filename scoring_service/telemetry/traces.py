@@ -7,11 +7,12 @@ the wait in the queue, the steps that computed it and the stream of its answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from scoring_service.errors import ConfigurationError
+from scoring_service.telemetry.sampling import RateLimit
 
 _W3C = ("traceparent", "tracestate")
 
@@ -20,6 +21,9 @@ Attributes = Mapping[str, str | int | float]
 
 class Span:
     """One call's span; the one that records nothing."""
+
+    is_recorded = False
+    """Whether anything that is said of the call is kept."""
 
     def child(self, name: str, began_ns: int, ended_ns: int) -> None:
         """Something that happened meanwhile, in nanoseconds since the epoch."""
@@ -31,27 +35,38 @@ class Span:
         """The call ended with an error."""
 
 
+_UNRECORDED = nullcontext(Span())
+
+
 class Traces:
     """Makes spans; the one that makes none."""
 
-    @contextmanager
-    def call(self, name: str, metadata: Iterable[tuple[str, Any]] | None) -> Iterator[Span]:
+    def call(
+        self, name: str, metadata: Iterable[tuple[str, Any]] | None
+    ) -> AbstractContextManager[Span]:
         """A span around a call, in the trace that its metadata names."""
-        yield Span()
+        return _UNRECORDED
 
     def shutdown(self) -> None:
         """Sends what is left."""
 
 
 class _OtelSpan(Span):
+    is_recorded = True
+
     def __init__(self, traces: OtelTraces, span: Any) -> None:
         self._traces = traces
         self._span = span
 
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._span.end()
+
     def child(self, name: str, began_ns: int, ended_ns: int) -> None:
         """See Span."""
-        if self._span.is_recording():
-            self._traces.ended(self._span, name, began_ns, ended_ns)
+        self._traces.ended(self._span, name, began_ns, ended_ns)
 
     def note(self, attributes: Attributes) -> None:
         """See Span."""
@@ -66,30 +81,45 @@ class _OtelSpan(Span):
 
 
 class OtelTraces(Traces):
-    """Spans through a tracer provider of OpenTelemetry's SDK."""
+    """Spans through a tracer provider of OpenTelemetry's SDK.
 
-    def __init__(self, provider: Any) -> None:
+    Args:
+        provider: whose sampler decides about traces.
+        limit: of those that begin here, asked before the provider is: to have the SDK make a span
+            that it then drops takes longer than all metrics of the call. None = no other than the
+            provider's.
+    """
+
+    def __init__(self, provider: Any, limit: RateLimit | None = None) -> None:
+        from opentelemetry.context import Context
         from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import SpanContext, SpanKind
+        from opentelemetry.trace import SpanContext, SpanKind, get_current_span
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
+        self._limit = limit
         self._tracer = provider.get_tracer("scoring_service")
         self._propagator = TraceContextTextMapPropagator()
+        self._nobodys = Context()
+        self._span_of = get_current_span
         self._kind = SpanKind.SERVER
         self._context = SpanContext
         self._span = ReadableSpan
 
-    @contextmanager
-    def call(self, name: str, metadata: Iterable[tuple[str, Any]] | None) -> Iterator[Span]:
+    def call(
+        self, name: str, metadata: Iterable[tuple[str, Any]] | None
+    ) -> AbstractContextManager[Span]:
         """See Traces."""
         carrier = {k: v for k, v in metadata or () if k in _W3C and isinstance(v, str)}
-        context = self._propagator.extract(carrier)
+        context = self._propagator.extract(carrier) if carrier else self._nobodys
+        if self._limit is not None and not self._is_begun(context) and not self._limit.takes_one():
+            return _UNRECORDED
         span = self._tracer.start_span(name, context=context, kind=self._kind)
-        try:
-            yield _OtelSpan(self, span)
-        finally:
-            span.end()
+        return _OtelSpan(self, span) if span.is_recording() else _UNRECORDED
+
+    def _is_begun(self, context: Any) -> bool:
+        """Whether a caller's trace is in it, whose beginner decides about it."""
+        return bool(context) and self._span_of(context).get_span_context().is_valid
 
     def ended(self, parent: Any, name: str, began_ns: int, ended_ns: int) -> None:
         """Exports a child that is over already.
@@ -121,23 +151,9 @@ class OtelTraces(Traces):
         self._provider.shutdown()
 
 
-def new_provider(traces_per_second: float, **settings: Any) -> Any:
-    """A provider of OpenTelemetry's SDK.
-
-    Args:
-        traces_per_second: begun here; a caller that has decided about its trace is followed. The
-            environment's OTEL_TRACES_SAMPLER takes its place.
-        settings: further ones of the provider.
-    """
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.sampling import ParentBased
-
-    from scoring_service.telemetry.sampling import RateLimited
-
-    sampler = None
-    if "OTEL_TRACES_SAMPLER" not in os.environ:
-        sampler = ParentBased(RateLimited(traces_per_second))
-    return TracerProvider(sampler=sampler, **settings)
+def limit_of(traces_per_second: float) -> RateLimit | None:
+    """For traces that begin here; None where the environment's OTEL_TRACES_SAMPLER decides."""
+    return None if "OTEL_TRACES_SAMPLER" in os.environ else RateLimit(traces_per_second)
 
 
 def traces_to(endpoint: str | None, service_version: str, traces_per_second: float) -> Traces:
@@ -146,7 +162,8 @@ def traces_to(endpoint: str | None, service_version: str, traces_per_second: flo
     Args:
         endpoint: http://HOST:PORT or https://HOST:PORT.
         service_version: of the spans' resource.
-        traces_per_second: see `new_provider`.
+        traces_per_second: begun here, at most; a caller that has decided about its trace is
+            followed. The environment's OTEL_TRACES_SAMPLER takes its place.
 
     Raises:
         ConfigurationError: OpenTelemetry is not installed.
@@ -156,6 +173,7 @@ def traces_to(endpoint: str | None, service_version: str, traces_per_second: flo
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ConfigurationError(
@@ -164,7 +182,7 @@ def traces_to(endpoint: str | None, service_version: str, traces_per_second: flo
     resource = Resource.create(
         {"service.name": "scoring-service", "service.version": service_version}
     )
-    provider = new_provider(traces_per_second, resource=resource)
+    provider = TracerProvider(resource=resource)
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    return OtelTraces(provider)
+    return OtelTraces(provider, limit_of(traces_per_second))

@@ -43,7 +43,8 @@ def children(pid: int) -> set[int]:
 def kill_with_children(process: subprocess.Popen[str]) -> None:
     """kill -9 of a process and of those that it started, and waits until all of them are gone.
 
-    A worker whose server is gone ends by itself, but not one that a test made to stand still.
+    A worker whose server is gone ends by itself, but some time later, and whatever a launcher
+    started does not.
     """
     started = children(process.pid)
     process.kill()

@@ -13,6 +13,7 @@ import numpy as np
 from scoring_client.proto import score_pb2
 from scoring_service.engine.events import CallFinished, ScoreSlice
 from scoring_service.rpc.answers.answer import AT_ONCE_BYTES, MESSAGE_BYTES, Answer
+from scoring_service.rpc.answers.rendering import Rendering
 from scoring_service.rpc.answers.results import score_result
 from scoring_service.rpc.handling.reply_bytes import ReplyBytes
 from scoring_service.rpc.parsing.processing import ProcessingTable
@@ -50,7 +51,8 @@ async def test_a_long_prompt_that_is_sent_back_with_each_completion_fills_messag
     stream: Any = _Stream([*events, CallFinished(1, Usage())])
     render = partial(score_result, parsed=parsed, codec=None, as_bytes=True)
     unused: Any = None
-    answer = Answer(score_pb2.ScoreResponse, render, unused, 300, 15.0, unused, ReplyBytes(), True)
+    rendering = Rendering(score_pb2.ScoreResponse, render, unused, unused, as_bytes=True)
+    answer = Answer(rendering, 300, 15.0, ReplyBytes())
     messages = [message async for message in answer.results(stream)]
     assert [r.completion_index for m in messages for r in m.results] == list(range(300))
     assert all(list(r.prompt_token_ids) == prompt.tolist() for m in messages for r in m.results)
@@ -71,8 +73,9 @@ async def test_messages_are_serialised_by_grpc_alone_which_counts_them() -> None
     unused: Any = None
     make: Any = SimpleNamespace
     sent = ReplyBytes(17)
-    answer = Answer(make, render, unused, 40, 15.0, unused, sent, True)
-    messages: list[Any] = list(answer.opening([], provenance=None))
+    rendering: Any = Rendering(make, render, unused, lambda _info: None, as_bytes=True)
+    answer = Answer(rendering, 40, 15.0, sent)
+    messages: list[Any] = list(answer.opening(unused, [], []))
     messages += [message async for message in answer.results(stream)]
     assert sum(len(m.results) for m in messages[1:]) == 40
     assert len(messages) == 1 + 5
@@ -96,9 +99,8 @@ async def test_others_are_served_while_a_large_slice_is_written_as_numbers() -> 
     ]
     stream: Any = _Stream(events)
     unused: Any = None
-    answer = Answer(
-        score_pb2.ScoreResponse, render, unused, 3, 15.0, unused, ReplyBytes(), as_bytes=False
-    )
+    rendering = Rendering(score_pb2.ScoreResponse, render, unused, unused, as_bytes=False)
+    answer = Answer(rendering, 3, 15.0, ReplyBytes())
     asyncio.get_running_loop().call_soon(others.set)
     messages = [message async for message in answer.results(stream)]
     assert [r.completion_index for m in messages for r in m.results] == [0, 1, 2]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, TextIO, cast
@@ -33,7 +35,7 @@ from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.rpc.admin.config import AdminConfig
 from scoring_service.rpc.interceptors.refusal_log import RefusalLog
 from scoring_service.telemetry.log_writer import LogWriter
-from scoring_service.telemetry.logs import configure_logs
+from scoring_service.telemetry.logs import LineTime, configure_logs
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import Span, Traces
 from scoring_service.types import EngineConfig
@@ -164,6 +166,16 @@ async def test_each_call_is_a_line_when_it_ends_and_none_has_its_token(
         assert line["rpc"] in ("Score", "Sample")
     assert SECRET not in lines.getvalue()
     assert spans.failed == ["INVALID_ARGUMENT", "CANCELLED", "DEADLINE_EXCEEDED"]
+
+
+def test_lines_have_the_time_to_the_microsecond() -> None:
+    moments = [1_700_000_000.0, 1_700_000_000.000001, 1_700_000_000.999999, 951_782_400.25, 1e9 + 1]
+    clock = iter(moments)
+    line_time = LineTime(lambda: next(clock))
+    for moment in moments:
+        text = line_time(None, "info", {})["timestamp"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
+        assert abs(datetime.fromisoformat(text).timestamp() - moment) <= 1e-6
 
 
 async def test_who_is_turned_away_is_named_without_a_token(guarded: RunningServer) -> None:

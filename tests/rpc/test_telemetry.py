@@ -19,7 +19,6 @@ import pytest_asyncio
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -28,7 +27,7 @@ from scoring_service.models import tiny_model_path
 from scoring_service.pool.workers.local import LocalExecutor
 from scoring_service.telemetry.labels import OTHER, BoundedLabel
 from scoring_service.telemetry.metrics import Metrics
-from scoring_service.telemetry.sampling import RateLimited
+from scoring_service.telemetry.sampling import RateLimit
 from scoring_service.telemetry.telemetry import Telemetry
 from scoring_service.telemetry.traces import OtelTraces
 from scoring_service.types import EngineConfig, EngineInfo, Usage
@@ -351,17 +350,17 @@ async def test_a_call_that_fails_while_it_is_computed_has_all_its_spans() -> Non
 
 def test_traces_that_begin_here_are_few_and_the_callers_are_its_own() -> None:
     now = [100.0]
-    sampler = ParentBased(RateLimited(3.0, clock=lambda: now[0]))
     spans = InMemorySpanExporter()
-    provider = TracerProvider(sampler=sampler)
+    provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    traces = OtelTraces(provider)
+    traces = OtelTraces(provider, RateLimit(3.0, clock=lambda: now[0]))
 
     def call(*metadata: tuple[str, str]) -> bool:
         spans.clear()
         with traces.call("call", metadata) as span:
             span.child("queue", 1, 2)
         names = [span.name for span in spans.get_finished_spans()]
+        assert span.is_recorded == bool(names), "nothing is said that nobody keeps"
         assert names in (["queue", "call"], []), "a whole trace or nothing"
         return bool(names)
 
@@ -374,9 +373,10 @@ def test_traces_that_begin_here_are_few_and_the_callers_are_its_own() -> None:
     assert all(call(("traceparent", f"{asked}1")) for _ in range(5))
     now[0] += 60.0
     assert not call(("traceparent", f"{asked}0"))
-    never = RateLimited(0.0, clock=lambda: now[0])
+    assert [call(("traceparent", "made-up")) for _ in range(4)] == [True] * 3 + [False]
+    never = RateLimit(0.0, clock=lambda: now[0])
     now[0] += 1e6
-    assert never.should_sample(None, 1, "call").decision is Decision.DROP
+    assert not never.takes_one()
 
 
 async def test_the_dashboard_shows_metrics_that_exist(watched: Watched) -> None:

@@ -292,6 +292,13 @@ def shown_ready(server: WeightServer) -> float | None:
     return server.metrics.registry.get_sample_value("scoring_ready", {"model_name": "tiny"})
 
 
+@pytest.fixture
+def no_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain learns what happens because it is told."""
+    monkeypatch.setattr("scoring_service.rpc.admin.servicer.STATUS_SECONDS", 1e6)
+
+
+@pytest.mark.usefixtures("no_looks")
 async def test_drained_and_resumed(one: WeightServer) -> None:
     """Calls that were admitted end, new ones are refused, and an admin may still act."""
     call = one.scoring.Sample(long_sample(80))
@@ -313,6 +320,7 @@ async def test_drained_and_resumed(one: WeightServer) -> None:
     assert shown_ready(one) == 1
 
 
+@pytest.mark.usefixtures("no_looks")
 async def test_a_drain_ends_when_another_admin_resumes(one: WeightServer) -> None:
     """Calls are taken, so it is neither over nor will it ever be."""
     call = one.scoring.Sample(long_sample(3000))

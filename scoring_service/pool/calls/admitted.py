@@ -156,6 +156,8 @@ class AdmittedCalls:
         self.readers.discard(stream)
         if not self.readers:
             self._idle.set()
+            if self._readiness.state is not PoolState.READY:
+                self._readiness.tell()  # whoever has it drained waits for that
 
     async def wait_idle(self) -> None:
         """Waits until readers have left all calls."""

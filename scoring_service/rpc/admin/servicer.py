@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -24,7 +24,7 @@ from scoring_service.pool.weights.update import WeightUpdate
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin.config import AdminConfig, weight_source
 from scoring_service.rpc.admin.pushed_weights import PushedWeights
-from scoring_service.rpc.admin.update_progress import LOOK_SECONDS, STATUS_SECONDS, report_progress
+from scoring_service.rpc.admin.update_progress import STATUS_SECONDS, report_progress
 from scoring_service.rpc.admin.weight_messages import parse_options, status_message, tensor_message
 from scoring_service.rpc.admin.weight_wire import WirePart, read_push
 from scoring_service.rpc.handling.errors import abort_on_fault
@@ -129,10 +129,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             log.info("drain", identity=identity_of(context))
             last = -STATUS_SECONDS
             while left := _left_while_drained(pool):
-                if time.monotonic() - last >= STATUS_SECONDS:
-                    last = time.monotonic()
+                now = time.monotonic()
+                if now - last >= STATUS_SECONDS:
+                    last = now
                     yield pb.DrainResponse(calls_left=left)
-                await asyncio.sleep(LOOK_SECONDS)
+                    continue  # that took its time, and all may be over
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(last + STATUS_SECONDS - now):
+                        await pool.wait_changed()
             yield pb.DrainResponse(calls_left=0, drained=True)
 
     async def _get_weights(self, request: pb.GetWeightsRequest) -> pb.GetWeightsResponse:

@@ -15,7 +15,7 @@ from scoring_service.rpc.admin.weight_messages import status_message
 STATUS_SECONDS = 5.0
 """How often an update, or a drain, tells how far it is."""
 
-LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.1
 """How often it is looked whether there is something to tell."""
 
 
@@ -38,7 +38,7 @@ async def report_progress(
                 last = update.status.phase, now
                 yield status_message(update.look())
             await asyncio.wait(
-                {task, update.over}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                {task, update.over}, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
             )
         if update.fault is not None:
             raise ServiceError(update.fault)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Generic
 
 from google.protobuf.message import Message
 
@@ -20,8 +20,9 @@ from scoring_service.engine.events import (
     StreamEvent,
     WeightsChanged,
 )
-from scoring_service.errors import Fault, ServiceError
+from scoring_service.errors import ServiceError
 from scoring_service.pool.streams.stream import CallStream
+from scoring_service.rpc.answers.rendering import Rendering, Response
 from scoring_service.rpc.answers.results import bytes_beside
 from scoring_service.rpc.handling.reply_bytes import ReplyBytes
 from scoring_service.rpc.parsing.score import ItemFault
@@ -34,33 +35,23 @@ AT_ONCE_BYTES = 1 << 14
 """Arrays of a slice that are written as numbers where the event loop stands. To write half a
 megabyte of them takes 10 ms, and the strings that go with a sixth of that, 60 ms."""
 
-Response = TypeVar("Response", bound=Message)
-
 
 class Answer(Generic[Response]):
     """The answer to one call.
 
     Args:
-        make_response: the response message's class.
-        render: a slice to its result message.
-        render_fault: (index, part, fault) of an item to its result message.
+        rendering: how its results become messages.
         items: items asked for.
         progress_seconds: how often a call that waits gives a sign of life.
-        render_provenance: a model, as other weights make it, to its provenance.
         sent: what the caller was sent so far.
-        as_bytes: whether arrays go out as they are, which takes no time.
     """
 
     def __init__(
         self,
-        make_response: Callable[..., Response],
-        render: Callable[[Any], Message],
-        render_fault: Callable[[int, int | None, Fault], Message],
+        rendering: Rendering[Response],
         items: int,
         progress_seconds: float,
-        render_provenance: Callable[[EngineInfo], context_pb2.Provenance],
         sent: ReplyBytes,
-        as_bytes: bool,
     ) -> None:
         self.usage = Usage()
         self.ok = 0
@@ -72,23 +63,31 @@ class Answer(Generic[Response]):
         """When the first computation began, in nanoseconds since the epoch."""
         self.finished_ns: int | None = None
         """When the last one ended."""
-        self._make = make_response
+        self._make = rendering.response
+        self._rendering = rendering
         self._progress_seconds = progress_seconds
-        self._render = render
-        self._render_fault = render_fault
-        self._render_provenance = render_provenance
         self._sent = sent
-        self._as_bytes = as_bytes
         self._changed: EngineInfo | None = None
         """What computes the results that come next, if the reader was not told yet."""
 
-    def opening(self, faults: list[ItemFault], **preamble: Any) -> Iterator[Response]:
-        """The first message, with provenance and processing; the items that failed at once."""
-        yield self._make(**preamble)
+    def opening(
+        self,
+        info: EngineInfo,
+        processing: Sequence[Message],
+        faults: Sequence[ItemFault],
+    ) -> Iterator[Response]:
+        """The first message, and the items that failed at once.
+
+        Args:
+            info: of the model that answers.
+            processing: resolved values, as the results point to them.
+            faults: of these items.
+        """
+        yield self._make(provenance=self._rendering.provenance(info), processing=processing)
         results: list[Message] = []
         size = 0
         for fault in faults:
-            results.append(self._render_fault(fault.index, fault.part, fault.fault))
+            results.append(self._rendering.fault(fault.index, fault.part, fault.fault))
             size += results[-1].ByteSize()
             if size >= MESSAGE_BYTES:
                 yield self._make(results=results)
@@ -172,7 +171,7 @@ class Answer(Generic[Response]):
                     self.ok += event.last
                     taken += event.size
                 case ItemFailed(_, index, part, fault):
-                    results.append(self._render_fault(index, part, fault))
+                    results.append(self._rendering.fault(index, part, fault))
                     size += results[-1].ByteSize()
                 case WeightsChanged(info):
                     self._changed = info
@@ -188,10 +187,11 @@ class Answer(Generic[Response]):
 
     async def _rendered(self, piece: ScoreSlice | SampleSlice) -> Message:
         """A slice's result message; the event loop serves others while a large one is written."""
-        if self._as_bytes or piece.size <= AT_ONCE_BYTES:
-            return self._render(piece)
-        return await asyncio.to_thread(self._render, piece)
+        render = self._rendering.piece
+        if self._rendering.as_bytes or piece.size <= AT_ONCE_BYTES:
+            return render(piece)
+        return await asyncio.to_thread(render, piece)
 
     def _take_provenance(self) -> context_pb2.Provenance | None:
         changed, self._changed = self._changed, None
-        return None if changed is None else self._render_provenance(changed)
+        return None if changed is None else self._rendering.provenance(changed)

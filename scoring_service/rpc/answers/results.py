@@ -149,6 +149,13 @@ def failed_score(
     )
 
 
+def failed_top_k(
+    group: int, completion: int | None, status: status_pb2.Status
+) -> topk_pb2.TopKResult:
+    """The same where top-K lists were asked for."""
+    return topk_pb2.TopKResult(score=failed_score(group, completion, status))
+
+
 def failed_sample(
     prompt: int, sample: int | None, status: status_pb2.Status
 ) -> sample_pb2.SampleResult:

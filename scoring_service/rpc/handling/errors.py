@@ -13,6 +13,7 @@ import structlog
 from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.rpc.handling.handlers import Context
 from scoring_service.rpc.handling.status import abort, bounded, code_of
+from scoring_service.telemetry.call_labels import label_lines
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,7 @@ async def abort_on_fault(
     if identity:
         labels["identity"] = identity
     # An RPC is a task with a context of its own: these labels end with it.
-    structlog.contextvars.bind_contextvars(**labels)
+    label_lines(labels)
     began = time.monotonic()
     try:
         yield labels

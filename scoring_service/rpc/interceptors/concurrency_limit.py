@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import grpc
@@ -67,6 +68,8 @@ class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
         self._refused = refused
         self._refusal_log = RefusalLog()
         self._clock = clock
+        # Made once for each RPC there is, not for each call.
+        self._scope = cache(self._counting)
         self._mean_seconds: float | None = None
         """Of calls that were answered; None = none was yet."""
         self._began = 0.0
@@ -88,9 +91,9 @@ class ConcurrencyLimitInterceptor(grpc.aio.ServerInterceptor):
         # Only of what is answered in a stream: what takes no time says nothing of how long a place
         # is taken.
         timed = method.startswith(_TIMED) and inspect.isasyncgenfunction(behaviour)
-        return replacing(handler, around(behaviour, self._counted(method, timed)))
+        return replacing(handler, around(behaviour, self._scope(method, timed)))
 
-    def _counted(self, method: str, timed: bool) -> Scope:
+    def _counting(self, method: str, timed: bool) -> Scope:
         @asynccontextmanager
         async def scope(request: Any, context: Context) -> AsyncIterator[Any]:
             # Others may have begun while this one's request was on its way.

@@ -39,7 +39,6 @@ def expect_rpcs(metrics: Metrics, service: ServiceDescriptor) -> None:
         metrics.rpc_known(_kind(service.full_name, method.name), service.full_name, method.name)
 
 
-@cache
 def _kind(service: str, method: str) -> str:
     """Of an RPC by its contract: the handler of one that is refused may be of another."""
     found = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
@@ -51,6 +50,8 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        # Made once for each RPC there is, not for each call.
+        self._scope = cache(self._counting)
 
     async def intercept_service(
         self,
@@ -61,16 +62,17 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        counted_calls = self._counted(_kind(service, method), service, method)
         return replacing(
             handler,
-            around(behaviour_of(handler), counted_calls),
+            around(behaviour_of(handler), self._scope(handler_call_details.method)),
             request_deserializer=catch_decode_errors(handler.request_deserializer),
             response_serializer=counted(handler.response_serializer),
         )
 
-    def _counted(self, kind: str, service: str, method: str) -> Scope:
+    def _counting(self, full_name: str) -> Scope:
+        service, _, method = full_name.lstrip("/").partition("/")
+        kind = _kind(service, method)
+
         @asynccontextmanager
         async def scope(request: Any, context: Context) -> AsyncIterator[Any]:
             began, code = time.monotonic(), "OK"

@@ -40,6 +40,11 @@ class ParsedSample:
         """Whether there is anything that can be computed."""
         return bool(self.tasks)
 
+    @property
+    def has_strings(self) -> bool:
+        """Whether results hold strings of tokens, one each: a sample's text is whole."""
+        return False
+
     def call(self, call_id: int, request: sample_pb2.SampleRequest, caller: Caller) -> SampleCall:
         """The call for the engine."""
         return SampleCall(

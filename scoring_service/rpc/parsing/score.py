@@ -67,6 +67,11 @@ class ParsedScore:
         """Whether there is anything that can be computed."""
         return bool(self.groups)
 
+    @property
+    def has_strings(self) -> bool:
+        """Whether results hold strings of tokens, one each."""
+        return bool(self.tokens)
+
     def call(self, call_id: int, request: ScoringRequest, caller: Caller) -> ScoreCall:
         """The call for the engine."""
         return ScoreCall(
