@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
-from scoring_service.telemetry.counted import Counter, Total
 from scoring_service.telemetry.labels import OTHER, BoundedLabel
 from scoring_service.types import Usage
 
-_Series = tuple[list[tuple[str, Total]], Total]
+_Series = tuple[list[tuple[str, Counter]], Counter]
 """Fields of usage with their series, and that of bytes sent."""
 
 _MAX_PAIRS = 256
@@ -43,9 +42,12 @@ class UsageMetrics:
         """By identity and tag."""
         labels = ("identity", "tag")
         self._tokens = {
-            field: Counter(name, text, labels, registry) for field, (name, text) in _TOKENS.items()
+            field: Counter(name, text, labels, registry=registry)
+            for field, (name, text) in _TOKENS.items()
         }
-        self._reply_bytes = Counter("scoring_reply_bytes", "Bytes of answers.", labels, registry)
+        self._reply_bytes = Counter(
+            "scoring_reply_bytes", "Bytes of answers.", labels, registry=registry
+        )
 
     def count(
         self, identity: str, tags: Iterable[tuple[str, str]], usage: Usage, sent: int
@@ -60,8 +62,8 @@ class UsageMetrics:
         """
         tokens, reply_bytes = self._of(self._identities.of(identity), self._value(tags))
         for name, series in tokens:
-            series.value += getattr(usage, name)
-        reply_bytes.value += sent
+            series.inc(getattr(usage, name))
+        reply_bytes.inc(sent)
 
     def _of(self, identity: str, tag: str) -> _Series:
         """Series of a pair. Beyond so many, an identity's further tags are counted as "other"."""
@@ -69,8 +71,8 @@ class UsageMetrics:
         if found is None:
             if len(self._series) >= _MAX_PAIRS and tag != OTHER:
                 return self._of(identity, OTHER)
-            tokens = [(name, metric.of(identity, tag)) for name, metric in self._tokens.items()]
-            found = self._series[identity, tag] = tokens, self._reply_bytes.of(identity, tag)
+            tokens = [(name, metric.labels(identity, tag)) for name, metric in self._tokens.items()]
+            found = self._series[identity, tag] = tokens, self._reply_bytes.labels(identity, tag)
         return found
 
     def _value(self, tags: Iterable[tuple[str, str]]) -> str:
