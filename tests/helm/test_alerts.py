@@ -16,7 +16,7 @@ from scoring_service.errors import Code, Reason
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.types import Usage
 from tests.helm.charts import CHART, Manifest, example, of_kind, only, render
-from tests.helm.test_renders import OPEN
+from tests.helm.values import OPEN
 
 OBSERVED = {
     **OPEN,
