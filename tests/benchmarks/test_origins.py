@@ -51,12 +51,19 @@ def test_faults_say_where_they_were_survived(tmp_path: Path) -> None:
     assert run["recovery_seconds"] == [1.0, None]
 
 
-WRITERS = ("flood", "transport", "weights", "telemetry_cost", "between_tokens", "gpu_kernels")
+WRITERS = (
+    "flood",
+    "transport",
+    "weights/__main__",
+    "telemetry_cost",
+    "between_tokens",
+    "gpu_kernels",
+)
 PROGRAMS = [ROOT / f"benchmarks/{name}.py" for name in (*WRITERS, "gpu_profile", "gpu_tests")]
 TESTS = [ROOT / f"tests/chaos/test_{name}.py" for name in ("overload", "soak")]
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, *TESTS], ids=lambda program: program.stem)
+@pytest.mark.parametrize("program", [*PROGRAMS, *TESTS], ids=str)
 def test_those_that_take_long_say_so_too(program: Path) -> None:
     """By their code: they measure for minutes, or need a GPU."""
     tree = ast.parse(program.read_text())

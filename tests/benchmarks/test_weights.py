@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from benchmarks.weights import _scoring
+from benchmarks.weights.scoring import scoring
 from tests.e2e.processes import until
 from tests.e2e.served import serving
 
@@ -15,14 +15,14 @@ from tests.e2e.served import serving
 def test_who_scores_meanwhile_tells_of_every_call_or_that_it_died() -> None:
     with serving("--metrics-port", "0") as server:
         target = server.ready
-        with _scoring(target) as latencies:
+        with scoring(target) as latencies:
             # Sixteen tokens a call.
             until(lambda: server.metric("scoring_scored_tokens_total") >= 80)
             calls = latencies()
         assert len(calls) >= 3
         assert all(began < ended for began, ended, _ in calls)
         assert {version for _, _, version in calls} == {0}
-        with _scoring(target) as latencies:
+        with scoring(target) as latencies:
             (process,) = multiprocessing.active_children()
             process.kill()
             process.join()

@@ -6,7 +6,6 @@ import fcntl
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from tests.e2e.calls import (
 )
 from tests.e2e.processes import descriptors, idle, resident, until
 from tests.e2e.served import BIN, ROOT, serving
+from tests.ports import free_port
 
 
 def test_a_worker_that_gets_no_more_memory_fails_calls_cleanly_and_recovers() -> None:
@@ -84,9 +84,7 @@ class ItemFault(grpc.RpcError):
 @contextmanager
 def logging_to(out: IO[Any] | int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A server that answers, whose output goes there, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     target = f"127.0.0.1:{port}"
     process = subprocess.Popen(
         [BIN / "scoring-service", "serve", "--port", str(port), "--log-format", "json"],

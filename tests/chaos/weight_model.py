@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from scoring_client.proto import admin_pb2, weights_pb2
+from tests.contract_digest import contract_digest
 
 SIZES = {
     "bfloat16": 2, "float16": 2, "float32": 4, "float64": 8, "float8_e4m3fn": 1, "float8_e5m2": 1,
@@ -37,12 +37,8 @@ class Weights:
     @property
     def digest(self) -> str:
         """As the contract defines it."""
-        found = hashlib.sha256()
-        for name in sorted(self.tensors):
-            spec = self.specs[name]
-            found.update(f"{name} {dtype_of(spec)} {','.join(map(str, spec.shape))}\n".encode())
-            found.update(self.tensors[name])
-        return found.hexdigest()
+        kinds = {name: (dtype_of(spec), spec.shape) for name, spec in self.specs.items()}
+        return contract_digest({name: (*kinds[name], data) for name, data in self.tensors.items()})
 
 
 def dtype_of(message: weights_pb2.WeightTensor | weights_pb2.WeightChunk) -> str:

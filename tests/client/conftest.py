@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from scoring_client import AsyncScoringClient, ScoringClient
+from tests.client.admins import admin
+
+__all__ = ["admin", "ask", "quick_retry", "runner"]
 
 # Ports come round: no connection is shared with an earlier test's server, which may have ended.
 OWN_CONNECTIONS = {"channel_options": [("grpc.use_local_subchannel_pool", 1)]}

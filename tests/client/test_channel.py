@@ -145,6 +145,7 @@ def test_any_propagators_headers_go_along_and_harm_no_call(ask):
             ask(server.target, "model_info")
     finally:
         propagate.set_global_textmap(before)
+    assert len(server.metadata) == 2
     for sent in server.metadata:
         assert sent["x-amzn-trace-id"] == "Root=1-2-3;Sampled=1"
         assert not {"baggage", "x y", "trace-bin"} & set(sent)

@@ -113,7 +113,7 @@ def test_score_of_a_whole_text_begins_at_the_beginning(run):
     assert "│a│b│·│c│d│" in out
 
 
-def test_score_of_a_whole_text_without_a_beginning_token(run, monkeypatch):
+def test_score_of_a_whole_text_without_a_beginning_token(run):
     with ToyServer(bos=False) as server:
         status, out, _ = run("score", " ab cd", "--target", server.target)
         assert status == 0
@@ -209,7 +209,7 @@ def test_sample(run):
         assert footer.endswith("seed 5]")
 
 
-def test_sampled_text_appears_as_it_is_drawn(server):
+def test_sampled_text_appears_as_it_is_drawn():
     # In a process of its own, whose output is read while the server still draws.
     with ToyServer(max_slice=1, step_delay=0.25) as slow:
         code = "import sys; from scoring_client.cli.app import main; sys.exit(main(sys.argv[1:]))"

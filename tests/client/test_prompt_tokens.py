@@ -40,7 +40,9 @@ def test_tokens_of_prompts(ask, server, method, client):
 def test_they_come_in_the_last_slice(ask, server, method):
     content, more = CALLS[method]
     options = SAMPLING if method == "sample" else {}
-    for part in ask(server.target, f"{method}_slices", content, *more, **options):
+    parts = ask(server.target, f"{method}_slices", content, *more, **options)
+    assert {part.last for part in parts} == {False, True}
+    for part in parts:
         assert (part.prompt_token_ids is not None) is part.last
 
 

@@ -10,6 +10,7 @@ import pytest
 from scoring_client import (
     AdminClient,
     AsyncAdminClient,
+    CancelledCallError,
     ProtocolError,
     ScoringError,
 )
@@ -90,6 +91,11 @@ def test_who_cancels_an_async_push_sees_it_cancelled(runner):
         runner.run(push(server.target))
 
 
+def no_room(request, number):
+    """The server refuses what follows the first message."""
+    return (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no room") if number else None
+
+
 class Silent(WeightsServer):
     """Once an update failed, it says nothing more of it."""
 
@@ -111,9 +117,6 @@ class Silent(WeightsServer):
 
 @pytest.mark.parametrize("how", ["close", "cancel"])
 def test_who_asks_why_a_push_failed_can_be_stopped(runner, how):
-    def fail(request, number):
-        return (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "no room") if number else None
-
     async def push(server):
         client = AsyncAdminClient(server.target)
         pushing = asyncio.create_task(client.push_weights(WEIGHTS, version=1))
@@ -130,5 +133,42 @@ def test_who_asks_why_a_push_failed_can_be_stopped(runner, how):
 
     # A client that was closed cancels nobody.
     expected = ScoringError if how == "close" else asyncio.CancelledError
-    with Silent(SPECS, fail=fail, loses_status=True) as server, pytest.raises(expected):
+    with Silent(SPECS, fail=no_room, loses_status=True) as server, pytest.raises(expected):
         runner.run(push(server))
+
+
+@pytest.mark.parametrize("other_update", [False, True])
+def test_a_lost_status_is_asked_for_by_the_update_s_name(runner, other_update):
+    async def push(target):
+        async with AsyncAdminClient(target) as client:
+            await client.push_weights(WEIGHTS, version=1)
+
+    with (
+        WeightsServer(SPECS, fail=no_room, loses_status=True, other_update=other_update) as server,
+        pytest.raises(ScoringError) as caught,
+    ):
+        runner.run(push(server.target))
+    # What became of somebody else's update is no answer.
+    lost = (grpc.StatusCode.INTERNAL, "")
+    told = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert (caught.value.code, caught.value.reason) == (lost if other_update else told)
+
+
+def test_closing_an_async_client_ends_its_push_and_cancels_nobody(runner):
+    async def push(target):
+        client, closing = AsyncAdminClient(target), []
+
+        def close(progress):
+            closing.append(asyncio.ensure_future(client.close()))
+
+        try:
+            await client.push_weights(WEIGHTS, version=1, on_progress=close)
+        finally:
+            await asyncio.gather(*closing)
+
+    with (
+        WeightsServer(SPECS, commit_slow=0.2) as server,
+        pytest.raises(CancelledCallError, match="client was closed while it ran"),
+    ):
+        runner.run(push(server.target))
+    assert server.version == 0

@@ -1,6 +1,5 @@
 """A real gRPC server with AdminService and tensors in memory; faults are constructor arguments."""
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +11,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from scoring_client.proto import admin_pb2, admin_pb2_grpc, weights_pb2
 from tests.client.toy_answers import packed
+from tests.contract_digest import contract_digest
 
 Spec = tuple[str, tuple[int, ...], str]
 """Element type, shape, name of the tensor that it is tied to."""
-
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int64": 8}
 
 
 class RawMessages(grpc.ServerInterceptor):
@@ -73,7 +71,6 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         self.message_sizes: list[int] = []
         self.received = 0
         self.ended = threading.Event()
-        self.updates = 0
         self._fail, self._slow, self._commit_slow = fail, slow, commit_slow
         self._loses_status, self._other_update = loses_status, other_update
         self._last: weights_pb2.WeightUpdateStatus | None = None
@@ -95,12 +92,13 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
         self._server.stop(grace=0).wait()
 
     def digest(self) -> str:
-        digest = hashlib.sha256()
-        for name, (dtype, shape, tied) in sorted(self.specs.items()):
-            if not tied:
-                digest.update(f"{name} {dtype} {','.join(map(str, shape))}\n".encode())
-                digest.update(self.tensors[name])
-        return digest.hexdigest()
+        return contract_digest(
+            {
+                name: (dtype, shape, self.tensors[name])
+                for name, (dtype, shape, tied) in self.specs.items()
+                if not tied
+            }
+        )
 
     # RPCs
 
@@ -194,7 +192,6 @@ class WeightsServer(admin_pb2_grpc.AdminServiceServicer):
             code = grpc.StatusCode.FAILED_PRECONDITION
             abort(context, code, "WEIGHTS_DIGEST_MISMATCH", "another digest")
         self.version = version
-        self.updates += 1
         yield self._status("COMMITTED", version)
 
     def _status(self, phase: str, version: int) -> Any:

@@ -121,7 +121,7 @@ def test_another_type_than_the_servers(run: Run, network: Any, half: Any, tmp_pa
     assert found["comparison"]["own"]["mistake"] is None
 
 
-def test_other_weights(run: Run, network: Any, tmp_path: Path) -> None:
+def test_other_weights(run: Run, tmp_path: Path) -> None:
     other = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)

@@ -87,7 +87,10 @@ def test_a_deadline_ends_the_work(server: Served, start: Callable[..., Any]) -> 
 @pytest.mark.parametrize("start", LONG_CALLS)
 def test_a_client_that_vanishes_ends_the_work(server: Served, start: Callable[..., Any]) -> None:
     with stub_of(server.ready) as stub:
-        next(start(stub, timeout=280))
+        call = start(stub, timeout=280)
+        next(call)
+        next(call)
+        assert not idle(server.worker_pid)
     until(lambda: idle(server.worker_pid), patience=20)
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 
 from scoring_service.banner import ListenAddress, client_line, grpcurl_line
 from tests.e2e.served import BIN, ROOT, Served, serving
+from tests.ports import free_port
 from tests.rpc.authorities import Authority, write_pair
 
 DOCUMENTS = [
@@ -132,8 +132,8 @@ NOT_RUN = {
         "from scoring_client.adapters.trl": "TRL and a teacher of its own: `make test-adapters`",
     },
     "docs/weights.md": {
-        "if rank == 0": "several processes; gather_weights is in tests/client/test_push_weights.py",
-        "model.merge_adapter()": "PEFT is not installed; tests/client/test_push_weights.py has a "
+        "if rank == 0": "several processes; gather_weights is in tests/client/test_push_sharded.py",
+        "model.merge_adapter()": "PEFT is not installed; tests/client/test_push_names.py has a "
         "model with its names",
         "from scoring_client import AdminClient, push_to_all": "run in tests/helm/test_pod.py",
     },
@@ -344,12 +344,6 @@ def test_the_commands_of_a_document_run_one_after_another(document: str, tmp_pat
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def parse_all(text: str) -> Iterator[dict]:

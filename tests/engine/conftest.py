@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +14,23 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.prepare_model import save_gguf
 from scoring_service.engine.loading.loader import LoadedModel
+from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from scoring_service.models import tiny_model_path
 from tests.engine import plain
 from tests.engine.loading import load_model
+from tests.smollm2 import fetched_smollm2
+from tests.torch_threads import one_torch_thread
 
-REPOSITORY = Path(__file__).parents[2]
+__all__ = ["one_torch_thread"]
 
 transformers_logging.disable_progress_bar()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Models are small here, and a second thread only waits on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="session")
+def bf16_products() -> None:
+    """Skips where the processor cannot multiply bfloat16 as the C++ kernels want it."""
+    if not load_cpu_kernels().multiplies_wide(torch.empty(1, 2, dtype=torch.bfloat16)):
+        pytest.skip("no bf16 products on this machine")
 
 
 @pytest.fixture(scope="session")
@@ -93,15 +90,7 @@ def smollm2_wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_file() -> Path:
-    """The GGUF file of SmolLM2-135M, fetched when it is not there."""
-    tool = REPOSITORY / "tools" / "fetch_smollm2.py"
-    fetched = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=False)
-    if fetched.returncode != 0:
-        message = f"SmolLM2-135M cannot be fetched: {fetched.stderr.strip()}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return Path(fetched.stdout.strip())
+    return fetched_smollm2()
 
 
 @pytest.fixture(scope="session")

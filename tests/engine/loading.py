@@ -9,13 +9,11 @@ import torch
 
 from scoring_service.engine.loading.loader import LoadedModel, load
 from scoring_service.types import EngineConfig
+from tests.torch_threads import torch_threads
 
 
 def load_model(source: Path | str, threads: int = 1, **settings: Any) -> LoadedModel:
     """Loads a folder or file with the engine on the CPU; torch's threads are left as they were."""
-    before = torch.get_num_threads()
     config = EngineConfig(model=str(source), device="cpu", threads=threads, **settings)
-    try:
+    with torch_threads(torch.get_num_threads()):
         return load(config, on_stage=lambda _: None)
-    finally:
-        torch.set_num_threads(before)

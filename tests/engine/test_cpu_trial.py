@@ -11,19 +11,15 @@ from torch import Tensor
 
 from scoring_service.engine.head.head import LinearHead
 from scoring_service.engine.head.product import PlainProduct
-from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.models import tiny_model_path
 from scoring_service.types import RowWants
 from tests.engine.loading import load_model
 from tests.engine.scoring import assert_same_bits, completion, score_one
 
+pytestmark = pytest.mark.usefixtures("bf16_products")
+
 OWN = {name: getattr(CpuKernels, name) for name in ("linear", "row_sums", "top_ids", "attend")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _bf16_products() -> None:
-    if not load_cpu_kernels().multiplies_wide(torch.empty(1, 2, dtype=torch.bfloat16)):
-        pytest.skip("no bf16 products on this machine")
 
 
 def off_in_the_last_column(*arguments: Any) -> Tensor:

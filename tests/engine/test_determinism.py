@@ -30,6 +30,7 @@ from tests.engine.random_groups import random_groups
 from tests.engine.sampling import run, task
 from tests.engine.scoring import EVERYTHING, assert_same_bits, completion, group, score
 from tests.engine.small_models import ARCHITECTURES, save_model
+from tests.torch_threads import torch_threads
 
 PROCESSING = Processing(temperature=0.9, top_k=60, top_p=0.95, min_p=0.001)
 PAIRS = random_groups(np.random.default_rng(4), 8, 2048, 40, 120, 3)
@@ -38,10 +39,8 @@ PAIRS = random_groups(np.random.default_rng(4), 8, 2048, 40, 120, 3)
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Rows are shared out among threads, so their number may decide bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -229,7 +228,7 @@ def test_what_is_no_product_is_tried_in_tall_steps_too(
     assert loaded.info.deterministic == deterministic
 
 
-def test_whole_logits_promise_nothing(tmp_path: object) -> None:
+def test_whole_logits_promise_nothing() -> None:
     """Elsewhere tested to be used for odd heads; here only that rows come through as they are."""
     head = WholeLogits(5, torch.bfloat16)
     states = torch.arange(10, dtype=torch.bfloat16).reshape(2, 5)
@@ -256,10 +255,8 @@ def test_numerics_ids(monkeypatch: pytest.MonkeyPatch) -> None:
         # What stands between products is this package's own.
         patch.setattr(numerics, "code_digest", lambda: "another")
         assert numerics_id(**facts) != same
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    assert numerics_id(**facts) == same
-    torch.set_num_threads(before)
+    with torch_threads(torch.get_num_threads() + 1):
+        assert numerics_id(**facts) == same
 
 
 def test_every_source_of_the_engine_and_its_kernels_is_code_that_computes(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -13,22 +12,11 @@ import torch
 from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.engine.weights.digest import weights_digest
 from scoring_service.models import tiny_model_path
+from tests.contract_digest import contract_digest
 from tests.engine.loading import load_model
 
-Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
-"""name -> (dtype, shape, little-endian bytes in C order)"""
 
-
-def expected_digest(tensors: Tensors) -> str:
-    """SHA-256 over the sorted (name, dtype, shape, bytes), as the contract defines it."""
-    digest = hashlib.sha256()
-    for name, (dtype, shape, data) in sorted(tensors.items()):
-        digest.update(f"{name} {dtype} {','.join(map(str, shape))}\n".encode())
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def stored_tensors(path: Path) -> Tensors:
+def stored_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Tensors of a .safetensors file, read by hand."""
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
@@ -46,7 +34,7 @@ def test_the_packaged_model(tiny_bfloat16: LoadedModel) -> None:
     """As stored; the embedding is tied to the head, whose name comes first."""
     tensors = stored_tensors(tiny_model_path() / "model.safetensors")
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
-    assert tiny_bfloat16.info.weights_digest == expected_digest(tensors)
+    assert tiny_bfloat16.info.weights_digest == contract_digest(tensors)
 
 
 def test_the_dtype_as_loaded_counts(tiny: LoadedModel, tiny_bfloat16: LoadedModel) -> None:
@@ -57,7 +45,7 @@ def test_the_dtype_as_loaded_counts(tiny: LoadedModel, tiny_bfloat16: LoadedMode
         assert dtype == "bfloat16"
         words = np.frombuffer(data, dtype="<u2").astype("<u4") << 16
         widened[name] = ("float32", shape, words.tobytes())
-    assert tiny.info.weights_digest == expected_digest(widened)
+    assert tiny.info.weights_digest == contract_digest(widened)
     assert tiny.info.weights_digest != tiny_bfloat16.info.weights_digest
 
 
@@ -90,7 +78,7 @@ def test_made_up_tensors() -> None:
         "a.step": ("int64", (), np.array(3, dtype="<i8").tobytes()),
         "c.empty": ("bfloat16", (0, 7), b""),
     }
-    assert weights_digest(ours) == expected_digest(expected)
+    assert weights_digest(ours) == contract_digest(expected)
 
 
 def test_order_and_strides_do_not_count() -> None:

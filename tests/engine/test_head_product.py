@@ -18,18 +18,13 @@ from scoring_service.engine.head.product import (
     WideCudaProduct,
 )
 from scoring_service.engine.loading.loader import LoadedModel
-from scoring_service.kernels.cpu.ops import load_cpu_kernels
 from scoring_service.models import tiny_model_path
 from tests.engine.loading import load_model
 from tests.engine.small_models import ARCHITECTURES, save_model
 
+pytestmark = pytest.mark.usefixtures("bf16_products")
+
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _bf16_products() -> None:
-    if not load_cpu_kernels().multiplies_wide(torch.empty(1, 2, dtype=torch.bfloat16)):
-        pytest.skip("no bf16 products on this machine")
 
 
 def head_of(loaded: LoadedModel) -> LinearHead:

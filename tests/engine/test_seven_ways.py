@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +20,7 @@ from tests.engine.loading import load_model
 from tests.engine.scoring import Group
 from tests.engine.seven_ways import SAME_BITS, WITHIN_ROUNDING, load_small, seven_ways
 from tests.intensity import SOAK, short_or_long
+from tests.torch_threads import torch_threads
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,6 @@ def trees(vocab: int) -> st.SearchStrategy[list[Group]]:
 
 
 BUDGETS = st.tuples(st.just(32), st.just(100), st.integers(33, 600))
-
-
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    """Rows are shared out among threads, so their number may decide bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

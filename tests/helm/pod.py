@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.e2e.served import BIN, Served
 from tests.helm.charts import Manifest, of_kind, only
 from tests.helm.dockerfile import instructions
+from tests.ports import free_port
 
 PORTS = ("50051", "50052", "9464")
 
@@ -119,7 +119,7 @@ def laid_out(
     (container,) = (
         c for c in (*spec.get("initContainers", []), *spec["containers"]) if c["name"] == name
     )
-    pod = Pod(spec, container, root, {port: _free_port() for port in PORTS})
+    pod = Pod(spec, container, root, {port: free_port() for port in PORTS})
     volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
     container.setdefault("volumeMounts", [])
     for mount in container["volumeMounts"]:
@@ -168,9 +168,3 @@ def started(pod: Pod, launcher: Sequence[str] = ()) -> Iterator[Served]:
         if served.process.poll() is None:
             served.process.kill()
             served.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

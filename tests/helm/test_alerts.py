@@ -16,7 +16,7 @@ from scoring_service.errors import Code, Reason
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.types import Usage
 from tests.helm.charts import CHART, Manifest, example, of_kind, only, render
-from tests.helm.test_renders import OPEN
+from tests.helm.values import OPEN
 
 OBSERVED = {
     **OPEN,
@@ -165,11 +165,14 @@ def test_each_alert_links_to_its_place_on_the_page() -> None:
 
 
 def test_reasons_and_statuses_in_alerts_exist() -> None:
-    for rule in rules(render(OBSERVED)):
-        for codes in re.findall(r'grpc_code=~"([^"]*)"', rule["expr"]):
-            assert set(codes.split("|")) <= {*Code, "UNKNOWN", "DATA_LOSS"}
-        for reason in re.findall(r'reason="([^"]*)"', rule["expr"]):
-            assert reason in set(Reason)
+    expressions = "\n".join(rule["expr"] for rule in rules(render(OBSERVED)))
+    named = re.findall(r'grpc_code=~"([^"]*)"', expressions)
+    codes = {code for alternatives in named for code in alternatives.split("|")}
+    reasons = set(re.findall(r'reason="([^"]*)"', expressions))
+    assert codes
+    assert codes <= {*Code, "UNKNOWN", "DATA_LOSS"}
+    assert reasons
+    assert reasons <= set(Reason)
 
 
 def test_a_metric_that_is_not_there_would_be_noticed(known: dict[str, set[str]]) -> None:

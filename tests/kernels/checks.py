@@ -18,7 +18,7 @@ from tests.kernels import oracle
 from tests.kernels.cases import Setting
 
 EDGE = 4e-6
-"""DESIGN §1: supports may differ only where the cumulative mass is this close to 1 - p."""
+"""Supports may differ only where the cumulative mass is this close to 1 - p."""
 
 DRAWS = 200_000
 
@@ -32,22 +32,20 @@ def half_ulp(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.spacing(np.abs(finite)).astype(np.float64) / 2
 
 
-def assert_values(
-    got: NDArray[np.floating], want: NDArray[np.float64], tolerance: float = 1e-5
-) -> None:
-    """Equal infinities; finite values within the tolerance, or within fp32's own rounding of it
-    where the value is so large (beyond 256) that fp32 cannot hold it to 1e-5."""
+def assert_values(got: NDArray[np.floating], want: NDArray[np.float64]) -> None:
+    """Equal infinities; finite values within 1e-5, or within fp32's own rounding of them where they
+    are so large (beyond 256) that fp32 cannot hold them to that."""
     np.testing.assert_array_equal(np.isneginf(got), np.isneginf(want))
     finite = np.isfinite(want)
     error = np.abs(got.astype(np.float64)[finite] - want[finite])
-    bound = np.maximum(tolerance, half_ulp(want[finite]) + 2e-6)
+    bound = np.maximum(1e-5, half_ulp(want[finite]) + 2e-6)
     assert np.all(error <= bound), f"error {error.max()}"
 
 
 def assert_supports(
     support: Support, x_T_V: oracle.F32, setting: Setting, within: float = EDGE
 ) -> NDArray[np.bool_]:
-    """`support` keeps what DESIGN §1 keeps, save tokens within `within` of the nucleus's edge."""
+    """`support` keeps what docs/mathematics.md says, save within `within` of the nucleus's edge."""
     keep_T_V = support(torch.from_numpy(x_T_V), **setting.truncation).numpy()
     for row, (x_V, keep_V) in enumerate(zip(x_T_V, keep_T_V, strict=True)):
         differs = keep_V != oracle.support(x_V, **setting.truncation)
@@ -101,9 +99,10 @@ def chi_square_p(counts: NDArray[np.int64], probabilities: NDArray[np.float64]) 
 
 
 def draw_counts(
-    draw: Draw, x_V: oracle.F32, keep_V: Tensor, varies: str, seed: int, batch: int = 2000
+    draw: Draw, x_V: oracle.F32, keep_V: Tensor, varies: str, seed: int
 ) -> NDArray[np.int64]:
     """How often each token comes in 200,000 draws of one row; one of the three inputs varies."""
+    batch = 2000
     x_T_V = torch.from_numpy(x_V).expand(batch, -1)
     keep_T_V = keep_V.expand(batch, -1)
     counts = np.zeros(len(x_V), dtype=np.int64)

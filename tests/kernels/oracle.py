@@ -1,4 +1,4 @@
-"""The definitions of DESIGN §1 for one row at a time, in float64 and Python integers.
+"""The definitions of docs/mathematics.md for one row at a time, in float64 and Python integers.
 
 Written from the definitions alone, by whole sorts, and never imported by the service: what
 `scoring_service/kernels/reference.py` is checked against. x_V is always a float32 row, because

@@ -15,6 +15,7 @@ from scoring_service.engine.attention import runs
 from scoring_service.engine.attention.packing import SegmentTree, TreeNode
 from scoring_service.engine.attention.runs import tables
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
+from tests.torch_threads import torch_threads
 
 SLOTS = 2048
 
@@ -249,12 +250,8 @@ def test_company_and_threads_change_no_bit(kernels: CpuKernels, dtype: torch.dty
         alone = [SegmentTree(trees[0].prefix_slots, (trees[0].nodes[0], node))]
         own = slice(node.start, node.stop)
         assert torch.equal(attend(kernels, tensors, alone, [], {})[own], together[own])
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+    with torch_threads(3):
         again = attend(kernels, tensors, trees, sampled, {})
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(again, together)
 
 

@@ -106,7 +106,7 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled_library()
 
 
-def test_a_compiler_that_fails(fake_compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails(fake_compiler: Path) -> None:
     script = fake_compiler / "fake-c++"
     script.write_text('#!/bin/sh\necho "ops.cpp:1: fatal error: no such header" >&2\nexit 1\n')
     with pytest.raises(KernelsUnavailableError, match="no such header"):

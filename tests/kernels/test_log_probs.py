@@ -66,7 +66,7 @@ def test_log_softmax_of_every_token(vocab: int) -> None:
 
 
 def test_a_negative_id_is_not_asked_and_answers_nan() -> None:
-    """Candidates of -1 are NaN (DESIGN §3), the others of the row as if alone."""
+    """Candidates of -1 are NaN, as the contract says, the others of the row as if alone."""
     x = torch.from_numpy(rows(333))
     ids = torch.tensor([[5, -1, 332, -7]]).expand(len(x), -1)
     got = reference.logprobs_at(x, reference.logsumexp(x), ids)

@@ -11,6 +11,7 @@ import torch
 from scoring_service.kernels import eager, reference
 from tests.kernels import cases, oracle
 from tests.kernels.checks import assert_tail_masses
+from tests.torch_threads import torch_threads
 
 
 @pytest.mark.parametrize("k", [1, 20, 128, 1024, 8192, 49151, 49152])
@@ -53,15 +54,11 @@ def test_bits_of_a_row_alone_and_in_company(threads: int) -> None:
         found = (masses.logsumexp_T, eager.entropy(rows, masses), tails_T)
         return [b"".join(of_row) for of_row in zip(*map(bits_of_each, found), strict=True)]
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         together = sums(0, 12)
         for count in (1, 2, 5):
             alone = [sums(first, min(12, first + count)) for first in range(0, 12, count)]
             assert [row for rows in alone for row in rows] == together
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_equal_values() -> None:

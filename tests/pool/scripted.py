@@ -169,6 +169,7 @@ class ScriptedExecutor:
 class Scripted:
     """A pool of scripted workers; `workers[i]` is the one that runs now in slot i."""
 
+    make_executor: ClassVar[Callable[[], ScriptedExecutor]] = ScriptedExecutor
     running: ClassVar[list[Scripted]] = []
     """To be ended with their test: all tests share one event loop, where they would live on."""
 
@@ -181,7 +182,7 @@ class Scripted:
         )
 
     def _make(self, index: int) -> ScriptedExecutor:
-        executor = ScriptedExecutor()
+        executor = self.make_executor()
         self.prepare(executor)
         self.starts[index].append(executor)
         return executor
@@ -199,6 +200,16 @@ class Scripted:
         self.pool.start()
         await settled()
         return self
+
+
+class Audits(PoolObserver):
+    """Keeps what came of each audit, and by how much it differed."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float | None]] = []
+
+    def audited(self, outcome: str, difference: float | None = None) -> None:
+        self.seen.append((outcome, difference))
 
 
 @pytest_asyncio.fixture(autouse=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scoring_service.engine.weight_memory import HEADER_BYTES, WeightMemory
+from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool.weights import sets as weight_sets
 from scoring_service.pool.weights.sets import WeightSets
 
@@ -54,5 +55,8 @@ def test_what_is_being_freed_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> 
     spare.view[:] = bytes(SIZE)
     kept.drop(1, spare)
     monkeypatch.setattr(weight_sets, "free_host_memory", lambda: SIZE)
-    # As much as is free, and most of what the spare memory has; without that it is refused.
+    # As much as is free, and most of what the spare memory has.
     kept.take_memory(4 * SIZE, int(1.7 * SIZE)).close()
+    with pytest.raises(ServiceError) as refused:  # the spare memory is gone
+        kept.take_memory(4 * SIZE, int(1.7 * SIZE))
+    assert refused.value.fault.reason is Reason.OUT_OF_MEMORY

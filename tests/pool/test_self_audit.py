@@ -11,20 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from scoring_service.engine.events import CallFinished
-from scoring_service.pool.observer import PoolObserver
 from scoring_service.pool.streams.self_audit import AuditSettings, largest_difference, widest
 from scoring_service.pool.weights.sets import WeightSet
 from scoring_service.telemetry.metrics import Metrics
 from scoring_service.types import ScoreCall
-from tests.pool.scripted import INFO, Scripted, score_call, settled
-
-
-class Audits(PoolObserver):
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, float | None]] = []
-
-    def audited(self, outcome: str, difference: float | None = None) -> None:
-        self.seen.append((outcome, difference))
+from tests.pool.scripted import INFO, Audits, Scripted, score_call, settled
 
 
 async def answer_everything(made: Scripted) -> list[tuple[int, ScoreCall]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,10 +17,11 @@ from scoring_service.pool.supervision import Supervision
 from scoring_service.pool.weights.sets import WeightSets
 from scoring_service.pool.weights.staging import WorkerStaging
 from scoring_service.pool.weights.status import Phase, Staging
+from scoring_service.pool.weights.update import WeightUpdate
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.rpc.admin.update_progress import report_progress
 from tests.pool.scripted import drain, score_call, settled, until_state
-from tests.pool.test_weight_updates import Staged, begun, fault, pool_of
+from tests.pool.staged import Staged, begun, fault, pool_of
 
 
 def fails_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
@@ -32,8 +35,17 @@ def fails_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, broken)
 
 
-async def answers(scripted: Staged) -> None:
-    """A call gets its answer."""
+@contextmanager
+def a_bug_is_logged(update: WeightUpdate) -> Iterator[None]:
+    """Once, with the name of the update that met it."""
+    with capture_logs() as lines:
+        yield
+    found = [line["update"] for line in lines if line["event"] == "update_met_a_bug"]
+    assert found == [update.status.update_id]
+
+
+async def answers(scripted: Staged, version: int) -> None:
+    """A call gets its answer, from these weights."""
     pool = scripted.pool
     async with asyncio.timeout(20):
         await until_state(pool, PoolState.READY)
@@ -42,6 +54,7 @@ async def answers(scripted: Staged) -> None:
             scripted.workers[0].score(part)
             await settled()
             assert isinstance(drain(stream)[-1], CallFinished)
+    assert pool.info.weight_version == version
 
 
 @pytest.mark.parametrize(
@@ -60,19 +73,13 @@ async def test_before_calls_begin_with_the_new_weights(
     scripted = await pool_of(1)
     update = begun(scripted, staging=staging)
     fails_once(monkeypatch, owner, name)
-    with capture_logs() as lines:
+    with a_bug_is_logged(update):
         assert await fault(update) is Reason.INTERNAL_ERROR
     assert update.status.phase is Phase.FAILED
     assert update.over.done()
-    assert [line["update"] for line in lines if line["event"] == "update_met_a_bug"] == [
-        update.status.update_id
-    ]
-    await answers(scripted)
-    assert scripted.pool.info.weight_version == 1
+    await answers(scripted, version=1)
     await begun(scripted).commit()
-    await answers(scripted)
-    assert scripted.pool.info.weight_version == 2
-    await scripted.pool.drain(0)
+    await answers(scripted, version=2)
 
 
 @pytest.mark.parametrize(
@@ -90,16 +97,13 @@ async def test_once_calls_begin_with_the_new_weights(
     scripted = await pool_of(1)
     update = begun(scripted, staging=staging)
     fails_once(monkeypatch, owner, name)
-    with capture_logs() as lines:
+    with a_bug_is_logged(update):
         await update.commit()
-    assert "update_met_a_bug" in [line["event"] for line in lines]
     assert update.status.phase is Phase.COMMITTED
     assert update.over.done()
-    await answers(scripted)
-    assert scripted.pool.info.weight_version == 2
+    await answers(scripted, version=2)
     await begun(scripted, 3).commit()
-    await answers(scripted)
-    await scripted.pool.drain(0)
+    await answers(scripted, version=3)
 
 
 async def test_when_its_caller_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,13 +116,11 @@ async def test_when_its_caller_has_left(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(asyncio.CancelledError):
         await committing
     fails_once(monkeypatch, WorkerStaging, "apply")
-    with capture_logs() as lines:
+    with a_bug_is_logged(update):
         update.parts_changed()
         await settled()
     assert update.status.phase is Phase.FAILED
-    assert "update_met_a_bug" in [line["event"] for line in lines]
     assert scripted.pool.weights.update is None
-    await scripted.pool.drain(0)
 
 
 async def test_on_the_way_here_it_is_no_caller_that_left() -> None:
@@ -143,4 +145,3 @@ async def test_on_the_way_here_it_is_no_caller_that_left() -> None:
     assert left.status.phase is Phase.ABORTED
     assert left.fault is not None
     assert left.fault.reason is Reason.UPDATE_ABORTED
-    await scripted.pool.drain(0)

@@ -3,117 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from scoring_service.engine.events import (
-    ApplyWeights,
-    CallFailed,
-    CallFinished,
-    Command,
-    DropWeights,
-    FillWeights,
-    ItemFailed,
-    StageWeights,
-    WeightsDropped,
-    WeightsFailed,
-    WeightsFilled,
-    WeightsStaged,
-)
+from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed, WeightsStaged
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.streams.self_audit import AuditSettings
 from scoring_service.pool.weights import phase_limits
-from scoring_service.pool.weights.receiver import TensorChunk
 from scoring_service.pool.weights.status import Phase, RunningSamples, Staging, UpdateOptions
 from scoring_service.pool.weights.update import WeightUpdate
-from scoring_service.types import EngineInfo, ScoreCall, TensorSpec
-from tests.pool.scripted import (
-    INFO,
-    Scripted,
-    ScriptedExecutor,
-    drain,
-    sample_call,
-    score_call,
-    settled,
-)
-from tests.pool.test_self_audit import Audits
-
-MODEL = replace(INFO, tensors=(TensorSpec("w", "float32", (2,)),))
-WHOLE = TensorChunk("w", "float32", (2,), 0, bytes(8))
-
-
-class Stager(ScriptedExecutor):
-    """A worker that takes weights, in its own way."""
-
-    def __init__(self) -> None:
-        super().__init__(MODEL)
-        self.digest = "new"
-        self.usable = True
-        self.dies_applying = False
-        self.applies = True
-        self.fills = True
-        self.asked: list[int] = []
-        self.fails: str | None = None
-        self.dropped: list[int] = []
-        self.applied: list[int] = []
-
-    def send(self, command: Command) -> None:
-        match command:
-            case StageWeights(weights):
-                if self.fails is not None:
-                    self.on_event(WeightsFailed(weights, self.fails))
-                else:
-                    usable = self.usable and command.beside
-                    self.on_event(WeightsStaged(weights, self.digest, "n2", usable))
-            case ApplyWeights(weights):
-                self.applied.append(weights)
-                if self.dies_applying:
-                    self.die()
-                elif self.applies:
-                    self.on_event(WeightsStaged(weights, self.digest, "n2", True))
-            case FillWeights(weights):
-                self.asked.append(weights)
-                if self.fills:
-                    self.on_event(WeightsFilled(weights))
-            case DropWeights(weights):
-                self.dropped.append(weights)
-                self.on_event(WeightsDropped(weights))
-            case _:
-                super().send(command)
-
-
-class Staged(Scripted):
-    """A pool of them."""
-
-    def _make(self, index: int) -> ScriptedExecutor:
-        executor = Stager()
-        self.prepare(executor)
-        self.starts[index].append(executor)
-        return executor
-
-
-async def pool_of(count: int, prepare: Any = None) -> Staged:
-    scripted = Staged(count)
-    scripted.prepare = prepare or scripted.prepare
-    await scripted.start()
-    return scripted
-
-
-def begun(scripted: Staged, version: int = 2, **options: Any) -> WeightUpdate:
-    """An update whose tensors came."""
-    update = scripted.pool.weights.begin(UpdateOptions(version, **options), "")
-    update.take(WHOLE, "chunk")
-    return update
-
-
-async def fault(update: WeightUpdate) -> Reason:
-    """Why it fails."""
-    with pytest.raises(ServiceError) as caught:
-        await update.commit()
-    return caught.value.fault.reason
+from scoring_service.types import EngineInfo, ScoreCall
+from tests.pool.scripted import Audits, drain, sample_call, score_call, settled
+from tests.pool.staged import MODEL, Staged, begun, fault, pool_of
 
 
 async def test_workers_that_read_different_weights() -> None:
@@ -126,7 +29,6 @@ async def test_workers_that_read_different_weights() -> None:
     await settled()
     for worker in scripted.workers:
         assert worker.dropped == [update.number]  # type: ignore[attr-defined]
-    await scripted.pool.drain(0)
 
 
 async def test_no_room_beside() -> None:
@@ -160,7 +62,6 @@ async def test_no_room_beside() -> None:
             await settled()
             assert waiting.ended
         assert running.ended
-    await pool.drain(0)
 
 
 async def test_in_place_waits_for_what_insists_on_the_old_weights() -> None:
@@ -196,7 +97,6 @@ async def test_in_place_waits_for_what_insists_on_the_old_weights() -> None:
         assert isinstance(told, CallFailed)
         assert told.fault.reason is Reason.WEIGHT_VERSION_MISMATCH
         assert other.running
-    await pool.drain(0)
 
 
 async def test_calls_that_outlast_the_patience_of_an_update_in_place(
@@ -225,7 +125,6 @@ async def test_calls_that_outlast_the_patience_of_an_update_in_place(
             await settled()
             assert isinstance(drain(stream)[-1], CallFinished)
     assert pool.info.weight_version == 1
-    await pool.drain(0)
 
 
 async def given_up(pool: WorkerPool, update: WeightUpdate, committing: asyncio.Task[None]) -> None:
@@ -258,7 +157,6 @@ async def test_a_version_names_one_set_of_weights() -> None:
         await settled()
     await begun(scripted, **again).commit()
     assert (pool.info.weight_version, pool.info.weights_digest) == (1, "other")
-    await pool.drain(0)
 
 
 async def test_too_late_to_be_given_up() -> None:
@@ -278,7 +176,6 @@ async def test_too_late_to_be_given_up() -> None:
     await update.over
     assert update.status.phase is Phase.COMMITTED
     assert scripted.pool.info.weight_version == 2
-    await scripted.pool.drain(0)
 
 
 async def test_an_update_given_up_in_the_moment_of_its_commit() -> None:
@@ -294,7 +191,6 @@ async def test_an_update_given_up_in_the_moment_of_its_commit() -> None:
     for version in (2, 3):
         assert not begun(scripted, version).is_over
         scripted.pool.weights.abort("")
-    await scripted.pool.drain(0)
 
 
 async def test_weights_over_which_workers_die() -> None:
@@ -317,7 +213,6 @@ async def test_weights_over_which_workers_die() -> None:
         scripted.workers[0].score(part)
         await settled()
         assert stream.ended
-    await pool.drain(0)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -339,7 +234,6 @@ async def test_a_worker_that_dies_once_over_the_weights(count: int) -> None:
     assert len(made) == count + 1
     assert scripted.pool.info.weight_version == 2
     assert [worker.weights for worker in scripted.pool.workers] == [{update.number}] * count
-    await scripted.pool.drain(0)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -365,7 +259,6 @@ async def test_a_worker_that_dies_while_it_gives_tensors(count: int) -> None:
     assert [executor.asked for executor in made[1:]].count([update.number]) == 1
     assert scripted.pool.info.weight_version == 2
     assert [worker.weights for worker in scripted.pool.workers] == [{update.number}] * count
-    await scripted.pool.drain(0)
 
 
 async def test_a_worker_that_cannot_stage() -> None:
@@ -378,7 +271,6 @@ async def test_a_worker_that_cannot_stage() -> None:
         scripted.workers[1].fails = message  # type: ignore[attr-defined]
         assert await fault(begun(scripted)) is reason
         assert scripted.pool.weights.update is None
-        await scripted.pool.drain(0)
 
 
 async def test_a_worker_that_comes_back_with_other_weights() -> None:
@@ -402,7 +294,6 @@ async def test_a_worker_that_comes_back_with_other_weights() -> None:
     number = scripted.pool.weights.current.number
     assert scripted.pool.workers[0].weights == {number}
     assert scripted.workers[0].applied == [number]  # type: ignore[attr-defined]
-    await scripted.pool.drain(0)
 
 
 async def test_memory_is_used_again() -> None:
@@ -422,7 +313,6 @@ async def test_memory_is_used_again() -> None:
         scripted.workers[0].score(part)
         await settled()
         assert not pool.weights.weight_sets.older
-    await pool.drain(0)
 
 
 @pytest.mark.parametrize("policy", [RunningSamples.CONTINUE, RunningSamples.ABORT])
@@ -467,7 +357,6 @@ async def test_in_place_waits_for_no_samples_that_no_worker_has(policy: RunningS
         else:
             assert not [e for e in events if isinstance(e, ItemFailed)]
             assert {p.weights for p in samples.running.values()} == {update.number}
-    await pool.drain(0)
 
 
 async def test_audits_that_wait_keep_no_weights_beyond_an_update() -> None:
@@ -493,4 +382,3 @@ async def test_audits_that_wait_keep_no_weights_beyond_an_update() -> None:
         await settled()
         assert worker.calls, "there is more to do"
         assert pool.weights.weight_sets.older == []
-    await pool.drain(0)

@@ -18,6 +18,7 @@ from scoring_client.proto import (
 )
 from scoring_service.models import tiny_model_path
 from scoring_service.rpc.parsing.processing import unsupported_settings
+from tests.contract_digest import contract_digest
 from tests.rpc.calls import collect, failure, group, reason, score_one
 from tests.rpc.conftest import PlainModel, RunningServer
 
@@ -125,14 +126,11 @@ async def test_the_tokenizer_digest_is_of_its_serialised_form(
 
 async def test_the_digest_covers_the_tensors_as_loaded(server: RunningServer) -> None:
     """Recomputed from the file alone: bfloat16 on disk, float32 as loaded here."""
-    digest = hashlib.sha256()
     with safe_open(tiny_model_path() / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
-    for name in sorted(tensors):
-        shape = ",".join(map(str, tensors[name].shape))
-        digest.update(f"{name} float32 {shape}\n".encode() + tensors[name].tobytes())
-    assert (await info_of(server)).weights_digest == digest.hexdigest()
+    expected = contract_digest({n: ("float32", t.shape, t.tobytes()) for n, t in tensors.items()})
+    assert (await info_of(server)).weights_digest == expected
 
 
 async def test_list_models(server: RunningServer) -> None:

@@ -12,8 +12,6 @@ transformers itself computes SmolLM2 in bfloat16 are further apart than that.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,6 +21,7 @@ import pytest
 import torch
 
 from tests.e2e.served import ROOT
+from tests.smollm2 import fetched_smollm2
 from tests.training.drawn import TRUNCATION, Drawn, drawn_from, replayed, trainer_of, widened
 from tests.training.mismatch_table import Pair, Row, measured, write
 
@@ -38,9 +37,7 @@ TOKENS = int(os.environ.get("MISMATCH_TOKENS") or FULL)
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    tool = ROOT / "tools" / "fetch_smollm2.py"
-    done = subprocess.run([sys.executable, tool], capture_output=True, text=True, check=True)
-    return Path(done.stdout.strip().splitlines()[-1])
+    return fetched_smollm2()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from scoring_client.proto import (
     score_pb2,
     weights_pb2,
 )
+from tests.contract_digest import contract_digest
 from tests.rpc.calls import collect, failure, group, reason
 from tests.weights.conftest import WeightServer, begin_to_wait, the_rest, weight_server
 from tests.weights.trainer import TOLERANCE, State, Trainer, begin, chunk, commit, messages, part
@@ -57,12 +57,12 @@ async def test_there_and_back(served: WeightServer) -> None:
 def digest_of(state: State) -> str:
     """The weights digest as the contract defines it, of the tiny model's tensors in float32."""
     own = {"model.embed_tokens.weight": "lm_head.weight"}
-    tensors = {own.get(name, name): tensor for name, tensor in state.items()}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} float32 {','.join(map(str, tensor.shape))}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return contract_digest(
+        {
+            own.get(name, name): ("float32", tensor.shape, tensor.numpy().tobytes())
+            for name, tensor in state.items()
+        }
+    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

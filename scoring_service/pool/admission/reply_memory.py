@@ -14,9 +14,8 @@ class ReplyMemory:
     Clients that read are not held back by one that does not.
     """
 
-    def __init__(self, most: int = MAX_BYTES) -> None:
+    def __init__(self) -> None:
         self.unread = 0
-        self._most = most
         self._by_client: dict[str, int] = {}
 
     def add(self, client: str, size: int) -> None:
@@ -30,4 +29,4 @@ class ReplyMemory:
 
     def may_begin(self, client: str) -> bool:
         """Whether more results may be computed for a client."""
-        return self._by_client.get(client, 0) <= SHARE * max(0, self._most - self.unread)
+        return self._by_client.get(client, 0) <= SHARE * max(0, MAX_BYTES - self.unread)

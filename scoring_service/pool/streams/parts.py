@@ -35,7 +35,7 @@ def split(call: Call, most_tokens: int) -> list[Call]:
     """Cuts a call into parts of about so many tokens, in order; none is empty.
 
     A completion or a sample is never cut, and what belongs to one prompt stays together while it
-    fits. No number depends on the cut: see DESIGN, "Exactness".
+    fits. No number depends on the cut (docs/concepts.md, "Segments, seams, same bits").
     """
     if isinstance(call, ScoreCall):
         groups = _bundled(

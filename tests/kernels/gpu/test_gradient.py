@@ -7,7 +7,7 @@ import torch
 
 from scoring_service.kernels import dispatch
 from tests.kernels.gpu.device import DEVICE
-from tests.kernels.test_linear_processed_logprobs import (
+from tests.kernels.linear_losses import (
     Case,
     check,
     check_broken_rows,

@@ -1,0 +1,1 @@
+"""From a trainer's tensors to committed weights: `python -m benchmarks.weights`."""
