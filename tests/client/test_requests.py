@@ -157,6 +157,45 @@ def test_bad_groups(groups, path, complaint):
     assert raised.value.reason == "INVALID_FIELD"
 
 
+WHOLE_IDS = "a whole sequence is scored as its first token and the rest: (ids[:1], [ids[1:]])"
+WHOLE_TEXT = "ids = client.tokenize([text])[0], then (ids[:1], [ids[1:]])"
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("group", "hint"),
+    [
+        ("import numpy as np", WHOLE_TEXT),
+        ([5, 6, 7], WHOLE_IDS),
+        ([5, 6], WHOLE_IDS),
+        ((5, 6), WHOLE_IDS),
+        (np.arange(9), WHOLE_IDS),
+        (CHAT, "apply_chat_template"),
+        (CHAT[0], "apply_chat_template"),
+        ((CHAT, ["b"]), "apply_chat_template"),
+        (("a", [CHAT[1]]), "apply_chat_template"),
+        (({"input_ids": [1], "attention_mask": [1]}, ["b"]), "give its ['input_ids']"),
+        ((["a", "b"], ["c"]), "a text stands alone, in no list"),
+    ],
+)
+def test_what_is_no_group_is_told_what_to_give(group, hint):
+    with pytest.raises(InvalidRequestError) as raised:
+        group_messages([group])
+    assert hint in str(raised.value)
+
+
+@pytest.mark.parametrize("prompts", [CHAT, [CHAT], [CHAT[:1]], [tuple(CHAT)]])
+def test_a_chat_is_no_prompt(prompts):
+    with pytest.raises(InvalidRequestError, match="a chat is tokenised by you"):
+        prompt_messages(prompts)
+
+
+def test_what_stands_for_a_group_is_quoted_in_short():
+    with pytest.raises(InvalidRequestError) as raised:
+        group_messages([np.arange(1000)])
+    assert len(str(raised.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("prompts", "path"),
     [

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short_repr
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,12 @@ from scoring_client.values.messages import no_unicode, set_fields
 from scoring_client.values.processing import processing_message
 from scoring_client.values.spans import Span, as_spans
 from scoring_client.values.tensors import int32_tensor
-from scoring_client.values.tokens import as_array, as_sequence, as_text_or_ids
+from scoring_client.values.tokens import (
+    as_array,
+    as_sequence,
+    as_text_or_ids,
+    whole_sequence_hint,
+)
 
 _NO_ROW: tuple[Span, ...] = ((0, 1),)
 
@@ -180,9 +186,11 @@ def expect_message(expect: Expect | None) -> context_pb2.Expect | None:
 def _as_group(value: Any, path: str) -> PromptGroup:
     if isinstance(value, PromptGroup):
         return value
-    if isinstance(value, (tuple, list)) and len(value) == 2:
+    hint = whole_sequence_hint(value)
+    if isinstance(value, (tuple, list)) and len(value) == 2 and not hint:
         return PromptGroup(*value)
-    raise invalid(path, f"expected a PromptGroup or (prompt, [completion, …]), got {value!r}")
+    got = short_repr(value)
+    raise invalid(path, f"expected a PromptGroup or (prompt, [completion, …]), got {got}{hint}")
 
 
 def _fill_sequence(
