@@ -343,11 +343,11 @@ class ScoringClient(BlockingClient):
 
         Args:
             prompts: SamplePrompts, text or token ids.
-            options: Those of SampleOptions: ``max_tokens`` (required), ``n``, ``min_tokens``,
-                ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``, ``top_logprobs``,
-                ``return_text``, the distribution (``temperature``, ``top_k``, ``top_p``, ``min_p``,
-                ``defaults``), and of every call ``model``, ``expect``, ``context``, ``timeout``,
-                ``on_error``, ``on_progress``.
+            options: Those of SampleOptions: ``max_tokens`` (required unless every prompt has its
+                own), ``n``, ``min_tokens``, ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``,
+                ``top_logprobs``, ``return_text``, the distribution (``temperature``, ``top_k``,
+                ``top_p``, ``min_p``, ``defaults``), and of every call ``model``, ``expect``,
+                ``context``, ``timeout``, ``on_error``, ``on_progress``.
 
         Returns:
             ``results[p][s]`` is the s-th sample of prompt p.

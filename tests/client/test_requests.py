@@ -293,5 +293,27 @@ def test_options_that_do_not_exist(nowhere):
         nowhere.score_iter([("a", ["b"])], token_id_limit=5)
     with pytest.raises(TypeError, match="'keep_realised'"):
         nowhere.sample([[1]], max_tokens=1, keep_realised=True)
-    with pytest.raises(TypeError, match="missing required keyword argument 'max_tokens'"):
-        nowhere.sample([[1]])
+
+
+def test_max_tokens_are_of_each_prompt_or_of_the_call(nowhere):
+    missing = r"missing required keyword argument 'max_tokens': prompts\[1\] has none of its own"
+    with pytest.raises(TypeError, match=missing):
+        nowhere.sample([SamplePrompt([1], max_tokens=2), SamplePrompt([1])])
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "hint"),
+    [
+        ("sample", "tokens", "did you mean 'return_text'?"),
+        ("sample", "text", "did you mean 'return_text'?"),
+        ("sample", "k", "did you mean 'top_logprobs'?"),
+        ("sample", "token_ids", "every result has it"),
+        ("sample", "logprobs", "every result has it"),
+        ("sample", "max_new_tokens", "did you mean 'max_tokens'?"),
+        ("score", "logprobs", "every result has it"),
+    ],
+)
+def test_hints_do_not_mislead(nowhere, call, option, hint):
+    with pytest.raises(TypeError) as raised:
+        getattr(nowhere, call)([([1], [[2]])], **{option: True})
+    assert str(raised.value) == f"{call}() got an unexpected keyword argument {option!r}; {hint}"

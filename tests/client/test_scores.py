@@ -253,10 +253,13 @@ def test_results_say_what_computed_them(ask, server):
 def test_results_are_printed_in_a_line(ask, server):
     results = ask(server.target, "score", [([1, 2], [[3, 4], [999]])], on_error="return")
     assert repr(results) == "<ScoreResults: 1 groups, 2 completions, 2 rows, 1 failed>"
+    assert [len(scores.rows) for scores in results.completions()] == [2, 0]
+    assert len(results.completions()) == 2
     assert "logprobs=array" in repr(results[0][0])
     assert "provenance" not in repr(results[0][0])
     samples = ask(server.target, "sample", [[1], [2]], n=2, max_tokens=3, ignore_eos=True)
     assert repr(samples) == "<SampleResults: 2 prompts, 4 samples, 12 tokens, 0 failed>"
+    assert samples.samples() == (*samples[0], *samples[1])
 
 
 def test_progress_is_reported(ask):
