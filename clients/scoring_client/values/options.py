@@ -28,7 +28,8 @@ class CallOptions(TypedDict, total=False):
     on_error: OnError
     """What to do with items that failed. Default: "raise"."""
     on_progress: ProgressCallback | None
-    """Called with a Progress whenever the server says where the call stands, or an item ends."""
+    """Called with a Progress at least every 15 s while the call waits for its turn, and whenever an
+    item ends: of a call that runs a long item may keep it silent for longer."""
 
 
 class ProcessingOptions(TypedDict, total=False):
