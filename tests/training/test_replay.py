@@ -444,6 +444,21 @@ def test_settings_row_by_row() -> None:
         row_settings([resolved(1.0)], [1, 2])
 
 
+def test_decimals_replay_the_32_bits_that_were_applied() -> None:
+    """Results tell 0.7 of what was 0.699999988: a replay gets the same bits of either."""
+    told, exact = resolved(0.7, 0, 0.95, 0.05), [float(np.float32(v)) for v in (0.7, 0.95, 0.05)]
+    settings = row_settings([told], [1])
+    assert [settings[name].item() for name in ("temperature", "top_p", "min_p")] == exact
+    logits, labels = (
+        torch.randn(64, 500, generator=torch.Generator().manual_seed(0)),
+        torch.arange(64),
+    )
+    by_number = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
+    by_bits = dict(zip(by_number, exact, strict=True))
+    one = processed_logprobs(logits, labels, **by_number)
+    assert torch.equal(one, processed_logprobs(logits, labels, **by_bits))
+
+
 @pytest.mark.parametrize("level", [-100.0, 20.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
 @pytest.mark.parametrize("top_p", [None, 0.9])
