@@ -349,6 +349,16 @@ def test_what_is_not_the_models_is_refused_before_anything_is_sent(admin, change
         assert server.version == 0
 
 
+def test_missing_tensors_are_counted_as_they_travel(admin):
+    """A tied head is no tensor of its own: a full push has as many."""
+    with WeightsServer(SPECS) as server:
+        full = sum(not tied for _, _, tied in SPECS.values())
+        with pytest.raises(InvalidRequestError, match=rf"^{full} tensors of the model are missing"):
+            admin(server.target, "push_weights", {}, version=1)
+        admin(server.target, "push_weights", state(), version=1)
+        assert len(server.tensors) == full < len(SPECS)
+
+
 def test_a_part_of_the_tensors(admin):
     with WeightsServer(SPECS) as server:
         only = {"model.norm.weight": state()["model.norm.weight"]}

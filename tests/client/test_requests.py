@@ -243,6 +243,11 @@ def test_mistakes_are_found_before_the_iterator_is_used(nowhere):
         ({"top_logprobs": "many"}, "top_logprobs"),
         ({"temperature": "hot"}, "sampling.processing.temperature"),
         ({"seed": -1}, "sampling.seed"),
+        ({"temperature": True}, "sampling.processing.temperature"),
+        ({"top_p": True}, "sampling.processing.top_p"),
+        ({"top_k": False}, "sampling.processing.top_k"),
+        ({"n": True}, "n"),
+        ({"min_tokens": np.True_}, "sampling.min_tokens"),
         ({"context": RequestContext(priority="high")}, "context.priority"),
         ({"context": RequestContext(tags={"a": 1})}, "context.tags"),
         ({"expect": Expect(weight_version="new")}, "expect.weight_version"),
@@ -289,8 +294,12 @@ def test_options_that_do_not_exist(nowhere):
         TypeError, match=r"score\(\) got an unexpected keyword argument 'temprature'"
     ):
         nowhere.score([("a", ["b"])], temprature=1.0)
-    with pytest.raises(TypeError, match="'token_id_limit'"):
+    with pytest.raises(TypeError, match=r"^score_iter\(\) got .* 'token_id_limit'"):
         nowhere.score_iter([("a", ["b"])], token_id_limit=5)
+    with pytest.raises(TypeError, match=r"^topk_logprobs_slices\(\) got .* 'ranks'.*'rank'"):
+        nowhere.topk_logprobs_slices([("a", ["b"])], 5, ranks=True)
+    with pytest.raises(TypeError, match=r"^sample_iter\(\) got .*every result has it"):
+        nowhere.sample_iter([[1]], token_ids=True)
     with pytest.raises(TypeError, match="'keep_realised'"):
         nowhere.sample([[1]], max_tokens=1, keep_realised=True)
 
@@ -299,6 +308,37 @@ def test_max_tokens_are_of_each_prompt_or_of_the_call(nowhere):
     missing = r"missing required keyword argument 'max_tokens': prompts\[1\] has none of its own"
     with pytest.raises(TypeError, match=missing):
         nowhere.sample([SamplePrompt([1], max_tokens=2), SamplePrompt([1])])
+
+
+def test_k_has_to_be_said(nowhere):
+    with pytest.raises(InvalidRequestError, match=r"^k: is required"):
+        nowhere.topk_logprobs([("a", ["b"])], None)
+
+
+class Unreadable:
+    """As a nested tensor of torch: it says that it is a sequence, and is none."""
+
+    def __array__(self):
+        raise RuntimeError("no sizes")
+
+    def __iter__(self):
+        raise RuntimeError("no sizes")
+
+
+@pytest.mark.parametrize("completions", [Unreadable(), np.array(5), {"a": 1}])
+def test_what_cannot_be_taken_apart_is_told_with_its_path(completions):
+    with pytest.raises(InvalidRequestError, match="expected a list of completions") as raised:
+        group_messages([([1], completions)])
+    assert raised.value.violations[0].field == "groups[0].completions"
+
+
+def test_an_iterator_s_own_error_is_the_caller_s():
+    def completions():
+        yield [1]
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        group_messages([([1], completions())])
 
 
 @pytest.mark.parametrize(

@@ -145,10 +145,13 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
         return f"prompts[{key[0]}] sample {key[1]}"
 
 
-def sample_job(prompts: Iterable[PromptLike], options: SampleOptions, *, whole: bool) -> SampleJob:
+def sample_job(
+    call: str, prompts: Iterable[PromptLike], options: SampleOptions, *, whole: bool
+) -> SampleJob:
     """Return a Sample call.
 
     Args:
+        call: Name of the method that was called, for errors.
         prompts: What to continue.
         options: Keyword arguments of the call.
         whole: Yield whole samples rather than slices.
@@ -157,7 +160,7 @@ def sample_job(prompts: Iterable[PromptLike], options: SampleOptions, *, whole: 
         InvalidRequestError: the request is wrong, as far as this side can tell.
         TypeError: an option is unknown, or max_tokens is missing for a prompt.
     """
-    check_names(options, SampleOptions, "sample")
+    check_names(options, SampleOptions, call)
     template = sample_pb2.SampleRequest()
     fill_call(template, options)
     # The same settings as a prompt can have, for all prompts.
@@ -184,15 +187,15 @@ def sample_job(prompts: Iterable[PromptLike], options: SampleOptions, *, whole: 
     )
     messages = prompt_messages(prompts)
     if "max_tokens" not in options:
-        _check_own_max_tokens(messages)
+        _check_own_max_tokens(call, messages)
     return SampleJob(template, messages, job_settings(options), whole=whole)
 
 
-def _check_own_max_tokens(prompts: list[sample_pb2.SamplePrompt]) -> None:
+def _check_own_max_tokens(call: str, prompts: list[sample_pb2.SamplePrompt]) -> None:
     for index, prompt in enumerate(prompts):
         if not prompt.sampling.HasField("max_tokens"):
             raise TypeError(
-                "sample() missing required keyword argument 'max_tokens': "
+                f"{call}() missing required keyword argument 'max_tokens': "
                 f"prompts[{index}] has none of its own"
             )
 

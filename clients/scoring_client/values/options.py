@@ -133,6 +133,7 @@ def check_names(options: Mapping[str, Any], known: Any, call: str) -> None:
 
 def _hint(name: str, names: Sequence[str], call: str) -> str:
     """Return what may have been meant by a name that is no option, or nothing."""
+    call = call.removesuffix("_iter").removesuffix("_slices")
     if name in _RESULTS_HAVE.get(call, ()):
         return "; every result has it"
     # Fields of results are called alike: `entropy` gives `entropies`.

@@ -122,10 +122,16 @@ def as_sequence(value: Any, what: str, path: str) -> list[Any]:
     """Return a list of items, refusing text, which Python would take apart into characters.
 
     Raises:
-        InvalidRequestError: ``value`` is text, or cannot be iterated.
+        InvalidRequestError: ``value`` is text or a mapping, or cannot be iterated.
     """
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        got = short_repr(value)
+    got = short_repr(value)
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
         meant = "" if value is None else f"; did you mean [{got}]?"
         raise invalid(path, f"expected a list of {what}, got {got}{meant}")
-    return list(value)
+    try:
+        return list(value)
+    except (TypeError, RuntimeError) as error:
+        # A tensor has __iter__ whatever its layout; an iterator's own errors are the caller's.
+        if not hasattr(value, "__array__"):
+            raise
+        raise invalid(path, f"expected a list of {what}, got {got}: {error}") from error
