@@ -130,7 +130,7 @@ class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):
             "candidate_logprobs": None,
             "next_token": None,
             "last": True,
-            "weight_version": 0,
+            "weight_version": None,
             "processing": None,
             "provenance": self._attempt.preamble.provenance,
             "error": error,

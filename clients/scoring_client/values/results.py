@@ -101,8 +101,8 @@ class CompletionScores:
     """The row after the last token, with ``next_token=True``; in the last slice."""
     last: bool
     """Whether nothing of this completion follows."""
-    weight_version: int
-    """Version of the weights behind every row."""
+    weight_version: int | None
+    """Version of the weights behind every row. None only for a failed item: 0 is a version too."""
     processing: ResolvedProcessing | None
     """What was applied, with who set it. None only for a failed item."""
     provenance: Provenance | None = field(repr=False)
