@@ -453,6 +453,15 @@ def test_a_failed_completion_is_named_with_its_group() -> None:
         teacher_rows(scores)
 
 
+def test_a_teacher_without_a_list_is_told_what_to_ask() -> None:
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        scores = client.score([([1], [[2]])]).completions()
+    with pytest.raises(ValueError, match=r"^groups\[0\]\.completions\[0\] has no list: ask topk_"):
+        teacher_rows(scores)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no completion is there"):
+        teacher_rows([])
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     teacher_N_V, logits = pair()
     teacher = teacher_of(teacher_N_V, 5)

@@ -85,13 +85,17 @@ def teacher_rows(
         device: Where the tensors go.
 
     Raises:
-        ValueError: a completion failed, or candidates without answers.
+        ValueError: no completion, one that failed or has no list, or candidates without answers.
     """
     parts = list(scores)
+    if not parts:
+        raise ValueError("no completion is there: a loss of no row has no value")
     for part in parts:
+        place = f"groups[{part.group_index}].completions[{part.completion_index}]"
         if part.error is not None:
-            place = f"groups[{part.group_index}].completions[{part.completion_index}]"
             raise ValueError(f"{place} failed: {part.error}")
+        if not hasattr(part, "top_token_ids"):
+            raise ValueError(f"{place} has no list: ask topk_logprobs, not score")
 
     def joined(name: str, dtype: torch.dtype) -> Tensor:
         arrays = [getattr(part, name) for part in parts]
