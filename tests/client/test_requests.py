@@ -111,7 +111,9 @@ def test_whatever_holds_integers_is_token_ids(tokens):
     [
         ([], "groups", "at least one"),
         ("text", "groups", "expected a list"),
-        (("prompt", ["completion"]), "groups[0]", "expected a PromptGroup"),
+        (("prompt", ["completion"]), "groups", "did you mean [('prompt', ['completion'])]?"),
+        (([5, 6], [[7]]), "groups", "did you mean [([5, 6], [[7]])]?"),
+        ((["a", ["b"]], ["c"]), "groups[1]", "expected a PromptGroup"),
         (["text"], "groups[0]", "expected a PromptGroup"),
         ([("prompt",)], "groups[0]", "expected a PromptGroup"),
         ([("prompt", "completion")], "groups[0].completions", "did you mean ['completion']"),
@@ -188,6 +190,11 @@ def test_what_is_no_group_is_told_what_to_give(group, hint):
 def test_a_chat_is_no_prompt(prompts):
     with pytest.raises(InvalidRequestError, match="a chat is tokenised by you"):
         prompt_messages(prompts)
+
+
+def test_a_tuple_of_groups_is_as_good_as_a_list():
+    messages, _ = group_messages((["a", ["b"]], ["c", ["d"]]))
+    assert [message.prompt.text for message in messages] == ["a", "c"]
 
 
 def test_what_stands_for_a_group_is_quoted_in_short():

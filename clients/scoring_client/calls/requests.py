@@ -59,6 +59,8 @@ def group_messages(
     """
     messages: list[sequence_pb2.PromptGroup] = []
     asked: dict[tuple[int, int], CompletionAsked] = {}
+    if _is_pair(groups):
+        raise invalid("groups", f"expected a list of groups; did you mean [{short_repr(groups)}]?")
     for index, group_like in enumerate(
         as_sequence(groups, "groups (prompt, completions)", "groups")
     ):
@@ -191,6 +193,14 @@ def _as_group(value: Any, path: str) -> PromptGroup:
         return PromptGroup(*value)
     got = short_repr(value)
     raise invalid(path, f"expected a PromptGroup or (prompt, [completion, …]), got {got}{hint}")
+
+
+def _is_pair(groups: Any) -> bool:
+    """Return whether a single pair stands where a list of them should be."""
+    if not isinstance(groups, tuple) or len(groups) != 2:
+        return False
+    # What is no group, but a prompt, and what is a list of completions.
+    return bool(whole_sequence_hint(groups[0])) and isinstance(groups[1], list)
 
 
 def _fill_sequence(
