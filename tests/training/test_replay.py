@@ -444,6 +444,28 @@ def test_settings_row_by_row() -> None:
         row_settings([resolved(1.0)], [1, 2])
 
 
+def test_settings_are_made_of_processings() -> None:
+    with pytest.raises(ValueError, match=r"\[sample\.processing for .*, got a tuple"):
+        row_settings([(1.0, 5)], [1])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"of each sample.*got a ResolvedProcessing"):
+        row_settings(resolved(1.0), [1])  # type: ignore[arg-type]
+
+
+def test_labels_may_be_an_array_of_a_result() -> None:
+    logits, labels = tile()
+    ids = labels.numpy().astype(np.int32)
+    assert torch.equal(
+        processed_logprobs(logits, ids, **SETTINGS), processed_logprobs(logits, labels, **SETTINGS)
+    )
+    hidden, weight = torch.randn(7, 9), torch.randn(60, 9)
+    assert torch.equal(
+        linear_processed_logprobs(hidden, weight, ids, top_k=5),
+        linear_processed_logprobs(hidden, weight, labels, top_k=5),
+    )
+    with pytest.raises(ValueError, match="labels must be a tensor or a numpy array, got list"):
+        processed_logprobs(logits, ids.tolist())  # type: ignore[arg-type]
+
+
 def test_decimals_replay_the_32_bits_that_were_applied() -> None:
     """Results tell 0.7 of what was 0.699999988: a replay gets the same bits of either."""
     told, exact = resolved(0.7, 0, 0.95, 0.05), [float(np.float32(v)) for v in (0.7, 0.95, 0.05)]
