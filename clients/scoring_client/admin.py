@@ -298,6 +298,7 @@ class AdminClient(BlockingClient):
 
         Raises:
             DeadlineError: calls still run; new ones are refused nonetheless.
+            AbortedError: another admin had calls taken again meanwhile (``CALLS_STILL_RUNNING``).
             ScoringError: see ``scoring_client.errors``.
         """
         for calls_left in self._stream(drain_call(self._settings, model, timeout)):

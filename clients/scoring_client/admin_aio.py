@@ -290,6 +290,7 @@ class AsyncAdminClient(AsyncClient):
 
         Raises:
             DeadlineError: calls still run; new ones are refused nonetheless.
+            AbortedError: another admin had calls taken again meanwhile (``CALLS_STILL_RUNNING``).
             ScoringError: see ``scoring_client.errors``.
         """
         async for calls_left in self._stream(drain_call(self._settings, model, timeout)):

@@ -256,7 +256,7 @@ class AsyncScoringClient(AsyncClient):
                 ``violations`` name the fields, its ``item_errors`` the items.
             ScoringError: see ``scoring_client.errors``.
         """
-        return await self._collect(score_job(groups, self._filled(options), whole=True))
+        return await self._collect(score_job("score", groups, self._filled(options), whole=True))
 
     def score_iter(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
@@ -266,7 +266,7 @@ class AsyncScoringClient(AsyncClient):
         Arguments and errors as of ``score``. With ``on_error="raise"`` the failed items raise at
         the end. Closing the iterator cancels the call.
         """
-        return self._run(score_job(groups, self._filled(options), whole=True))
+        return self._run(score_job("score_iter", groups, self._filled(options), whole=True))
 
     def score_slices(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
@@ -276,7 +276,7 @@ class AsyncScoringClient(AsyncClient):
         Arguments and errors as of ``score_iter``; besides, an item fails with ResultChangedError
         when the weights change while its broken stream is resumed.
         """
-        return self._run(score_job(groups, self._filled(options), whole=False))
+        return self._run(score_job("score_slices", groups, self._filled(options), whole=False))
 
     async def topk_logprobs(
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
@@ -296,19 +296,25 @@ class AsyncScoringClient(AsyncClient):
             InvalidRequestError: as of ``score``.
             ScoringError: see ``scoring_client.errors``.
         """
-        return await self._collect(topk_job(groups, k, self._filled(options), whole=True))
+        return await self._collect(
+            topk_job("topk_logprobs", groups, k, self._filled(options), whole=True)
+        )
 
     def topk_logprobs_iter(
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
     ) -> AsyncGenerator[CompletionTopK, None]:
         """Yield the top-K of each completion once they are whole; see ``score_iter``."""
-        return self._run(topk_job(groups, k, self._filled(options), whole=True))
+        return self._run(
+            topk_job("topk_logprobs_iter", groups, k, self._filled(options), whole=True)
+        )
 
     def topk_logprobs_slices(
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
     ) -> AsyncGenerator[CompletionTopK, None]:
         """Yield slices of rows as they arrive; see ``score_slices``."""
-        return self._run(topk_job(groups, k, self._filled(options), whole=False))
+        return self._run(
+            topk_job("topk_logprobs_slices", groups, k, self._filled(options), whole=False)
+        )
 
     async def sample(
         self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
@@ -317,11 +323,11 @@ class AsyncScoringClient(AsyncClient):
 
         Args:
             prompts: SamplePrompts, text or token ids.
-            options: Those of SampleOptions: ``max_tokens`` (required), ``n``, ``min_tokens``,
-                ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``, ``top_logprobs``,
-                ``return_text``, the distribution (``temperature``, ``top_k``, ``top_p``, ``min_p``,
-                ``defaults``), and of every call ``model``, ``expect``, ``context``, ``timeout``,
-                ``on_error``, ``on_progress``.
+            options: Those of SampleOptions: ``max_tokens`` (required unless every prompt has its
+                own), ``n``, ``min_tokens``, ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``,
+                ``top_logprobs``, ``return_text``, the distribution (``temperature``, ``top_k``,
+                ``top_p``, ``min_p``, ``defaults``), and of every call ``model``, ``expect``,
+                ``context``, ``timeout``, ``on_error``, ``on_progress``.
 
         Returns:
             ``results[p][s]`` is the s-th sample of prompt p.
@@ -330,7 +336,7 @@ class AsyncScoringClient(AsyncClient):
             InvalidRequestError: as of ``score``.
             ScoringError: see ``scoring_client.errors``.
         """
-        return await self._collect(sample_job(prompts, self._filled(options), whole=True))
+        return await self._collect(sample_job("sample", prompts, self._filled(options), whole=True))
 
     def sample_iter(
         self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
@@ -340,7 +346,7 @@ class AsyncScoringClient(AsyncClient):
         With ``on_error="raise"`` the failed items raise at the end. Closing the iterator cancels
         the call.
         """
-        return self._run(sample_job(prompts, self._filled(options), whole=True))
+        return self._run(sample_job("sample_iter", prompts, self._filled(options), whole=True))
 
     def sample_slices(
         self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
@@ -350,7 +356,7 @@ class AsyncScoringClient(AsyncClient):
         Arguments and errors as of ``sample_iter``; besides, an item fails with ResultChangedError
         when the weights change while its broken stream is resumed.
         """
-        return self._run(sample_job(prompts, self._filled(options), whole=False))
+        return self._run(sample_job("sample_slices", prompts, self._filled(options), whole=False))
 
     def _filled(self, options: Any) -> Any:
         return {**self._defaults, **options}

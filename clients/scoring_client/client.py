@@ -282,7 +282,7 @@ class ScoringClient(BlockingClient):
                 ``violations`` name the fields, its ``item_errors`` the items.
             ScoringError: see ``scoring_client.errors``.
         """
-        return self._collect(score_job(groups, self._filled(options), whole=True))
+        return self._collect(score_job("score", groups, self._filled(options), whole=True))
 
     def score_iter(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
@@ -292,7 +292,7 @@ class ScoringClient(BlockingClient):
         Arguments and errors as of ``score``. With ``on_error="raise"`` the failed items raise at
         the end. Closing the iterator cancels the call.
         """
-        return self._run(score_job(groups, self._filled(options), whole=True))
+        return self._run(score_job("score_iter", groups, self._filled(options), whole=True))
 
     def score_slices(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
@@ -302,7 +302,7 @@ class ScoringClient(BlockingClient):
         Arguments and errors as of ``score_iter``; besides, an item fails with ResultChangedError
         when the weights change while its broken stream is resumed.
         """
-        return self._run(score_job(groups, self._filled(options), whole=False))
+        return self._run(score_job("score_slices", groups, self._filled(options), whole=False))
 
     def topk_logprobs(
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
@@ -322,19 +322,25 @@ class ScoringClient(BlockingClient):
             InvalidRequestError: as of ``score``.
             ScoringError: see ``scoring_client.errors``.
         """
-        return self._collect(topk_job(groups, k, self._filled(options), whole=True))
+        return self._collect(
+            topk_job("topk_logprobs", groups, k, self._filled(options), whole=True)
+        )
 
     def topk_logprobs_iter(
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
     ) -> Generator[CompletionTopK, None, None]:
         """Yield the top-K of each completion once they are whole; see ``score_iter``."""
-        return self._run(topk_job(groups, k, self._filled(options), whole=True))
+        return self._run(
+            topk_job("topk_logprobs_iter", groups, k, self._filled(options), whole=True)
+        )
 
     def topk_logprobs_slices(
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
     ) -> Generator[CompletionTopK, None, None]:
         """Yield slices of rows as they arrive; see ``score_slices``."""
-        return self._run(topk_job(groups, k, self._filled(options), whole=False))
+        return self._run(
+            topk_job("topk_logprobs_slices", groups, k, self._filled(options), whole=False)
+        )
 
     def sample(
         self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
@@ -343,11 +349,11 @@ class ScoringClient(BlockingClient):
 
         Args:
             prompts: SamplePrompts, text or token ids.
-            options: Those of SampleOptions: ``max_tokens`` (required), ``n``, ``min_tokens``,
-                ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``, ``top_logprobs``,
-                ``return_text``, the distribution (``temperature``, ``top_k``, ``top_p``, ``min_p``,
-                ``defaults``), and of every call ``model``, ``expect``, ``context``, ``timeout``,
-                ``on_error``, ``on_progress``.
+            options: Those of SampleOptions: ``max_tokens`` (required unless every prompt has its
+                own), ``n``, ``min_tokens``, ``seed``, ``stop``, ``stop_token_ids``, ``ignore_eos``,
+                ``top_logprobs``, ``return_text``, the distribution (``temperature``, ``top_k``,
+                ``top_p``, ``min_p``, ``defaults``), and of every call ``model``, ``expect``,
+                ``context``, ``timeout``, ``on_error``, ``on_progress``.
 
         Returns:
             ``results[p][s]`` is the s-th sample of prompt p.
@@ -356,7 +362,7 @@ class ScoringClient(BlockingClient):
             InvalidRequestError: as of ``score``.
             ScoringError: see ``scoring_client.errors``.
         """
-        return self._collect(sample_job(prompts, self._filled(options), whole=True))
+        return self._collect(sample_job("sample", prompts, self._filled(options), whole=True))
 
     def sample_iter(
         self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
@@ -366,7 +372,7 @@ class ScoringClient(BlockingClient):
         With ``on_error="raise"`` the failed items raise at the end. Closing the iterator cancels
         the call.
         """
-        return self._run(sample_job(prompts, self._filled(options), whole=True))
+        return self._run(sample_job("sample_iter", prompts, self._filled(options), whole=True))
 
     def sample_slices(
         self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
@@ -376,7 +382,7 @@ class ScoringClient(BlockingClient):
         Arguments and errors as of ``sample_iter``; besides, an item fails with ResultChangedError
         when the weights change while its broken stream is resumed.
         """
-        return self._run(sample_job(prompts, self._filled(options), whole=False))
+        return self._run(sample_job("sample_slices", prompts, self._filled(options), whole=False))
 
     def _filled(self, options: Any) -> Any:
         return {**self._defaults, **options}

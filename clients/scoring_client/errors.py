@@ -161,7 +161,7 @@ class AbortedError(ScoringError):
 
     ``UPDATE_ABORTED``: an update of the weights was given up. ``WEIGHTS_REPLACED``: a sample met
     new weights whose update aborts samples. ``CALLS_STILL_RUNNING``: an update in place waited too
-    long for calls under way.
+    long for calls under way, or another admin's ``Resume`` came before a ``Drain`` had ended.
     """
 
     default_code = grpc.StatusCode.ABORTED

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch import Tensor
 from scoring_client.divergences import check_alpha
 from scoring_client.training.buckets import Buckets, buckets, union_with_floor
 from scoring_client.training.cross_entropy import soft_cross_entropy
+from scoring_client.training.given import Given
 from scoring_client.training.numpy_buckets import Tail
 from scoring_client.training.reductions import Reduction, kept_rows, matrix_shape, reduced
 from scoring_client.training.teacher import TeacherRows, teacher_rows
@@ -52,7 +53,7 @@ class LossOptions(TypedDict, total=False):
     """Divides the student's logits; a number or [N]. Default: 1."""
     tail: Tail
     """What becomes of the mass outside; see Tail. Default: ``bucket``."""
-    mask: Tensor | None
+    mask: Given | None
     """bool or 0 and 1, [N]; what is masked may hold anything. Default: every row counts."""
     reduction: Reduction
     """See Reduction. Default: ``mean``."""
@@ -192,10 +193,16 @@ def _divergence(
     floor: float | None = None,
     temperature: RowValue = 1.0,
     tail: Tail = "bucket",
-    mask: Tensor | None = None,
+    mask: Given | None = None,
     reduction: Reduction = "mean",
     chunk_rows: int | None = None,
 ) -> Tensor:
+    given_teacher: Any = teacher
+    if not isinstance(given_teacher, TeacherRows):
+        raise ValueError(
+            "the teacher must be TeacherRows, such as teacher_rows(results.completions()), got "
+            f"{type(given_teacher).__name__}"
+        )
     rows, vocab = matrix_shape(logits)
     if len(teacher.token_ids) != rows:
         raise ValueError(f"the teacher has {len(teacher.token_ids)} rows, the logits {rows}")

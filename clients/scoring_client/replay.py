@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoring_client.training.chunks import by_chunks
 from scoring_client.training.fused import fused_linear_processed_logprobs
+from scoring_client.training.given import Given, as_tensor
 from scoring_client.training.mismatch import MismatchKL, importance_ratios, mismatch_kl
 from scoring_client.training.reductions import below_largest
 from scoring_client.training.truncation import (
@@ -46,7 +47,7 @@ IGNORED = -100
 
 def processed_logprobs(
     logits: Tensor,
-    labels: Tensor,
+    labels: Given,
     *,
     temperature: RowValue = 1.0,
     top_k: int | Tensor | None = None,
@@ -62,8 +63,9 @@ def processed_logprobs(
 
     Args:
         logits: [..., V], before temperature, any floating type.
-        labels: Token ids [...], aligned: row i of the logits predicts label i. A negative label
-            gives 0 and no gradient, whatever else its row holds: logits and settings of its own.
+        labels: Token ids [...], a tensor or an array, aligned: row i of the logits predicts label
+            i. A negative label gives 0 and no gradient, whatever else its row holds: logits and
+            settings of its own.
         temperature: Divisor, above 0; a number or [...].
         top_k: See ``apply_top_k_top_p``.
         top_p: See ``apply_top_k_top_p``.
@@ -82,6 +84,7 @@ def processed_logprobs(
         ValueError: temperature <= 0, another parameter out of range, chunk_rows < 1, a label
             outside the vocabulary, or shapes that do not fit.
     """
+    labels = as_tensor("labels", labels, logits.device)
     check_labels(labels, logits.shape[:-1], logits.shape[-1])
     settings = _settings_by_row(logits, temperature, top_k, top_p, min_p, labels < 0)
     labels_T = labels.reshape(-1)
@@ -93,7 +96,7 @@ def processed_logprobs(
 def linear_processed_logprobs(
     hidden: Tensor,
     weight: Tensor,
-    labels: Tensor,
+    labels: Given,
     *,
     bias: Tensor | None = None,
     temperature: RowValue = 1.0,
@@ -113,7 +116,7 @@ def linear_processed_logprobs(
     Args:
         hidden: [..., H], the head's input.
         weight: [V, H], the head's weight, as of ``torch.nn.Linear``.
-        labels: Token ids [...]; a negative one gives 0 and no gradient.
+        labels: Token ids [...], a tensor or an array; a negative one gives 0 and no gradient.
         bias: [V].
         temperature: See ``processed_logprobs``.
         top_k: See ``apply_top_k_top_p``.
@@ -131,6 +134,7 @@ def linear_processed_logprobs(
     Raises:
         ValueError: as of ``processed_logprobs``.
     """
+    labels = as_tensor("labels", labels, hidden.device)
     check_labels(labels, hidden.shape[:-1], len(weight))
     settings = _settings_by_row(hidden, temperature, top_k, top_p, min_p, labels < 0)
     hidden_T_H, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
@@ -200,8 +204,22 @@ def row_settings(
         where any of them truncates; T is the sum of the lengths.
 
     Raises:
-        ValueError: different numbers of the two, or a sample failed or was greedy.
+        ValueError: different numbers of the two, something else than processings, or a sample
+            failed or was greedy.
     """
+    given: Any = processings
+    others = (
+        [given]
+        if isinstance(given, ResolvedProcessing)
+        else [
+            item for item in given if item is not None and not isinstance(item, ResolvedProcessing)
+        ]
+    )
+    if others:
+        raise ValueError(
+            "expected the processing of each sample, [sample.processing for sample in samples], "
+            f"got a {type(others[0]).__name__}"
+        )
     if len(processings) != len(lengths):
         raise ValueError(f"{len(processings)} processings for {len(lengths)} lengths")
     for index, processing in enumerate(processings):

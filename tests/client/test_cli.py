@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 
 import grpc
 import pytest
@@ -391,6 +392,26 @@ def test_no_server_is_status_3(run):
     assert "127.0.0.1:1" in err
     assert "nobody listens at 127.0.0.1:1: is the server running" in err
     assert "--target or SCORING_TARGET names another" in err
+
+
+def test_errors_name_options_and_no_arguments_of_python(run):
+    """Where the Python client names max_attempts=, timeout= or an iterator."""
+    asked = ("score", "--prompt", "a", "--completion", "b", "--completion", "c")
+    status, _, err = run(*asked, "--target", "127.0.0.1:1")
+    assert status == 3
+    assert "gave up after 2 attempts in" in err
+    assert "s: ask again when the server is back. --target or" in err
+    late = Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "late", "DEADLINE_EXCEEDED", after_results=1)
+    with ToyServer(faults=[late, late]) as server:
+        status, _, err = run(*asked, "--target", server.target)
+    assert (status, err) == (
+        3,
+        "error: late (1 of 2 items unfinished); what is finished (1 of 2 items) is lost\n",
+    )
+    with ToyServer(hold=threading.Event()) as server:
+        status, _, err = run(*asked, "--target", server.target, "--timeout", "0.3")
+    assert status == 3
+    assert "2 of 2 items unfinished; raise --timeout or add replicas" in err
 
 
 @pytest.mark.parametrize("command", [("info",), ("weights",)])

@@ -247,7 +247,7 @@ def test_items_that_failed_are_raised_together(ask):
 
 
 def test_items_that_failed_can_be_returned_beside_the_others(ask):
-    with ToyServer() as server:
+    with ToyServer(version=0) as server:
         results = ask(server.target, "score", BAD_AND_GOOD, on_error="return")
     failed = [
         (scores.group_index, scores.completion_index)
@@ -257,6 +257,10 @@ def test_items_that_failed_can_be_returned_beside_the_others(ask):
     assert failed == [(0, 1), (1, 0), (1, 1), (2, 0)]
     assert results[0][1].error.violations[0].description == "999 ≥ vocabulary 258"
     assert len(results[0][1].logprobs) == 0
+    assert {(s.weight_version, s.error is None) for s in results.completions()} == {
+        (0, True),
+        (None, False),
+    }
     assert_scores(results[0][0], [1, 2], [3])
     assert_scores(results[0][2], [1, 2], [5, 6])
     assert_scores(results[2][1], [9], [1])

@@ -341,9 +341,10 @@ def test_servers_of_another_version_are_reported(ask):
             assert_scores(scores, prompt, tokens, version=scores.weight_version)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"tokens_per_part": 0}, {"max_parts_in_flight": 0}], ids=lambda w: next(iter(w))
-)
-def test_what_makes_no_sense_is_refused(ask, wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        ask("localhost:1", "score", GROUPS, client=wrong)
+@pytest.mark.parametrize("name", ["tokens_per_part", "max_parts_in_flight", "max_attempts"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_what_makes_no_sense_is_refused(ask, name, value):
+    with pytest.raises(
+        ValueError, match=f"{name} must be an integer and at least 1, got {value!r}"
+    ):
+        ask("localhost:1", "score", GROUPS, client={name: value})

@@ -110,3 +110,13 @@ def test_two_trainers_at_once(admin):
 def test_a_server_without_the_service_says_so(admin):
     with ToyServer() as server, pytest.raises(ServerError, match="--allow-admin"):
         admin(server.target, "push_weights", state(), version=1)
+
+
+def test_missing_tensors_are_counted_as_they_travel(admin):
+    """A tied head is no tensor of its own: a full push has as many."""
+    with WeightsServer(SPECS) as server:
+        full = sum(not tied for _, _, tied in SPECS.values())
+        with pytest.raises(InvalidRequestError, match=rf"^{full} tensors of the model are missing"):
+            admin(server.target, "push_weights", {}, version=1)
+        admin(server.target, "push_weights", state(), version=1)
+        assert len(server.tensors) == full < len(SPECS)

@@ -111,7 +111,9 @@ def test_whatever_holds_integers_is_token_ids(tokens):
     [
         ([], "groups", "at least one"),
         ("text", "groups", "expected a list"),
-        (("prompt", ["completion"]), "groups[0]", "expected a PromptGroup"),
+        (("prompt", ["completion"]), "groups", "did you mean [('prompt', ['completion'])]?"),
+        (([5, 6], [[7]]), "groups", "did you mean [([5, 6], [[7]])]?"),
+        ((["a", ["b"]], ["c"]), "groups[1]", "expected a PromptGroup"),
         (["text"], "groups[0]", "expected a PromptGroup"),
         ([("prompt",)], "groups[0]", "expected a PromptGroup"),
         ([("prompt", "completion")], "groups[0].completions", "did you mean ['completion']"),
@@ -155,6 +157,50 @@ def test_bad_groups(groups, path, complaint):
     assert raised.value.violations[0].field == path
     assert complaint in str(raised.value)
     assert raised.value.reason == "INVALID_FIELD"
+
+
+WHOLE_IDS = "a whole sequence is scored as its first token and the rest: (ids[:1], [ids[1:]])"
+WHOLE_TEXT = "ids = client.tokenize([text])[0], then (ids[:1], [ids[1:]])"
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("group", "hint"),
+    [
+        ("import numpy as np", WHOLE_TEXT),
+        ([5, 6, 7], WHOLE_IDS),
+        ([5, 6], WHOLE_IDS),
+        ((5, 6), WHOLE_IDS),
+        (np.arange(9), WHOLE_IDS),
+        (CHAT, "apply_chat_template"),
+        (CHAT[0], "apply_chat_template"),
+        ((CHAT, ["b"]), "apply_chat_template"),
+        (("a", [CHAT[1]]), "apply_chat_template"),
+        (({"input_ids": [1], "attention_mask": [1]}, ["b"]), "give its ['input_ids']"),
+        ((["a", "b"], ["c"]), "a text stands alone, in no list"),
+    ],
+)
+def test_what_is_no_group_is_told_what_to_give(group, hint):
+    with pytest.raises(InvalidRequestError) as raised:
+        group_messages([group])
+    assert hint in str(raised.value)
+
+
+@pytest.mark.parametrize("prompts", [CHAT, [CHAT], [CHAT[:1]], [tuple(CHAT)]])
+def test_a_chat_is_no_prompt(prompts):
+    with pytest.raises(InvalidRequestError, match="a chat is tokenised by you"):
+        prompt_messages(prompts)
+
+
+def test_a_tuple_of_groups_is_as_good_as_a_list():
+    messages, _ = group_messages((["a", ["b"]], ["c", ["d"]]))
+    assert [message.prompt.text for message in messages] == ["a", "c"]
+
+
+def test_what_stands_for_a_group_is_quoted_in_short():
+    with pytest.raises(InvalidRequestError) as raised:
+        group_messages([np.arange(1000)])
+    assert len(str(raised.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -204,6 +250,11 @@ def test_mistakes_are_found_before_the_iterator_is_used(nowhere):
         ({"top_logprobs": "many"}, "top_logprobs"),
         ({"temperature": "hot"}, "sampling.processing.temperature"),
         ({"seed": -1}, "sampling.seed"),
+        ({"temperature": True}, "sampling.processing.temperature"),
+        ({"top_p": True}, "sampling.processing.top_p"),
+        ({"top_k": False}, "sampling.processing.top_k"),
+        ({"n": True}, "n"),
+        ({"min_tokens": np.True_}, "sampling.min_tokens"),
         ({"context": RequestContext(priority="high")}, "context.priority"),
         ({"context": RequestContext(tags={"a": 1})}, "context.tags"),
         ({"expect": Expect(weight_version="new")}, "expect.weight_version"),
@@ -250,9 +301,66 @@ def test_options_that_do_not_exist(nowhere):
         TypeError, match=r"score\(\) got an unexpected keyword argument 'temprature'"
     ):
         nowhere.score([("a", ["b"])], temprature=1.0)
-    with pytest.raises(TypeError, match="'token_id_limit'"):
+    with pytest.raises(TypeError, match=r"^score_iter\(\) got .* 'token_id_limit'"):
         nowhere.score_iter([("a", ["b"])], token_id_limit=5)
+    with pytest.raises(TypeError, match=r"^topk_logprobs_slices\(\) got .* 'ranks'.*'rank'"):
+        nowhere.topk_logprobs_slices([("a", ["b"])], 5, ranks=True)
+    with pytest.raises(TypeError, match=r"^sample_iter\(\) got .*every result has it"):
+        nowhere.sample_iter([[1]], token_ids=True)
     with pytest.raises(TypeError, match="'keep_realised'"):
         nowhere.sample([[1]], max_tokens=1, keep_realised=True)
-    with pytest.raises(TypeError, match="missing required keyword argument 'max_tokens'"):
-        nowhere.sample([[1]])
+
+
+def test_max_tokens_are_of_each_prompt_or_of_the_call(nowhere):
+    missing = r"missing required keyword argument 'max_tokens': prompts\[1\] has none of its own"
+    with pytest.raises(TypeError, match=missing):
+        nowhere.sample([SamplePrompt([1], max_tokens=2), SamplePrompt([1])])
+
+
+def test_k_has_to_be_said(nowhere):
+    with pytest.raises(InvalidRequestError, match=r"^k: is required"):
+        nowhere.topk_logprobs([("a", ["b"])], None)
+
+
+class Unreadable:
+    """As a nested tensor of torch: it says that it is a sequence, and is none."""
+
+    def __array__(self):
+        raise RuntimeError("no sizes")
+
+    def __iter__(self):
+        raise RuntimeError("no sizes")
+
+
+@pytest.mark.parametrize("completions", [Unreadable(), np.array(5), {"a": 1}])
+def test_what_cannot_be_taken_apart_is_told_with_its_path(completions):
+    with pytest.raises(InvalidRequestError, match="expected a list of completions") as raised:
+        group_messages([([1], completions)])
+    assert raised.value.violations[0].field == "groups[0].completions"
+
+
+def test_an_iterator_s_own_error_is_the_caller_s():
+    def completions():
+        yield [1]
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        group_messages([([1], completions())])
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "hint"),
+    [
+        ("sample", "tokens", "did you mean 'return_text'?"),
+        ("sample", "text", "did you mean 'return_text'?"),
+        ("sample", "k", "did you mean 'top_logprobs'?"),
+        ("sample", "token_ids", "every result has it"),
+        ("sample", "logprobs", "every result has it"),
+        ("sample", "max_new_tokens", "did you mean 'max_tokens'?"),
+        ("score", "logprobs", "every result has it"),
+    ],
+)
+def test_hints_do_not_mislead(nowhere, call, option, hint):
+    with pytest.raises(TypeError) as raised:
+        getattr(nowhere, call)([([1], [[2]])], **{option: True})
+    assert str(raised.value) == f"{call}() got an unexpected keyword argument {option!r}; {hint}"

@@ -43,6 +43,12 @@ def test_a_sample_knows_its_version(ask):
     assert [part.weight_version for part in parts] == [7 if part.last else None for part in parts]
 
 
+def test_max_tokens_of_every_prompt_are_enough(ask, server):
+    prompts = (SamplePrompt([token], max_tokens=1 + token) for token in (1, 2))
+    results = ask(server.target, "sample", prompts, ignore_eos=True)
+    assert [len(sample.token_ids) for sample in results.samples()] == [2, 3]
+
+
 def test_the_same_seed_draws_the_same(ask, server):
     first = ask(server.target, "sample", [[1, 2]], n=3, max_tokens=5)
     again = ask(server.target, "sample", [[1, 2]], n=3, max_tokens=5, seed=first[0][0].seed)

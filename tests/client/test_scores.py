@@ -253,10 +253,13 @@ def test_results_say_what_computed_them(ask, server):
 def test_results_are_printed_in_a_line(ask, server):
     results = ask(server.target, "score", [([1, 2], [[3, 4], [999]])], on_error="return")
     assert repr(results) == "<ScoreResults: 1 groups, 2 completions, 2 rows, 1 failed>"
+    assert [len(scores.rows) for scores in results.completions()] == [2, 0]
+    assert len(results.completions()) == 2
     assert "logprobs=array" in repr(results[0][0])
     assert "provenance" not in repr(results[0][0])
     samples = ask(server.target, "sample", [[1], [2]], n=2, max_tokens=3, ignore_eos=True)
     assert repr(samples) == "<SampleResults: 2 prompts, 4 samples, 12 tokens, 0 failed>"
+    assert samples.samples() == (*samples[0], *samples[1])
 
 
 def test_progress_is_reported(ask):
@@ -299,3 +302,20 @@ def test_slices_come_before_the_end(runner):
                     assert [part.rows.tolist() async for part in slices] == [[1], [2], [3], [4]]
 
             runner.run(main())
+
+
+@pytest.mark.parametrize("given", [0.7, 0.95, 0.05, 1e-4, 1 / 3, 0.3000000119])
+def test_what_was_applied_reads_as_it_was_given(ask, server, given):
+    """The wire carries 32 bits; the decimal shown is the shortest that is the same number there."""
+    applied = float(np.float32(given))
+    options = {"temperature": given, "top_p": given, "min_p": given}
+    ((scores,),) = ask(server.target, "score", [(PROMPT, [TOKENS])], **options)
+    shown = scores.processing
+    for value in (shown.temperature, shown.top_p, shown.min_p):
+        assert float(np.float32(value)) == applied
+        assert len(repr(value)) <= len(repr(given))
+    group = PromptGroup(PROMPT, [TOKENS], temperature=shown.temperature, top_p=shown.top_p)
+    ((again,),) = ask(server.target, "score", [group])
+    assert again.processing.temperature == shown.temperature
+    asked = server.requests[-1].groups[0].processing
+    assert (asked.temperature, asked.top_p) == (applied, applied)

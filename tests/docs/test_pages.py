@@ -64,6 +64,24 @@ def test_troubleshooting_has_an_entry_for_each_reason() -> None:
     assert set(codes) - {"DEADLINE_EXCEEDED"} <= named, "the contract lists all reasons"
 
 
+def test_traps_name_tests_that_exist() -> None:
+    rows = [
+        line.split(" | ")
+        for line in (ROOT / "docs/traps.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| trap ")
+    ]
+    assert len(rows) > 25
+    for trap, wrong, *tests in rows:
+        assert trap
+        assert wrong
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)(?:\[(\w+)\])?`", " ".join(tests))
+        assert len(named) == 1, trap
+        for path, name, variant in named:
+            defined = re.findall(r"^(?:async )?def (\w+)\(", (ROOT / path).read_text(), re.M)
+            assert name in defined, f"{path}::{name}"
+            assert not variant or variant in defined, f"{path}::{name}[{variant}]"
+
+
 def test_metrics_of_alerts_exist() -> None:
     alerts = (ROOT / "docs/operating.md").read_text().split("\n## Alerts\n")[1].split("\n## ")[0]
     named = set(re.findall(r"\b(?:scoring|grpc_server)_\w+", alerts))

@@ -85,6 +85,18 @@ def test_special_tokens_are_skipped_unless_asked_for(codec: TextCodec) -> None:
     assert codec.decode(ids, skip_special_tokens=False) == "<|endoftext|>a<|endoftext|>"
 
 
+@pytest.mark.parametrize("add_special_tokens", [False, True])
+def test_names_of_special_tokens_become_them(codec: TextCodec, add_special_tokens: bool) -> None:
+    """As docs/security.md warns, with what it tells to do about it."""
+    added = [0] * add_special_tokens
+    ids = codec.encode("a<|endoftext|>b", add_special_tokens=add_special_tokens)
+    assert ids[len(added) :].count(0) == 1
+    theirs = AutoTokenizer.from_pretrained(tiny_model_path())
+    as_text = theirs.encode("a<|endoftext|>b", add_special_tokens=False, split_special_tokens=True)
+    assert 0 not in as_text
+    assert codec.decode(as_text, skip_special_tokens=False) == "a<|endoftext|>b"
+
+
 ascii_texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60)
 
 

@@ -1,4 +1,4 @@
-"""The mathematical traps of ANCHORS §3. Each wrong variant shipped somewhere; here it must be
+"""The mathematical traps of docs/traps.md. Each wrong variant shipped somewhere; here it must be
 caught by the very check that the reference passes."""
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from scoring_client.losses import (
     forward_kl,
     generalized_js,
     reverse_kl,
+    soft_cross_entropy,
     teacher_rows,
 )
 from tests.client.toy_server import ToyServer
@@ -301,6 +303,49 @@ def test_a_failed_completion_is_named_with_its_group() -> None:
         scores = client.topk_logprobs(groups, 2, on_error="return").completions()
     with pytest.raises(ValueError, match=r"^groups\[1\]\.completions\[1\] failed: "):
         teacher_rows(scores)
+
+
+def test_a_teacher_without_a_list_is_told_what_to_ask() -> None:
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        scores = client.score([([1], [[2]])]).completions()
+    with pytest.raises(ValueError, match=r"^groups\[0\]\.completions\[0\] has no list: ask topk_"):
+        teacher_rows(scores)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no completion is there"):
+        teacher_rows([])
+
+
+def test_what_is_no_teacher_is_told_what_to_give() -> None:
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        results = client.topk_logprobs([([1], [[2]])], 3)
+    (scores,) = results.completions()
+    for given, kind in ((results, "ScoreResults"), (scores, "CompletionTopK")):
+        with pytest.raises(ValueError, match=rf"results\.completions\(\).*, got {kind}$"):
+            teacher_rows(given)  # type: ignore[arg-type]
+    logits = torch.zeros(1, 258)
+    for loss in (forward_kl, reverse_kl, generalized_js):
+        with pytest.raises(ValueError, match=r"teacher_rows\(results.completions\(\)\), got tuple"):
+            loss(logits, (scores,))  # type: ignore[arg-type]
+    assert forward_kl(logits, teacher_rows([scores])).isfinite()
+
+
+def test_arrays_of_results_are_as_good_as_tensors() -> None:
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        (scores,) = client.topk_logprobs([([1], [[2, 3, 4]])], 5).completions()
+    logits = torch.randn(3, 258, generator=torch.Generator().manual_seed(0))
+    teacher, mask = teacher_rows([scores]), np.array([True, False, True])
+    assert torch.equal(
+        forward_kl(logits, teacher, mask=mask),
+        forward_kl(logits, teacher, mask=torch.from_numpy(mask)),
+    )
+    weights = np.exp(scores.top_logprobs)
+    soft = soft_cross_entropy(logits, scores.top_token_ids, weights)
+    targets = torch.from_numpy(scores.top_token_ids).long()
+    assert torch.equal(soft, soft_cross_entropy(logits, targets, torch.from_numpy(weights)))
+    hard = soft_cross_entropy(logits, scores.token_ids)
+    labels = torch.from_numpy(scores.token_ids).long()
+    torch.testing.assert_close(hard, torch.nn.functional.cross_entropy(logits, labels))
+    with pytest.raises(ValueError, match="mask must be a tensor or a numpy array, got list"):
+        forward_kl(logits, teacher, mask=[1, 0, 1])  # type: ignore[arg-type]
 
 
 def test_what_makes_no_sense_is_refused() -> None:

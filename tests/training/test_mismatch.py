@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -185,3 +186,15 @@ def test_what_makes_no_sense_is_refused() -> None:
             mismatch_kl(a, a, lengths=lengths)
     with pytest.raises(ValueError, match=r"of one dimension, \[T\], not \[1, 3\]"):
         importance_ratios(a[None], a[None], lengths=[3])
+
+
+def test_a_samples_own_arrays_will_do() -> None:
+    trainer = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    sampler, mask = np.array([-1.5, -2.0, -2.5], dtype=np.float32), np.array([1, 0, 1])
+    tensors = torch.from_numpy(sampler), torch.from_numpy(mask)
+    assert torch.equal(mismatch_kl(trainer, sampler, mask).k3, mismatch_kl(trainer, *tensors).k3)
+    ratios = importance_ratios(trainer, sampler, mask)
+    assert torch.equal(ratios, importance_ratios(trainer, *tensors))
+    assert ratios.requires_grad
+    with pytest.raises(ValueError, match="sampler must be a tensor or a numpy array, got list"):
+        mismatch_kl(trainer, sampler.tolist())  # type: ignore[arg-type]

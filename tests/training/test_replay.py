@@ -444,6 +444,43 @@ def test_settings_row_by_row() -> None:
         row_settings([resolved(1.0)], [1, 2])
 
 
+def test_settings_are_made_of_processings() -> None:
+    with pytest.raises(ValueError, match=r"\[sample\.processing for .*, got a tuple"):
+        row_settings([(1.0, 5)], [1])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"of each sample.*got a ResolvedProcessing"):
+        row_settings(resolved(1.0), [1])  # type: ignore[arg-type]
+
+
+def test_labels_may_be_an_array_of_a_result() -> None:
+    logits, labels = tile()
+    ids = labels.numpy().astype(np.int32)
+    assert torch.equal(
+        processed_logprobs(logits, ids, **SETTINGS), processed_logprobs(logits, labels, **SETTINGS)
+    )
+    hidden, weight = torch.randn(7, 9), torch.randn(60, 9)
+    assert torch.equal(
+        linear_processed_logprobs(hidden, weight, ids, top_k=5),
+        linear_processed_logprobs(hidden, weight, labels, top_k=5),
+    )
+    with pytest.raises(ValueError, match="labels must be a tensor or a numpy array, got list"):
+        processed_logprobs(logits, ids.tolist())  # type: ignore[arg-type]
+
+
+def test_decimals_replay_the_32_bits_that_were_applied() -> None:
+    """Results tell 0.7 of what was 0.699999988: a replay gets the same bits of either."""
+    told, exact = resolved(0.7, 0, 0.95, 0.05), [float(np.float32(v)) for v in (0.7, 0.95, 0.05)]
+    settings = row_settings([told], [1])
+    assert [settings[name].item() for name in ("temperature", "top_p", "min_p")] == exact
+    logits, labels = (
+        torch.randn(64, 500, generator=torch.Generator().manual_seed(0)),
+        torch.arange(64),
+    )
+    by_number = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
+    by_bits = dict(zip(by_number, exact, strict=True))
+    one = processed_logprobs(logits, labels, **by_number)
+    assert torch.equal(one, processed_logprobs(logits, labels, **by_bits))
+
+
 @pytest.mark.parametrize("level", [-100.0, 20.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
 @pytest.mark.parametrize("top_p", [None, 0.9])

@@ -160,7 +160,7 @@ class ScoringServiceLM(LM):  # type: ignore[misc]
         prompts = [
             self._prompt(ids, request.args[1]) for ids, request in zip(texts, requests, strict=True)
         ]
-        drawn = self._client.sample(prompts, max_tokens=None, return_text=True)
+        drawn = self._client.sample(prompts, return_text=True)
         return [sample.text or "" for sample in drawn.samples()]
 
     def _prompt(self, context: list[int], given: dict[str, Any]) -> SamplePrompt:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scoring_client.calls.resend import Key
+from scoring_client.connection.counts import check_count
 from scoring_client.proto import sample_pb2, sequence_pb2
 from scoring_client.values.model_info import Limits
 
@@ -26,8 +27,7 @@ class PartSize:
     """Largest request message; None = not known."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"tokens_per_part must be at least 1, got {self.tokens}")
+        check_count("tokens_per_part", self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,7 @@ def checked_parts(max_parts_in_flight: int) -> int:
     Raises:
         ValueError: it is none.
     """
-    if max_parts_in_flight < 1:
-        raise ValueError(f"max_parts_in_flight must be at least 1, got {max_parts_in_flight}")
+    check_count("max_parts_in_flight", max_parts_in_flight)
     return max_parts_in_flight
 
 

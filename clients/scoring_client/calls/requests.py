@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short_repr
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,12 @@ from scoring_client.values.messages import no_unicode, set_fields
 from scoring_client.values.processing import processing_message
 from scoring_client.values.spans import Span, as_spans
 from scoring_client.values.tensors import int32_tensor
-from scoring_client.values.tokens import as_array, as_sequence, as_text_or_ids
+from scoring_client.values.tokens import (
+    as_array,
+    as_sequence,
+    as_text_or_ids,
+    whole_sequence_hint,
+)
 
 _NO_ROW: tuple[Span, ...] = ((0, 1),)
 
@@ -53,6 +59,8 @@ def group_messages(
     """
     messages: list[sequence_pb2.PromptGroup] = []
     asked: dict[tuple[int, int], CompletionAsked] = {}
+    if _is_pair(groups):
+        raise invalid("groups", f"expected a list of groups; did you mean [{short_repr(groups)}]?")
     for index, group_like in enumerate(
         as_sequence(groups, "groups (prompt, completions)", "groups")
     ):
@@ -180,9 +188,19 @@ def expect_message(expect: Expect | None) -> context_pb2.Expect | None:
 def _as_group(value: Any, path: str) -> PromptGroup:
     if isinstance(value, PromptGroup):
         return value
-    if isinstance(value, (tuple, list)) and len(value) == 2:
+    hint = whole_sequence_hint(value)
+    if isinstance(value, (tuple, list)) and len(value) == 2 and not hint:
         return PromptGroup(*value)
-    raise invalid(path, f"expected a PromptGroup or (prompt, [completion, …]), got {value!r}")
+    got = short_repr(value)
+    raise invalid(path, f"expected a PromptGroup or (prompt, [completion, …]), got {got}{hint}")
+
+
+def _is_pair(groups: Any) -> bool:
+    """Return whether a single pair stands where a list of them should be."""
+    if not isinstance(groups, tuple) or len(groups) != 2:
+        return False
+    # What is no group, but a prompt, and what is a list of completions.
+    return bool(whole_sequence_hint(groups[0])) and isinstance(groups[1], list)
 
 
 def _fill_sequence(

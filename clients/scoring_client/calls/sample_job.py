@@ -35,13 +35,13 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
     def __init__(
         self,
         template: sample_pb2.SampleRequest,
-        prompts: Iterable[PromptLike],
+        prompts: list[sample_pb2.SamplePrompt],
         settings: JobSettings,
         *,
         whole: bool,
     ) -> None:
         self._template = template
-        self._prompts = prompt_messages(prompts)
+        self._prompts = prompts
         self._keys_in_order = [
             [(index, sample) for sample in _sample_indices(prompt, index, template)]
             for index, prompt in enumerate(self._prompts)
@@ -145,19 +145,22 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
         return f"prompts[{key[0]}] sample {key[1]}"
 
 
-def sample_job(prompts: Iterable[PromptLike], options: SampleOptions, *, whole: bool) -> SampleJob:
+def sample_job(
+    call: str, prompts: Iterable[PromptLike], options: SampleOptions, *, whole: bool
+) -> SampleJob:
     """Return a Sample call.
 
     Args:
+        call: Name of the method that was called, for errors.
         prompts: What to continue.
         options: Keyword arguments of the call.
         whole: Yield whole samples rather than slices.
 
     Raises:
         InvalidRequestError: the request is wrong, as far as this side can tell.
-        TypeError: an option is unknown, or max_tokens is missing.
+        TypeError: an option is unknown, or max_tokens is missing for a prompt.
     """
-    check_names(options, SampleOptions, "sample")
+    check_names(options, SampleOptions, call)
     template = sample_pb2.SampleRequest()
     fill_call(template, options)
     # The same settings as a prompt can have, for all prompts.
@@ -168,7 +171,7 @@ def sample_job(prompts: Iterable[PromptLike], options: SampleOptions, *, whole: 
         top_p=options.get("top_p"),
         min_p=options.get("min_p"),
         defaults=options.get("defaults"),
-        max_tokens=options["max_tokens"],
+        max_tokens=options.get("max_tokens"),
         min_tokens=options.get("min_tokens"),
         stop=options.get("stop", ()),
         stop_token_ids=options.get("stop_token_ids", ()),
@@ -182,7 +185,19 @@ def sample_job(prompts: Iterable[PromptLike], options: SampleOptions, *, whole: 
         top_logprobs=options.get("top_logprobs"),
         return_text=options.get("return_text"),
     )
-    return SampleJob(template, prompts, job_settings(options), whole=whole)
+    messages = prompt_messages(prompts)
+    if "max_tokens" not in options:
+        _check_own_max_tokens(call, messages)
+    return SampleJob(template, messages, job_settings(options), whole=whole)
+
+
+def _check_own_max_tokens(call: str, prompts: list[sample_pb2.SamplePrompt]) -> None:
+    for index, prompt in enumerate(prompts):
+        if not prompt.sampling.HasField("max_tokens"):
+            raise TypeError(
+                f"{call}() missing required keyword argument 'max_tokens': "
+                f"prompts[{index}] has none of its own"
+            )
 
 
 def _sample_indices(

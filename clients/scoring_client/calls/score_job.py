@@ -16,7 +16,7 @@ from scoring_client.calls.requests import CompletionAsked, group_messages
 from scoring_client.calls.resend import GroupIndices, Key, unfinished_groups
 from scoring_client.calls.row_plan import ConsecutiveRows, ListedRows, RowOrder
 from scoring_client.calls.state import JobSettings
-from scoring_client.errors import ProtocolError, ScoringError
+from scoring_client.errors import ProtocolError, ScoringError, invalid
 from scoring_client.proto import score_pb2, topk_pb2
 from scoring_client.values.inputs import GroupLike
 from scoring_client.values.messages import set_fields
@@ -130,7 +130,7 @@ class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):
             "candidate_logprobs": None,
             "next_token": None,
             "last": True,
-            "weight_version": 0,
+            "weight_version": None,
             "processing": None,
             "provenance": self._attempt.preamble.provenance,
             "error": error,
@@ -178,10 +178,13 @@ class TopKJob(_RowsJob[CompletionTopK]):
         )
 
 
-def score_job(groups: Iterable[GroupLike], options: ScoreOptions, *, whole: bool) -> ScoreJob:
+def score_job(
+    call: str, groups: Iterable[GroupLike], options: ScoreOptions, *, whole: bool
+) -> ScoreJob:
     """Return a Score call.
 
     Args:
+        call: Name of the method that was called, for errors.
         groups: What to score.
         options: Keyword arguments of the call.
         whole: Yield whole completions rather than slices.
@@ -190,20 +193,24 @@ def score_job(groups: Iterable[GroupLike], options: ScoreOptions, *, whole: bool
         InvalidRequestError: the request is wrong, as far as this side can tell.
         TypeError: an option is unknown.
     """
-    check_names(options, ScoreOptions, "score")
+    check_names(options, ScoreOptions, call)
     template = score_pb2.ScoreRequest()
     _fill_template(template, options)
     return ScoreJob(template, groups, job_settings(options), whole=whole)
 
 
-def topk_job(groups: Iterable[GroupLike], k: int, options: TopKOptions, *, whole: bool) -> TopKJob:
+def topk_job(
+    call: str, groups: Iterable[GroupLike], k: int | None, options: TopKOptions, *, whole: bool
+) -> TopKJob:
     """Return a TopKLogprobs call; arguments as of score_job.
 
     Raises:
         InvalidRequestError: the request is wrong, as far as this side can tell.
         TypeError: an option is unknown.
     """
-    check_names(options, TopKOptions, "topk_logprobs")
+    check_names(options, TopKOptions, call)
+    if k is None:
+        raise invalid("k", "is required: how many tokens to list for each row")
     template = topk_pb2.TopKLogprobsRequest()
     _fill_template(template, options)
     set_fields(template, "", k=k, token_id_limit=options.get("token_id_limit"))

@@ -13,6 +13,7 @@ from scoring_client.cli.sample import sample
 from scoring_client.cli.score import score
 from scoring_client.cli.tokenize import tokenize
 from scoring_client.cli.topk import topk
+from scoring_client.cli.wording import in_options
 from scoring_client.errors import (
     AccessDeniedError,
     DeadlineError,
@@ -82,12 +83,13 @@ def _exit_status(error: ScoringError) -> int:
 
 def _explained(error: ScoringError) -> str:
     """Return an error with what helps next."""
+    said = in_options(str(error))
     if type(error) is UnavailableError and not error.reason:
-        return f"{error}. --target or SCORING_TARGET names another server"
+        return f"{said}. --target or SCORING_TARGET names another server"
     # Only of errors that are not the user's own does the server's log say more.
     if _exit_status(error) == EXIT_OTHER and error.request_id:
-        return f"{error} (request {error.request_id})"
-    return str(error)
+        return f"{said} (request {error.request_id})"
+    return said
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from enum import Enum
 from numbers import Real
 from typing import Any, Self
 
+from scoring_client.connection.counts import check_count
 from scoring_client.connection.servers import ServerCount
 from scoring_client.errors import DeadlineError, ScoringError, UnavailableError, invalid, reworded
 
@@ -47,8 +48,7 @@ class RetryPolicy:
     """Attempts in a row that finish no item before the call fails; 1 = never retry."""
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1, got {self.max_attempts}")
+        check_count("max_attempts", self.max_attempts)
 
     def allows(self, error: ScoringError, failures: int) -> bool:
         """Return whether to try again after ``failures`` attempts in a row failed."""

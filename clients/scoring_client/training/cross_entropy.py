@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from scoring_client.training.given import Given, as_tensor
 from scoring_client.training.reductions import Reduction, kept_rows, matrix_shape, reduced, working
 from scoring_client.training.truncation import RowValue
 
 
 def soft_cross_entropy(
     logits: Tensor,
-    targets: Tensor | Sequence[Tensor],
-    weights: Tensor | Sequence[Tensor] | None = None,
+    targets: Given | Sequence[Given],
+    weights: Given | Sequence[Given] | None = None,
     *,
     temperature: RowValue = 1.0,
-    mask: Tensor | None = None,
+    mask: Given | None = None,
     reduction: Reduction = "mean",
     chunk_rows: int | None = None,
 ) -> Tensor:
@@ -28,8 +30,9 @@ def soft_cross_entropy(
 
     Args:
         logits: [N, V].
-        targets: Token ids [N, K], or [N] for one a row; or a sequence of such, one a datum, whose
-            rows add up to N. Where the weight is 0 an id may be any number.
+        targets: Token ids [N, K], or [N] for one a row, a tensor or an array; or a sequence of
+            such, one a datum, whose rows add up to N. Where the weight is 0 an id may be any
+            number.
         weights: Of the same shape. None for [N]: all 1.
         temperature: Divides the logits; a number or [N].
         mask: bool or 0 and 1, [N]; what is masked may hold anything.
@@ -40,7 +43,7 @@ def soft_cross_entropy(
         ValueError: targets of one and of two dimensions in a batch, weights of another shape,
             another number of rows, an id outside the vocabulary, or temperature <= 0.
     """
-    targets_N_K, weights_N_K = _targets(targets, weights)
+    targets_N_K, weights_N_K = _targets(targets, weights, logits.device)
     rows, vocab = matrix_shape(logits)
     if len(targets_N_K) != rows:
         raise ValueError(f"targets have {len(targets_N_K)} rows, the logits {rows}")
@@ -63,16 +66,18 @@ def _cross_entropy_rows(x_N_V: Tensor, *, targets: Tensor, weights: Tensor) -> T
 
 
 def _targets(
-    targets: Tensor | Sequence[Tensor], weights: Tensor | Sequence[Tensor] | None
+    targets: Given | Sequence[Given],
+    weights: Given | Sequence[Given] | None,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Both as [N, K]."""
-    parts = [targets] if isinstance(targets, Tensor) else list(targets)
+    parts = _tensors("targets", targets, device)
     if weights is None:
         if any(part.ndim != 1 for part in parts):
             raise ValueError("targets [N, K] need weights of the same shape")
         weight_parts = [torch.ones_like(part, dtype=torch.float32) for part in parts]
     else:
-        weight_parts = [weights] if isinstance(weights, Tensor) else list(weights)
+        weight_parts = _tensors("weights", weights, device)
     if not parts or len(parts) != len(weight_parts):
         raise ValueError(f"{len(parts)} targets with {len(weight_parts)} weights")
     for index, (part, weight) in enumerate(zip(parts, weight_parts, strict=True)):
@@ -90,7 +95,13 @@ def _targets(
                 f"a batch is either [N] or [N, K] with one K: targets 0 have shape "
                 f"{list(parts[0].shape)}, targets {index} {list(part.shape)}"
             )
-    joined, joined_weights = torch.cat(parts), torch.cat(weight_parts)
+    joined, joined_weights = torch.cat(parts).long(), torch.cat(weight_parts)
     if joined.ndim == 1:
         joined, joined_weights = joined[:, None], joined_weights[:, None]
     return joined, joined_weights
+
+
+def _tensors(name: str, given: Given | Sequence[Given], device: torch.device) -> list[Tensor]:
+    if isinstance(given, (Tensor, np.ndarray)):
+        return [as_tensor(name, given, device)]
+    return [as_tensor(name, part, device) for part in given]

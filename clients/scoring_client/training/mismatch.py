@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from scoring_client.training.given import Given, as_tensor
+
 Lengths = Sequence[int] | Tensor
 """How many tokens each sequence has."""
 
@@ -49,8 +51,8 @@ class MismatchKL:
 
 def mismatch_kl(
     trainer: Tensor,
-    sampler: Tensor,
-    mask: Tensor | None = None,
+    sampler: Given,
+    mask: Given | None = None,
     *,
     lengths: Lengths | None = None,
 ) -> MismatchKL:
@@ -60,7 +62,8 @@ def mismatch_kl(
 
     Args:
         trainer: [..., T], such as ``processed_logprobs`` of the trainer's logits.
-        sampler: [..., T], the sampler's ``processed_logprobs``; on any device, as the mask.
+        sampler: [..., T], the sampler's ``processed_logprobs``, a tensor on any device or an array,
+            as the mask.
         mask: bool or 0 and 1, [..., T]; what is masked may hold anything.
         lengths: Tokens of each of the sequences laid end to end in [T]: the maxima are then over
             sequences, at each position within them, [longest].
@@ -98,8 +101,8 @@ def mismatch_kl(
 
 def importance_ratios(
     trainer: Tensor,
-    sampler: Tensor,
-    mask: Tensor | None = None,
+    sampler: Given,
+    mask: Given | None = None,
     *,
     level: RatioLevel = "token",
     cap: float | None = None,
@@ -111,7 +114,7 @@ def importance_ratios(
 
     Args:
         trainer: [..., T].
-        sampler: [..., T]; on any device, as the mask.
+        sampler: [..., T], a tensor on any device or an array, as the mask.
         mask: bool or 0 and 1, [..., T]; masked tokens have ratio 1 and count for nothing.
         level: ``token``: [..., T]. ``sequence``: the product over T, [...]. ``sequence_mean``: its
             geometric mean over the tokens that count (GSPO), [...].
@@ -162,8 +165,10 @@ def _sums(values: Tensor, counts: list[int] | None) -> Tensor:
     return torch.stack([part.sum() for part in values.split(counts)]) if counts else values
 
 
-def _log_ratio(trainer: Tensor, sampler: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _log_ratio(trainer: Tensor, sampler: Given, mask: Given | None) -> tuple[Tensor, Tensor]:
     """The log-ratio, 0 where masked, and the mask."""
+    trainer, sampler = as_tensor("trainer", trainer), as_tensor("sampler", sampler)
+    mask = None if mask is None else as_tensor("mask", mask)
     if trainer.shape != sampler.shape or (mask is not None and mask.shape != trainer.shape):
         shapes = [list(t.shape) for t in (trainer, sampler, mask) if t is not None]
         raise ValueError(f"trainer, sampler and mask differ in shape: {shapes}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring_client.training.chunks import by_chunks
+from scoring_client.training.given import Given, as_tensor
 from scoring_client.training.truncation import RowValue, per_row
 
 Reduction = Literal["none", "sum", "mean"]
@@ -72,14 +73,15 @@ def below_largest(x_T_V: Tensor) -> Tensor:
     return x_T_V - largest_T_1.masked_fill(~largest_T_1.isfinite(), 0.0)
 
 
-def kept_rows(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+def kept_rows(mask: Given | None, logits: Tensor) -> Tensor | None:
     """Return which rows of logits [N, V] a mask [N] keeps, bool [N]; None without a mask.
 
     Raises:
-        ValueError: the mask has another shape.
+        ValueError: the mask has another shape, or is neither a tensor nor an array.
     """
     if mask is None:
         return None
+    mask = as_tensor("mask", mask)
     if mask.shape != logits.shape[:1]:
         raise ValueError(f"the mask has shape {list(mask.shape)}, expected [{len(logits)}]")
     return mask.to(logits.device).bool()

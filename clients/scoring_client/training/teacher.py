@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoring_client.values.results import CompletionTopK
+from scoring_client.values.results import CompletionScores, CompletionTopK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,13 +86,26 @@ def teacher_rows(
         device: Where the tensors go.
 
     Raises:
-        ValueError: a completion failed, or candidates without answers.
+        ValueError: no completion, one that failed or has no list, something else than completions,
+            or candidates without answers.
     """
-    parts = list(scores)
+    given: Any = scores
+    parts = [given] if isinstance(given, CompletionScores) else list(given)
+    if isinstance(given, CompletionScores) or not all(
+        isinstance(part, CompletionScores) for part in parts
+    ):
+        raise ValueError(
+            "expected completions of topk_logprobs, results.completions() or some of them in a "
+            f"list, got {type(given).__name__}"
+        )
+    if not parts:
+        raise ValueError("no completion is there: a loss of no row has no value")
     for part in parts:
+        place = f"groups[{part.group_index}].completions[{part.completion_index}]"
         if part.error is not None:
-            place = f"groups[{part.group_index}].completions[{part.completion_index}]"
             raise ValueError(f"{place} failed: {part.error}")
+        if not isinstance(part, CompletionTopK):
+            raise ValueError(f"{place} has no list: ask topk_logprobs, not score")
 
     def joined(name: str, dtype: torch.dtype) -> Tensor:
         arrays = [getattr(part, name) for part in parts]

@@ -3,6 +3,7 @@
 from reprlib import repr as short_repr
 from typing import Any
 
+import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
@@ -34,23 +35,30 @@ def set_fields(message: Message, path: str, **values: Any) -> None:
         if value is None:
             continue
         field, where = getattr(message, name), f"{path}.{name}" if path else name
+        kind = message.DESCRIPTOR.fields_by_name[name].cpp_type
         try:
             if hasattr(field, "extend"):
                 field.extend(value)
             elif hasattr(field, "update"):
                 field.update(value)
+            elif _is_bool(value) and kind != FieldDescriptor.CPPTYPE_BOOL:
+                raise TypeError("a bool is no number")
             else:
                 setattr(message, name, value)
         except UnicodeEncodeError as error:
             raise invalid(where, no_unicode(error)) from error
         except (TypeError, ValueError) as error:
-            wanted = _KINDS.get(message.DESCRIPTOR.fields_by_name[name].cpp_type, "another type")
+            wanted = _KINDS.get(kind, "another type")
             if hasattr(field, "update"):
                 wanted = "a mapping from text to text"
             elif hasattr(field, "extend"):
                 wanted = f"a list of which each is {wanted}"
             got = short_repr(value)
             raise invalid(where, f"{got} does not fit the field: expected {wanted}") from error
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
 
 
 def no_unicode(error: UnicodeEncodeError) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal, TypedDict
 
 from scoring_client.values.inputs import Expect, RequestContext
 from scoring_client.values.processing import ProcessingDefaults
@@ -28,7 +28,8 @@ class CallOptions(TypedDict, total=False):
     on_error: OnError
     """What to do with items that failed. Default: "raise"."""
     on_progress: ProgressCallback | None
-    """Called with a Progress whenever the server says where the call stands, or an item ends."""
+    """Called with a Progress at least every 15 s while the call waits for its turn, and whenever an
+    item ends: of a call that runs a long item may keep it silent for longer."""
 
 
 class ProcessingOptions(TypedDict, total=False):
@@ -81,8 +82,8 @@ class SampleOptions(ProcessingOptions, CallOptions, total=False):
 
     n: int
     """Samples of each prompt. Default: 1."""
-    max_tokens: Required[int | None]
-    """Most tokens to draw; None when every prompt sets its own."""
+    max_tokens: int | None
+    """Most tokens to draw. Required, unless every prompt sets its own."""
     min_tokens: int | None
     """Stops are banned until this many tokens were drawn."""
     seed: int | None
@@ -100,6 +101,18 @@ class SampleOptions(ProcessingOptions, CallOptions, total=False):
     """Want the text."""
 
 
+_RESULTS_HAVE: dict[str, tuple[str, ...]] = {
+    "score": ("logprobs", "rows"),
+    "topk_logprobs": ("logprobs", "rows", "log_tail_masses", "support_sizes"),
+    "sample": ("logprobs", "processed_logprobs", "token_ids", "prompt_token_ids"),
+}
+"""Fields of results that are there without being asked for."""
+_CALLED: dict[str, dict[str, str]] = {
+    "sample": {"tokens": "return_text", "text": "return_text", "k": "top_logprobs"},
+}
+"""What other calls, or fields of results, call an option."""
+
+
 def check_names(options: Mapping[str, Any], known: Any, call: str) -> None:
     """Refuse what is no option, as Python does for keyword arguments.
 
@@ -109,15 +122,20 @@ def check_names(options: Mapping[str, Any], known: Any, call: str) -> None:
         call: Name of the call, for the error.
 
     Raises:
-        TypeError: an option is unknown, or a required one is missing.
+        TypeError: an option is unknown.
     """
     names = sorted(known.__required_keys__ | known.__optional_keys__)
     for name in options:
         if name not in names:
-            # Fields of results are called alike: `entropy` gives `entropies`.
-            near = get_close_matches(name, names, n=1, cutoff=0.7)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = _hint(name, names, call)
             raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
-    for name in sorted(known.__required_keys__):
-        if name not in options:
-            raise TypeError(f"{call}() missing required keyword argument {name!r}")
+
+
+def _hint(name: str, names: Sequence[str], call: str) -> str:
+    """Return what may have been meant by a name that is no option, or nothing."""
+    call = call.removesuffix("_iter").removesuffix("_slices")
+    if name in _RESULTS_HAVE.get(call, ()):
+        return "; every result has it"
+    # Fields of results are called alike: `entropy` gives `entropies`.
+    near = [_CALLED.get(call, {}).get(name), *get_close_matches(name, names, n=1, cutoff=0.7)]
+    return next((f"; did you mean {meant!r}?" for meant in near if meant), "")

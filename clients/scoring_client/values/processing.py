@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from scoring_client.errors import invalid
 from scoring_client.proto import processing_pb2
 from scoring_client.values.messages import set_fields
@@ -64,7 +66,10 @@ class ProcessingSources:
 class ResolvedProcessing:
     """What was applied. Replaying exactly this reproduces the processed log-probs.
 
-    Where ``min_tokens`` banned stops, before truncation, set their logits to -inf first.
+    Where ``min_tokens`` banned stops, before truncation, set their logits to -inf first. The server
+    applies numbers of 32 bits; here each is the shortest decimal of its own, so that 0.7 reads 0.7
+    and sent again is the same number. A replay of your own rounds them to float32 first, as
+    ``scoring_client.replay`` does.
     """
 
     temperature: float
@@ -111,10 +116,10 @@ def processing_message(processing: Processing, path: str) -> processing_pb2.Logi
 def resolved_processing(message: processing_pb2.ResolvedProcessing) -> ResolvedProcessing:
     """Return what a message of the answer says was applied."""
     return ResolvedProcessing(
-        temperature=message.temperature.value,
+        temperature=_shortest(message.temperature.value),
         top_k=message.top_k.value,
-        top_p=message.top_p.value,
-        min_p=message.min_p.value,
+        top_p=_shortest(message.top_p.value),
+        min_p=_shortest(message.min_p.value),
         keep_realised=message.keep_realised.value,
         sources=ProcessingSources(
             temperature=_source(message.temperature.source),
@@ -124,6 +129,11 @@ def resolved_processing(message: processing_pb2.ResolvedProcessing) -> ResolvedP
             keep_realised=_source(message.keep_realised.source),
         ),
     )
+
+
+def _shortest(value: float) -> float:
+    """Return the number with the fewest digits that is ``value`` in float32."""
+    return float(str(np.float32(value)))
 
 
 def _source(value: int) -> ProcessingSource:

@@ -1,7 +1,8 @@
 """What scoring returns. Shapes: T rows of a completion, K top-K, C candidates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import ClassVar, Generic, TypeVar, overload
 
 from scoring_client.errors import ScoringError
@@ -100,8 +101,8 @@ class CompletionScores:
     """The row after the last token, with ``next_token=True``; in the last slice."""
     last: bool
     """Whether nothing of this completion follows."""
-    weight_version: int
-    """Version of the weights behind every row."""
+    weight_version: int | None
+    """Version of the weights behind every row. None only for a failed item: 0 is a version too."""
     processing: ResolvedProcessing | None
     """What was applied, with who set it. None only for a failed item."""
     provenance: Provenance | None = field(repr=False)
@@ -169,7 +170,7 @@ class ScoreResults(Sequence[tuple[ScoresT, ...]], Generic[ScoresT]):
 
     def __repr__(self) -> str:
         # A call may hold thousands of arrays: whoever prints its results wants none of them.
-        parts = list(self.completions())
+        parts = self.completions()
         failed = sum(part.error is not None for part in parts)
         rows = sum(len(part.logprobs) for part in parts)
         return (
@@ -177,7 +178,6 @@ class ScoreResults(Sequence[tuple[ScoresT, ...]], Generic[ScoresT]):
             f"{rows} rows, {failed} failed>"
         )
 
-    def completions(self) -> Iterator[ScoresT]:
-        """Yield every completion, group by group."""
-        for group in self.groups:
-            yield from group
+    def completions(self) -> tuple[ScoresT, ...]:
+        """Return every completion, group by group."""
+        return tuple(chain.from_iterable(self.groups))

@@ -1,7 +1,8 @@
 """What sampling returns. Shapes: T tokens, K top log-probs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import ClassVar, Literal, overload
 
 from scoring_client.errors import ScoringError
@@ -120,7 +121,7 @@ class SampleResults(Sequence[tuple[Sample, ...]]):
 
     def __repr__(self) -> str:
         # As of ScoreResults.
-        parts = list(self.samples())
+        parts = self.samples()
         failed = sum(part.error is not None for part in parts)
         tokens = sum(len(part.token_ids) for part in parts)
         return (
@@ -128,7 +129,6 @@ class SampleResults(Sequence[tuple[Sample, ...]]):
             f"{tokens} tokens, {failed} failed>"
         )
 
-    def samples(self) -> Iterator[Sample]:
-        """Yield every sample, prompt by prompt."""
-        for prompt in self.prompts:
-            yield from prompt
+    def samples(self) -> tuple[Sample, ...]:
+        """Return every sample, prompt by prompt."""
+        return tuple(chain.from_iterable(self.prompts))

@@ -229,7 +229,8 @@ class WeightPlan:
     def _check_complete(self, roots: set[str]) -> None:
         if self._options.partial:
             return
-        missing = [name for name in self._specs if _root(self._specs[name]) not in roots]
+        # Of tied names the one that the others are tied to: it is one tensor.
+        missing = [n for n, spec in self._specs.items() if not spec.tied_to and n not in roots]
         if missing:
             more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
             raise InvalidRequestError(
