@@ -14,7 +14,7 @@ import triton.language as tl
 from scoring_service.kernels.gpu.rows import nucleus_mass, unordered
 from scoring_service.kernels.gpu.search import weights_of
 
-FEW = tl.constexpr(128)
+FEW = tl.constexpr(64)
 """Tokens that are all compared with each other, which takes one step."""
 
 
