@@ -42,6 +42,7 @@ FILES = (
     "test_traps.py",
     "test_row_parameters.py",
     "test_search.py",
+    "test_support.py",
     "test_write_kv.py",
     "test_transfer.py",
     "test_figures.py",

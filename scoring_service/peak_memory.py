@@ -42,6 +42,9 @@ _BANNED_COPIES = 2
 """C++ and Triton kernels read logits where they lie. Rows with banned tokens are the exception:
 scaled, and without them. At a temperature, Triton's leave scaled rows beside the logits, too."""
 
+_SUPPORT_BYTES = 80 << 10
+"""Of a row whose support a GPU looks for: its list, and what is left of its blocks."""
+
 _FINISHED_COPIES = 3
 """In fp32, scaled, and soft-capped."""
 
@@ -212,6 +215,8 @@ def head_bytes(shape: StepShape, work: StepWork) -> int:
     gathered = rows * shape.hidden * (shape.element_bytes + shape.logit_bytes)
     product = rows * shape.vocab_size * shape.logit_bytes
     numbers = _copied_rows(shape, work, block) * shape.vocab_size * _FLOAT
+    if shape.compiled_head and not shape.on_host:
+        numbers += (block if work.truncates else min(block, work.samples)) * _SUPPORT_BYTES
     one = work.listed * LISTED_BYTES
     lists = min(block * one, max(one, shape.list_bytes))
     answers = ANSWER_COPIES * work.answer_bytes if shape.on_host else 0

@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 
 from scoring_service.kernels.gpu import (
     attention,
+    bracket,
     candidates,
     gated_activation,
     gradient,
@@ -38,6 +39,7 @@ from scoring_service.kernels.gpu import (
     rows,
     search,
     statistics,
+    support,
     truncation,
     write_kv,
 )
@@ -52,7 +54,8 @@ SHARED_BYTES = 99 << 10
 
 _LIBRARY = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _PARTIALS = "*fp32 *fp32 *fp32 *i32 *i32"
-_BLOCKS = 64  # of a row of 151,936 columns, rounded up
+_VOCAB = 151_936
+_BLOCKS = 64  # of a row of so many columns, rounded up
 _MULTIPLES_OF_16 = ("vocab", "shard", "hidden_size")
 _PROCESSES = 8  # at most: each has torch in memory
 _BITS = {"fp32": 32, "bf16": 16, "fp16": 16}
@@ -127,17 +130,20 @@ def of_tests() -> Iterator[Build]:
 
 def tiles(element: str) -> Iterator[Build]:
     """What reads a tile of logits, or of x: the logits themselves at temperature 1."""
-    for finish in ("", " / temperature", " capped / temperature"):
+    for finish in ("", " / temperature", " capped / temperature", " untargeted"):
+        tempered, targeted = "temperature" in finish, finish != " untargeted"
+        x = "fp32" if tempered else element
         yield Build(
             f"block_statistics {element}{finish}",
             statistics.block_statistics,
-            f"*{element} *fp32 *i64 *{element} {_PARTIALS} "
-            f"*{'fp32' if finish else element} *i32 *{'fp32' if finish else element} "
-            "i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
+            f"*{element} *fp32 *{'i64' if targeted else 'i32'} *{element} {_PARTIALS} "
+            f"*{x} *i32 *{x} i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32",
             {
                 "SCALED": "capped" in finish,
                 "CAPPED": "capped" in finish,
-                "STORED": bool(finish),
+                "TEMPERED": tempered,
+                "TARGETED": targeted,
+                "STORED": tempered,
                 "GROUPED": True,
                 "COUNTED": True,
                 "BLOCK": rows.BLOCK_COLUMNS,
@@ -157,22 +163,60 @@ def tiles(element: str) -> Iterator[Build]:
         f"*{element} *{element} *fp32 *i32 *i32 *i64 *i64 i32 i32 i32 i32 i32 i32",
         {
             **searching,
-            "KEYS": truncation.LIST_KEYS,
+            "KEYS": search.LIST_KEYS,
             "GROUP": statistics.GROUP_COLUMNS,
             "SIDE": candidates.SIDE,
         },
     )
+    yield from supports(element)
+    for filtered in (False, True):
+        numbers = "*i32 *i32 *i64 *i32" if filtered else "*i32 *i32 *i32 *i32"
+        yield Build(
+            f"race {element}{' filtered' if filtered else ''}",
+            race.race,
+            f"*{element} *fp32 {numbers} *i64 *i64 *i64 *fp32 *i32 i32 i32 i32",
+            {
+                "MIN_KEY": search.MIN_KEY,
+                "FILTERED": filtered,
+                "LIST": truncation.LIST if filtered else 1,
+                "BLOCK": rows.BLOCK_COLUMNS,
+                "CHUNK": race.CHUNK,
+            },
+        )
+
+
+def supports(element: str) -> Iterator[Build]:
+    """The three launches that find what truncation keeps of a tile."""
+    lists = {"LIST": truncation.LIST, "STATE": truncation.STATE}
+    settling = {**lists, "MIN_KEY": search.MIN_KEY, "SHORT": truncation.SHORT, "BLOCKS": _BLOCKS}
+    parameters, answers = "*i64 *fp64 *fp64", "*i32 *i32 *fp64 *i32"
+    groups = -(-_VOCAB // statistics.GROUP_COLUMNS)
     yield Build(
-        f"truncate {element}",
-        truncation.truncate,
-        f"*{element} *fp32 *fp64 *i32 *fp64 *fp64 *i32 *i32 *i32 *fp64 *i32 i32 i32",
-        {**searching, "LIST": truncation.LIST_KEYS},
+        f"shortlist {element}",
+        truncation.shortlist,
+        f"*{element} *{element} *i32 *fp32 *fp64 {parameters} *i32 *i64 *i32 *i32 {answers} "
+        "i32 i32 i32 i32",
+        {
+            **settling,
+            "SAMPLE": bracket.SAMPLE,
+            "BLOCK": support.GATHERED,
+            "GROUP": statistics.GROUP_COLUMNS,
+            "GROUPS": triton.next_power_of_2(groups),
+        },
+        warps=support.HOLDING_WARPS,
     )
     yield Build(
-        f"race {element}",
-        race.race,
-        f"*{element} *fp32 *i32 *i32 *i64 *i64 *i64 *fp32 *i32 i32 i32 i32",
-        {"BLOCK": rows.BLOCK_COLUMNS},
+        f"sweep {element}",
+        truncation.sweep,
+        f"*{element} *fp32 *i32 *i64 *i64 *i32 i32 i32",
+        {**lists, "BLOCK": rows.BLOCK_COLUMNS},
+    )
+    yield Build(
+        f"settle_support {element}",
+        truncation.settle_support,
+        f"*{element} *fp32 *fp64 *i64 *fp64 *i32 *i64 *i32 *i64 *i32 {answers} i32 i32 i32",
+        {**settling, "BLOCK": search.BLOCK, "PIVOTS": search.PIVOTS},
+        warps=support.HOLDING_WARPS,
     )
 
 
@@ -190,6 +234,8 @@ def linears(element: str, name: str, head: dict[str, bool], architecture: int) -
             {
                 "SCALED": head["SCALED"],
                 "CAPPED": head["CAPPED"],
+                "TEMPERED": True,
+                "TARGETED": True,
                 "STORED": False,
                 "GROUPED": False,
                 "COUNTED": False,

@@ -50,6 +50,30 @@ def bound_of_groups(groups_ptr, groups, k, max_x, low, high, BLOCK: tl.constexpr
 
 
 @triton.jit
+def gather_tokens(
+    x_ptr, vocab, bound, group_list_ptr, groups, list_ptr, room, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    """Lists the sort keys of the tokens of listed groups that reach the bound; returns how many
+    there are. At most `room` of them are written.
+    """
+    found = tl.cast(0, tl.int32)
+    for start in range(0, groups * GROUP, BLOCK):
+        slots = start + tl.arange(0, BLOCK)
+        there = slots < groups * GROUP
+        group = tl.load(group_list_ptr + slots // GROUP, mask=there, other=0)
+        ids = group * GROUP + slots % GROUP
+        there = there & (ids < vocab)
+        keys = keys_of(x_ptr, ids, there)
+        reaches = (there & (keys >= bound)).to(tl.int32)
+        places = found + tl.cumsum(reaches, axis=0) - 1
+        writes = (reaches != 0) & (places < room)
+        tl.store(list_ptr + places, sort_key(keys, ids), mask=writes)
+        found += tl.sum(reaches, axis=0)
+    return found
+
+
+@triton.jit
 def gather_groups(
     x_ptr, groups_ptr, groups, vocab, bound, group_list_ptr, list_ptr, room, BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -67,22 +91,11 @@ def gather_groups(
         tl.store(group_list_ptr + places, group, mask=(reaches != 0) & (places < room))
         groups_found += tl.sum(reaches, axis=0)
     tl.debug_barrier()
-    found = tl.cast(0, tl.int32)
-    if groups_found > room:
-        found = groups_found
-    else:
-        for start in range(0, groups_found * GROUP, BLOCK):
-            slots = start + tl.arange(0, BLOCK)
-            there = slots < groups_found * GROUP
-            group = tl.load(group_list_ptr + slots // GROUP, mask=there, other=0)
-            ids = group * GROUP + slots % GROUP
-            there = there & (ids < vocab)
-            keys = keys_of(x_ptr, ids, there)
-            reaches = (there & (keys >= bound)).to(tl.int32)
-            places = found + tl.cumsum(reaches, axis=0) - 1
-            writes = (reaches != 0) & (places < room)
-            tl.store(list_ptr + places, sort_key(keys, ids), mask=writes)
-            found += tl.sum(reaches, axis=0)
+    found = groups_found
+    if groups_found <= room:
+        found = gather_tokens(
+            x_ptr, vocab, bound, group_list_ptr, groups_found, list_ptr, room, BLOCK, GROUP
+        )
     return found
 
 

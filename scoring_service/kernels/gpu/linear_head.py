@@ -205,6 +205,8 @@ def tiled_partials(
                 shard.soft_cap or 0.0,
                 SCALED=shard.multiplier != 1.0,
                 CAPPED=shard.soft_cap is not None,
+                TEMPERED=True,
+                TARGETED=True,
                 STORED=False,
                 GROUPED=False,
                 COUNTED=False,

@@ -30,7 +30,10 @@ def tanh(y):
 
 
 @triton.jit
-def finished(logits, multiplier, soft_cap, temperature, SCALED: tl.constexpr, CAPPED: tl.constexpr):
+def finished(
+    logits, multiplier, soft_cap, temperature, SCALED: tl.constexpr, CAPPED: tl.constexpr,
+    TEMPERED: tl.constexpr = True,
+):  # fmt: skip
     """x of what the head's product left: scaled, soft-capped, divided by the temperature in fp32.
 
     Divisions are correctly rounded, so that x has the bits that torch gives it.
@@ -41,7 +44,9 @@ def finished(logits, multiplier, soft_cap, temperature, SCALED: tl.constexpr, CA
     if CAPPED:
         cap = tl.zeros_like(x) + soft_cap
         x = tanh(tl.div_rn(x, cap)) * soft_cap
-    return tl.div_rn(x, tl.zeros_like(x) + temperature)
+    if TEMPERED:
+        x = tl.div_rn(x, tl.zeros_like(x) + temperature)
+    return x
 
 
 @triton.jit

@@ -19,6 +19,9 @@ BLOCK = 1024
 PIVOTS = 8
 """Keys an interval is split at in one pass."""
 
+LIST_KEYS = 4096
+"""Keys that a list of top-K's holds: once a search has come down to so few, it goes on there."""
+
 VALUE_SPAN = tl.constexpr(64.0)
 """How far below an interval's largest x its keys are split evenly as x."""
 
@@ -44,16 +47,11 @@ def keys_of(source_ptr, columns, there):
 
 @triton.jit
 def weights_of(keys, max_x, MODE: tl.constexpr):
-    """What tokens of these keys weigh: 1 (MODE "count"), or their mass, exact or from fp32.
-
-    The fp32 masses only guess where to look; what they guess is checked with the exact ones.
-    """
+    """What tokens of these keys weigh: 1 (MODE "count"), or their mass ("mass")."""
     if MODE == "count":
         weights = tl.full(keys.shape, 1, tl.int64)
-    elif MODE == "mass":
-        weights = nucleus_mass(unordered(keys), max_x)
     else:
-        weights = (tl.exp(unordered(keys) - max_x) * 1099511627776.0).to(tl.int64)
+        weights = nucleus_mass(unordered(keys), max_x)
     # Columns that are not there, and tokens at -inf.
     return tl.where(keys > -2139095041, weights, 0)
 
@@ -202,36 +200,13 @@ def settle(
 
 
 @triton.jit
-def totals(
-    source_ptr,
-    length,
-    low,
-    high,
-    least,
-    max_x,
-    BLOCK: tl.constexpr,
-):
-    """Exact masses of the tokens at or above `least`, of those at or above low, and above high;
-    and how many the two last are.
-    """
-    whole = tl.zeros((BLOCK,), tl.int64)
-    from_low = tl.zeros((BLOCK,), tl.int64)
-    above = tl.zeros((BLOCK,), tl.int64)
-    count_low = tl.zeros((BLOCK,), tl.int32)
-    count_above = tl.zeros((BLOCK,), tl.int32)
+def totals(source_ptr, length, low, max_x, BLOCK: tl.constexpr):
+    """Exact mass of the tokens at or above a key, and how many they are."""
+    mass = tl.zeros((BLOCK,), tl.int64)
+    count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, length, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         keys = keys_of(source_ptr, columns, columns < length)
-        mass = weights_of(keys, max_x, "mass")
-        whole += tl.where(keys >= least, mass, 0)
-        from_low += tl.where(keys >= low, mass, 0)
-        above += tl.where(keys > high, mass, 0)
-        count_low += (keys >= low).to(tl.int32)
-        count_above += (keys > high).to(tl.int32)
-    return (
-        tl.sum(whole, axis=0),
-        tl.sum(from_low, axis=0),
-        tl.sum(above, axis=0),
-        tl.sum(count_low, axis=0),
-        tl.sum(count_above, axis=0),
-    )
+        mass += tl.where(keys >= low, weights_of(keys, max_x, "mass"), 0)
+        count += (keys >= low).to(tl.int32)
+    return tl.sum(mass, axis=0), tl.sum(count, axis=0)

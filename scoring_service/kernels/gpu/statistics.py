@@ -59,6 +59,8 @@ def block_statistics(
     soft_cap,
     SCALED: tl.constexpr,
     CAPPED: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    TARGETED: tl.constexpr,
     STORED: tl.constexpr,
     GROUPED: tl.constexpr,
     COUNTED: tl.constexpr,
@@ -68,7 +70,8 @@ def block_statistics(
     """Program (row, block): partial results of a row's block, number `first_block` + block of all
     `blocks`, whose ids begin at `first_id` + block * BLOCK: its max, sum of e = exp(x - max), sum
     of e * (x - max), tokens before the target, and lowest id of the max; where they are COUNTED,
-    also the tokens that are not at -inf.
+    also the tokens that are not at -inf. Temperatures are read where rows are TEMPERED, targets
+    where they are TARGETED.
 
     The targets' logits come by themselves: their shard may be another's, and where x replaces the
     logits another block may already have done so.
@@ -78,9 +81,11 @@ def block_statistics(
     columns = block * BLOCK + tl.arange(0, BLOCK)
     there = columns < vocab
     start = logits_ptr + row * row_stride
-    temperature = tl.load(temperatures_ptr + row)
+    temperature = 1.0
+    if TEMPERED:
+        temperature = tl.load(temperatures_ptr + row)
     logits = tl.load(start + columns, mask=there, other=-float("inf"))
-    x = finished(logits, multiplier, soft_cap, temperature, SCALED, CAPPED)
+    x = finished(logits, multiplier, soft_cap, temperature, SCALED, CAPPED, TEMPERED)
     x = tl.where(there, x, -float("inf"))
     if STORED:
         tl.store(x_ptr + row * x_stride + columns, x, mask=there)
@@ -103,13 +108,18 @@ def block_statistics(
     ids = columns + first_id
     tl.store(best_ptr + place, tl.min(tl.where(x == top, ids, 0x7FFFFFFF), axis=0))
 
-    target = tl.load(targets_ptr + row).to(tl.int32)
-    target_logit = tl.load(target_logits_ptr + row)
-    target_x = finished(target_logit, multiplier, soft_cap, temperature, SCALED, CAPPED)
-    before = (x > target_x) | ((x == target_x) & (ids < target))
-    # The target's own x may come of another product, a rounding away from this one.
-    before = before & there & (ids < limit) & (ids != target)
-    tl.store(above_ptr + place, tl.sum(before.to(tl.int32), axis=0))
+    if TARGETED:
+        target = tl.load(targets_ptr + row).to(tl.int32)
+        target_logit = tl.load(target_logits_ptr + row)
+        target_x = finished(
+            target_logit, multiplier, soft_cap, temperature, SCALED, CAPPED, TEMPERED
+        )
+        before = (x > target_x) | ((x == target_x) & (ids < target))
+        # The target's own x may come of another product, a rounding away from this one.
+        before = before & there & (ids < limit) & (ids != target)
+        tl.store(above_ptr + place, tl.sum(before.to(tl.int32), axis=0))
+    else:
+        tl.store(above_ptr + place, 0)
 
 
 @triton.jit(

@@ -4,46 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
-from torch.nn import functional
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.candidates import top_ids
 from scoring_service.kernels.gpu.candidates import SIDE, list_room, top_candidates
 from scoring_service.kernels.gpu.layout import by_row, rows_contiguous
 from scoring_service.kernels.gpu.partials import RowPartials, logsumexp_of_blocks
-from scoring_service.kernels.gpu.race import finish_race, race
+from scoring_service.kernels.gpu.race import CHUNK, finish_race, race
 from scoring_service.kernels.gpu.rows import BLOCK_COLUMNS
-from scoring_service.kernels.gpu.search import MIN_KEY, PIVOTS, search_block
+from scoring_service.kernels.gpu.search import LIST_KEYS, MIN_KEY, PIVOTS, search_block
 from scoring_service.kernels.gpu.statistics import (
     GROUP_COLUMNS,
     block_statistics,
     block_tail,
 )
-from scoring_service.kernels.gpu.truncation import LIST_KEYS, truncate
+from scoring_service.kernels.gpu.support import Support, find_support
 from scoring_service.kernels.transfer import to_device_async
 from scoring_service.kernels.truncation import Truncation
 
 MAX_K = 1024
 """Longest list of the top-K kernel; longer ones are torch's to sort."""
-
-
-@dataclass(frozen=True, slots=True)
-class Support:
-    """What truncation keeps of each row: keys above its pivot, and at the pivot its highest ids."""
-
-    pivots_T: Tensor
-    """int32: `rows.ordered` keys."""
-    least_ids_T: Tensor
-    """int32: the least id kept at the pivot."""
-    log_kept_mass_T: Tensor
-    """float64."""
-    sizes_T: Tensor
-    """int32."""
 
 
 Numbers = Sequence[int] | Tensor
@@ -106,14 +90,8 @@ class TritonTile:
             self.x_T_V = logits_T_V
         else:
             self.x_T_V = torch.empty((rows, vocab), device=device)
-        if not isinstance(temperatures, Tensor):
-            temperatures = torch.full((rows,), float(temperatures), device=device)
-        temperatures = by_row(temperatures, rows, torch.float32)
         self.vocab_size = vocab
         self._targets_T = targets_T
-        if targets_T is None:
-            targets_T = torch.zeros(rows, dtype=torch.int64, device=device)
-        targets_T = _there(by_row(targets_T, rows, torch.int64), device)
         self._target_limit = token_id_limit
         self._listed: tuple[Tensor, int] | None = None
         blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
@@ -122,11 +100,20 @@ class TritonTile:
         )
         self._possible_T_S = torch.empty((rows, blocks), device=device, dtype=torch.int32)
         partials = RowPartials.empty(rows, blocks, device)
+        # What is not asked for costs no launch of its own; these are not read then.
+        temperatures_T, targets, target_logits = partials.maxima, partials.best, logits_T_V
+        if not neutral:
+            if not isinstance(temperatures, Tensor):
+                temperatures = torch.full((rows,), float(temperatures), device=device)
+            temperatures_T = by_row(temperatures, rows, torch.float32)
+        if targets_T is not None:
+            targets = _there(by_row(targets_T, rows, torch.int64), device)
+            target_logits = logits_T_V.gather(1, targets[:, None])
         block_statistics[(rows, blocks)](
             logits_T_V,
-            temperatures,
-            targets_T,
-            logits_T_V.gather(1, targets_T[:, None]),
+            temperatures_T,
+            targets,
+            target_logits,
             partials.maxima,
             partials.sums,
             partials.weighted,
@@ -147,6 +134,8 @@ class TritonTile:
             soft_cap or 0.0,
             SCALED=multiplier != 1.0,
             CAPPED=soft_cap is not None,
+            TEMPERED=not neutral,
+            TARGETED=targets_T is not None,
             STORED=not neutral,
             GROUPED=True,
             COUNTED=True,
@@ -265,44 +254,16 @@ class TritonTile:
         Raises:
             ValueError: there is not one of them a row.
         """
-        x_T_V = self.x_T_V
-        if self.vocab_size == 1:
-            # The search loops over a constant then, which Triton 3.6 fails to compile.
-            x_T_V = functional.pad(x_T_V, (0, 1), value=-math.inf)
-        rows, vocab = x_T_V.shape
-        device = self.max_T.device
-        if isinstance(min_p, Tensor):
-            log_min_p_T = by_row(min_p, rows, torch.float64).log()
-        else:
-            log_min_p = math.log(min_p) if min_p > 0 else -math.inf
-            log_min_p_T = torch.full((rows,), log_min_p, dtype=torch.float64, device=device)
-        found = Support(
-            pivots_T=torch.empty(rows, dtype=torch.int32, device=device),
-            least_ids_T=torch.empty(rows, dtype=torch.int32, device=device),
-            log_kept_mass_T=torch.empty(rows, dtype=torch.float64, device=device),
-            sizes_T=torch.empty(rows, dtype=torch.int32, device=device),
-        )
-        truncate[(rows,)](
-            x_T_V,
+        return find_support(
+            self.x_T_V,
+            self._groups_T_G,
+            self._possible_T_S,
             self.max_T,
             self.logsumexp_T,
-            _per_row(top_k, rows, torch.int32, device),
-            1.0 - _per_row(top_p, rows, torch.float64, device),
-            log_min_p_T,
-            torch.empty((rows, LIST_KEYS), dtype=torch.int32, device=device),
-            found.pivots_T,
-            found.least_ids_T,
-            found.log_kept_mass_T,
-            found.sizes_T,
-            x_T_V.stride(0),
-            vocab,
-            MIN_KEY=MIN_KEY,
-            LIST=LIST_KEYS,
-            BLOCK=search_block(vocab),
-            PIVOTS=PIVOTS,
-            num_warps=8,
+            top_k,
+            top_p,
+            min_p,
         )
-        return found
 
     def truncate(
         self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
@@ -365,27 +326,29 @@ class TritonTile:
         """
         rows, vocab = self.x_T_V.shape
         device = self.max_T.device
-        if found is None:
-            pivots_T = torch.full((rows,), MIN_KEY + 1, dtype=torch.int32, device=device)
-            least_ids_T = torch.zeros_like(pivots_T)
-        else:
-            pivots_T, least_ids_T = found.pivots_T, found.least_ids_T
         numbers = words_inputs(seeds_T, sample_indices_T, positions_T, device)
         blocks = triton.cdiv(vocab, BLOCK_COLUMNS)
         keys = torch.empty((rows, blocks), device=device)
         ids = torch.empty((rows, blocks), device=device, dtype=torch.int32)
+        # Of rows without filters nothing is read there.
+        filters = (ids,) * 4
+        if found is not None:
+            filters = found.pivots_T, found.least_ids_T, found.lists_T_L, found.listed_T
         race[(rows, blocks)](
             self.x_T_V,
             self.max_T,
-            pivots_T,
-            least_ids_T,
+            *filters,
             *(by_row(column, rows, torch.int64) for column in numbers),
             keys,
             ids,
             self.x_T_V.stride(0),
             vocab,
             0,
+            MIN_KEY=MIN_KEY,
+            FILTERED=found is not None,
+            LIST=1 if found is None else found.lists_T_L.shape[1],
             BLOCK=BLOCK_COLUMNS,
+            CHUNK=CHUNK,
             num_warps=8,
         )
         winners_T = torch.empty(rows, device=device, dtype=torch.int64)
@@ -413,9 +376,3 @@ def words_inputs(
 def _there(ids_T: Tensor, device: torch.device) -> Tensor:
     """Ids on a device."""
     return ids_T if ids_T.device == device else to_device_async(ids_T, device)
-
-
-def _per_row(value: float | Tensor, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if isinstance(value, Tensor):
-        return by_row(value, rows, dtype)
-    return torch.full((rows,), value, dtype=dtype, device=device)

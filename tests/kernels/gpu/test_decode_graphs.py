@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from transformers import AttentionMaskInterface
 
 from scoring_service.engine.attention.attention import ATTENTION_NAME
@@ -45,6 +44,7 @@ from tests.engine import plain
 from tests.engine.sampling import run, task
 from tests.engine.small_models import ARCHITECTURES, VOCAB, save_model
 from tests.kernels.gpu.device import DEVICE
+from tests.kernels.gpu.refusing import Refusing
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 FAMILIES = ["gpt-oss", "llama"]
@@ -55,20 +55,6 @@ if DEVICE.type == "cuda":
 ROWS = (2, 4)
 LENGTHS = (9, 3, 16, 5)
 """Positions of samples, so that pages and blocks of keys begin anywhere."""
-
-
-class Refusing(TorchFunctionMode):
-    """Raises where a stream that is recorded would: at the calls by which Python waits for it."""
-
-    names = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "cpu",
-             "nonzero", "unique", "equal", "tensor", "masked_select")  # fmt: skip
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        by_mask = name == "__getitem__" and getattr(args[1], "dtype", None) == torch.bool
-        if name in self.names or by_mask or (name == "where" and len(args) == 1):
-            raise RuntimeError(f"{name} cannot be recorded")
-        return func(*args, **(kwargs or {}))
 
 
 class Again:

@@ -21,7 +21,7 @@ from scoring_service.engine.outputs.rows import compute_rows
 from scoring_service.engine.trials import head_trial
 from scoring_service.engine.trials.head_trial import head_failure
 from scoring_service.kernels import dispatch
-from scoring_service.kernels.gpu import tile
+from scoring_service.kernels.gpu import support, tile
 from scoring_service.types import EngineConfig, Processing, RowWants
 from tests.engine import plain
 from tests.engine.scoring import groups, score
@@ -103,8 +103,8 @@ WRONG = {
     "ranks": ("block_statistics", 7, lambda above: above.add_(1), "ranks"),
     "lists": ("top_candidates", 6, lambda ids: ids.copy_(ids.flip(1)), "top_"),
     "tails": ("block_tail", 3, lambda sums: sums.mul_(1.001), "log_tail_masses"),
-    "supports": ("truncate", 10, lambda sizes: sizes.add_(1), "support_sizes"),
-    "kept masses": ("truncate", 9, lambda mass: mass.sub_(0.001), "processed_logprobs"),
+    "supports": ("settle_support", 13, lambda sizes: sizes.add_(1), "support_sizes"),
+    "kept masses": ("settle_support", 12, lambda mass: mass.sub_(0.001), "processed_logprobs"),
     "winners": ("finish_race", 2, lambda ids: ids.copy_((ids + 1) % 97), "drawn tokens"),
 }
 
@@ -112,7 +112,8 @@ WRONG = {
 @pytest.mark.parametrize("part", WRONG)
 def test_numbers_that_err_are_noticed(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, output, change, found = WRONG[part]
-    monkeypatch.setattr(tile, name, Errs(getattr(tile, name), output, change))
+    module = support if name == "settle_support" else tile
+    monkeypatch.setattr(module, name, Errs(getattr(module, name), output, change))
     assert head_failure(head_of(torch.float32), DEVICE).startswith(found)
     assert dispatch.backend(DEVICE) == "triton"
 
