@@ -20,6 +20,7 @@ from scoring_service.engine.events import (
     CallFailed,
     CallFinished,
     CallStarted,
+    ItemFailed,
     SampleSlice,
     ScoreSlice,
 )
@@ -53,6 +54,8 @@ class Job:
     """Of the part."""
     unread: int = 0
     """Bytes that its reader did not take yet."""
+    faults: set[tuple[int, int]] = field(default_factory=set)
+    """Completions and samples that failed alone."""
     end: str = ""
     """answered, late, left or failed; empty while it goes on."""
 
@@ -178,6 +181,11 @@ class Company:
                     assert event.weight_version == job.weights.version
                     job.slices.append(event)
                     job.unread += event.size
+                case ItemFailed(_, index, int(part), fault):
+                    assert fault.reason is Reason.NON_FINITE_LOGITS
+                    assert (index, part) not in job.faults
+                    job.faults.add((index, part))
+                    self._count("fault of an item")
                 case CallFinished():
                     self._stop(job, "answered")
                 case CallFailed(_, fault, shared_step):
