@@ -9,7 +9,7 @@ from typing import Any
 from scoring_service.engine.attention.pages import LayerShape, PagePool
 from scoring_service.engine.events import CallEvent, CallStarted, SampleSlice, ScoreSlice
 from scoring_service.engine.loading.loader import LoadedModel
-from scoring_service.engine.packed.engine import PackedEngine
+from scoring_service.engine.packed.engine import LogBug, PackedEngine
 from scoring_service.engine.worker.service_loop import CallRunner, make_runner
 from scoring_service.types import Call
 
@@ -36,7 +36,9 @@ def finish(runner: CallRunner) -> Iterator[CallEvent]:
                 yield event
 
 
-def engine_of(loaded: LoadedModel, pages: int | None = None, **settings: Any) -> PackedEngine:
+def engine_of(
+    loaded: LoadedModel, pages: int | None = None, log_bug: LogBug | None = None, **settings: Any
+) -> PackedEngine:
     """A packed engine with pages of its own, and settings of the test's choice."""
     assert loaded.packed is not None
     pool = loaded.packed.pool
@@ -52,9 +54,9 @@ def engine_of(loaded: LoadedModel, pages: int | None = None, **settings: Any) ->
         loaded.info.eos_token_ids,
         loaded.codec,
         b"test",
-        _raise,
+        log_bug or _raise,
     )
 
 
-def _raise(_call_id: int, error: BaseException) -> None:
+def _raise(_call: Call, error: BaseException) -> None:
     raise error
