@@ -131,7 +131,9 @@ def packed_attention(
     """
     head = tl.program_id(1).to(tl.int64)
     count = tl.where(whole != 0, tl.num_programs(0), tl.load(work_ptr).to(tl.int32))
-    for number in range(tl.program_id(0), count, tl.num_programs(0)):
+    # What is hoisted out of this loop would hold registers throughout.
+    programs = tl.num_programs(0)
+    for number in tl.range(tl.program_id(0), count, programs, disable_licm=True):
         item = work_ptr + (1 + number) * 8
         start = tl.load(item)
         tokens = tl.load(item + 1).to(tl.int32)
@@ -140,7 +142,6 @@ def packed_attention(
         first_query = tl.load(item + 4).to(tl.int32)
         part_begin = tl.where(whole != 0, 0, tl.load(item + 5).to(tl.int32))
         part = tl.where(whole != 0, first, tl.load(item + 6).to(tl.int32))
-        place = tl.where(whole != 0, -1, tl.load(item + 7))
         is_last = part_begin + part >= first
         query = first_query + tl.arange(0, BM)
         token = query // GROUP
@@ -186,6 +187,8 @@ def packed_attention(
                 scaling, softcap, CAPPED, UPCAST, D, DV, WIDTH, VALUE_WIDTH,
             )  # fmt: skip
 
+        # Read again: held since, it takes registers of which four programs leave a processor none.
+        start = tl.load(item, volatile=True)
         own_begin = 0
         if WINDOWED:
             own_begin = tl.maximum(first_query // GROUP - window + 1, 0) // BN * BN
@@ -207,6 +210,7 @@ def packed_attention(
             )  # fmt: skip
 
         column = tl.arange(0, VALUE_WIDTH)
+        place = tl.where(whole != 0, -1, tl.load(item + 7))
         if place < 0:
             tl.store(
                 output_ptr

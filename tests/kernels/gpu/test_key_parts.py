@@ -138,7 +138,7 @@ def test_bits_do_not_depend_on_company_or_programs(
 
 @pytest.mark.usefixtures("small")
 def test_what_is_launched() -> None:
-    """Nothing more than ever where nothing is cut: short chains, and windows no wider than a part."""
+    """Nothing more than ever where nothing is cut: short chains, windows no wider than a part."""
 
     def launched(layer: Layer, segments: list[tuple[int, int, int]]) -> set[str]:
         step = random_step(layer, FP32, segments, 20)
