@@ -1,4 +1,5 @@
-"""The attention of a packed step by itself: one Triton launch beside torch's, a call a segment."""
+"""The attention of a packed step by itself: one Triton launch, or two where chains are cut into
+parts, beside torch's, a call a segment."""
 
 from __future__ import annotations
 
@@ -28,9 +29,12 @@ STEPS: dict[str, list[Place]] = {
     "64 samples at 320": [(1, 320)] * 64,
     "256 samples at 2,048": [(1, 2048)] * 256,
     "1 sample at 8,192": [(1, 8192)],
+    "1 sample at 32,000": [(1, 32_000)],
+    "64 samples at 500": [(1, 500)] * 64,
+    "a completion of 100 after 30,000": [(100, 30_000)],
     "a step of both": [(256, 1024)] * 24 + [(1, 600)] * 64,
 }
-DRY: dict[str, list[Place]] = {"both": [(5, 40), (9, 0), (1, 33)]}
+DRY: dict[str, list[Place]] = {"both": [(5, 40), (9, 0), (1, 33)], "parts": [(1, 600), (1, 20)]}
 
 
 def attention(sizes: Any, device: str, limits: dict[str, Any]) -> Iterator[Case]:

@@ -27,6 +27,7 @@ from benchmarks.side_process import ROOT
 
 FILES = (
     "test_attention.py",  # loads models of every family, and so comes first
+    "test_key_parts.py",
     "test_head_trial.py",
     "test_body_trial.py",
     "test_decode_graphs.py",

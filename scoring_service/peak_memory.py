@@ -59,6 +59,7 @@ class StepShape:
     hidden: int
     attention_width: int
     """Queries, keys, values and outputs that a layer holds at once while it attends."""
+    attention_output_width: int
     feed_forward_width: int
     """What a layer's feed-forward part holds at once."""
     layer_kv_width: int
@@ -79,7 +80,7 @@ class StepShape:
     list_bytes: int
     """What lists of a block's rows may take while they are made, where a row's own take less."""
     compiled_attention: bool
-    """Whether C++ kernels do it."""
+    """Whether kernels of ours do it."""
     compiled_head: bool
     """Whether kernels of ours make numbers of logits."""
     finishes_logits: bool
@@ -90,6 +91,10 @@ class StepShape:
     """Keys of samples that torch's operators gather at once, in tokens."""
     on_host: bool
     """Whether answers lie in the same memory as activations: on a CPU."""
+    partial_bytes: int
+    """What parts of chains of earlier keys may leave until they are joined."""
+    part_keys: int
+    """Chains of no more keys are not cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,9 @@ def body_bytes(shape: StepShape, work: StepWork) -> int:
     tokens = work.tokens + -work.tokens % 16
     inner = max(shape.attention_width, shape.feed_forward_width)
     size = 2 * shape.hidden * shape.residual_bytes + (shape.hidden + inner) * shape.element_bytes
-    attention = 0 if shape.compiled_attention else _attention_bytes(shape, work)
+    attention = shape.partial_bytes if work.context > shape.part_keys else 0
+    if not shape.compiled_attention:
+        attention = _attention_bytes(shape, work)
     return tokens * size + attention
 
 

@@ -26,10 +26,12 @@ from triton.compiler import ASTSource
 
 from scoring_service.kernels.gpu import (
     attention,
+    attention_work,
     bracket,
     candidates,
     gated_activation,
     gradient,
+    join_parts,
     linear,
     linear_head,
     linear_race,
@@ -280,14 +282,14 @@ def linears(element: str, name: str, head: dict[str, bool], architecture: int) -
 
 def attentions() -> Iterator[Build]:
     """The attention of packed steps, for heads that are 128 wide, and as wide as they get."""
-    few, many = attention.FEW_QUERIES, attention.MANY_QUERIES
+    few, many = attention_work.FEW_QUERIES, attention_work.MANY_QUERIES
     for block, width, asked in ((few, 128, True), (many, 128, False), (many, 256, False)):
         wide = f", {width} wide" if width > 128 else ""
         yield Build(
             f"packed_attention bf16 {block}{', window, soft-cap, sinks' if asked else wide}",
             attention.packed_attention,
-            "*bf16 *bf16 *bf16 *bf16 *bf16 *fp32 *i64 *i32 *bf16 "
-            "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32",
+            "*bf16 *bf16 *bf16 *bf16 *bf16 *fp32 *i64 *i32 *bf16 *fp32 *fp32 "
+            "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32 i32",
             {
                 "WINDOWED": asked,
                 "CAPPED": asked,
@@ -300,6 +302,25 @@ def attentions() -> Iterator[Build]:
             warps=attention.WARPS,
             stages=attention.STAGES,
             hot=width == 128,
+        )
+    for element, width, windowed in (
+        ("bf16", 128, False),
+        ("bf16", 256, True),
+        ("fp32", 128, False),
+    ):
+        yield Build(
+            f"join_parts {element} {width}{', window' if windowed else ''}",
+            join_parts.join_parts,
+            f"*i64 *fp32 *fp32 *{element} i32 i32",
+            {
+                "WINDOWED": windowed,
+                "GROUP": 2,
+                "DV": width,
+                "VALUE_WIDTH": width,
+                "BM": few,
+                "PARTS": join_parts.JOINED,
+            },
+            warps=4,
         )
     for element in ("bf16", "fp32"):
         yield Build(
@@ -315,12 +336,12 @@ def attentions() -> Iterator[Build]:
             },
             warps=4,
         )
-    # What the probe of every load launches, see `attention.work_of`. No request waits for it.
+    # What the probe of every load launches, see `attention_work.work_of`. No request waits for it.
     yield Build(
         f"packed_attention fp32 {few}, the probe's",
         attention.packed_attention,
-        "*fp32 *fp32 *fp32 *fp32 *fp32 *fp32 *i64 *i32 *fp32 "
-        "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32",
+        "*fp32 *fp32 *fp32 *fp32 *fp32 *fp32 *i64 *i32 *fp32 *fp32 *fp32 "
+        "i32 i32 i32 i32 i32 i32 i32 i32 i32 fp32 fp32 i32 i32",
         {
             "WINDOWED": False,
             "CAPPED": False,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from scoring_service.engine.attention.step_shape import step_shape
 from scoring_service.engine.events import StageWeights
 from scoring_service.engine.machine.memory import cached_memory, free_memory
 from scoring_service.engine.machine.page_budget import GRAPH_ROWS, graph_bytes
@@ -20,8 +21,9 @@ from scoring_service.engine.updates.weight_store import WeightStore
 from scoring_service.engine.weight_memory import lay_out
 from scoring_service.engine.weights import model_weights as weights
 from scoring_service.engine.weights.model_weights import copies_on, room_for
+from scoring_service.kernels.key_parts import KEY_PARTS, PARTIAL_BYTES
 from scoring_service.models import tiny_model_path
-from scoring_service.peak_memory import largest_step, step_bytes
+from scoring_service.peak_memory import StepWork, body_bytes, largest_step, step_bytes
 from scoring_service.types import EngineConfig
 from tests.engine.loading import load_model
 
@@ -212,3 +214,24 @@ def test_staged_weights_are_copied_so(monkeypatch: pytest.MonkeyPatch) -> None:
     built = store._build(staging)
     assert asked == [model.device]
     assert built.tensors.keys() == staging.tensors.keys()
+
+
+@pytest.mark.parametrize(("device", "held"), [("cuda", PARTIAL_BYTES), ("cpu", 0)])
+def test_what_parts_of_chains_leave_is_set_aside(device: str, held: int) -> None:
+    """Where contexts are long enough to be cut."""
+    shape = step_shape(
+        {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 1024},
+        vocab_size=1000,
+        element_bytes=2,
+        residual_bytes=2,
+        logit_bytes=4,
+        device_type=device,
+        compiled_attention=True,
+        compiled_head=True,
+        finishes_logits=False,
+    )
+    short, long = (
+        body_bytes(shape, StepWork(tokens=64, rows=0, context=context))
+        for context in (KEY_PARTS.few, KEY_PARTS.few + 1)
+    )
+    assert long - short == held

@@ -158,12 +158,13 @@ def _attend_by_triton(
 ) -> None:
     # Imported where a CUDA device is, and nowhere else.
     from scoring_service.kernels.gpu import attention as triton_attention
+    from scoring_service.kernels.gpu.attention_work import Heads, work_of
 
-    group = queries.shape[0] // keys.shape[0]
-    kind = group, queries.dtype
+    kv_heads, value_width = keys.shape[0], values.shape[2]
+    kind = Heads(queries.shape[0] // kv_heads, kv_heads, value_width, queries.dtype)
     if kind not in packing.work:
-        packing.work[kind] = triton_attention.work_of(
-            packing.places, *kind, packing.device, packing.work_slots
+        packing.work[kind] = work_of(
+            packing.places, kind, packing.device, packing.work_room, packing.key_parts
         )
     triton_attention.attend(
         queries,

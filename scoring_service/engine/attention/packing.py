@@ -17,7 +17,8 @@ from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.transfer import to_device_async
 
 if TYPE_CHECKING:
-    from scoring_service.kernels.gpu.attention import Work
+    from scoring_service.kernels.gpu.attention_work import Heads, Room, Work
+    from scoring_service.kernels.key_parts import KeyParts
 
 BUCKET_TOKENS = 64
 """Decoding attends to keys padded to a multiple of this, by a sample's own length alone."""
@@ -104,10 +105,12 @@ class Packing:
     places: Sequence[tuple[int, int, int, SlotArray]] = ()
     """Of each segment and sampled token: its first row, how many, the position of the first, and
     the slots of every position before it."""
-    work: dict[tuple[int, torch.dtype], Work] = field(default_factory=dict)
-    """`places` as the Triton kernel takes them, by heads that share keys and type of queries."""
-    work_slots: Tensor | None = None
-    """int32: where the slots of `work` are to lie; None = in new memory."""
+    work: dict[Heads, Work] = field(default_factory=dict)
+    """`places` as the Triton kernel takes them, by what layers have of heads."""
+    work_room: Room | None = None
+    """Where `work` is to lie; None = in new memory."""
+    key_parts: KeyParts | None = None
+    """Where the Triton kernel cuts chains of earlier keys; None = where it always does."""
 
     def kept(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values that a layer kept of earlier tokens.

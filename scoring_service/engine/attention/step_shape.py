@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scoring_service.engine.head.tiles import block_rows, list_bytes, tile_rows
+from scoring_service.kernels.key_parts import KEY_PARTS, PARTIAL_BYTES
 from scoring_service.peak_memory import StepShape
 
 SCORE_ELEMENTS = 8 << 20
@@ -47,7 +48,7 @@ def step_shape(
         residual_bytes: of what enters and leaves its layers.
         logit_bytes: of an element of the head's product.
         device_type: as torch names it.
-        compiled_attention: whether C++ kernels do it.
+        compiled_attention: whether kernels of ours do it.
         compiled_head: whether kernels of ours make numbers of logits.
         finishes_logits: whether logits are scaled or soft-capped after the product.
 
@@ -64,6 +65,7 @@ def step_shape(
         hidden=hidden,
         # Queries and keys before and after rotation.
         attention_width=2 * queries + 2 * layer_kv + outputs,
+        attention_output_width=outputs,
         feed_forward_width=_feed_forward(config, hidden),
         layer_kv_width=layer_kv,
         heads=heads,
@@ -81,6 +83,8 @@ def step_shape(
         score_elements=SCORE_ELEMENTS,
         gathered_tokens=gathered_tokens(device_type),
         on_host=device_type == "cpu",
+        partial_bytes=PARTIAL_BYTES if device_type == "cuda" and compiled_attention else 0,
+        part_keys=KEY_PARTS.few,
     )
 
 

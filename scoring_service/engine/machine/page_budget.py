@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scoring_service.kernels.key_parts import partial_bytes
 from scoring_service.peak_memory import StepShape, StepWork, body_bytes
 from scoring_service.types import PAGE_TOKENS
 
@@ -33,11 +34,18 @@ GRAPH_ROWS = (16, 32, 48, 64, 96, 128, 192, 256)
 GRAPH_SLOTS = 1 << 22
 """Earlier tokens of all samples of a recorded step, at most: 256 samples of 16,384."""
 
+GRAPH_PARTS = 2048
+"""Parts that attention on a GPU cuts their chains into (`kernels.key_parts`), at most: a million
+tokens. A step with more reads so much that launches one by one cost it nothing."""
+
 _GRAPH_BYTES = 16 << 20
 """Of a recorded step itself: what the driver keeps of a thousand launches, about."""
 
 _GRAPH_WORKSPACE_BYTES = 64 << 20
 """Of matrix products that are recorded: cuBLAS takes half of it on the newest devices."""
+
+_ITEM_BYTES = 64
+"""Of what a recorded step is told of a sample, or of a part of one."""
 
 _SEGMENT_BYTES = 2 << 10
 """Of a segment itself, about: its ids, slots, key and place in the prefix cache."""
@@ -62,15 +70,17 @@ def pages_beside(room: float, working: int, page: int) -> int:
 
 
 def graph_bytes(shape: StepShape) -> int:
-    """What recorded steps keep: their slots, the activations of the largest, and themselves.
+    """What recorded steps keep: slots, work items and results of parts, activations, themselves.
 
     Args:
         shape: of the model's steps.
     """
     # Twice: blocks of one step's sizes do not always fit those of another's.
     activations = 2 * body_bytes(shape, StepWork(tokens=GRAPH_ROWS[-1], rows=0))
+    items = len(GRAPH_ROWS) * (GRAPH_PARTS + GRAPH_ROWS[-1]) * _ITEM_BYTES
+    parts = GRAPH_PARTS * partial_bytes(shape.heads, shape.attention_output_width)
     own = len(GRAPH_ROWS) * _GRAPH_BYTES + _GRAPH_WORKSPACE_BYTES
-    return activations + 4 * GRAPH_SLOTS + own
+    return activations + 4 * GRAPH_SLOTS + items + parts + own
 
 
 MIN_STEP = 2

@@ -23,6 +23,7 @@ from scoring_service.engine.attention.store import SegmentStore
 from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.engine.model.rope import step_dependent_kinds
 from scoring_service.engine.packed.steps.body import PackedBody, Step
+from scoring_service.kernels.key_parts import KeyParts
 
 _PROBE_NAME = "scoring_probe"
 _CHUNK = 16
@@ -36,6 +37,8 @@ _DECODED = 3
 _CUTS = (0, 8, 10, 13, 32, 53, 61)
 """Where a segment is cut while probing: pieces of a few tokens may take other products. None has a
 single token, which is computed in another way, and which no piece that is scheduled has."""
+_KEY_PARTS = KeyParts(few=64, many=64, programs=1024)
+"""Where the Triton kernel cuts chains while probing: no block of its keys is longer."""
 _ATTENTION_ERROR = 1e-3
 """Of the largest output of a layer's attention, in float32."""
 
@@ -177,6 +180,7 @@ def _compare_attention(
         DecodeToken(int(ids[first + i]), slots[: first + i + 1]) for i in range(_DECODED)
     )
     packing = body.packing(Step.of(chain, decode_tokens))
+    packing.key_parts = _KEY_PARTS
     with _narrow_windows(network, trial.window):
         model.packed_states(
             torch.from_numpy(ids.astype(np.int64)).to(model.device),

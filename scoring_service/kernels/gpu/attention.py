@@ -5,11 +5,20 @@ segments where they are kept, by the slots of their positions, and those of the 
 the rows of the step: nothing is gathered, padded or masked in memory. Heads that share keys are
 rows of one product, so that a sampled token's heads fill it.
 
+A long chain of earlier keys is cut into parts, a program each, which leave partial results in fp32;
+a second launch joins them in their order (`join_parts`). `kernels.key_parts` says which chains are
+cut, and why. A layer whose window is no wider than a part is launched as if none were, and so is a
+step without a long chain: nothing more than one launch of each size of blocks. A recorded step has
+one number of programs while its contexts grow. They walk over a list of work items, whose length
+lies in memory beside it: with 8 heads of keys 128 programs a head, as many as 50,000 tokens of one
+sample have parts, and those that find no item end at once.
+
 Numerics: products of the operands' own type, summed in fp32 (those of fp32 as three of tf32, which
 are as good and compile sooner); softmax in fp32 as a running one, its weights
 rounded to the values' type before their product. Blocks of keys begin at multiples of their size
-from the first position and from the segment's own beginning: a row's bits depend on its own
-sequence and seams alone.
+from the first position and from the segment's own beginning, and parts at multiples of theirs from
+the first position, whether a window begins inside or not: a row's bits depend on its own sequence
+and seams alone, neither on its neighbours nor on how many programs there are.
 
 Twin: `engine.packed.attention`'s products, and every model's own eager attention at load.
 
@@ -18,31 +27,18 @@ Legend: T rows, D width of keys, N work items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from scoring_service.kernels.gpu.attention_work import Work
+from scoring_service.kernels.gpu.join_parts import JOINED, join_parts
 from scoring_service.kernels.gpu.rows import tanh
-from scoring_service.kernels.transfer import copy_async, to_device_async
-
-FEW_QUERIES = 16
-"""Queries of a block of sampled tokens: what a matrix unit takes at least."""
-
-MANY_QUERIES = 64
-"""Queries of a block of a segment."""
 
 WARPS, STAGES = 4, 2
 """Of a program: threads by 32, and blocks of keys on their way at a time in half precision."""
-
-WORK_FIELDS = 5
-"""Numbers of a work item: first row of the segment, its tokens, position of the first, where the
-slots of earlier positions begin, and the first query of the block."""
 
 
 @triton.jit
@@ -89,7 +85,7 @@ def attended(
     return new_top, total, sums
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(do_not_specialize=["window", "whole"])
 def packed_attention(
     query_ptr,
     key_ptr,
@@ -100,6 +96,8 @@ def packed_attention(
     work_ptr,
     slots_ptr,
     output_ptr,
+    sums_ptr,
+    marks_ptr,
     query_head_stride,
     query_row_stride,
     key_head_stride,
@@ -112,6 +110,7 @@ def packed_attention(
     scaling,
     softcap,
     window,
+    whole,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
@@ -124,117 +123,114 @@ def packed_attention(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Program (work item, head of keys): BM queries of a segment, those of a group side by side."""
-    item = work_ptr + tl.program_id(0) * 5
+    """Program (p, head of keys): work item p, and every other one as many programs behind it.
+
+    An item is BM queries of a segment, those of a group side by side, and a part of the positions
+    before it. `work_ptr` begins with how many there are. Where `whole` is not 0, no chain is cut:
+    there is a program for each of the items that look at segments themselves, which come first.
+    """
     head = tl.program_id(1).to(tl.int64)
-    start = tl.load(item)
-    tokens = tl.load(item + 1).to(tl.int32)
-    first = tl.load(item + 2).to(tl.int32)
-    slots_ptr += tl.load(item + 3)
-    first_query = tl.load(item + 4).to(tl.int32)
-    query = first_query + tl.arange(0, BM)
-    token = query // GROUP
-    own_head = head * GROUP + query % GROUP
-    there = token < tokens
-    inner = tl.arange(0, WIDTH)
-    q = tl.load(
-        query_ptr
-        + own_head[:, None] * query_head_stride
-        + (start + token)[:, None] * query_row_stride
-        + inner[None, :],
-        mask=there[:, None] & (inner < D)[None, :],
-        other=0.0,
-    )
-    if UPCAST:
-        q = q.to(tl.float32)
-    top = tl.full((BM,), -float("inf"), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    if SINKS:
-        # A score without a value.
-        top = tl.load(sink_ptr + own_head, mask=there, other=0.0) * 1.4426950408889634
-        total += 1.0
-    sums = tl.zeros((BM, VALUE_WIDTH), tl.float32)
+    count = tl.where(whole != 0, tl.num_programs(0), tl.load(work_ptr).to(tl.int32))
+    # What is hoisted out of this loop would hold registers throughout.
+    programs = tl.num_programs(0)
+    for number in tl.range(tl.program_id(0), count, programs, disable_licm=True):
+        item = work_ptr + (1 + number) * 8
+        start = tl.load(item)
+        tokens = tl.load(item + 1).to(tl.int32)
+        first = tl.load(item + 2).to(tl.int32)
+        own_slots = slots_ptr + tl.load(item + 3)
+        first_query = tl.load(item + 4).to(tl.int32)
+        part_begin = tl.where(whole != 0, 0, tl.load(item + 5).to(tl.int32))
+        part = tl.where(whole != 0, first, tl.load(item + 6).to(tl.int32))
+        is_last = part_begin + part >= first
+        query = first_query + tl.arange(0, BM)
+        token = query // GROUP
+        own_head = head * GROUP + query % GROUP
+        there = token < tokens
+        inner = tl.arange(0, WIDTH)
+        q = tl.load(
+            query_ptr
+            + own_head[:, None] * query_head_stride
+            + (start + token)[:, None] * query_row_stride
+            + inner[None, :],
+            mask=there[:, None] & (inner < D)[None, :],
+            other=0.0,
+        )
+        if UPCAST:
+            q = q.to(tl.float32)
+        top = tl.full((BM,), -float("inf"), tl.float32)
+        total = tl.zeros((BM,), tl.float32)
+        if SINKS:
+            # A score without a value, of the last part alone.
+            sink = tl.load(sink_ptr + own_head, mask=there, other=0.0) * 1.4426950408889634
+            top = tl.where(is_last, sink, top)
+            total = tl.where(is_last, 1.0, total)
+        sums = tl.zeros((BM, VALUE_WIDTH), tl.float32)
 
-    begin = 0
-    if WINDOWED:
-        begin = tl.maximum(first + first_query // GROUP - window + 1, 0) // BN * BN
-    kept_keys = kept_key_ptr + head * kept_key_stride
-    kept_values = kept_value_ptr + head * kept_value_stride
-    for at in range(begin, first, BN):
-        position = at + tl.arange(0, BN)
-        inside = position < first
-        slots = tl.load(slots_ptr + position, mask=inside, other=0).to(tl.int64)
-        seen = inside[None, :] & there[:, None]
+        begin = part_begin
+        end = tl.minimum(part_begin + part, first)
         if WINDOWED:
-            seen = seen & (position[None, :] > (first + token)[:, None] - window)
-        top, total, sums = attended(
-            q, kept_keys, kept_values, slots * D, slots * DV, inside, seen, top, total, sums,
-            scaling, softcap, CAPPED, UPCAST, D, DV, WIDTH, VALUE_WIDTH,
-        )  # fmt: skip
+            oldest = tl.maximum(first + first_query // GROUP - window + 1, 0)
+            begin = tl.maximum(begin, oldest // BN * BN)
+        is_seen = is_last | (begin < end)
+        kept_keys = kept_key_ptr + head * kept_key_stride
+        kept_values = kept_value_ptr + head * kept_value_stride
+        for at in range(begin, end, BN):
+            position = at + tl.arange(0, BN)
+            inside = position < end
+            slots = tl.load(own_slots + position, mask=inside, other=0).to(tl.int64)
+            seen = inside[None, :] & there[:, None]
+            if WINDOWED:
+                seen = seen & (position[None, :] > (first + token)[:, None] - window)
+            top, total, sums = attended(
+                q, kept_keys, kept_values, slots * D, slots * DV, inside, seen, top, total, sums,
+                scaling, softcap, CAPPED, UPCAST, D, DV, WIDTH, VALUE_WIDTH,
+            )  # fmt: skip
 
-    begin = 0
-    if WINDOWED:
-        begin = tl.maximum(first_query // GROUP - window + 1, 0) // BN * BN
-    end = tl.minimum(tokens, (first_query + BM - 1) // GROUP + 1)
-    own_keys = key_ptr + head * key_head_stride
-    own_values = value_ptr + head * value_head_stride
-    for at in range(begin, end, BN):
-        other = at + tl.arange(0, BN)
-        inside = other < tokens
-        row = start + other
-        seen = inside[None, :] & (other[None, :] <= token[:, None])
+        # Read again: held since, it takes registers of which four programs leave a processor none.
+        start = tl.load(item, volatile=True)
+        own_begin = 0
         if WINDOWED:
-            seen = seen & (other[None, :] > token[:, None] - window)
-        top, total, sums = attended(
-            q, own_keys, own_values, row * key_row_stride, row * value_row_stride, inside, seen,
-            top, total, sums, scaling, softcap, CAPPED, UPCAST, D, DV, WIDTH, VALUE_WIDTH,
-        )  # fmt: skip
+            own_begin = tl.maximum(first_query // GROUP - window + 1, 0) // BN * BN
+        own_end = tl.minimum(tokens, (first_query + BM - 1) // GROUP + 1)
+        own_end = tl.where(is_last, own_end, 0)
+        own_keys = key_ptr + head * key_head_stride
+        own_values = value_ptr + head * value_head_stride
+        for at in range(own_begin, own_end, BN):
+            other = at + tl.arange(0, BN)
+            inside = other < tokens
+            row = start + other
+            seen = inside[None, :] & (other[None, :] <= token[:, None])
+            if WINDOWED:
+                seen = seen & (other[None, :] > token[:, None] - window)
+            top, total, sums = attended(
+                q, own_keys, own_values, row * key_row_stride, row * value_row_stride, inside,
+                seen, top, total, sums, scaling, softcap, CAPPED, UPCAST, D, DV, WIDTH,
+                VALUE_WIDTH,
+            )  # fmt: skip
 
-    column = tl.arange(0, VALUE_WIDTH)
-    tl.store(
-        output_ptr
-        + (start + token)[:, None] * output_stride
-        + own_head[:, None] * DV
-        + column[None, :],
-        (sums / total[:, None]).to(output_ptr.dtype.element_ty),
-        mask=there[:, None] & (column < DV)[None, :],
-    )
-
-
-SlotArray = npt.NDArray[np.int64]
-
-SegmentPlace = tuple[int, int, int, SlotArray]
-"""First row, tokens, position of the first, and slots of every position before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A step's segments and sampled tokens as work items, on the device."""
-
-    many_N_5: Tensor
-    """int64: blocks of MANY_QUERIES queries."""
-    few_N_5: Tensor
-    """int64: blocks of FEW_QUERIES queries, of what has no more than so many."""
-    slots: Tensor
-    """int32: where the keys of earlier positions are kept, one segment's after another's."""
-
-    def refill(self, segments: Sequence[SegmentPlace], group: int, dtype: torch.dtype) -> None:
-        """Becomes another step, of as many segments of as many tokens, where it lies.
-
-        Args:
-            segments: see `work_of`.
-            group: heads that share keys.
-            dtype: of the queries.
-
-        Raises:
-            ValueError: the step has other blocks, or more slots than there is room for.
-        """
-        many_N_5, few_N_5, slots = _listed(segments, group, dtype)
-        if many_N_5.shape != self.many_N_5.shape or few_N_5.shape != self.few_N_5.shape:
-            raise ValueError("another step in the same place has to have the same blocks")
-        _copy_slots(slots, self.slots)
-        copy_async(many_N_5, self.many_N_5)
-        copy_async(few_N_5, self.few_N_5)
+        column = tl.arange(0, VALUE_WIDTH)
+        place = tl.where(whole != 0, -1, tl.load(item + 7))
+        if place < 0:
+            tl.store(
+                output_ptr
+                + (start + token)[:, None] * output_stride
+                + own_head[:, None] * DV
+                + column[None, :],
+                (sums / total[:, None]).to(output_ptr.dtype.element_ty),
+                mask=there[:, None] & (column < DV)[None, :],
+            )
+        else:
+            queries = tl.minimum(tokens * GROUP - first_query, BM)
+            partial = place * tl.num_programs(1) + head * queries + tl.arange(0, BM)
+            written = there & is_seen
+            tl.store(marks_ptr + 2 * partial, top, mask=written)
+            tl.store(marks_ptr + 2 * partial + 1, total, mask=written)
+            tl.store(
+                sums_ptr + partial[:, None] * DV + column[None, :],
+                sums,
+                mask=written[:, None] & (column < DV)[None, :],
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,20 +268,26 @@ def attend(
     if not (queries.stride(2) == keys.stride(2) == values.stride(2) == 1):
         queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
     kept_keys, kept_values = kept
-    heads, kv_heads = queries.shape[0], keys.shape[0]
-    for items, block in ((work.many_N_5, MANY_QUERIES), (work.few_N_5, FEW_QUERIES)):
-        if not len(items):
-            continue
-        packed_attention[(len(items), kv_heads)](
+    kv_heads = keys.shape[0]
+    window = scores.window or 0
+    asked = {"WINDOWED": scores.window is not None, "GROUP": queries.shape[0] // kv_heads}
+    tile = tile_of(queries.shape[2], values.shape[2], queries.element_size())
+    partials = work.partials
+    for items in work.items:
+        block, most, blocks = items.kind
+        joins = items.is_cut and (scores.window is None or window > work.least_part)
+        packed_attention[(items.programs if joins else blocks, kv_heads)](
             queries,
             keys,
             values,
             kept_keys,
             kept_values,
             queries if scores.sinks is None else scores.sinks,
-            items,
+            items.numbers,
             work.slots,
             output_T,
+            partials.sums,
+            partials.marks,
             queries.stride(0),
             queries.stride(1),
             keys.stride(0),
@@ -297,17 +299,31 @@ def attend(
             output_T.stride(0),
             scores.scaling,
             scores.softcap or 0.0,
-            scores.window or 0,
-            WINDOWED=scores.window is not None,
+            window,
+            int(not joins),
             CAPPED=scores.softcap is not None,
             SINKS=scores.sinks is not None,
             UPCAST=not queries.is_cuda,
-            GROUP=heads // kv_heads,
             BM=block,
             num_warps=WARPS,
             num_stages=STAGES if queries.element_size() < 4 else 1,
-            **tile_of(queries.shape[2], values.shape[2], queries.element_size()),
+            **asked,
+            **tile,
         )
+        if joins:
+            join_parts[(blocks, most, kv_heads)](
+                items.numbers,
+                partials.sums,
+                partials.marks,
+                output_T,
+                output_T.stride(0),
+                window,
+                DV=tile["DV"],
+                VALUE_WIDTH=tile["VALUE_WIDTH"],
+                BM=block,
+                PARTS=JOINED,
+                **asked,
+            )
 
 
 def tile_of(width: int, value_width: int, element_size: int) -> dict[str, int]:
@@ -324,65 +340,3 @@ def tile_of(width: int, value_width: int, element_size: int) -> dict[str, int]:
         "VALUE_WIDTH": padded_values,
         "BN": 64 if many else 32,
     }
-
-
-def work_of(
-    segments: Sequence[SegmentPlace],
-    group: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    room: Tensor | None = None,
-) -> Work:
-    """A step as work items.
-
-    Args:
-        segments: of the step; a sampled token is one of its own. Those that continue the same one
-            share their array of slots.
-        group: heads that share keys.
-        dtype: of the queries. Of fp32 ones all blocks are small: larger ones take half a minute to
-            compile, and what is fp32 are probes.
-        device: that has the step.
-        room: int32, where the slots are to lie; it may be longer.
-
-    Raises:
-        ValueError: it is too short.
-    """
-    many_N_5, few_N_5, slots = _listed(segments, group, dtype)
-    if room is None:
-        room = to_device_async(slots, device)
-    else:
-        _copy_slots(slots, room)
-    return Work(to_device_async(many_N_5, device), to_device_async(few_N_5, device), room)
-
-
-def _copy_slots(slots: Tensor, room: Tensor) -> None:
-    if len(slots) > len(room):
-        raise ValueError(f"{len(slots)} slots in room for {len(room)}")
-    copy_async(slots, room[: len(slots)])
-
-
-def _listed(
-    segments: Sequence[SegmentPlace], group: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `Work` has, on the host."""
-    most = FEW_QUERIES if dtype == torch.float32 else MANY_QUERIES
-    items: dict[int, list[tuple[int, int, int, int, int]]] = {FEW_QUERIES: [], MANY_QUERIES: []}
-    offsets: dict[int, int] = {}
-    arrays = [np.zeros(1, dtype=np.int64)]
-    end = 1
-    for start, tokens, first, slots in segments:
-        if id(slots) not in offsets:
-            offsets[id(slots)] = end
-            arrays.append(slots)
-            end += len(slots)
-        queries = tokens * group
-        block = FEW_QUERIES if queries <= FEW_QUERIES else most
-        offset = offsets[id(slots)]
-        items[block] += [(start, tokens, first, offset, q) for q in range(0, queries, block)]
-    many_N_5, few_N_5 = (
-        torch.tensor(items[block], dtype=torch.int64).reshape(-1, WORK_FIELDS)
-        for block in (MANY_QUERIES, FEW_QUERIES)
-    )
-    # Every step lists the slots of all samples: joined and narrowed in one pass.
-    slots = np.concatenate(arrays, dtype=np.int32, casting="same_kind")
-    return many_N_5, few_N_5, torch.from_numpy(slots)

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from scoring_service.engine.attention import attention as packed_attention
 from scoring_service.engine.loading.loader import LoadedModel, load
-from scoring_service.kernels import dispatch
+from scoring_service.kernels import dispatch, key_parts
 from scoring_service.kernels.gpu import attention as triton_attention
-from scoring_service.kernels.gpu.attention import MANY_QUERIES, Scores, attend, work_of
+from scoring_service.kernels.gpu.attention import Scores, attend
+from scoring_service.kernels.gpu.attention_work import MANY_QUERIES, Heads, Room, Work, work_of
+from scoring_service.kernels.key_parts import KeyParts
 from scoring_service.types import EngineConfig, Processing
 from tests.engine import plain
 from tests.engine.sampling import sample
@@ -42,6 +44,10 @@ class Layer:
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
+
+    def of(self, dtype: torch.dtype) -> Heads:
+        """As work items see it."""
+        return Heads(self.heads // self.kv_heads, self.kv_heads, self.value_width, dtype)
 
 
 LAYERS = {
@@ -70,7 +76,13 @@ class Step:
     sinks: Tensor
 
 
-def random_step(layer: Layer, dtype: torch.dtype) -> Step:
+Segments = list[tuple[int, int, int]]
+
+
+def random_step(
+    layer: Layer, dtype: torch.dtype, segments: Segments = SEGMENTS, rows: int = ROWS
+) -> Step:
+    kept_slots = max(512, *(first for *_, first in segments))
     generator = torch.Generator().manual_seed(1)
     rng = np.random.default_rng(2)
 
@@ -78,18 +90,24 @@ def random_step(layer: Layer, dtype: torch.dtype) -> Step:
         return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
 
     # As a model has them: rows first, and heads side by side.
-    queries = normal(ROWS, layer.heads, layer.width).transpose(0, 1)
-    keys = normal(ROWS, layer.kv_heads, layer.width).transpose(0, 1)
-    values = normal(ROWS, layer.kv_heads, layer.value_width).transpose(0, 1)
-    kept = normal(layer.kv_heads, 512, layer.width), normal(layer.kv_heads, 512, layer.value_width)
-    places = [(a, n, first, rng.permutation(512)[:first]) for a, n, first in SEGMENTS]
-    return Step(queries, keys, values, kept, places, normal(layer.heads).float())
+    queries = normal(rows, layer.heads, layer.width).transpose(0, 1)
+    keys = normal(rows, layer.kv_heads, layer.width).transpose(0, 1)
+    values = normal(rows, layer.kv_heads, layer.value_width).transpose(0, 1)
+    widths = layer.width, layer.value_width
+    kept_keys, kept_values = (normal(layer.kv_heads, kept_slots, width) for width in widths)
+    places = [(a, n, first, rng.permutation(kept_slots)[:first]) for a, n, first in segments]
+    sinks = normal(layer.heads).float()
+    return Step(queries, keys, values, (kept_keys, kept_values), places, sinks)
 
 
 def run(layer: Layer, step: Step, places: list[tuple[int, int, int, np.ndarray]]) -> Tensor:
-    output = torch.full((ROWS, layer.heads, layer.value_width), 7.0, device=DEVICE)
+    return run_work(layer, step, work_of(places, layer.of(step.queries.dtype), DEVICE))
+
+
+def run_work(layer: Layer, step: Step, work: Work) -> Tensor:
+    rows = step.queries.shape[1]
+    output = torch.full((rows, layer.heads, layer.value_width), 7.0, device=DEVICE)
     output = output.to(step.queries.dtype)
-    work = work_of(places, layer.heads // layer.kv_heads, step.queries.dtype, DEVICE)
     scores = Scores(
         layer.width**-0.5, layer.window, layer.softcap, step.sinks if layer.sinks else None
     )
@@ -99,7 +117,8 @@ def run(layer: Layer, step: Step, places: list[tuple[int, int, int, np.ndarray]]
 
 def plainly(layer: Layer, step: Step, kind: torch.dtype) -> Tensor:
     """The definition: every query by itself."""
-    output = torch.zeros(ROWS, layer.heads, layer.value_width, dtype=kind, device=DEVICE)
+    rows = step.queries.shape[1]
+    output = torch.zeros(rows, layer.heads, layer.value_width, dtype=kind, device=DEVICE)
     for start, tokens, first, slots in step.places:
         before = torch.from_numpy(slots).to(DEVICE)
         for token in range(tokens):
@@ -159,23 +178,21 @@ def test_bits_do_not_depend_on_company() -> None:
 
 def test_another_step_in_the_same_place() -> None:
     """Blocks and slots of a step are written over those of another: the same bits as anew."""
-    layer = LAYERS["window"]
-    group, dtype = layer.heads // layer.kv_heads, torch.float32
+    layer, dtype = LAYERS["window"], torch.float32
     first, other = random_step(layer, dtype), random_step(layer, dtype)
     moved = [(a, n, first // 2, slots[: first // 2]) for a, n, first, slots in other.places]
-    room = torch.full((1000,), 511, dtype=torch.int32, device=DEVICE)
-    work = work_of(first.places, group, dtype, DEVICE, room)
-    assert work.slots is room
+    room = Room(torch.full((1000,), 511, dtype=torch.int32, device=DEVICE), parts=4)
+    work = work_of(first.places, layer.of(dtype), DEVICE, room)
+    assert work.slots is room.slots
     for places in (moved, first.places):
-        work.refill(places, group, dtype)
-        output = torch.full((ROWS, layer.heads, layer.value_width), 7.0, device=DEVICE)
-        scores = Scores(layer.width**-0.5, layer.window, None, None)
-        attend(first.queries, first.keys, first.values, first.kept, work, scores, output)
-        assert torch.equal(output, run(layer, first, places))
+        work.refill(places)
+        assert torch.equal(run_work(layer, first, work), run(layer, first, places))
     with pytest.raises(ValueError, match="the same blocks"):
-        work.refill(moved[1:], group, dtype)
+        work.refill(moved[1:])
     with pytest.raises(ValueError, match="slots in room for 10"):
-        work_of(first.places, group, dtype, DEVICE, room[:10])
+        work_of(first.places, layer.of(dtype), DEVICE, Room(room.slots[:10], parts=4))
+    with pytest.raises(ValueError, match="without room"):
+        work_of(first.places, layer.of(dtype), DEVICE).refill(first.places)
 
 
 PACKED = [architecture.name for architecture in ARCHITECTURES if architecture.packs]
@@ -251,6 +268,25 @@ def test_scores(pair: Pair) -> None:
     assert {name for name, _ in launched} >= {"write_kv_rows", "packed_attention"}
     for index, part in enumerate(parts):
         pair.check(prompt, part, found[0, index].logprobs)
+
+
+def test_scores_and_samples_after_chains_that_are_cut(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments, a completion's single tokens, and samples, after parts of 32 tokens."""
+    monkeypatch.setattr(key_parts, "KEY_PARTS", KeyParts(few=32, many=32))
+    ids = np.random.default_rng(1).integers(0, VOCAB, size=60).tolist()
+    prompt, parts = ids[:41], [ids[41:], ids[7:8]]
+    launched = set[Variant]()
+    with recorded(launched):
+        found = score(pair.loaded, groups([(prompt, parts)]))
+        answer = sample(
+            pair.loaded, prompt, seed=5, max_tokens=9, ignore_eos=True, processing=Processing()
+        )
+    assert "join_parts" in {name for name, _ in launched}
+    for index, part in enumerate(parts):
+        pair.check(prompt, part, found[0, index].logprobs)
+    pair.check(prompt, answer[0, 0].token_ids, answer[0, 0].logprobs)
 
 
 def test_samples(pair: Pair) -> None:

@@ -27,6 +27,7 @@ from scoring_service.engine.loading import path
 from scoring_service.engine.loading.loader import LoadedModel, load
 from scoring_service.engine.machine.cuda_graphs import Compute, CudaRecorder, Recorder
 from scoring_service.engine.machine.page_budget import (
+    GRAPH_PARTS,
     GRAPH_ROWS,
     GRAPH_SLOTS,
     graph_bytes,
@@ -38,7 +39,8 @@ from scoring_service.engine.packed.steps.body import PackedBody, Step
 from scoring_service.engine.packed.steps.decode_graphs import DecodeGraphs
 from scoring_service.engine.trials.graph_trial import graphs_failure
 from scoring_service.engine.worker import service_loop
-from scoring_service.kernels import dispatch
+from scoring_service.kernels import dispatch, key_parts
+from scoring_service.kernels.key_parts import KeyParts, partial_bytes
 from scoring_service.types import EngineConfig, Processing
 from tests.engine import plain
 from tests.engine.sampling import run, task
@@ -114,7 +116,9 @@ def shapes_of(loaded: LoadedModel) -> list[LayerShape]:
 class Samples:
     """Samples of random keys and values, going on in two pools that begin alike."""
 
-    def __init__(self, loaded: LoadedModel, lengths: tuple[int, ...] = LENGTHS) -> None:
+    def __init__(
+        self, loaded: LoadedModel, lengths: tuple[int, ...] = LENGTHS, pages: int = 2
+    ) -> None:
         shapes = shapes_of(loaded)
         self.model = loaded.model
         self.pools = [PagePool(shapes, 16, loaded.model.dtype, DEVICE) for _ in range(2)]
@@ -123,7 +127,7 @@ class Samples:
             mine.copy_(torch.randn(mine.shape, generator=generator))
             other.copy_(mine)
         order = np.random.default_rng(0).permutation(16).tolist()
-        self.slots = [slots_of([order.pop() for _ in range(2)], 32) for _ in lengths]
+        self.slots = [slots_of([order.pop() for _ in range(pages)], 16 * pages) for _ in lengths]
         self.lengths = list(lengths)
         self.rng = np.random.default_rng(1)
         self.told: list[Exception] = []
@@ -166,6 +170,23 @@ def test_several_tokens_of_one_sample(loaded: LoadedModel) -> None:
     for _ in range(3):
         tokens = (*samples.step([0]), *samples.step([0]), *samples.step([1]))
         samples.check(graphs.run(tokens), tokens)
+
+
+def test_chains_that_grow_past_the_ends_of_parts(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded while none is cut; others are long, and short again, in the same rows."""
+    monkeypatch.setattr(key_parts, "KEY_PARTS", KeyParts(few=32, many=64))
+    samples = Samples(loaded, (28, 57, 31, 3), pages=4)
+    graphs = samples.graphs()
+    for chosen in ([0, 3], [0, 3], [0, 2], [2, 0], [0, 1], [3, 1], [1], [0, 1, 2, 3], [1, 2, 0]):
+        tokens = samples.step(chosen)
+        samples.check(graphs.run(tokens), tokens)
+    monkeypatch.setattr("scoring_service.engine.packed.steps.decode_graphs.GRAPH_PARTS", 2)
+    few = samples.graphs()
+    assert few.run(samples.step([1, 3])) is not None
+    assert few.run(samples.step([1, 0])) is None
+    assert not samples.told
 
 
 def test_what_is_too_large_goes_another_way(
@@ -315,8 +336,11 @@ def test_pages_leave_room_for_recorded_steps(
     page = page_bytes(sum(layer.width for layer in shapes), shape.hidden, 4)
     spared = (off.pool.pages - on.pool.pages) * page
     assert 0 <= spared - graph_bytes(shape) < page or -page < spared - graph_bytes(shape) <= 0
-    # What they take at least: the inputs of attention, and what a row has in its widest layer.
-    assert graph_bytes(shape) > 4 * GRAPH_SLOTS + GRAPH_ROWS[-1] * shape.feed_forward_width * 4
+    # What they take at least: the inputs of attention and results of its parts, and what a row has
+    # in its widest layer.
+    parts = GRAPH_PARTS * partial_bytes(shape.heads, shape.heads * shapes[0].value_dim)
+    least = 4 * GRAPH_SLOTS + parts + GRAPH_ROWS[-1] * shape.feed_forward_width * 4
+    assert graph_bytes(shape) > least
 
 
 def test_samples_through_the_engine(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,3 +202,49 @@ def logprobs_at(
     log_total = max_x + tl.log(tl.sum(tl.exp(x - max_x), axis=0))
     own = tl.sum(tl.where(columns == tl.load(ids_ptr + place), x, 0.0), axis=0)
     tl.store(result_ptr + place, own - log_total)
+
+
+@triton.jit
+def attend_parts(
+    scores_ptr, values_ptr, sinks_ptr, result_ptr,
+    MODE: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (row, head): a softmax over BLOCK scores and a sink, by parts that are joined.
+
+    "sink in each part": as often as there are parts. "not rescaled": each part's weights are
+    relative to its own largest. "mean of parts": each as if it were all there is.
+    """
+    head = tl.program_id(1)
+    row = tl.program_id(0) * tl.num_programs(1) + head
+    sink = tl.load(sinks_ptr + head)
+    top = sink
+    total = tl.exp(sink - top)
+    result = total * 0.0
+    seen = total * 0.0
+    for begin in range(0, BLOCK, PART):
+        columns = begin + tl.arange(0, PART)
+        scores = tl.load(scores_ptr + row * BLOCK + columns)
+        values = tl.load(values_ptr + row * BLOCK + columns)
+        part_top = tl.max(scores, axis=0)
+        if part_top > -float("inf"):
+            if MODE == "sink in each part":
+                part_top = tl.maximum(part_top, sink)
+            weights = tl.exp(scores - part_top)
+            part_total = tl.sum(weights, axis=0)
+            if MODE == "sink in each part":
+                part_total += tl.exp(sink - part_top)
+            part_result = tl.sum(weights * values, axis=0)
+            if MODE == "not rescaled":
+                result += part_result
+                total += part_total
+            elif MODE == "mean of parts":
+                result += part_result / part_total
+                seen += 1.0
+            else:
+                new_top = tl.maximum(top, part_top)
+                result = result * tl.exp(top - new_top) + part_result * tl.exp(part_top - new_top)
+                total = total * tl.exp(top - new_top) + part_total * tl.exp(part_top - new_top)
+                top = new_top
+    if MODE == "mean of parts":
+        total = seen
+    tl.store(result_ptr + row, result / total)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,9 +21,13 @@ from scoring_service.engine.attention.packing import Packing
 from scoring_service.engine.attention.pages import PagePool
 from scoring_service.engine.attention.segments import NO_SLOTS, DecodeToken
 from scoring_service.engine.machine.cuda_graphs import Compute, CudaRecorder, Recorder
-from scoring_service.engine.machine.page_budget import GRAPH_SLOTS
+from scoring_service.engine.machine.page_budget import GRAPH_PARTS, GRAPH_SLOTS
 from scoring_service.engine.model.causal_model import CausalModel
+from scoring_service.kernels import key_parts
 from scoring_service.kernels.transfer import copy_async
+
+if TYPE_CHECKING:
+    from scoring_service.kernels.gpu.attention_work import Room
 
 
 class DecodeGraphs:
@@ -53,7 +58,11 @@ class DecodeGraphs:
         self._rows = rows
         self._tell = tell
         self._make_recorder = make_recorder
-        self._slots = torch.empty(GRAPH_SLOTS, dtype=torch.int32, device=model.device)
+        # Imported where a CUDA device is, and nowhere else.
+        from scoring_service.kernels.gpu.attention_work import Room
+
+        slots = torch.empty(GRAPH_SLOTS, dtype=torch.int32, device=model.device)
+        self._room = Room(slots, GRAPH_PARTS)
         self._recorded: WeakKeyDictionary[object, _Recorded] = WeakKeyDictionary()
         """By the weights, or by the model before they are named."""
         self._failed = False
@@ -62,11 +71,11 @@ class DecodeGraphs:
         """States of tokens, [T, H], good until the next step; their keys and values are kept.
 
         Returns:
-            None where they are too many, or have too many slots: they go another way.
+            None where they are too many, or have too many slots or parts of them: they go another
+            way.
         """
         rows = next((rows for rows in self._rows if rows >= len(tokens)), None)
-        slots = sum(len(token.slots) for token in tokens)
-        if self._failed or rows is None or slots > len(self._slots):
+        if self._failed or rows is None or not self._has_room(tokens):
             return None
         weights = self._model.weights or self._model
         recorded = self._recorded.get(weights)
@@ -74,7 +83,7 @@ class DecodeGraphs:
             recorded = self._recorded[weights] = _Recorded(self._make_recorder())
         step = recorded.steps.get(rows)
         if step is None:
-            step = recorded.steps[rows] = _Step(self._model, self._pool, rows, self._slots)
+            step = recorded.steps[rows] = _Step(self._model, self._pool, rows, self._room)
         step.take(tokens)
         try:
             return step.states(recorded.recorder)[: len(tokens)]
@@ -85,6 +94,12 @@ class DecodeGraphs:
             self._recorded.clear()
             self._tell(error)
             return None
+
+    def _has_room(self, tokens: Sequence[DecodeToken]) -> bool:
+        part = key_parts.KEY_PARTS.few
+        lengths = [len(token.slots) for token in tokens]
+        parts = sum(-(-length // part) for length in lengths if length > part)
+        return sum(lengths) <= len(self._room.slots) and parts <= self._room.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +114,7 @@ class _Recorded:
 class _Step:
     """A step of so many rows."""
 
-    def __init__(self, model: CausalModel, pool: PagePool, rows: int, slots: Tensor) -> None:
+    def __init__(self, model: CausalModel, pool: PagePool, rows: int, room: Room) -> None:
         self._model = model
         self._inputs_3_R = torch.empty(3, rows, dtype=torch.int64, device=model.device)
         """Token ids, positions, and the slot that each is kept in."""
@@ -112,7 +127,7 @@ class _Step:
             pool=pool,
             device=model.device,
             by_triton=True,
-            work_slots=slots,
+            work_room=room,
         )
         self._was_computed = False
         self._replay: Compute | None = None
@@ -135,8 +150,8 @@ class _Step:
         self._packing.places = places
         with torch.inference_mode():
             copy_async(torch.from_numpy(inputs_3_R), self._inputs_3_R)
-            for kind, work in self._packing.work.items():
-                work.refill(places, *kind)
+            for work in self._packing.work.values():
+                work.refill(places)
 
     def states(self, record: Recorder) -> Tensor:
         """Final hidden states of all rows, [R, H].
