@@ -28,6 +28,8 @@ from scoring_service.types import (
 from tests.engine.soundness import assert_sound
 
 _RNG = np.random.default_rng(3)
+_STATE = torch.empty(0)
+"""Of the last token of what others may continue: nobody reads it."""
 
 
 class _Nothing:
@@ -54,6 +56,8 @@ class EngineWithoutModel(PackedEngine):
         self.steps += 1
         for piece in plan.pieces:
             piece.segment.done = piece.stop
+            if piece.segment.computed:
+                piece.segment.end_state = _STATE
         for run, unit in plan.units:
             if unit.completion is not None and _is_answered(unit.completion, unit.segment):
                 self._calls.end_completion(run, unit.completion)
