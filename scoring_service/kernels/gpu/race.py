@@ -33,13 +33,11 @@ CHUNK = 512
 
 
 @triton.jit
-def token_words(first_column, seed, sample_index, position, BLOCK: tl.constexpr):
-    """The uint32 words of BLOCK consecutive token ids from a multiple of 4 on."""
-    # A counter is shared by four consecutive ids.
-    counters = first_column // 4 + tl.arange(0, BLOCK // 4)
+def words_of_counters(counters, seed, sample_index, position):
+    """The four uint32 words of each counter, which four consecutive ids share."""
     counters = counters.to(tl.uint32)
     none = tl.zeros_like(counters)
-    w0, w1, w2, w3 = tl.philox_impl(
+    return tl.philox_impl(
         counters,
         none + position,
         none + sample_index,
@@ -48,23 +46,20 @@ def token_words(first_column, seed, sample_index, position, BLOCK: tl.constexpr)
         ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32),
         10,
     )
+
+
+@triton.jit
+def token_words(first_column, seed, sample_index, position, BLOCK: tl.constexpr):
+    """The uint32 words of BLOCK consecutive token ids from a multiple of 4 on."""
+    counters = first_column // 4 + tl.arange(0, BLOCK // 4)
+    w0, w1, w2, w3 = words_of_counters(counters, seed, sample_index, position)
     return tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BLOCK,))
 
 
 @triton.jit
 def words_of_ids(ids, seed, sample_index, position):
     """The uint32 words of any token ids."""
-    counters = (ids // 4).to(tl.uint32)
-    none = tl.zeros_like(counters)
-    w0, w1, w2, w3 = tl.philox_impl(
-        counters,
-        none + position,
-        none + sample_index,
-        none,
-        (seed & 0xFFFFFFFF).to(tl.uint32),
-        ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32),
-        10,
-    )
+    w0, w1, w2, w3 = words_of_counters(ids // 4, seed, sample_index, position)
     place = ids % 4
     return tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))
 
