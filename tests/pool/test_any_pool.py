@@ -20,30 +20,22 @@ import torch
 
 from scoring_service.engine.events import (
     LOADED,
-    ApplyWeights,
-    CacheFlushed,
     CallFailed,
     CallFinished,
-    Cancel,
     Command,
-    Credit,
-    DropWeights,
-    FillWeights,
     FlushCache,
     ItemFailed,
     Ready,
     SampleSlice,
     ScoreSlice,
     Shutdown,
-    StageWeights,
-    Submit,
     WeightsChanged,
 )
 from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.engine.packed.engine import PackedEngine
-from scoring_service.engine.runner import INITIAL_CREDIT
 from scoring_service.engine.updates.weight_store import WeightStore
 from scoring_service.engine.weights.model_weights import ModelWeights
+from scoring_service.engine.worker.service_loop import obey
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.settings import PoolSettings
@@ -144,32 +136,13 @@ class EngineExecutor:
         """Whether it is not to end."""
         while not self._commands.empty():
             command = self._commands.get()
-            if isinstance(command, Shutdown):
+            if not obey(self._engine, self._store, command, self._on_event, _raise):
                 return False
-            self._obey(command)
         return True
 
-    def _obey(self, command: Command) -> None:
-        engine, store = self._engine, self._store
-        match command:
-            case Submit(call, credit, weights, alone):
-                engine.submit(call, store.find(weights), alone)
-                if credit is not None:
-                    engine.add_credit(call.call_id, credit - INITIAL_CREDIT)
-            case Cancel(call_id):
-                engine.cancel(call_id)
-            case Credit(call_id, size):
-                engine.add_credit(call_id, size)
-            case StageWeights():
-                store.stage(command)
-            case ApplyWeights():
-                store.apply(command)
-            case FillWeights():
-                store.fill(command)
-            case DropWeights(weights):
-                store.drop(weights)
-            case FlushCache():
-                self._on_event(CacheFlushed(engine.flush_cache()))
+
+def _raise(_call: Call, error: BaseException) -> None:
+    raise error
 
 
 @dataclass

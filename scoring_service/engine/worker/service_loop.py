@@ -163,25 +163,42 @@ def _obey(
             command = commands.get(block=not runner.can_step)
         except queue.Empty:
             return True
-        match command:
-            case Submit():
-                _submit(runner, store, command, send, log_bug)
-            case Cancel(call_id):
-                runner.cancel(call_id)
-            case Credit(call_id, size):
-                runner.add_credit(call_id, size)
-            case StageWeights():
-                store.stage(command)
-            case ApplyWeights():
-                store.apply(command)
-            case FillWeights():
-                store.fill(command)
-            case DropWeights(weights):
-                store.drop(weights)
-            case FlushCache():
-                send(CacheFlushed(runner.flush_cache()))
-            case _:
-                return False
+        if not obey(runner, store, command, send, log_bug):
+            return False
+
+
+def obey(
+    runner: CallRunner, store: WeightStore, command: Command, send: Send, log_bug: LogBug
+) -> bool:
+    """Carries out a command; whether there is anything to do after it.
+
+    Args:
+        runner: computes calls.
+        store: has the weights.
+        command: of the server.
+        send: takes events.
+        log_bug: is told what ended a call.
+    """
+    match command:
+        case Submit():
+            _submit(runner, store, command, send, log_bug)
+        case Cancel(call_id):
+            runner.cancel(call_id)
+        case Credit(call_id, size):
+            runner.add_credit(call_id, size)
+        case StageWeights():
+            store.stage(command)
+        case ApplyWeights():
+            store.apply(command)
+        case FillWeights():
+            store.fill(command)
+        case DropWeights(weights):
+            store.drop(weights)
+        case FlushCache():
+            send(CacheFlushed(runner.flush_cache()))
+        case _:
+            return False
+    return True
 
 
 def _submit(
