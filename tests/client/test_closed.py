@@ -16,6 +16,7 @@ from scoring_client import (
 )
 from tests.client.toy_server import ToyServer
 from tests.client.toy_weights import WeightsServer
+from tests.e2e.processes import until
 
 GROUPS = [([1], [[2]]), ([1], [[3]])]
 SCORING = {
@@ -96,9 +97,9 @@ def test_a_channel_that_its_owner_closed(runner):
         runner.run(main())
 
 
-def closing_soon(client, asked):
+def closing_once(asked, client):
     def close():
-        asked.wait(10)
+        until(asked)
         client.close()
 
     thread = threading.Thread(target=close)
@@ -111,7 +112,9 @@ def test_a_client_that_is_closed_while_its_call_runs(parts):
     hold = threading.Event()
     with ToyServer(hold=hold) as server:
         client = ScoringClient(server.target, tokens_per_part=parts)
-        thread = closing_soon(client, server.asked)
+        # Not between its parts: one that begins after that finds a closed client.
+        requests = 1 if parts is None else len(GROUPS)
+        thread = closing_once(lambda: len(server.requests) == requests, client)
         with pytest.raises(ClosedClientError, match="its client was closed while it ran"):
             client.score(GROUPS)
         thread.join()
@@ -128,7 +131,7 @@ def test_an_admin_client_that_is_closed_while_its_call_runs():
 
     with Slow({}) as server:
         client = AdminClient(server.target)
-        thread = closing_soon(client, asked)
+        thread = closing_once(asked.is_set, client)
         with pytest.raises(ClosedClientError, match="its client was closed while it ran"):
             client.get_weights()
         go_on.set()
