@@ -185,6 +185,7 @@ def _identity(network: Any, model: CausalModel, packed: PackedSetup | None) -> C
         attention=_attention(model, packed),
         triton=None if packed is None else dispatch.version(model.device),
         graph_rows=() if packed is None else packed.settings.graph_rows,
+        keeps_states=model.keeps_states,
     )
     return lambda digest: identify(digest=digest)
 

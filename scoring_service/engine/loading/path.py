@@ -19,6 +19,7 @@ from scoring_service.engine.model.numerics import body_row_multiple
 from scoring_service.engine.packed.setup import PackedSetup, packed_settings, set_up
 from scoring_service.engine.trials.batch_invariance import is_batch_invariant
 from scoring_service.engine.trials.body_trial import fuse_in_steps
+from scoring_service.engine.trials.continuation import continuation_failure
 from scoring_service.engine.trials.graph_trial import graphs_failure
 from scoring_service.engine.trials.head_trial import head_failure
 from scoring_service.engine.trials.probe import (
@@ -70,7 +71,7 @@ def choose_path(
         note += _try_head(model)
         note += _fuse_layers(model, shapes)
     except CannotPackError as refusal:
-        return ChosenPath(None, f"{PLAIN}: {refusal}")
+        return ChosenPath(None, f"{PLAIN}: {refusal}{_try_continuing(model, limit)}")
     deterministic = _choose_padding(network, model, shapes, config)
     # Which of torch's operators attends depends on how many queries there are, and so do bits.
     cuts = (
@@ -85,6 +86,18 @@ def choose_path(
     setup = set_up(config, shapes, shape, limit, model.dtype, model.device, cost, records)
     reason = f"a probe found packed and plain attention equal{note}"
     return ChosenPath(setup, reason, deterministic)
+
+
+def _try_continuing(model: CausalModel, limit: int) -> str:
+    """Computes samples anew for each token where what the model keeps fails; what was given up.
+
+    Raises:
+        RuntimeError: the device was lost meanwhile.
+    """
+    if refusal := continuation_failure(model, limit):
+        model.keeps_states = False
+        refusal = f"; samples without what it keeps of earlier tokens: {refusal}"
+    return refusal
 
 
 def _choose_padding(

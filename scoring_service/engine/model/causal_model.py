@@ -45,6 +45,8 @@ class CausalModel:
         self.attends_by_triton = dispatch.attends_by_triton(device)
         """Whether one Triton kernel does the attention of a packed step."""
         self.row_multiple = ROW_MULTIPLE
+        self.keeps_states = True
+        """Whether a sample that runs plainly goes on from what the model keeps of its tokens."""
         self.weights: ModelWeights | None = None
         """What answers now; None until `keep_weights`."""
         self.slots: Slots | None = None
@@ -99,10 +101,10 @@ class CausalModel:
     def last_state(self, ids: list[int], cache: Any = None) -> tuple[Tensor, Any]:
         """State of the last of `ids`, [1, H], and the cache that continues after it.
 
-        The cache returned is None for a model that keeps none in the usual place; such a model is
-        continued by giving it the whole sequence again.
+        The cache returned is None for a model that keeps none in the usual place, or none that it
+        can go on from; such a model is continued by giving it the whole sequence again.
         """
-        states, cache = self._forward(ids, cache, use_cache=True)
+        states, cache = self._forward(ids, cache, use_cache=self.keeps_states)
         # A copy, because a view would keep the states of the whole prompt.
         return states[-1:].clone(), cache
 
