@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from scoring_service.engine.attention import attention
 from scoring_service.engine.attention.packing import Packing
@@ -69,3 +70,21 @@ def test_the_probe_notices_a_wrong_chain(
     info = load_small(name, tmp_path, "float32").info
     assert not info.packed
     assert "attention" in info.path_reason
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("share", [0.3, 0.01])
+def test_the_probe_notices_rows_that_meet_outside_attention(
+    share: float, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that adds something of the token before, as a convolution does, however little."""
+    of_a_token = LlamaMLP.forward
+
+    def of_two_tokens(module: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+        return of_a_token(module, x) + share * before
+
+    monkeypatch.setattr(LlamaMLP, "forward", of_two_tokens)
+    info = load_small("llama", tmp_path, dtype).info
+    assert not info.packed
+    assert "rows that share a step change one another's states" in info.path_reason

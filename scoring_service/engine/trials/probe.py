@@ -23,6 +23,7 @@ from scoring_service.engine.attention.store import SegmentStore
 from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.engine.model.rope import step_dependent_kinds
 from scoring_service.engine.packed.steps.body import PackedBody, Step
+from scoring_service.engine.trials.row_order import rows_keep_apart
 from scoring_service.kernels.key_parts import KeyParts
 
 _PROBE_NAME = "scoring_probe"
@@ -94,6 +95,8 @@ def layer_shapes(network: Any, model: CausalModel, limit: int) -> list[LayerShap
         if model.attends_by_triton or attends_compiled(model, shapes):
             trial = _Trial(len(many) * 2 // 5 // 16 * 16, len(many) * 7 // 20, model.dtype)
             _compare_attention(network, model, shapes, many, trial)
+        if not rows_keep_apart(model, shapes):
+            raise CannotPackError("rows that share a step change one another's states")
         _compare_states(model, shapes, ids)
     except CannotPackError:
         raise
