@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from scoring_service.config import ServeConfig, check_ranges
 from scoring_service.engine.loading.loader import load
@@ -207,6 +208,18 @@ def test_a_model_that_reads_both_ways(tmp_path: Path, is_decoder: bool) -> None:
         load_model(tmp_path)
     else:
         assert "no causal LM" in refused(tmp_path)
+
+
+def test_a_model_that_transformers_cannot_run_in_a_type(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose layer computes in float32 before a layer of bfloat16."""
+    forward = LlamaRMSNorm.forward
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda norm, x: forward(norm, x).float())
+    message = refused(folder, dtype="bfloat16")
+    assert message.startswith("transformers cannot run this model in bfloat16: expected ")
+    assert "to have the same dtype" in message
+    load_model(folder, dtype="float32")
 
 
 def test_chunks_are_whole_pages() -> None:

@@ -33,6 +33,7 @@ from scoring_service.engine.text.tokenizer import TextCodec
 from scoring_service.engine.trials.causality import is_causal
 from scoring_service.engine.trials.head_probe import choose_head
 from scoring_service.engine.trials.head_trial import head_failure, product_failure
+from scoring_service.engine.trials.own_forward import refuse_what_does_not_run
 from scoring_service.engine.weights.digest import weights_digest
 from scoring_service.errors import ConfigurationError
 from scoring_service.kernels import dispatch
@@ -68,6 +69,7 @@ def load(config: EngineConfig, on_stage: OnStage) -> LoadedModel:
     prepare_device(device)
     on_stage(f"loading weights of {config.model}")
     network = load_network(config, device)
+    refuse_what_does_not_run(network, device)
     limit = sequence_limit(network, config)
     residual_dtype = choose_residuals(network, config.residual_dtype, limit)
     pack_linears(network)
