@@ -397,8 +397,8 @@ def bodies(element: str) -> Iterator[Build]:
     )
 
 
-def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
-    """Registers a thread, bytes of spills, and bytes of shared memory."""
+def compiled(build: Build, architecture: int) -> Any:
+    """What Triton makes of it: `asm` has the code, `metadata` what it takes."""
     names = list(build.kernel.arg_names)
     variables = [name for name in names if name not in build.constants]
     types = dict(zip(variables, build.types.split(), strict=True))
@@ -418,7 +418,7 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
         {(names.index(name),): value for name, value in build.constants.items()},
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
         options={
@@ -427,9 +427,14 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
             "enable_fp_fusion": build.fusion,
         },
     )
+
+
+def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
+    """Registers a thread, bytes of spills, and bytes of shared memory."""
+    made = compiled(build, architecture)
     assembler = "ptxas-blackwell" if architecture >= 100 else "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
-        ptx.write(compiled.asm["ptx"])
+        ptx.write(made.asm["ptx"])
         ptx.flush()
         options = ["-o", "/dev/null", ptx.name]
         said = subprocess.run(
@@ -440,7 +445,7 @@ def compile_for(build: Build, architecture: int) -> tuple[int, int, int]:
         ).stderr
     (registers,) = re.findall(r"Used (\d+) registers", said)
     spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said))
-    return int(registers), spills, compiled.metadata.shared
+    return int(registers), spills, made.metadata.shared
 
 
 def compile_numbered(number: int, architecture: int) -> tuple[int, int, int]:
@@ -460,8 +465,8 @@ def main() -> int:
         ]
         for build, compilations in launches:
             line = f"{build.name:50}"
-            for architecture, compiled in zip(ARCHITECTURES, compilations, strict=True):
-                registers, spills, shared = compiled.result()
+            for architecture, compilation in zip(ARCHITECTURES, compilations, strict=True):
+                registers, spills, shared = compilation.result()
                 line += f"{f'{registers} / {spills} / {shared}':>20}"
                 if spills and build.hot and architecture == STRICT:
                     bad.append(build.name)

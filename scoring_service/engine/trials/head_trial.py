@@ -38,6 +38,7 @@ both within 1e-5 of float64 on such rows. Ids, ranks and sizes have to be equal.
 
 _PROCESSINGS = (
     Processing(),
+    Processing(0.7),
     Processing(top_k=40, top_p=0.9),
     Processing(0.7, top_k=50, top_p=0.95, min_p=0.001, keep_realised=True),
 )
@@ -130,7 +131,8 @@ def _tiles(
 ) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
     """Logits, and ids that no row of them may draw.
 
-    Rows of a step may begin anywhere in a tile, where odd vocabularies are aligned in another way.
+    Rows of a step may begin anywhere in a tile, where odd vocabularies are aligned in another way:
+    without bans tokens are drawn from them as they lie there, with bans from a copy.
     """
     generator = torch.Generator().manual_seed(0)
     spreads_T_1 = torch.linspace(0.5, 6.0, _ROWS)[:, None]
@@ -139,6 +141,7 @@ def _tiles(
     dtype = head.dtype if as_they_are(head, device, kernels) else torch.float32
     logits_T_V = logits_T_V.to(dtype).to(device)
     yield logits_T_V, ()
+    yield logits_T_V[1:], ()
     yield logits_T_V[1:], (0, head.vocab_size // 2)
 
 

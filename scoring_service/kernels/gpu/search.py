@@ -25,6 +25,10 @@ LIST_KEYS = 4096
 VALUE_SPAN = tl.constexpr(64.0)
 """How far below an interval's largest x its keys are split evenly as x."""
 
+NARROW = tl.constexpr(2.0**-16)
+"""Of an interval's largest magnitude: pivots of a wider one are 14 units in the last place apart,
+which is more than their roundings come to."""
+
 MIN_KEY = -2139095041
 """`ordered(-inf)`: no token has a smaller key."""
 
@@ -63,7 +67,8 @@ def pivots_between(low, high, passes, PIVOTS: tl.constexpr):
     Spaced as x they suit logits, of which those that weigh lie within VALUE_SPAN of the largest: an
     interval that reaches further down, as down to the least float, is split near its top, and what
     lies below it is one subinterval. Spaced as keys, nine subintervals a pass, they come down to
-    one key in 11 passes at most.
+    one key in 11 passes at most. So are those of a NARROW interval, which rounding would put out of
+    order.
     """
     index = tl.arange(0, PIVOTS) + 1
     share = index.to(tl.float32) / (PIVOTS + 1)
@@ -73,7 +78,9 @@ def pivots_between(low, high, passes, PIVOTS: tl.constexpr):
     low = low.to(tl.int64)
     high = high.to(tl.int64)
     by_key = low + 1 + (high - low) * index // (PIVOTS + 1)
-    pivots = tl.where(passes < 4, by_value, by_key)
+    size = tl.maximum(tl.abs(first), tl.abs(last))
+    is_wide = (last - first) > size * NARROW
+    pivots = tl.where((passes < 4) & is_wide, by_value, by_key)
     return tl.minimum(tl.maximum(pivots, low + 1), high).to(tl.int32)
 
 

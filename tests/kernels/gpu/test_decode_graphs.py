@@ -7,8 +7,10 @@ some from the host. What it has of earlier steps by any other way shows in the n
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,7 @@ from scoring_service.engine.packed import setup
 from scoring_service.engine.packed.steps.body import PackedBody, Step
 from scoring_service.engine.packed.steps.decode_graphs import DecodeGraphs
 from scoring_service.engine.trials.graph_trial import graphs_failure
+from scoring_service.engine.weights.model_weights import copies_on
 from scoring_service.engine.worker import service_loop
 from scoring_service.kernels import dispatch, key_parts
 from scoring_service.kernels.key_parts import KeyParts, partial_bytes
@@ -266,8 +269,33 @@ if DEVICE.type == "cuda":
             recorder(lambda: total * total.sum().item())
         assert torch.equal(torch.rand(10, device=DEVICE), drawn[1])
         torch.cuda.empty_cache()
+        doubled = total * 2  # done before, as what is recorded has to be
         replay = recorder(lambda: total * 2)
-        assert torch.equal(replay(), total * 2)
+        assert torch.equal(replay(), doubled)
+
+    def test_weights_are_staged_while_a_step_is_recorded() -> None:
+        """Another thread takes new memory, copies and waits meanwhile: neither minds the other."""
+        total, ended = torch.ones(1000, device=DEVICE), threading.Event()
+        (total * 2).cumsum(0)  # done before, as what is recorded has to be
+
+        def stage() -> list[bool]:
+            arrived = []
+            while len(arrived) < 5 or not ended.is_set():
+                host = torch.arange((1 << 20) + (len(arrived) % 100 << 17))
+                there = copies_on(DEVICE, {"weight": host}, lambda: None)["weight"]
+                arrived.append(torch.equal(there.cpu(), host))
+            return arrived
+
+        with ThreadPoolExecutor(1) as pool:
+            staging = pool.submit(stage)
+            try:
+                recorder = CudaRecorder()
+                replays = [recorder(lambda n=n: (total * n).cumsum(0)) for n in range(50)]
+            finally:
+                ended.set()
+            assert all(staging.result())
+        for n, replay in enumerate(replays):
+            assert replay()[-1].item() == 1000 * n
 
 
 def test_no_mask_is_asked_for() -> None:

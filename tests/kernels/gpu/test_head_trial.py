@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from tests.kernels.gpu.variants import Variant, recorded
 
 pytestmark = pytest.mark.usefixtures("triton_everywhere")
 
+PROCESSINGS = head_trial._PROCESSINGS
+"""As at a load."""
+
 
 @pytest.fixture
 def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,24 +61,29 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 def test_kernels_that_work_stay_and_are_compiled(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What requests of other sizes launch afterwards is compiled already."""
+    """What requests of other sizes launch afterwards is compiled already: of one row, which begins
+    anywhere in a tile, at any temperature, with filters and bans or without."""
     monkeypatch.setattr(head_trial, "_ROWS", 3)  # as at a load: no tile of it has one row
+    monkeypatch.setattr(head_trial, "_PROCESSINGS", PROCESSINGS)
     head, before, since = head_of(dtype), set[Variant](), set[Variant]()
     with recorded(before):
         assert head_failure(head, DEVICE) == ""
     assert dispatch.backend(DEVICE) == "triton"
     logits_T_V = torch.randn(4, head.vocab_size).to(dtype).to(DEVICE)
-    temperature = head_trial._PROCESSINGS[0].temperature
     wants = RowWants(rank=True)
+    one_T_V = logits_T_V[3:]
+    assert one_T_V.data_ptr() % 16
     with recorded(since):
-        one_T_V = logits_T_V[3:]
-        for rows, limit, k in ((logits_T_V, 80, 50), (one_T_V, 1, 1), (one_T_V, 9, 2)):
+        for temperature, (rows, limit, k) in product(
+            (1.0, 1.3), ((logits_T_V, 80, 50), (one_T_V, 1, 1), (one_T_V, 9, 2))
+        ):
             some = replace(wants, top_k=k, token_id_limit=limit)
             ids = np.zeros(len(rows), dtype=np.int32)
             made = dispatch.make_tile(rows, temperature, ids, limit)
             compute_rows(made, ids, Processing(temperature, top_k=k), some, None)
-            draws = [head_trial._draw_row(place, ()) for place in range(len(rows))]
-            draw_rows(rows, draws, Processing(temperature, min_p=0.5), 0, dispatch.make_tile)
+            for banned, min_p in product(((), (3,)), (0.0, 0.5)):
+                draws = [head_trial._draw_row(place, banned) for place in range(len(rows))]
+                draw_rows(rows, draws, Processing(temperature, min_p=min_p), k, dispatch.make_tile)
     assert {name for name, _ in since} == {name for name, _ in before}
     assert since <= before
 

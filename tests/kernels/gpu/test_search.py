@@ -90,3 +90,19 @@ def test_values_that_lie_anywhere(kind: str) -> None:
     # Of as many as this the groups' maxima are no bound: the row itself is searched.
     ids_T_K = TritonTile(x_T_V[:1]).top_k_ids(320, WIDE)
     assert torch.equal(ids_T_K, reference.top_k_ids(x_T_V[:1], 320))
+
+
+@pytest.mark.parametrize("k", [5, 62, 191])
+@pytest.mark.parametrize("best", [2e5, -3e6])
+def test_values_that_are_neighbours(best: float, k: int) -> None:
+    """A few floats apart, as logits of a temperature near 0 may be: pivots between them, evenly
+    spaced as x, would be rounded out of order, and a list be another or have too few.
+    """
+    rng = np.random.default_rng(k)
+    rows, vocab = 24, 400
+    tops_T_1 = (best * rng.uniform(0.6, 1.4, size=(rows, 1))).astype(np.float32)
+    steps_T_V = rng.integers(0, rng.integers(3, 16, size=(rows, 1)), size=(rows, vocab))
+    x_T_V = tops_T_1 - np.spacing(np.abs(tops_T_1)) * steps_T_V.astype(np.float32)
+    logits_T_V = torch.from_numpy(x_T_V).to(DEVICE)
+    ids_T_K = TritonTile(logits_T_V).top_k_ids(k, vocab)
+    assert torch.equal(ids_T_K, reference.top_k_ids(logits_T_V, k))

@@ -101,6 +101,15 @@ def test_scale_soft_cap_and_temperatures_per_row(dtype: torch.dtype) -> None:
         assert tile.x_T_V.data_ptr() == logits_T_V.data_ptr()
 
 
+def test_tanh_of_a_soft_cap() -> None:
+    """Right to 2 units in the last place; by a GPU's own exponential and division to 5."""
+    y_T_V = torch.linspace(-9.5, 9.5, 40_000, device=DEVICE)[None]
+    found_V = TritonTile(y_T_V, soft_cap=1.0).x_T_V[0].cpu().double().numpy()
+    truth_V = np.tanh(y_T_V[0].cpu().double().numpy())
+    units_V = np.abs(found_V - truth_V) / np.spacing(np.abs(truth_V).astype(np.float32))
+    assert units_V.max() <= (5 if DEVICE.type == "cuda" else 2)
+
+
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.3])
 def test_x_has_the_bits_of_torch(temperature: float) -> None:
     """Ties and orders are defined on x as fp32 divides it: nothing may be a bit off."""
