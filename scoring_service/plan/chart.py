@@ -17,6 +17,8 @@ _ON_THE_WAY = 1.25
 _ON_DISK = 2.2
 """Times the weights as they are stored: some repositories have them as safetensors and as *.bin,
 of which the download leaves out neither, not knowing which there are; and some files beside."""
+_START_SECONDS = 900
+"""The chart's own startupSeconds."""
 _LIVE_VERSIONS = 3
 """Versions that the process which serves gRPC holds: the running one, the one before it (or the
 next, while it is received), and one that calls still use."""
@@ -36,10 +38,15 @@ def chart_values(
     """
     memory = host_bytes(plan, device, served_bytes, live_weights=live_weights)
     limit = f"{_rounded_up(memory, 1 if device == 'cpu' else 8)}Gi"
-    values: dict[str, Any] = {
+    values: dict[str, Any] = {"gpus": 1} if device == "cuda" else {}
+    values |= {
         "resources": {"requests": {"memory": limit}, "limits": {"memory": limit}},
         "cache": {"enabled": True, "size": f"{_rounded_up(int(_ON_DISK * stored_bytes), 5)}Gi"},
     }
+    # 10 s a GB, from a network disk, and what follows the reading.
+    start = 300 * ceil((10e-9 * stored_bytes + 120) / 300)
+    if start > _START_SECONDS:
+        values["startupSeconds"] = start
     if live_weights:
         values["liveWeights"] = {"enabled": True}
     return values
@@ -72,4 +79,4 @@ def _rounded_up(size: int, step: int) -> int:
 def _flow(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_flow(inner)}" for name, inner in value.items()) + "}"
-    return {True: "true", False: "false"}.get(value, str(value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -38,7 +38,7 @@ class PlanConfig:
     """Share of the limit that is reached, in scoring and in drawing. Default: the hardware's."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Element type of the body; auto = as the config says."""
+    """Element type of the body; auto = as the config says, or what is assumed where it does not."""
 
     memory_utilization: float | None = None
     """Share of the memory beside the weights for pages. Default: the server's own."""
@@ -84,13 +84,20 @@ def plan_text(model: str | None, config: PlanConfig) -> str:
     share = config.memory_utilization
     if share is not None and not 0.01 <= share <= 1:
         raise ValueError(f"memory_utilization must be in [0.01, 1], not {share:g}")
-    dtype = config.dtype if config.dtype != "auto" else _stored_dtype(values)
-    plan = estimate(
-        shape, hardware, traffic,
-        dtype_bytes=DTYPE_BYTES[dtype], memory_utilization=share,
-    )  # fmt: skip
+    stored_dtype = _named_dtype(values) or _assumed_dtype(values)
+    dtype = config.dtype if config.dtype != "auto" else stored_dtype
+    assumed = ""
+    if config.dtype == "auto" and _named_dtype(values) is None:
+        assumed = f"config.json names no element type, so --dtype {dtype} is assumed"
+    try:
+        plan = estimate(
+            shape, hardware, traffic,
+            dtype_bytes=DTYPE_BYTES[dtype], memory_utilization=share,
+        )  # fmt: skip
+    except DoesNotFitError as error:
+        raise DoesNotFitError(f"{error}; {assumed}" if assumed else str(error)) from None
     served = shape.parameters * DTYPE_BYTES[dtype]
-    stored = shape.parameters * DTYPE_BYTES[_stored_dtype(values)]
+    stored = shape.parameters * DTYPE_BYTES[stored_dtype]
     host = host_bytes(plan, hardware.device, served, live_weights=config.live_weights)
     if config.live_weights and hardware.device == "cpu" and host > hardware.memory_bytes:
         raise DoesNotFitError(
@@ -108,7 +115,7 @@ def plan_text(model: str | None, config: PlanConfig) -> str:
             "chart": chart,
         }
         return json.dumps(parts, indent=2)
-    text = page(f"{name}, {dtype}", shape, hardware, traffic, plan)
+    text = page(f"{name}, {dtype}", shape, hardware, traffic, plan, assumed)
     return f"{text}\n\n{chart_lines(chart)}"
 
 
@@ -134,13 +141,17 @@ def _read_config(model: str | None) -> tuple[str, dict[str, Any]]:
     return model or "tiny", values
 
 
-def _stored_dtype(values: dict[str, Any]) -> str:
-    inner = values.get("text_config", {})
-    for holder in (values, inner):
+def _named_dtype(values: dict[str, Any]) -> str | None:
+    for holder in (values, values.get("text_config", {})):
         dtype = holder.get("dtype") or holder.get("torch_dtype")
         if dtype in DTYPE_BYTES:
             return str(dtype)
-    return "float32"
+    return None
+
+
+def _assumed_dtype(values: dict[str, Any]) -> str:
+    """Where a config names none: transformers unpacks quantised weights to bfloat16 (GPT-OSS)."""
+    return "bfloat16" if values.get("quantization_config") else "float32"
 
 
 def _hardware(config: PlanConfig) -> Hardware:

@@ -105,16 +105,11 @@ def estimate(
     pages = pages_beside(left * share, working, page)
     group_pages = _pages_of_group(traffic)
     if pages < group_pages:
+        missing = (group_pages * page + working) / share - left
         raise DoesNotFitError(
             f"{weights / 1e9:.1f} GB of weights leave {max(0.0, left) / 1e9:.1f} GB, of which "
             f"pages and steps take {share:.0%}, and a step {working / 1e9:.2f} GB: {pages} pages, "
-            f"and one prompt group needs {group_pages}; "
-            + (
-                "a model is not split over GPUs: take a larger --hardware "
-                f"({_LARGEST}: {PRESETS[_LARGEST].memory_bytes / 1e9:.0f} GB)"
-                if hardware.device == "cuda"
-                else "take a machine with more memory"
-            )
+            f"and one prompt group needs {group_pages}; {_way_out(hardware, left, missing)}"
         )
     flops = _flops(shape, traffic)
     batch = min(MAX_SAMPLES, pages // group_pages * traffic.completions)
@@ -164,6 +159,24 @@ def step_limits(
         chunk_tokens=CHUNK_TOKENS[device],
         max_samples=MAX_SAMPLES,
         context=traffic.sequence_tokens,
+    )
+
+
+def _way_out(hardware: Hardware, left: float, missing: float) -> str:
+    """What to take where so many bytes are missing of those that weights leave."""
+    if hardware.device == "cpu":
+        return "take a machine with more memory"
+    if hardware.memory_bytes + missing <= PRESETS[_LARGEST].memory_bytes:
+        largest = PRESETS[_LARGEST].memory_bytes / 1e9
+        return (
+            "a model is not split over GPUs: take a larger --hardware "
+            f"({_LARGEST}: {largest:.0f} GB)"
+        )
+    needed = math.ceil((hardware.memory_bytes + missing) / 1e9)
+    fewer = "; fewer completions, or shorter ones, take fewer pages" if left > 0 else ""
+    return (
+        f"a model is not split over GPUs, and one with {needed} GB is needed, more than any "
+        f"--hardware has (--memory-gb is for others){fewer}"
     )
 
 

@@ -9,8 +9,15 @@ from scoring_service.plan.traffic import Traffic
 from scoring_service.types import PAGE_TOKENS
 
 
-def page(name: str, shape: ModelShape, hardware: Hardware, traffic: Traffic, plan: Plan) -> str:
-    """Return the lines."""
+def page(
+    name: str,
+    shape: ModelShape,
+    hardware: Hardware,
+    traffic: Traffic,
+    plan: Plan,
+    assumed: str = "",
+) -> str:
+    """Return the lines; `assumed` is one more of what is assumed."""
     rows = [
         ("model", f"{name} ({shape.family}), {_short(shape.parameters)} parameters"),
         ("device", f"{hardware.device}, {_bytes(hardware.memory_bytes)}"),
@@ -33,10 +40,12 @@ def page(name: str, shape: ModelShape, hardware: Hardware, traffic: Traffic, pla
         rows.insert(4, ("recorded steps", f"{_bytes(plan.graph_bytes)} for those of samples"))
     lines = [f"{label:<18} {value}" for label, value in rows]
     flags = " ".join(f"{flag} {value}" for flag, value in plan.flags.items())
-    return "\n".join([*lines, "", f"scoring-service serve … {flags}", "", *_assumptions(hardware)])
+    return "\n".join(
+        [*lines, "", f"scoring-service serve … {flags}", "", *_assumptions(hardware, assumed)]
+    )
 
 
-def _assumptions(hardware: Hardware) -> list[str]:
+def _assumptions(hardware: Hardware, assumed: str) -> list[str]:
     return [
         "Assumed:",
         f"  {_short(hardware.matrix_flops)}FLOP/s in matrix products and "
@@ -46,6 +55,7 @@ def _assumptions(hardware: Hardware) -> list[str]:
         f"  replicas are loaded to {HEADROOM:.0%}; a replica is one worker with one device",
         "  tokens are counted as callers do: each prompt once for each of its completions",
         "  nothing comes from the prefix cache beyond a group's own prompt",
+        *([f"  {assumed}"] if assumed else []),
     ]
 
 

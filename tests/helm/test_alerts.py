@@ -149,6 +149,21 @@ def test_nobody_is_alarmed_while_a_start_may_still_go_on() -> None:
         assert int(rule["for"][:-1]) * 60 >= deployment["progressDeadlineSeconds"] - 300
 
 
+def test_nobody_is_alarmed_where_no_pod_is_wanted() -> None:
+    """Nor is there anything that `helm test` could ask; the other models are watched and asked."""
+    scaled = {"replicas": 0, "autoscaling": {"enabled": True}}
+    models = [{"name": "off", "replicas": 0}, {"name": "on"}, {"name": "scaled", **scaled}]
+    manifests = render({**OBSERVED, "models": models})
+    found = [rule for rule in rules(manifests) if rule["alert"] == "ScoringNoPodReady"]
+    alone = [
+        re.findall(r'service="release-scoring-service-(\w+)-headless"', r["expr"]) for r in found
+    ]
+    assert alone == [["on", "on"], ["scaled", "scaled"]]
+    asked = [pod["metadata"]["name"] for pod in of_kind(manifests, "Pod")]
+    assert asked == [f"release-scoring-service-{name}-test" for name in ("on", "scaled")]
+    assert len(of_kind(manifests, "Deployment")) == 3
+
+
 def test_each_alert_links_to_its_place_on_the_page() -> None:
     """Names are headings there; `make chart` writes them, and no link is made up without a page."""
     page = (CHART.parents[1] / "docs" / "operating.md").read_text()

@@ -359,6 +359,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "no entry of auth.tokens has the scope admin",
     ),
     "workers without a GPU": (one(gpus=2, workers=3), "3 workers would share 2 GPUs"),
+    "several slices of GPUs": (
+        one(gpus=2, gpuResource="nvidia.com/mig-1g.10gb"),
+        "models[m]: 2 of nvidia.com/mig-1g.10gb: a process sees one slice",
+    ),
     "a long name": (
         {**OPEN, "fullnameOverride": "x" * 40, "models": [{"name": "y" * 20}]},
         "longer than 54 characters",

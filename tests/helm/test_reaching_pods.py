@@ -162,3 +162,30 @@ def test_the_test_pod_sends_its_token_in_plain_text_only_where_a_mesh_encrypts_i
         (pod,) = of_kind(manifests, "Pod")
         (client,) = pod["spec"]["containers"]
         assert ("--allow-plaintext-token" in client["args"]) is expected
+
+
+@pytest.mark.parametrize(
+    ("values", "protocol"),
+    [
+        (MATRIX["live weights of everybody"], "kubernetes.io/h2c"),
+        # Of a port that is called grpc and says no more, Istio's sidecars expect plaintext.
+        (MATRIX["mutual TLS of existing Secrets"], None),
+        ({**MATRIX["mutual TLS of existing Secrets"], "service": {"appProtocol": "tls"}}, "tls"),
+        ({**MATRIX["live weights of everybody"], "service": {"appProtocol": "grpc"}}, "grpc"),
+    ],
+)
+def test_all_services_say_what_the_pods_speak(values: dict[str, Any], protocol: str | None) -> None:
+    services = of_kind(render(values), "Service")
+    assert len(services) >= 2
+    for service in services:
+        ports = {port["name"]: port.get("appProtocol") for port in service["spec"]["ports"]}
+        assert ports.pop("grpc") == protocol
+        assert set(ports.values()) <= {None}
+
+
+def test_a_mesh_may_bring_what_it_has_wrapped() -> None:
+    """A policy is enforced outside of the pod, where all that is seen is the mesh's own port."""
+    rule = {"ports": [{"port": 15008}], "from": [{"podSelector": {}}]}
+    before = only(render(OPEN), "NetworkPolicy")["spec"]["ingress"]
+    after = only(render({**OPEN, "networkPolicy": {"ingress": [rule]}}), "NetworkPolicy")["spec"]
+    assert after["ingress"] == [*before, rule]

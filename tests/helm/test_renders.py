@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,6 +27,7 @@ from tests.helm.charts import (
     parse,
     pod_specs,
     render,
+    template,
 )
 from tests.helm.schemas import VERSIONS, faults
 from tests.helm.values import MATRIX
@@ -47,6 +52,49 @@ def test_values_give_manifests_that_are_good(case: str) -> None:
     check_pods(manifests)
     names = [(m["kind"], m["metadata"]["name"]) for m in manifests]
     assert len(set(names)) == len(names)
+
+
+def together(values: list[dict[str, Any]]) -> dict[str, Any]:
+    """Values of one model or none each, laid over one another as helm does with files."""
+    found: dict[str, Any] = {}
+    for path, value in (pair for one in values for pair in leaves({**one, "models": one_of(one)})):
+        place = found
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        place[path[-1]] = value
+    return {**found, "models": [{"name": "m", **found.get("models", {})}]}
+
+
+def one_of(values: dict[str, Any]) -> dict[str, Any]:
+    return next((m for m in values.get("models", [])), {})
+
+
+def leaves(values: dict[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, *path, key)
+        else:
+            yield (*path, key), value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_that_meet_are_good_or_refused_in_words(seed: int) -> None:
+    chosen = random.Random(seed)
+    names = [name for name, values in MATRIX.items() if len(values.get("models", [])) < 2]
+    rendered = 0
+    for _ in range(8):
+        cases = chosen.sample([name for name in names if name != "OpenShift"], 4)
+        done = template(together([MATRIX[name] for name in cases]))
+        if done.returncode:
+            # Not "executing …: error calling …", where a template met what it did not expect.
+            assert re.match(r"Error: execution error at \(\S+\): \w", done.stderr), cases
+            continue
+        rendered += 1
+        manifests = parse(done.stdout)
+        for version in (VERSIONS[0], VERSIONS[-1]):
+            assert not [fault for m in manifests for fault in faults(m, version)], cases
+        check_pods(manifests)
+    assert rendered >= 4
 
 
 def test_the_schemas_would_notice() -> None:

@@ -134,6 +134,12 @@ MATRIX: dict[str, dict[str, Any]] = {
         **OPEN,
         "service": {"type": "LoadBalancer", "port": 443, "annotations": {"a": "b"}},
     },
+    "another protocol": {**OPEN, "service": {"appProtocol": "tls"}},
+    "a slice of a GPU": one(gpus=1, gpuResource="nvidia.com/mig-1g.10gb", resources=ROOMY),
+    "no pods": {
+        **one(replicas=0),
+        "metrics": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
+    },
     "no account": {**OPEN, "serviceAccount": {"create": False}},
     "an open network": {**OPEN, "networkPolicy": {"enabled": False}},
     "a closed network": {
@@ -142,6 +148,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "clients": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
             "metrics": [],
             "probes": [{"ipBlock": {"cidr": "10.0.0.0/16"}}],
+            "ingress": [{"ports": [{"port": 15008}], "from": [{"podSelector": {}}]}],
             "egress": {"enabled": True, "rules": [{"ports": [{"port": 443}]}]},
         },
     },

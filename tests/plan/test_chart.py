@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,46 @@ def test_the_cache_holds_the_files_whatever_is_served(config: Path) -> None:
     narrow = printed(config, dtype="float32")
     assert narrow["cache"]["size"] == "35Gi"
     assert narrow["resources"]["limits"] == {"memory": "56Gi"}  # 1.25 x 30.51 + 16 = 54.1
+
+
+def test_a_pod_that_computes_on_a_gpu_asks_for_one(config: Path) -> None:
+    """Without it the chart's model would compute on its CPU."""
+    assert f"{printed(config)['gpus']!r}" == "1"  # and not True, which Python finds equal
+    on_cpu = json.loads(plan_text(None, PlanConfig(hardware="cpu-2-cores", json=True)))
+    assert "gpus" not in on_cpu["chart"]
+
+
+def test_what_takes_long_to_read_has_the_time(config: Path) -> None:
+    """The chart's own 900 s last for 78 GB at its 10 s a GB; Llama 3.1 70B has 141."""
+    chart = yaml.safe_load((EXAMPLES.parent / "values.yaml").read_text())["defaults"]
+    assert "startupSeconds" not in printed(config)
+    assert chart["startupSeconds"] == 900
+    llama = {
+        "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 28_672,
+        "vocab_size": 128_256, "max_position_embeddings": 131_072, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    config.write_text(json.dumps(llama))
+    assert printed(config, memory_gb=192)["startupSeconds"] == 1800  # 1,411 and 120, in steps
+
+
+def test_a_type_that_the_config_does_not_name(config: Path) -> None:
+    """As transformers has it: GPT-OSS's, which names none, is unpacked to bfloat16."""
+    nameless = {name: value for name, value in QWEN3_8B.items() if name != "torch_dtype"}
+    config.write_text(json.dumps({**nameless, "quantization_config": {"quant_method": "mxfp4"}}))
+    told = plan_text(str(config), PlanConfig(hardware="h100"))
+    assert re.search(r"^weights +16\.4 GB$", told, re.MULTILINE)
+    assert "config.json names no element type, so --dtype bfloat16 is assumed" in told
+    config.write_text(json.dumps(nameless))
+    told = plan_text(str(config), PlanConfig(hardware="h100"))
+    assert re.search(r"^weights +32\.8 GB$", told, re.MULTILINE)
+    assert "--dtype float32 is assumed" in told
+    assert "is assumed\n" not in plan_text(
+        str(config), PlanConfig(hardware="h100", dtype="float16")
+    )
+    with pytest.raises(DoesNotFitError, match=r"--dtype float32 is assumed$"):
+        plan_text(str(config), PlanConfig(hardware="l40s", memory_gb=24))
 
 
 def test_the_example_of_a_live_policy_is_what_the_plan_says(config: Path) -> None:

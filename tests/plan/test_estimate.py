@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,6 +86,40 @@ def test_memory_is_divided_as_the_engine_divides_it() -> None:
         plan_of(hardware=replace(MACHINE, memory_bytes=3e6, device="cuda"))
     with pytest.raises(DoesNotFitError, match=r"a machine with more memory$"):
         plan_of(hardware=replace(MACHINE, memory_bytes=3e6, device="cpu"))
+
+
+LLAMA_70B = model_shape({
+    "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "intermediate_size": 28_672, "vocab_size": 128_256,
+    "max_position_embeddings": 131_072, "tie_word_embeddings": False,
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["l40s", "h200"])
+@pytest.mark.parametrize("completions", [1, 2000])
+def test_what_no_device_holds_is_told_with_what_it_takes(name: str, completions: int) -> None:
+    """Not "take a larger one, such as an H200" of 141 GB of weights, or of an H200."""
+    traffic = Traffic("score", 512, 512, completions, 0, 1.0)
+    weights = 2 * 70_553_706_496  # as Meta's files have it
+    hardware = PRESETS[name]
+
+    def fits(gigabytes: float) -> bool:
+        estimate(LLAMA_70B, replace(hardware, memory_bytes=gigabytes * 1e9), traffic, dtype_bytes=2)
+        return True
+
+    with pytest.raises(DoesNotFitError) as refused:
+        estimate(LLAMA_70B, hardware, traffic, dtype_bytes=2)
+    assert "take a larger --hardware" not in str(refused.value)
+    (needed,) = re.findall(r"one with (\d+) GB is needed", str(refused.value))
+    assert int(needed) * 1e9 > weights
+    assert fits(int(needed))
+    with pytest.raises(DoesNotFitError):
+        fits(int(needed) - 1)
+
+
+def test_a_group_that_is_too_large_can_be_smaller() -> None:
+    with pytest.raises(DoesNotFitError, match=r"fewer completions"):
+        plan_of(replace(GRPO, completions=10**7), PRESETS["h200"])
 
 
 def test_drawing_is_bound_by_memory_or_by_arithmetic() -> None:

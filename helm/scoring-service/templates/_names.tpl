@@ -75,6 +75,11 @@ app.kubernetes.io/component: server
 scoring-service/model: {{ .model.name | quote }}
 {{- end -}}
 
+{{/* What the Services say that the pods speak. */}}
+{{- define "scoring-service.appprotocol" -}}
+{{- .Values.service.appProtocol | default (ternary "" "kubernetes.io/h2c" .Values.tls.enabled) -}}
+{{- end -}}
+
 {{/* The image of a model: with CUDA where it asks for GPUs. */}}
 {{- define "scoring-service.image" -}}
 {{- $image := .root.Values.image -}}

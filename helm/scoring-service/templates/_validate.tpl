@@ -105,6 +105,9 @@ What a schema cannot say. Each message names the value and what to write instead
 {{- if and (gt (int $model.gpus) 0) $model.workers (gt (int $model.workers) (int $model.gpus)) -}}
 {{- fail (printf "%s: %d workers would share %d GPUs, each with the whole model: workers must not exceed gpus" $at (int $model.workers) (int $model.gpus)) -}}
 {{- end -}}
+{{- if and (gt (int $model.gpus) 1) (contains "/mig-" $model.gpuResource) -}}
+{{- fail (printf "%s: %d of %s: a process sees one slice of a GPU, whatever the pod has: gpus=1, and as many replicas" $at (int $model.gpus) $model.gpuResource) -}}
+{{- end -}}
 {{- if $model.liveWeights.enabled -}}
 {{- $names := $model.settings.admin_names | default list -}}
 {{- if $values.auth.enabled -}}
