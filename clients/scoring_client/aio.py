@@ -4,14 +4,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from itertools import repeat
 from typing import Any, Unpack
 
 import grpc
 import grpc.aio
 
-from scoring_client.calls.aio_streams import run_alone, run_together
+from scoring_client.calls.aio_streams import Alone, Together
 from scoring_client.calls.assembly import PartT
 from scoring_client.calls.call import call_defaults
 from scoring_client.calls.division import (
@@ -378,13 +377,17 @@ class AsyncScoringClient(AsyncClient):
 
         size = await self._part_size(job, attempts)
         parts = [job] if size is None else job.divide(size)
-        if len(parts) == 1:
-            run = run_alone(job, attempts, open_call)
-        else:
-            run = run_together(parts, attempts, open_call, self._max_parts)
-        async with aclosing(run):
-            async for part in run:
-                yield part
+        streams: Alone[PartT] | Together[PartT] = (
+            Alone(job, attempts, open_call)
+            if len(parts) == 1
+            else Together(parts, attempts, open_call, self._max_parts)
+        )
+        try:
+            while (found := await streams.next_parts()) is not None:
+                for part in found:
+                    yield part
+        finally:
+            await streams.close()
         job.call.raise_item_errors()
 
     async def _part_size(self, job: Job[Any, Any, Any], attempts: Attempts) -> PartSize | None:
