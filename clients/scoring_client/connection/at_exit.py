@@ -1,7 +1,7 @@
 """Iterators that a program still holds when it ends.
 
 Python closes what is left of them when its threads are gone, and to close one is to cancel its call
-and to wait for the threads that read it: the process would never end.
+and to wait for the threads that read it: some processes never ended.
 """
 
 from __future__ import annotations
