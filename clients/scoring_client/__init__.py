@@ -45,7 +45,9 @@ from scoring_client.values.field_docs import show_field_docs
 from scoring_client.values.inputs import (
     Completion,
     Expect,
+    GroupLike,
     PromptGroup,
+    PromptLike,
     RequestContext,
     SamplePrompt,
 )
@@ -84,6 +86,7 @@ __all__ = [
     "DeadlineError",
     "Expect",
     "FieldViolation",
+    "GroupLike",
     "InvalidRequestError",
     "ItemError",
     "Limits",
@@ -99,6 +102,7 @@ __all__ = [
     "Processing",
     "Progress",
     "PromptGroup",
+    "PromptLike",
     "ProtocolError",
     "Provenance",
     "ReplicaError",

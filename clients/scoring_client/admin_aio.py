@@ -22,7 +22,7 @@ from scoring_client.calls.admin import (
     resume_call,
     update_weights_call,
 )
-from scoring_client.connection.admin_channel import ONE_SERVER, AdminSettings, admin_error
+from scoring_client.connection.admin_channel import ADMIN_OPTIONS, AdminSettings, admin_error
 from scoring_client.connection.aio_channel import telling_closed
 from scoring_client.connection.channel import ChannelOptions, with_trace
 from scoring_client.connection.closed import telling_closed_before
@@ -105,7 +105,7 @@ class AsyncAdminClient(AsyncClient):
                 client_key=client_key,
                 tls=tls,
                 allow_plaintext_token=allow_plaintext_token,
-                options=[ONE_SERVER, *channel_options],
+                options=[*ADMIN_OPTIONS, *channel_options],
             ),
             arguments,
         )

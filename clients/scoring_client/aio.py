@@ -4,23 +4,22 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from itertools import repeat
 from typing import Any, Unpack
 
 import grpc
 import grpc.aio
 
-from scoring_client.calls.aio_streams import run_alone, run_together
+from scoring_client.calls.aio_streams import Alone, Together
 from scoring_client.calls.assembly import PartT
 from scoring_client.calls.call import call_defaults
 from scoring_client.calls.division import (
     NEVER_DIVIDED_BELOW,
     PartSize,
     checked_parts,
-    preferred_size,
 )
 from scoring_client.calls.job import Job, ResultsT
+from scoring_client.calls.preferred_sizes import PreferredSizes
 from scoring_client.calls.sample_job import sample_job
 from scoring_client.calls.score_job import score_job, topk_job
 from scoring_client.calls.tokenize import token_ids, tokenize_request
@@ -105,7 +104,7 @@ class AsyncScoringClient(AsyncClient):
         self._retry = RetryPolicy(max_attempts=max_attempts)
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
         self._max_parts = checked_parts(max_parts_in_flight)
-        self._sizes: dict[str, PartSize] = {}
+        self._sizes = PreferredSizes()
         self._server = target if channel is None else "the server"
         self._servers = ServerCount(target if channel is None else None)
         super().__init__(
@@ -378,30 +377,33 @@ class AsyncScoringClient(AsyncClient):
 
         size = await self._part_size(job, attempts)
         parts = [job] if size is None else job.divide(size)
-        if len(parts) == 1:
-            run = run_alone(job, attempts, open_call)
-        else:
-            run = run_together(parts, attempts, open_call, self._max_parts)
-        async with aclosing(run):
-            async for part in run:
-                yield part
+        streams: Alone[PartT] | Together[PartT] = (
+            Alone(job, attempts, open_call)
+            if len(parts) == 1
+            else Together(parts, attempts, open_call, self._max_parts)
+        )
+        try:
+            while (found := await streams.next_parts()) is not None:
+                for part in found:
+                    yield part
+        finally:
+            await streams.close()
         job.call.raise_item_errors()
 
     async def _part_size(self, job: Job[Any, Any, Any], attempts: Attempts) -> PartSize | None:
         """Return how large the parts of a call should be; None = it is one part."""
         if self._part is not None or job.divisible_tokens < NEVER_DIVIDED_BELOW:
             return self._part
-        if job.model not in self._sizes:
-            left = attempts.remaining()
-            try:
-                info = await self.model_info(job.model, timeout=min(left or 10.0, 10.0))
-            except CancelledCallError:
-                raise
-            except ScoringError:
-                # Whatever is wrong, the call itself will say so, with its own retries.
-                return None
-            self._sizes[job.model] = preferred_size(info.limits)
-        return self._sizes[job.model]
+        if (size := self._sizes.fresh(job.model)) is not None:
+            return size
+        left = attempts.remaining()
+        try:
+            info = await self.model_info(job.model, timeout=min(left or 10.0, 10.0))
+        except CancelledCallError:
+            raise
+        except ScoringError as error:
+            return self._sizes.unsaid(job.model, error)
+        return self._sizes.said(job.model, info.limits)
 
     async def _unary(self, rpc: str, request: Any, timeout: float | ClientTimeout | None) -> Any:
         limit = short_time_limit(timeout, self._timeout)

@@ -13,13 +13,14 @@ from scoring_client.calls.division import (
     NEVER_DIVIDED_BELOW,
     PartSize,
     checked_parts,
-    preferred_size,
 )
 from scoring_client.calls.job import Job, ResultsT
+from scoring_client.calls.preferred_sizes import PreferredSizes
 from scoring_client.calls.sample_job import sample_job
 from scoring_client.calls.score_job import score_job, topk_job
 from scoring_client.calls.streams import run_alone, run_together
 from scoring_client.calls.tokenize import token_ids, tokenize_request
+from scoring_client.connection.at_exit import closed_at_exit
 from scoring_client.connection.channel import ChannelOptions, with_trace
 from scoring_client.connection.closed import telling_closed_before
 from scoring_client.connection.endpoint import Pem, call_metadata, endpoint
@@ -124,7 +125,7 @@ class ScoringClient(BlockingClient):
         self._retry = RetryPolicy(max_attempts=max_attempts)
         self._part = None if tokens_per_part is None else PartSize(tokens_per_part)
         self._max_parts = checked_parts(max_parts_in_flight)
-        self._sizes: dict[str, PartSize] = {}
+        self._sizes = PreferredSizes()
         self._server = target if channel is None else "the server"
         self._servers = ServerCount(target if channel is None else None)
         super().__init__(
@@ -292,7 +293,7 @@ class ScoringClient(BlockingClient):
         Arguments and errors as of ``score``. With ``on_error="raise"`` the failed items raise at
         the end. Closing the iterator cancels the call.
         """
-        return self._run(score_job("score_iter", groups, self._filled(options), whole=True))
+        return self._iterator(score_job("score_iter", groups, self._filled(options), whole=True))
 
     def score_slices(
         self, groups: Iterable[GroupLike], **options: Unpack[ScoreOptions]
@@ -302,7 +303,7 @@ class ScoringClient(BlockingClient):
         Arguments and errors as of ``score_iter``; besides, an item fails with ResultChangedError
         when the weights change while its broken stream is resumed.
         """
-        return self._run(score_job("score_slices", groups, self._filled(options), whole=False))
+        return self._iterator(score_job("score_slices", groups, self._filled(options), whole=False))
 
     def topk_logprobs(
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
@@ -330,7 +331,7 @@ class ScoringClient(BlockingClient):
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
     ) -> Generator[CompletionTopK, None, None]:
         """Yield the top-K of each completion once they are whole; see ``score_iter``."""
-        return self._run(
+        return self._iterator(
             topk_job("topk_logprobs_iter", groups, k, self._filled(options), whole=True)
         )
 
@@ -338,7 +339,7 @@ class ScoringClient(BlockingClient):
         self, groups: Iterable[GroupLike], k: int, **options: Unpack[TopKOptions]
     ) -> Generator[CompletionTopK, None, None]:
         """Yield slices of rows as they arrive; see ``score_slices``."""
-        return self._run(
+        return self._iterator(
             topk_job("topk_logprobs_slices", groups, k, self._filled(options), whole=False)
         )
 
@@ -372,7 +373,7 @@ class ScoringClient(BlockingClient):
         With ``on_error="raise"`` the failed items raise at the end. Closing the iterator cancels
         the call.
         """
-        return self._run(sample_job("sample_iter", prompts, self._filled(options), whole=True))
+        return self._iterator(sample_job("sample_iter", prompts, self._filled(options), whole=True))
 
     def sample_slices(
         self, prompts: Iterable[PromptLike], **options: Unpack[SampleOptions]
@@ -382,7 +383,9 @@ class ScoringClient(BlockingClient):
         Arguments and errors as of ``sample_iter``; besides, an item fails with ResultChangedError
         when the weights change while its broken stream is resumed.
         """
-        return self._run(sample_job("sample_slices", prompts, self._filled(options), whole=False))
+        return self._iterator(
+            sample_job("sample_slices", prompts, self._filled(options), whole=False)
+        )
 
     def _filled(self, options: Any) -> Any:
         return {**self._defaults, **options}
@@ -390,6 +393,9 @@ class ScoringClient(BlockingClient):
     def _collect(self, job: Job[PartT, Any, ResultsT]) -> ResultsT:
         with job.losing_what_is_finished():
             return job.results(list(self._run(job)))
+
+    def _iterator(self, job: Job[PartT, Any, Any]) -> Generator[PartT, None, None]:
+        return closed_at_exit(self._run(job))
 
     def _run(self, job: Job[PartT, Any, Any]) -> Generator[PartT, None, None]:
         """Yield what the caller gets, over as many parts and attempts as it takes."""
@@ -412,15 +418,14 @@ class ScoringClient(BlockingClient):
         """Return how large the parts of a call should be; None = it is one part."""
         if self._part is not None or job.divisible_tokens < NEVER_DIVIDED_BELOW:
             return self._part
-        if job.model not in self._sizes:
-            left = attempts.remaining()
-            try:
-                info = self.model_info(job.model, timeout=min(left or 10.0, 10.0))
-            except ScoringError:
-                # Whatever is wrong, the call itself will say so, with its own retries.
-                return None
-            self._sizes[job.model] = preferred_size(info.limits)
-        return self._sizes[job.model]
+        if (size := self._sizes.fresh(job.model)) is not None:
+            return size
+        left = attempts.remaining()
+        try:
+            info = self.model_info(job.model, timeout=min(left or 10.0, 10.0))
+        except ScoringError as error:
+            return self._sizes.unsaid(job.model, error)
+        return self._sizes.said(job.model, info.limits)
 
     def _unary(self, method: Any, request: Any, timeout: float | ClientTimeout | None) -> Any:
         limit = short_time_limit(timeout, self._timeout)

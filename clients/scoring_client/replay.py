@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from scoring_client.values.processing import ResolvedProcessing
 __all__ = [
     "IGNORED",
     "MismatchKL",
+    "RowSettings",
     "apply_top_k_top_p",
     "entropy",
     "importance_ratios",
@@ -43,6 +44,19 @@ __all__ = [
 
 IGNORED = -100
 """Label of a row that nothing is wanted of; any negative one does."""
+
+
+class RowSettings(TypedDict, total=False):
+    """Settings row by row, as keyword arguments of processed_logprobs."""
+
+    temperature: Tensor
+    """float32 [T], always there."""
+    top_k: Tensor
+    """int64 [T], always there."""
+    top_p: Tensor
+    """float32 [T], where any row has one."""
+    min_p: Tensor
+    """float32 [T], where any row has one."""
 
 
 def processed_logprobs(
@@ -188,7 +202,7 @@ def row_settings(
     processings: Sequence[ResolvedProcessing | None],
     lengths: Sequence[int],
     device: torch.device | str | None = None,
-) -> dict[str, Tensor]:
+) -> RowSettings:
     """Return settings row by row for samples laid end to end, as keyword arguments.
 
     ``processed_logprobs(logits, labels, **row_settings(...))`` replays exactly what was applied.
@@ -236,7 +250,7 @@ def row_settings(
         values = torch.tensor([getattr(p, name) for p in known], dtype=dtype, device=device)
         return values.repeat_interleave(counts)
 
-    settings = {
+    settings: RowSettings = {
         "temperature": column("temperature", torch.float32),
         "top_k": column("top_k", torch.int64),
     }

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from importlib import metadata
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -59,6 +60,13 @@ def test_the_command_ends_with_the_status_of_the_command_line(monkeypatch, capsy
         command.main()
     assert ended.value.code == 2
     assert "give a prompt" in capsys.readouterr().err
+
+
+def test_the_types_of_arguments_are_there_for_whoever_annotates_a_wrapper():
+    groups = get_type_hints(ScoringClient.score, include_extras=True)["groups"]
+    prompts = get_type_hints(ScoringClient.sample, include_extras=True)["prompts"]
+    assert get_args(groups) == (scoring_client.GroupLike,)
+    assert get_args(prompts) == (scoring_client.PromptLike,)
 
 
 def public_methods(cls):

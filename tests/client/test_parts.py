@@ -10,6 +10,7 @@ import pytest
 from scoring_client import (
     AsyncScoringClient,
     CancelledCallError,
+    Completion,
     DeadlineError,
     InvalidRequestError,
     MixedWeightsError,
@@ -21,6 +22,7 @@ from scoring_client.calls.assembly import join
 from scoring_client.calls.division import PartSize, divide, group_unit, prompt_units
 from scoring_client.calls.requests import group_messages
 from scoring_client.proto import sample_pb2
+from tests.client.conftest import OWN_CONNECTIONS
 from tests.client.toy_server import Fault, ToyServer
 from tests.client.truth import assert_sample, assert_scores
 
@@ -153,6 +155,46 @@ def test_a_server_that_does_not_say_what_it_prefers_gets_the_call_whole(ask):
     with ToyServer(preferred_tokens=0, max_slice=500) as server:
         ask(server.target, "score", large)
         assert len(server.requests) == 1
+
+
+# What is asked of a completion's first row alone costs the toy nothing.
+LONG = [([1, 2], [Completion([3] * 25_000, rows=[(0, 1)])])] * 6
+STARTING = Fault(reason="LOADING", message="the model is loading")
+
+
+def parts_of(server):
+    sizes = sorted(len(request.groups) for request in server.requests)
+    server.requests.clear()
+    return sizes
+
+
+def test_a_call_that_meets_a_server_before_it_is_ready_is_divided_all_the_same(ask):
+    # gRPC itself sends a short call four times; each of the parts is refused once as well.
+    refusals = {"unary_faults": [STARTING] * 4, "faults": [STARTING] * 3}
+    with ToyServer(preferred_tokens=10**9, **refusals) as server:
+        results = ask(server.target, "score", LONG)
+        assert parts_of(server) == [2, 2, 2, 2, 2, 2]
+    for (scores,) in results:
+        assert_scores(scores, [1, 2], [3] * 25_000, rows=[0])
+
+
+def test_limits_that_changed_are_asked_for_again(monkeypatch):
+    sizes = "scoring_client.calls.preferred_sizes._FRESH_SECONDS"
+    with (
+        ToyServer(preferred_tokens=60_000) as server,
+        ScoringClient(server.target, **OWN_CONNECTIONS) as client,
+    ):
+        client.score(LONG)
+        assert parts_of(server) == [2, 2, 2]
+        server.preferred_tokens = 30_000
+        client.score(LONG)
+        assert parts_of(server) == [2, 2, 2], "asked for each call"
+        monkeypatch.setattr(sizes, 0.0)
+        client.score(LONG)
+        assert parts_of(server) == [1] * 6
+        server.unary_faults += [STARTING] * 4
+        client.score(LONG)
+        assert parts_of(server) == [1] * 6, "what was said last holds"
 
 
 @pytest.mark.parametrize("most", [1, 3])

@@ -348,6 +348,9 @@ def test_an_iterator_s_own_error_is_the_caller_s():
         group_messages([([1], completions())])
 
 
+LISTED = "topk_logprobs(groups, k) lists the most likely tokens of each row"
+
+
 @pytest.mark.parametrize(
     ("call", "option", "hint"),
     [
@@ -358,6 +361,8 @@ def test_an_iterator_s_own_error_is_the_caller_s():
         ("sample", "logprobs", "every result has it"),
         ("sample", "max_new_tokens", "did you mean 'max_tokens'?"),
         ("score", "logprobs", "every result has it"),
+        ("score", "top_logprobs", LISTED),
+        ("score_iter", "k", LISTED),
     ],
 )
 def test_hints_do_not_mislead(nowhere, call, option, hint):

@@ -96,16 +96,16 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         self.cancelled = threading.Event()
         self.version = version
         self.says_who = says_who
-        self._preferred_tokens = preferred_tokens
+        self.preferred_tokens = preferred_tokens
         self._digest = digest
         self._faults = list(faults)
-        self._unary_faults = list(unary_faults)
+        self.unary_faults = list(unary_faults)
         self.random = random.Random(slice_seed)
         self.max_slice = max_slice
         self.numbers = numbers
         self._tamper = tamper
         self._step_delay = step_delay
-        self._hold = hold
+        self.hold = hold
         self._bos = bos
         self._server = grpc.server(
             futures.ThreadPoolExecutor(16),
@@ -126,8 +126,8 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hold is not None:
-            self._hold.set()
+        if self.hold is not None:
+            self.hold.set()
         self._server.stop(grace=0).wait()
 
     # RPCs
@@ -163,7 +163,7 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
             limits=model_info_pb2.Limits(
                 max_request_bytes=4 << 20,
                 max_k=258,
-                preferred_tokens_per_call=self._preferred_tokens,
+                preferred_tokens_per_call=self.preferred_tokens,
             ),
             dtype="float32",
             architecture="ToyForCausalLM",
@@ -189,7 +189,7 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
     def _unary(self, context: Any) -> None:
         self.metadata.append(dict(context.invocation_metadata()))
         self.times_left.append(context.time_remaining())
-        fault = self._unary_faults.pop(0) if self._unary_faults else None
+        fault = self.unary_faults.pop(0) if self.unary_faults else None
         if fault is not None:
             _abort(context, fault)
 
@@ -241,8 +241,8 @@ class ToyServer(service_pb2_grpc.ScoringServiceServicer):
         )
         first.progress.tokens_ahead = 77
         yield first
-        if self._hold is not None:
-            self._hold.wait(timeout=20)
+        if self.hold is not None:
+            self.hold.wait(timeout=20)
         ok = failed = 0
         answers = ToyAnswers(self.random, self.max_slice, self.numbers, self.version)
         for result in answers.results(request):

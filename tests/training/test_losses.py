@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoring_client import ScoringClient, divergences
+from scoring_client import Completion, ScoringClient, divergences
 from scoring_client.losses import (
     TeacherRows,
     forward_kl,
@@ -402,3 +404,34 @@ def test_a_student_that_is_its_teacher_far_from_zero(level: float, temperature: 
     for loss in (forward_kl, reverse_kl, generalized_js):
         values = loss(logits, teacher, temperature=temperature, reduction="none")
         assert values.abs().max().item() < 2e-6
+
+
+@pytest.fixture
+def every_warning_raises() -> Iterator[None]:
+    """Torch tells most things once a process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    torch.set_warn_always(before)
+
+
+def test_results_of_an_object_store_are_taken_without_a_warning(
+    every_warning_raises: None,
+) -> None:
+    """Ray keeps arrays apart from the rest of a pickle, and gives views that are read-only."""
+    asked = Completion([2, 3, 4], candidates=np.arange(6, dtype=np.int32).reshape(3, 2))
+    with ToyServer() as server, ScoringClient(server.target) as client:
+        results = client.topk_logprobs([([1], [asked])], 5)
+    buffers: list[pickle.PickleBuffer] = []
+    stored = pickle.dumps((results, asked), protocol=5, buffer_callback=buffers.append)
+    results, asked = pickle.loads(stored, buffers=[bytes(part.raw()) for part in buffers])
+    (scores,) = results.completions()
+    assert not scores.logprobs.flags.writeable
+    logits = torch.randn(3, 258, generator=torch.Generator().manual_seed(0))
+    teacher = teacher_rows([scores], [asked.candidates])
+    assert teacher.candidate_ids.tolist() == [[0, 1], [2, 3], [4, 5]]
+    hard = soft_cross_entropy(logits, scores.token_ids)
+    labels = torch.tensor([2, 3, 4])
+    torch.testing.assert_close(hard, torch.nn.functional.cross_entropy(logits, labels))

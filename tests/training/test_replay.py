@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -442,6 +442,17 @@ def test_settings_row_by_row() -> None:
         row_settings([None], [1])
     with pytest.raises(ValueError, match="1 processings for 2 lengths"):
         row_settings([resolved(1.0)], [1, 2])
+
+
+@pytest.mark.parametrize("function", [processed_logprobs, linear_processed_logprobs])
+def test_settings_row_by_row_are_typed_as_the_arguments_that_they_become(function: Any) -> None:
+    """A checker takes `**row_settings(...)` key by key; of a plain dict it refuses all of them."""
+    assert get_type_hints(row_settings)["return"] is replay.RowSettings
+    taken = get_type_hints(function)
+    for name, kind in get_type_hints(replay.RowSettings).items():
+        assert kind in get_args(taken[name]), name
+    settings = row_settings([resolved(1.0, 7, 0.9, 0.1)], [2])
+    assert settings.keys() == get_type_hints(replay.RowSettings).keys()
 
 
 def test_settings_are_made_of_processings() -> None:

@@ -35,6 +35,15 @@ class GroupIndices:
             raise ProtocolError(f"a result for group {sent} of {len(self.groups)}")
         return self.groups[sent]
 
+    def keys(self, sent_group: int) -> list[Key]:
+        """Return the caller's indices of all completions that a group was sent with.
+
+        Raises:
+            ProtocolError: no such group was sent.
+        """
+        group = self.group(sent_group)
+        return [(group, completion) for completion in self.completions[sent_group]]
+
     def key(self, sent_group: int, sent_completion: int) -> Key:
         """Return the caller's indices of a completion.
 

@@ -107,7 +107,7 @@ class SampleJob(Job[Sample, PromptIndices, SampleResults]):
             return [(prompt, result.sample_index)]
         if not result.HasField("status"):
             raise ProtocolError("a result does not say its sample")
-        return [key for key in self._unfinished if key[0] == prompt]
+        return [key for key in self._keys_in_order[prompt] if key in self._unfinished]
 
     def _status_of(self, result: Any) -> Any:
         return result.status if result.HasField("status") else None

@@ -87,8 +87,7 @@ class _RowsJob(Job[ScoresT, GroupIndices, ScoreResults[ScoresT]]):
             return [self._indices.key(score.group_index, score.completion_index)]
         if not score.HasField("status"):
             raise ProtocolError("a result does not say its completion")
-        group = self._indices.group(score.group_index)
-        return [key for key in self._unfinished if key[0] == group]
+        return [key for key in self._indices.keys(score.group_index) if key in self._unfinished]
 
     def _status_of(self, result: Any) -> Any:
         score = self._score_of(result)

@@ -1,4 +1,4 @@
-"""What the two admin clients share: a channel option, settings, errors."""
+"""What the two admin clients share: channel options, settings, errors."""
 
 import json
 from dataclasses import dataclass
@@ -6,13 +6,18 @@ from typing import Any
 
 import grpc
 
-from scoring_client.connection.channel import Metadata
+from scoring_client.connection.channel import ChannelOptions, Metadata
 from scoring_client.connection.retry import ClientTimeout, short_time_limit
 from scoring_client.connection.status import error_from_rpc
 from scoring_client.errors import ProtocolError, ScoringError, reworded
 
-ONE_SERVER = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"pick_first": {}}]}))
-"""Channel option: every call goes to one and the same server."""
+ADMIN_OPTIONS: ChannelOptions = (
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"pick_first": {}}]})),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+"""Channel options: every call goes to one and the same server, on a connection of its own. gRPC has
+one for all channels of a process otherwise, and a server takes so many calls on each: as many that
+wait for new weights would keep out the push that brings them."""
 
 
 @dataclass(frozen=True, slots=True)

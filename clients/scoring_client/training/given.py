@@ -28,5 +28,13 @@ def as_tensor(name: str, value: Given, device: torch.device | None = None) -> Te
     if isinstance(found, Tensor):
         return found
     if isinstance(found, np.ndarray):
-        return torch.as_tensor(found, device=device)
+        return of_array(found, device)
     raise ValueError(f"{name} must be a tensor or a numpy array, got {type(found).__name__}")
+
+
+def of_array(array: npt.NDArray[Any], device: torch.device | None = None) -> Tensor:
+    """Return an array as a tensor, which shares its memory where that can be written to.
+
+    What came through an object store, such as Ray's, cannot: torch would warn of it.
+    """
+    return torch.as_tensor(array if array.flags.writeable else array.copy(), device=device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoring_client.training.given import Given, of_array
 from scoring_client.values.results import CompletionScores, CompletionTopK
 
 
@@ -71,7 +72,7 @@ class TeacherRows:
 
 def teacher_rows(
     scores: Iterable[CompletionTopK],
-    candidates: Iterable[Tensor | np.ndarray] | None = None,
+    candidates: Iterable[Given] | None = None,
     device: torch.device | str | None = None,
 ) -> TeacherRows:
     """Return the rows of several answers of ``topk_logprobs``, end to end.
@@ -115,7 +116,12 @@ def teacher_rows(
 
     candidate_ids = candidate_logprobs = None
     if candidates is not None:
-        candidate_ids = torch.cat([torch.as_tensor(ids) for ids in candidates])
+        candidate_ids = torch.cat(
+            [
+                of_array(ids) if isinstance(ids, np.ndarray) else torch.as_tensor(ids)
+                for ids in candidates
+            ]
+        )
         candidate_ids = candidate_ids.to(device=device, dtype=torch.int64)
         candidate_logprobs = joined("candidate_logprobs", torch.float32)
     return TeacherRows(

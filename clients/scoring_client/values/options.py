@@ -111,6 +111,11 @@ _CALLED: dict[str, dict[str, str]] = {
     "sample": {"tokens": "return_text", "text": "return_text", "k": "top_logprobs"},
 }
 """What other calls, or fields of results, call an option."""
+_LISTS_OF_SCORES = "topk_logprobs(groups, k) lists the most likely tokens of each row"
+_ELSEWHERE: dict[str, dict[str, str]] = {
+    "score": dict.fromkeys(("k", "top_logprobs", "token_id_limit"), _LISTS_OF_SCORES),
+}
+"""What another call has."""
 
 
 def check_names(options: Mapping[str, Any], known: Any, call: str) -> None:
@@ -136,6 +141,8 @@ def _hint(name: str, names: Sequence[str], call: str) -> str:
     call = call.removesuffix("_iter").removesuffix("_slices")
     if name in _RESULTS_HAVE.get(call, ()):
         return "; every result has it"
+    if (elsewhere := _ELSEWHERE.get(call, {}).get(name)) is not None:
+        return f"; {elsewhere}"
     # Fields of results are called alike: `entropy` gives `entropies`.
     near = [_CALLED.get(call, {}).get(name), *get_close_matches(name, names, n=1, cutoff=0.7)]
     return next((f"; did you mean {meant!r}?" for meant in near if meant), "")
