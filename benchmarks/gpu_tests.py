@@ -10,7 +10,6 @@ Leaves `gpu-tests.json`, rewritten after every file, and what pytest said of fai
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benchmarks.json_file import write_json
 from benchmarks.machine import describe, origin
 from benchmarks.side_process import ROOT
 
@@ -77,7 +77,7 @@ def main() -> int:
         for done in as_completed(running):
             found, said = done.result()
             report["files"][running[done]] = found
-            (arguments.out / "gpu-tests.json").write_text(json.dumps(report, indent=1) + "\n")
+            write_json(arguments.out / "gpu-tests.json", report)
             log.write(said)
             log.flush()
             passed, failed = found["passed"], sorted(found["failed"])
