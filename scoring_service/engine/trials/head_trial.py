@@ -131,6 +131,8 @@ def _tiles(
     """Logits, and ids that no row of them may draw.
 
     Rows of a step may begin anywhere in a tile, where odd vocabularies are aligned in another way.
+    Those have no bans, with which rows are drawn from a copy of their own: that begins where the
+    whole tile does.
     """
     generator = torch.Generator().manual_seed(0)
     spreads_T_1 = torch.linspace(0.5, 6.0, _ROWS)[:, None]
@@ -138,8 +140,8 @@ def _tiles(
     logits_T_V[1] = logits_T_V[1].round()  # ties
     dtype = head.dtype if as_they_are(head, device, kernels) else torch.float32
     logits_T_V = logits_T_V.to(dtype).to(device)
-    yield logits_T_V, ()
-    yield logits_T_V[1:], (0, head.vocab_size // 2)
+    yield logits_T_V, (0, head.vocab_size // 2)
+    yield logits_T_V[1:], ()
 
 
 def _answers(

@@ -53,18 +53,22 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 """With bfloat16, kernels read that or, once a temperature has divided it, float32."""
 
 
+@pytest.mark.parametrize("processing", head_trial._PROCESSINGS[1:])
 @pytest.mark.parametrize("dtype", DTYPES if DEVICE.type == "cuda" else DTYPES[:1])
 def test_kernels_that_work_stay_and_are_compiled(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, processing: Processing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What requests of other sizes launch afterwards is compiled already."""
+    """What requests of other sizes launch afterwards is compiled already: at temperature 1 they
+    read the logits, at others a tile of x."""
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(head_trial, "_PROCESSINGS", (processing,))
     monkeypatch.setattr(head_trial, "_ROWS", 3)  # as at a load: no tile of it has one row
     head, before, since = head_of(dtype), set[Variant](), set[Variant]()
     with recorded(before):
         assert head_failure(head, DEVICE) == ""
     assert dispatch.backend(DEVICE) == "triton"
     logits_T_V = torch.randn(4, head.vocab_size).to(dtype).to(DEVICE)
-    temperature = head_trial._PROCESSINGS[0].temperature
+    temperature = processing.temperature
     wants = RowWants(rank=True)
     with recorded(since):
         one_T_V = logits_T_V[3:]
