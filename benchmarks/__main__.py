@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness import Plan, Thrift, measure
+from benchmarks.json_file import write_json
 from benchmarks.machine import origin
 from benchmarks.report import plots, tables
 from benchmarks.side_process import ROOT, SideProcess
@@ -106,7 +106,7 @@ def main() -> None:
     report = facts
     for measured in measure(sides, plan, _say):
         report = {**facts, **measured}
-        (arguments.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_json(arguments.out / f"{stem}.json", report)
     close(sides, arguments.patience)
     if not arguments.no_plots:
         plots(report, arguments.out, stem)

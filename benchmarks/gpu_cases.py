@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.json_file import write_json
+
 Figure = dict[str, Any]
 Case = tuple[str, Callable[[], Figure]]
 """What is measured, and how."""
@@ -110,4 +112,4 @@ def run_part(command: Sequence[str], piece: Path, seconds: float) -> list[Figure
 
 
 def _write(output: Path, figures: list[Figure], running: str) -> None:
-    output.write_text(json.dumps({"figures": figures, "running": running}))
+    write_json(output, {"figures": figures, "running": running})

@@ -27,7 +27,9 @@ from benchmarks.gpu_judging import is_wrong
 from benchmarks.gpu_linear import logprobs
 from benchmarks.gpu_sampler import sampler
 from benchmarks.gpu_sizes import DRY, Sizes
+from benchmarks.gpu_table import tables
 from benchmarks.gpu_top_k import top_k
+from benchmarks.json_file import write_json
 from benchmarks.machine import copy_rate, describe, matrix_rate, origin, version_of
 from benchmarks.peers import cut_cross_entropy, flashinfer_sampler, liger
 
@@ -103,7 +105,8 @@ def measure_all(arguments: argparse.Namespace, sizes: Sizes, device: str) -> int
         piece = arguments.output.with_suffix(f".{name}.json")
         report[name] = run_part(command, piece, left * share)
         # After every part; what a part has so far is in its piece.
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(arguments.output, report)
+    print(tables(report, names), flush=True)
     return int(any(is_wrong(figure) for name in names for figure in report[name]))
 
 

@@ -52,23 +52,26 @@ def linear_figure(sizes: Sizes, rows: int, device: str, limits: dict[str, Any]) 
 
     sides = Sides(len(hidden))
     # The bare product leaves bf16 logits of all rows: what a head costs at least.
-    bare = sides.ours("bare product", lambda n: hidden[n] @ weight_V_H.t())
+    sides.ours("bare product", lambda n: hidden[n] @ weight_V_H.t())
     route = dispatch.linear_route(torch.device(device), rows)
     products = 2 * rows * sizes.hidden * sizes.vocab
     read = 2 * (weight_V_H.numel() + rows * sizes.hidden)
     routes = list(dict.fromkeys(("fused", "tiled", route)))
     for name in routes:
         sides.ours(name, ours(name))
-    targets = [at_most("times the bare product", sides.found[route]["seconds"] / bare, 1.25)]
+    ratio = sides.ratio(route, "bare product")
+    targets = [at_most("times the bare product", ratio, 1.25)]
     if rows == sizes.rows:
         share = extra_bytes(ours(route)) / (4 * rows * sizes.vocab)
         targets.append(at_most("extra memory, of the full logits", share, 0.01))
     checks = list(linear_checks(hidden[0], head, targets_T, routes, sizes.checked))
     # Last: whatever becomes of the device, what is ours has been measured.
     for name, (module, make) in PEERS.items():
-        if importlib.util.find_spec(module) is not None:
+        if importlib.util.find_spec(module) is None:
+            sides.missing(name)
+        else:
             sides.peer(name, partial(make, hidden, weight_V_H, targets_T))
-            targets.append(at_least(f"times {name}'s speed", sides.speed_over(name, route), 1.0))
+        targets.append(at_least(f"times {name}'s speed", sides.speed_over(name, route), 1.0))
     return {
         "what": "log-prob, entropy, rank from hidden states",
         "rows": rows,

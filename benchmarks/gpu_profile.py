@@ -20,6 +20,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import make_model
+from benchmarks.json_file import write_json
 from benchmarks.machine import describe, origin
 from benchmarks.side_process import ROOT
 from benchmarks.sides import SideConfig
@@ -72,7 +73,7 @@ def main() -> None:
             traceback.print_exc()
             found = {"failed": f"{type(error).__name__}: {error}"[:500]}
         report["workloads"][name] = found
-        (arguments.out / "gpu-profile.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_json(arguments.out / "gpu-profile.json", report)
         print(name, json.dumps(found)[:600], flush=True)
 
 

@@ -60,7 +60,9 @@ def sampler_figure(
     sides.ours("ours", ours)
     wrong = wrong_tokens(tiles[0], filters, ours(0), sizes.checked)
     checks = [at_most("tokens that are not the reference's", wrong, 0)]
-    if importlib.util.find_spec("flashinfer") is not None:
+    if importlib.util.find_spec("flashinfer") is None:
+        sides.missing("FlashInfer")
+    else:
         sides.peer("FlashInfer", lambda: flashinfer_sampler.make(tiles, *filters))
     ratio = sides.speed_over("FlashInfer", "ours")
     targets = [at_least("times FlashInfer's speed", ratio, 2.0)]

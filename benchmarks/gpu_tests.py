@@ -10,7 +10,6 @@ Leaves `gpu-tests.json`, rewritten after every file, and what pytest said of fai
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benchmarks.json_file import write_json
 from benchmarks.machine import describe, origin
 from benchmarks.side_process import ROOT
 
@@ -48,7 +48,12 @@ FILES = (
     "test_transfer.py",
     "test_figures.py",
 )
+PARTS = {"test_attention.py": 4}
+"""Files in several processes, each with some of the models: the first of each kind compiles its
+kernels, one after another, two hundred in all."""
 FOLDER = "tests/kernels/gpu"
+PART = "GPU_TESTS_PART"
+"""Which part of its tests a process runs, such as 0/4: the conftest of that folder reads it."""
 _TIME_LIMIT = 255
 _GRACE = 15
 """Seconds in which an interrupted process may write what it found."""
@@ -72,12 +77,15 @@ def main() -> int:
     report: dict[str, Any] = {**origin(), "machine": describe(), "files": {}}
     log = (arguments.out / "gpu-tests.log").open("w")
     with ThreadPoolExecutor(arguments.processes) as pool:
-        names = arguments.files.split(",")
-        running = {pool.submit(run_file, f"{FOLDER}/{name}", deadline): name for name in names}
+        running = {
+            pool.submit(run_file, f"{FOLDER}/{name}", deadline, part): f"{name} {part}".strip()
+            for name in arguments.files.split(",")
+            for part in parts_of(name)
+        }
         for done in as_completed(running):
             found, said = done.result()
             report["files"][running[done]] = found
-            (arguments.out / "gpu-tests.json").write_text(json.dumps(report, indent=1) + "\n")
+            write_json(arguments.out / "gpu-tests.json", report)
             log.write(said)
             log.flush()
             passed, failed = found["passed"], sorted(found["failed"])
@@ -86,10 +94,16 @@ def main() -> int:
     return int(any(found["failed"] for found in report["files"].values()))
 
 
-def run_file(file: str, deadline: float) -> tuple[dict[str, Any], str]:
+def parts_of(name: str) -> list[str]:
+    """Of a file, as `PART` has them; an empty one is all of it."""
+    count = PARTS.get(name, 1)
+    return [f"{number}/{count}" for number in range(count)] if count > 1 else [""]
+
+
+def run_file(file: str, deadline: float, part: str = "") -> tuple[dict[str, Any], str]:
     """What became of the tests of a file, and what pytest said of those that failed."""
     began = time.monotonic()
-    found, said = run_tests([file], deadline)
+    found, said = run_tests([file], deadline, part)
     if found["failed"] and ("CUDA error" in said or "illegal" in said or not found["complete"]):
         # One of them may have taken the device from the others.
         alone = {}
@@ -103,16 +117,21 @@ def run_file(file: str, deadline: float) -> tuple[dict[str, Any], str]:
     return found, said
 
 
-def run_tests(tests: Sequence[str], deadline: float) -> tuple[dict[str, Any], str]:
+def run_tests(tests: Sequence[str], deadline: float, part: str = "") -> tuple[dict[str, Any], str]:
     """One pytest process."""
-    results = ROOT / "build" / f"junit-{os.getpid()}-{abs(hash(tuple(tests)))}.xml"
+    results = ROOT / "build" / f"junit-{os.getpid()}-{abs(hash((*tests, part)))}.xml"
     results.parent.mkdir(exist_ok=True)
     # Without the project's settings, which name plugins that a bare machine may not have.
     command = [sys.executable, "-m", "pytest", "-v", "-c", os.devnull, f"--rootdir={ROOT}"]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider", "--tb=short"]
     command += [f"--junitxml={results}", *tests]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, PART: part},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     said = _all_of(process, max(5.0, deadline - time.monotonic()))
     found = read_results(results) if results.is_file() else {"passed": 0, "failed": {}}

@@ -2,7 +2,8 @@
 
 What cannot be captured in a graph, because it waits for the device or asks a generator on the way,
 is timed by events around calls from Python. Such a time has the launches in it, and is compared
-with one that was taken the same way and with no other.
+with one that was taken the same way and with no other. Where two are compared they take turns, the
+one that begins changing with every round: clocks and heat are the same for both.
 """
 
 from __future__ import annotations
@@ -63,6 +64,29 @@ class Timing:
         return found | ({"not_captured": self.not_captured} if self.not_captured else {})
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Work that was done once, and that can be timed as often as one likes."""
+
+    timed: str
+    """`GRAPH`, `EVENTS` or `CLOCK`."""
+    run: Callable[[], object]
+    """Goes through all buffers once."""
+    work: Work
+    """What a graph reads lives as long as this."""
+    not_captured: str | None = None
+
+    @property
+    def rounds(self) -> int:
+        """That it is timed in; times of a dry run mean nothing."""
+        return 1 if self.timed == CLOCK else _REPLAYS
+
+    def timing(self, buffers: int) -> Timing:
+        """Of one call, by itself."""
+        times = [seconds(self.run, buffers) for _ in range(self.rounds)]
+        return Timing(self.timed, times, self.not_captured)
+
+
 @dataclass
 class Sides:
     """Who does the same work, and how long each takes; what a peer cannot do is put down."""
@@ -71,6 +95,8 @@ class Sides:
     """That each goes through in turn."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     """As the report has them: timings, {"cannot": why} or {"failed": why}."""
+    _ready: dict[str, list[Ready]] = field(default_factory=dict)
+    """Of each that can be run again, one for each way of timing."""
 
     def ours(self, name: str, work: Work) -> float:
         """Seconds of one call, by a graph; measured both ways, since a peer may have no graph.
@@ -78,10 +104,11 @@ class Sides:
         Raises:
             Exception: whatever the work raises: without it there is no figure.
         """
-        self.found[name] = timed(work, self.buffers).as_json()
+        self._add(name, ready(work, self.buffers))
         if self.found[name]["timed"] == GRAPH:
-            by_events = timed(work, self.buffers, captured=False).as_json()
-            self.found[_by_events(name)] = by_events
+            by_events = ready(work, self.buffers, captured=False)
+            self.found[f"{name}, by events"] = by_events.timing(self.buffers).as_json()
+            self._ready[name].append(by_events)
         return float(self.found[name]["seconds"])
 
     def peer(self, name: str, make: Callable[[], Work]) -> None:
@@ -93,32 +120,66 @@ class Sides:
                 the peer has no such work.
         """
         try:
-            self.found[name] = timed(make(), self.buffers).as_json()
+            self._add(name, ready(make(), self.buffers))
         except NotImplementedError as error:
             self.found[name] = {"cannot": str(error)}
         except Exception as error:  # noqa: BLE001 - whatever it is, our figures stand
             traceback.print_exc()
             self.found[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
 
+    def missing(self, name: str) -> None:
+        """Puts down a peer that is not there."""
+        self.found[name] = {"cannot": "it is not installed"}
+
     def speed_over(self, peer: str, ours: str) -> float | None:
-        """How many times as fast ours is, both timed alike; None where one of them was not."""
-        theirs = self.found.get(peer, {})
-        if "timed" not in theirs:
+        """How many times as fast ours is, as `ratio` has it; None where the peer failed."""
+        try:
+            return self.ratio(peer, ours)
+        except Exception as error:  # noqa: BLE001 - as in `peer`
+            traceback.print_exc()
+            self.found[peer]["failed"] = f"{type(error).__name__}: {error}"[:500]
             return None
-        mine = self.found[ours]
-        if mine["timed"] != theirs["timed"]:
-            mine = self.found.get(_by_events(ours), {})
-        if mine.get("timed") != theirs["timed"]:
+
+    def ratio(self, name: str, other: str) -> float | None:
+        """One's seconds over another's: the median of rounds in which they take turns.
+
+        Both are timed alike; None where one of them was not. Each round's ratio is kept (`over`).
+
+        Raises:
+            Exception: whatever the work raises.
+        """
+        pair = self._alike(name, other)
+        if pair is None:
             return None
-        return float(theirs["seconds"] / mine["seconds"])
+        ratios = [first / second for first, second in by_turns(pair, self.buffers)]
+        self.found[name].setdefault("over", {})[other] = ratios
+        return statistics.median(ratios)
+
+    def _add(self, name: str, work: Ready) -> None:
+        self.found[name] = work.timing(self.buffers).as_json()
+        self._ready[name] = [work]
+
+    def _alike(self, name: str, other: str) -> tuple[Ready, Ready] | None:
+        for mine in self._ready.get(name, []):
+            for theirs in self._ready.get(other, []):
+                if mine.timed == theirs.timed:
+                    return mine, theirs
+        return None
 
 
-def _by_events(name: str) -> str:
-    return f"{name}, by events"
+def by_turns(pair: tuple[Ready, Ready], buffers: int) -> list[tuple[float, float]]:
+    """Seconds of one call of each, round by round; who begins changes."""
+    first, second = pair
+    rounds = []
+    for number in range(first.rounds):
+        order = (first, second) if number % 2 == 0 else (second, first)
+        taken = {id(one): seconds(one.run, buffers) for one in order}
+        rounds.append((taken[id(first)], taken[id(second)]))
+    return rounds
 
 
-def timed(work: Work, buffers: int, captured: bool = True) -> Timing:
-    """Of one call, after a warm-up: replays of a graph that goes through all buffers once.
+def ready(work: Work, buffers: int, captured: bool = True) -> Ready:
+    """Work after a warm-up, as replays of a graph that goes through all buffers once.
 
     A graph, because kernels of microseconds would else be timed by how fast Python launches them.
 
@@ -130,10 +191,14 @@ def timed(work: Work, buffers: int, captured: bool = True) -> Timing:
     Raises:
         Exception: whatever the work raises when it is called.
     """
-    for buffer in range(buffers):
-        work(buffer)
+
+    def calls() -> None:
+        for buffer in range(buffers):
+            work(buffer)
+
+    calls()
     if not torch.cuda.is_available():
-        return Timing(CLOCK, [_processor_seconds(work, buffers)])
+        return Ready(CLOCK, calls, work)
     torch.cuda.synchronize()
     why = None
     if captured:
@@ -142,13 +207,8 @@ def timed(work: Work, buffers: int, captured: bool = True) -> Timing:
         except Exception as error:  # noqa: BLE001 - it is called below, where its own faults show
             why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         else:
-            return Timing(GRAPH, _between_events(graph.replay, buffers))
-
-    def calls() -> None:
-        for buffer in range(buffers):
-            work(buffer)
-
-    return Timing(EVENTS, _between_events(calls, buffers), why)
+            return Ready(GRAPH, graph.replay, work)
+    return Ready(EVENTS, calls, work, why)
 
 
 def capture(work: Work, buffers: int) -> torch.cuda.CUDAGraph:
@@ -164,7 +224,7 @@ def capture(work: Work, buffers: int) -> torch.cuda.CUDAGraph:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     with generator_kept():
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 for buffer in range(buffers):
                     work(buffer)
         except Exception:
@@ -184,24 +244,18 @@ def waiting_forbidden() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def _between_events(run: Callable[[], object], buffers: int) -> list[float]:
-    times = []
-    for _ in range(_REPLAYS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+def seconds(run: Callable[[], object], buffers: int) -> float:
+    """Of one call, of a run through all buffers: between events, or by the clock in a dry run."""
+    if not torch.cuda.is_available():
+        began = time.perf_counter()
         run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / buffers)
-    return times
-
-
-def _processor_seconds(work: Work, buffers: int) -> float:
-    """Without a GPU: a dry run, whose times mean nothing."""
-    began = time.perf_counter()
-    for buffer in range(buffers):
-        work(buffer)
-    return (time.perf_counter() - began) / buffers
+        return (time.perf_counter() - began) / buffers
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / buffers
 
 
 def extra_bytes(work: Work) -> int:
@@ -220,9 +274,20 @@ def extra_bytes(work: Work) -> int:
 
 
 def profile(work: Work) -> list[dict[str, Any]]:
-    """The kernels of one call and the time in each, longest first; none in a dry run."""
+    """The kernels of one call and the time in each, longest first; none in a dry run.
+
+    Where a profiler is not allowed to watch, that is said instead: the figure stands without it.
+    """
     if not torch.cuda.is_available():
         return []
+    try:
+        return _kernels(work)
+    except Exception as error:  # noqa: BLE001 - what was measured before is worth more
+        traceback.print_exc()
+        return [{"failed": f"{type(error).__name__}: {error}"[:500]}]
+
+
+def _kernels(work: Work) -> list[dict[str, Any]]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 

@@ -146,7 +146,8 @@ def row_values(
         return value.to(device=device, dtype=dtype).expand(rows)
     # As on the wire: a number is rounded to fp32, and promoted from there.
     number = torch.tensor(value, dtype=torch.int64 if dtype == torch.int64 else torch.float32)
-    return number.to(device=device, dtype=dtype).expand(rows)
+    # Filled there: a copy from the host would wait for all that the device does.
+    return torch.full((), number.item(), dtype=dtype, device=device).expand(rows)
 
 
 def row_temperatures(value: float | Tensor, rows: int, device: torch.device) -> Tensor:

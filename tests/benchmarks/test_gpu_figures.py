@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu_kernels, gpu_timing, machine
-from benchmarks.gpu_judging import ranks_within
+from benchmarks.gpu_judging import at_most, judged, ranks_within
 from benchmarks.gpu_linear import linear_checks
 from benchmarks.gpu_sizes import DRY
 from benchmarks.gpu_timing import EVENTS, GRAPH, Sides, Work, buffers_for
@@ -39,14 +41,14 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("operation not permitted when stream is capturing\nand so on")
         return SimpleNamespace(replay=lambda: None)
 
-    def between_events(run: Callable[[], object], buffers: int) -> list[float]:
+    def seconds(run: Callable[[], object], buffers: int) -> float:
         run()
-        return [1.0, 1.5, 0.5] if run.__name__ == "<lambda>" else [3.0, 3.0, 9.0]
+        return 1.0 if run.__name__ == "<lambda>" else 3.0
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu_timing, "capture", capture)
-    monkeypatch.setattr(gpu_timing, "_between_events", between_events)
+    monkeypatch.setattr(gpu_timing, "seconds", seconds)
 
 
 @pytest.mark.usefixtures("device")
@@ -62,9 +64,10 @@ def test_a_peer_without_a_graph_is_compared_with_ours_without_one() -> None:
         EVENTS,
     ]
     assert found["waiting"]["not_captured"].endswith("when stream is capturing")
-    assert found["waiting"]["times"] == [3.0, 3.0, 9.0], "every repetition is kept"
+    assert found["waiting"]["times"] == [3.0] * 10, "every repetition is kept"
     assert sides.speed_over("captured", "ours") == 1.0
     assert sides.speed_over("waiting", "ours") == 1.0, "three seconds each: launches in both"
+    assert found["waiting"]["over"] == {"ours": [1.0] * 10}
 
 
 @pytest.mark.usefixtures("device")
@@ -76,6 +79,69 @@ def test_a_time_of_another_kind_is_compared_with_nothing() -> None:
     assert sides.speed_over("captured", "ours") is None
     assert sides.speed_over("nobody", "ours") is None
     assert sides.found.keys() == {"ours", "captured", "missing"}
+
+
+@pytest.mark.usefixtures("device")
+def test_two_that_are_compared_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that becomes slower with all it does, who is last is not the slower one."""
+    ran: list[str] = []
+
+    def seconds(run: Callable[[], object], buffers: int) -> float:
+        run()
+        return float(len(ran))
+
+    monkeypatch.setattr(gpu_timing, "seconds", seconds)
+    monkeypatch.setattr(gpu_timing, "capture", lambda work, _: SimpleNamespace(replay=work))
+    sides = Sides(1)
+    sides.ours("ours", lambda n=0: ran.append("ours"))
+    sides.peer("theirs", lambda: lambda n=0: ran.append("theirs"))
+    alone = [statistics.median(sides.found[name]["times"]) for name in ("theirs", "ours")]
+    assert alone[0] / alone[1] > 2
+    ran[:] = ran[:20]
+    assert sides.speed_over("theirs", "ours") == pytest.approx(1.0, abs=0.01)
+    assert ran[20:] == ["theirs", "ours", "ours", "theirs"] * 5
+    assert len(sides.found["theirs"]["over"]["ours"]) == 10
+
+
+@pytest.mark.usefixtures("device")
+def test_a_peer_that_fails_while_it_is_compared_costs_its_own_figure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_graphs(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    calls: list[int] = []
+
+    def work(n: int) -> None:
+        calls.append(n)
+        if len(calls) > 1 + 10 + 5:
+            raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr(gpu_timing, "capture", without_graphs)
+    sides = Sides(1)
+    sides.ours("ours", waits)
+    sides.peer("theirs", lambda: work)
+    assert sides.speed_over("theirs", "ours") is None
+    assert "no memory" in sides.found["theirs"]["failed"]
+    assert sides.found["theirs"]["seconds"] == sides.found["ours"]["seconds"] == 3.0
+
+
+@pytest.mark.usefixtures("device")
+def test_what_a_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer's parameters, which are nobody else's: replays would read what is there after them."""
+    parameters: list[weakref.ref[Tensor]] = []
+
+    def make() -> Work:
+        own_T = torch.ones(4)
+        parameters.append(weakref.ref(own_T))
+        return lambda n: own_T + n
+
+    sides = Sides(1)
+    sides.ours("ours", lambda n: None)
+    sides.peer("theirs", make)
+    assert sides.found["theirs"]["timed"] == GRAPH
+    assert parameters[0]() is not None
+    assert sides.speed_over("theirs", "ours") == 1.0
 
 
 def test_waiting_is_found_before_a_capture_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,9 +208,14 @@ def test_a_device_waits_once_for_several_copies(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("met", "code"), [(True, 0), (False, 1)])
 def test_wrong_numbers_end_the_program_with_1(
-    met: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    met: bool,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    figure = {"what": "one", "checks": [{"what": "error", "met": met}]}
+    check = {"what": "error", "wanted": "<= 1", "got": 2.0, "met": met}
+    figure = {"what": "one", "checks": [check]}
     monkeypatch.setattr(gpu_kernels, "run_part", lambda *_: [figure])
     monkeypatch.setattr(gpu_kernels, "machine", lambda *_: LIMITS)
     output = tmp_path / "figures.json"
@@ -152,6 +223,18 @@ def test_wrong_numbers_end_the_program_with_1(
     assert gpu_kernels.measure_all(asked, DRY, "cpu") == code
     written = json.loads(output.read_text())
     assert written.keys() >= {"date", "commit", "command", "machine", "peers", "sizes", "top-k"}
+    assert ("* one: **wrong**: error 2.0, wanted <= 1" in capsys.readouterr().out) is not met
+
+
+def test_a_profiler_that_may_not_watch_costs_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: Any) -> Any:
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("torch.profiler.profile", refuses)
+    missed = judged([at_most("seconds", 2.0, 1.0)], [], waits)
+    assert missed["targets"][0]["met"] is False
+    assert "INSUFFICIENT_PRIVILEGES" in missed["profile"][0]["failed"]
 
 
 def test_a_peer_pays_for_no_filter_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:

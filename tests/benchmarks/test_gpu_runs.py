@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,35 @@ from benchmarks import gpu, gpu_tests
 from benchmarks.report import main as print_report
 from scoring_service.models import tiny_model_path
 from tests.e2e.served import ROOT
+from tests.kernels.gpu.conftest import pytest_collection_modifyitems
 
 
 def test_every_file_of_tests_is_run() -> None:
     found = [path.name for path in (ROOT / gpu_tests.FOLDER).glob("test_*.py")]
     assert sorted(gpu_tests.FILES) == sorted(found)
+
+
+def test_parts_of_a_file_have_all_of_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them once, and those of one model in one process."""
+    models = ["llama", "gpt2", "phi", "gemma2", "qwen3"]
+    items = [
+        SimpleNamespace(nodeid=f"{test}[{model}]", callspec=SimpleNamespace(params={"pair": model}))
+        for model in models
+        for test in ("scores", "samples")
+    ]
+    items += [SimpleNamespace(nodeid=f"kernel {number}") for number in range(7)]
+    found: list[str] = []
+    parts = gpu_tests.parts_of("test_attention.py")
+    assert len(parts) == 4
+    for part in parts:
+        monkeypatch.setenv(gpu_tests.PART, part)
+        left: list[Any] = list(items)
+        pytest_collection_modifyitems(left)
+        assert len(left) >= 4
+        found += [item.nodeid for item in left]
+        whose = [item.callspec.params["pair"] for item in left if hasattr(item, "callspec")]
+        assert all(whose.count(model) == 2 for model in whose)
+    assert sorted(found) == sorted(item.nodeid for item in items)
 
 
 TESTS = """

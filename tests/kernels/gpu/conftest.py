@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,24 @@ if INTERPRETED:
         patch.setenv("TRITON_INTERPRET", "1")
         for module in KERNELS:
             importlib.import_module(module)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves the part of the tests that `benchmarks.gpu_tests` asks a process for."""
+    if part := os.environ.get("GPU_TESTS_PART"):
+        number, count = map(int, part.split("/"))
+        places: dict[str, int] = {}
+        items[:] = [
+            item
+            for item in items
+            if places.setdefault(shared_by(item), len(places)) % count == number
+        ]
+
+
+def shared_by(item: pytest.Item) -> str:
+    """What tests have in common that one process should run: the model of their fixture."""
+    call = getattr(item, "callspec", None)
+    return item.nodeid if call is None else str(call.params.get("pair", item.nodeid))
 
 
 @pytest.fixture(scope="module", autouse=True)

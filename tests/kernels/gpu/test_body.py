@@ -23,6 +23,10 @@ BODY = TritonBody()
 EPS = 1e-5
 QUIET = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 """The interpreter's numpy says what it meets."""
+SHARE = 0.999 if DEVICE.type == "cpu" else 0.99
+"""Of numbers in half precision that have torch's bits. A device has a reciprocal root of its own:
+one that errs by a unit of fp32 rounds one number in ten thousand another way, and some cases have
+few hundreds."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 NORMS: dict[str, tuple[Any, NormForm]] = {
     "llama": (LlamaRMSNorm, NormForm.ROUNDED),
@@ -80,7 +84,7 @@ def test_norms(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     with torch.inference_mode():
         expected = module(rows)
         found = BODY.norm(form, rows, module.weight, EPS)
-    assert_like_eager(found, expected, 0.999)
+    assert_like_eager(found, expected, SHARE)
 
 
 @DTYPES
@@ -92,7 +96,7 @@ def test_norms_of_sums(shape: tuple[int, int], dtype: torch.dtype) -> None:
     with torch.inference_mode():
         total, found = BODY.add_norm(form, residual, rows, module.weight, EPS)
         assert torch.equal(total, residual + rows)
-        assert_like_eager(found, module(residual + rows), 0.999)
+        assert_like_eager(found, module(residual + rows), SHARE)
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -106,7 +110,7 @@ def test_a_float32_stream_above_a_half_precision_body(name: str) -> None:
     with torch.inference_mode():
         total, found = BODY.add_norm(form, residual, rows, module.weight, EPS)
         assert torch.equal(total, residual + rows)
-        assert_like_eager(found, module(total).to(torch.bfloat16), 0.999)
+        assert_like_eager(found, module(total).to(torch.bfloat16), SHARE)
         alone = BODY.norm(form, total, module.weight, EPS)
     assert torch.equal(alone, found)
 
@@ -134,7 +138,7 @@ def test_norms_of_heads(layout: str, dtype: torch.dtype) -> None:
     rows = laid_out(layout, 33, 3, 64, dtype)
     with torch.inference_mode():
         expected = module(rows)
-        assert_like_eager(BODY.norm(form, rows, module.weight, EPS), expected, 0.999)
+        assert_like_eager(BODY.norm(form, rows, module.weight, EPS), expected, SHARE)
 
 
 @QUIET

@@ -209,11 +209,12 @@ class Counted(TritonBody):
 
 
 def test_launches_of_a_layer(tmp_path: Path) -> None:
-    """Those of Qwen 3 beside its products and its attention."""
-    made = network("qwen3", tmp_path)
+    """Those of Qwen 3 beside its products and its attention, which is other operators elsewhere:
+    they are counted on the host."""
+    made = network("qwen3", tmp_path).to("cpu")
     layer = made.model.layers[0]
-    rows = torch.randn(1, 16, 32, device=DEVICE).bfloat16()
-    tables = made.model.rotary_emb(rows, torch.arange(16, device=DEVICE)[None])
+    rows = torch.randn(1, 16, 32).bfloat16()
+    tables = made.model.rotary_emb(rows, torch.arange(16)[None])
 
     def launches() -> list[str]:
         launched.names.clear()

@@ -7,6 +7,7 @@ import functools
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,10 +18,12 @@ import torch
 from triton.runtime import interpreter
 
 from scoring_service.kernels import dispatch
-from tests.kernels.gpu.pretended.tensors import GPU, PretendedDevice, Recording
+from tests.kernels.gpu.pretended.tensors import GPU, HOST, PretendedDevice, Recording
 
 FREE_BYTES = 256 << 20
 TOTAL_BYTES = 320 << 20
+_ERROR = 2
+"""The mode in which waits are errors, as torch counts them."""
 
 _HOW_THE_INTERPRETER_COMPUTES = ("INTERPRETED", "UPCAST")
 """Parameters of kernels that know of it, because it lacks what GPUs do with bfloat16."""
@@ -32,12 +35,29 @@ class Event:
     def __init__(self, device: PretendedDevice) -> None:
         self._device = device
         self._asked = 0
+        self._at = 0.0
 
     def record(self, _stream: object = None) -> None:
-        self._asked = self._device.asked
+        self._asked, self._at = self._device.asked, time.perf_counter()
 
     def synchronize(self) -> None:
         self._device.wait("Event.synchronize", self._asked)
+
+    def elapsed_time(self, later: Event) -> float:
+        """Milliseconds, of what a processor takes: they mean nothing."""
+        return (later._at - self._at) * 1e3
+
+
+class Generator(torch.Generator):
+    """One of the device is one of the host."""
+
+    def __new__(cls, _device: object = HOST) -> Generator:
+        return super().__new__(cls, HOST)
+
+    def graphsafe_get_state(self) -> Generator:
+        return self
+
+    def graphsafe_set_state(self, _state: Generator) -> None: ...
 
 
 class Stream:
@@ -61,7 +81,9 @@ class CudaGraph:
         self._device = device
         self._recording = Recording()
 
-    def capture_begin(self, _memory: object = None, capture_error_mode: str = "global") -> None:
+    def capture_begin(
+        self, _memory: object = None, capture_error_mode: str = "global", **_checks: object
+    ) -> None:
         assert capture_error_mode == "thread_local", "other threads go on meanwhile"
         assert self._device.recording is None, "two recordings at once"
         self._device.recording = self._recording
@@ -128,6 +150,7 @@ def _stand_in(patch: pytest.MonkeyPatch, device: PretendedDevice) -> None:
         "_lazy_init": None, "get_device_capability": (9, 0), "get_device_name": "no GPU at all",
         "mem_get_info": (FREE_BYTES, TOTAL_BYTES), "memory_reserved": 0, "memory_allocated": 0,
         "memory_stats": {}, "empty_cache": None, "graph_pool_handle": (0, 1),
+        "max_memory_allocated": 0, "reset_peak_memory_stats": None, "set_stream": None,
         "current_stream": Stream(device), "stream": nullcontext(), "device": nullcontext(),
     }  # fmt: skip
     for name, answer in answers.items():
@@ -135,12 +158,17 @@ def _stand_in(patch: pytest.MonkeyPatch, device: PretendedDevice) -> None:
     for name, kind in (("Stream", Stream), ("Event", Event), ("CUDAGraph", CudaGraph)):
         patch.setattr(torch.cuda, name, _making(kind, device))
     patch.setattr(torch.cuda, "synchronize", lambda *_device: device.wait("synchronize"))
-    patch.setattr(torch.cuda, "default_generators", (torch.Generator(),))
+    patch.setattr(torch.cuda, "default_generators", (Generator(),))
 
-    def set_debug_mode(mode: str) -> None:
-        device.refuses_waits = mode == "error"
+    patch.setattr(torch, "Generator", Generator)
+    patch.setattr(torch.cuda.graph, "default_capture_stream", Stream(device))
+    patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    def set_debug_mode(mode: int | str) -> None:
+        device.refuses_waits = mode in ("error", _ERROR)
 
     patch.setattr(torch.cuda, "set_sync_debug_mode", set_debug_mode)
+    patch.setattr(torch.cuda, "get_sync_debug_mode", lambda: _ERROR * device.refuses_waits)
     run = threading.Thread.run
 
     def run_with_device(thread: threading.Thread) -> None:
