@@ -72,9 +72,10 @@ def test_kernels_that_work_stay_and_are_compiled(
             some = replace(wants, top_k=k, token_id_limit=limit)
             ids = np.zeros(len(rows), dtype=np.int32)
             made = dispatch.make_tile(rows, temperature, ids, limit)
-            compute_rows(made, ids, Processing(temperature, top_k=k), some, None)
-            draws = [head_trial._draw_row(place, ()) for place in range(len(rows))]
-            draw_rows(rows, draws, Processing(temperature, min_p=0.5), 0, dispatch.make_tile)
+            compute_rows(made, ids, [Processing(temperature, top_k=k)] * len(rows), some, None)
+            truncated = Processing(temperature, min_p=0.5)
+            draws = [head_trial._draw_row(n, truncated, (), 0) for n in range(len(rows))]
+            draw_rows(rows, draws, dispatch.make_tile)
     assert {name for name, _ in since} == {name for name, _ in before}
     assert since <= before
 
