@@ -34,13 +34,15 @@ another part while a reader takes the results of one."""
 _FLOAT = 4
 _SLOT_BYTES = 8
 
-_PLAIN_COPIES, _TRUNCATED_COPIES = 6, 16
+_PLAIN_COPIES, _TRUNCATED_COPIES = 6, 18
 """fp32 copies of a block of logits that torch's operators make of it on their way to its numbers:
-scaled, probabilities, differences; for truncation a sorted copy, its order and sums in float64."""
+scaled, probabilities, differences; for truncation a sorted copy, its order and sums in float64, and
+where settings differ the rows of one of them with their probabilities."""
 
 _BANNED_COPIES = 2
 """C++ and Triton kernels read logits where they lie. Rows with banned tokens are the exception:
-scaled, and without them. At a temperature, Triton's leave scaled rows beside the logits, too."""
+Triton's are scaled, and without them; C++ threads have less, one such row each. At a temperature,
+Triton's leave scaled rows beside the logits, too."""
 
 _SUPPORT_BYTES = 80 << 10
 """Of a row whose support a GPU looks for: its list, and what is left of its blocks."""

@@ -48,6 +48,11 @@ class Processing:
     """The realised token always belongs to the support."""
 
     @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, and nothing is drawn."""
+        return self.temperature == 0.0
+
+    @property
     def truncates(self) -> bool:
         """Whether any token can fall out of the support."""
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0

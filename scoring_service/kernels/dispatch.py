@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +20,7 @@ from scoring_service.kernels.body import BodyKernels
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.cpu.tile import CompiledTile
 from scoring_service.kernels.tile import EagerTile, ReferenceTile, Tile
+from scoring_service.kernels.transfer import to_device_async
 from scoring_service.types import Int32Array
 
 _MIN_CAPABILITY = (8, 0)
@@ -102,30 +103,40 @@ def _has_triton(index: int | None) -> bool:
 
 def make_tile(
     logits_T_V: Tensor,
-    temperature: float,
+    temperatures: float | Sequence[float],
     realised_ids_T: Int32Array | None = None,
     token_id_limit: int | None = None,
     kernels: CpuKernels | None = None,
 ) -> Tile:
-    """Rows at a temperature.
+    """Rows at their temperatures.
 
     Args:
         logits_T_V: finished, float32 or what the head's product has; they stay as they are.
-        temperature: of all rows.
+        temperatures: of all rows, or one for each.
         realised_ids_T: tokens whose rank may be asked, known now so that one read does; -1 = none.
         token_id_limit: of those ranks.
         kernels: the C++ kernels, for logits on a CPU.
     """
+    by_row = _by_row(temperatures, logits_T_V.device)
     if backend(logits_T_V.device) == "triton":
-        return _triton_tile(logits_T_V, temperature, realised_ids_T, token_id_limit)
+        return _triton_tile(logits_T_V, by_row, realised_ids_T, token_id_limit)
     if kernels is not None and logits_T_V.device.type == "cpu" and kernels.takes(logits_T_V.dtype):
-        return CompiledTile(kernels, logits_T_V, temperature)
-    return EagerTile(reference.scale(logits_T_V, temperature))
+        return CompiledTile(kernels, logits_T_V, by_row)
+    return EagerTile(reference.scale(logits_T_V, by_row))
+
+
+def _by_row(temperatures: float | Sequence[float], device: torch.device) -> float | Tensor:
+    """One number where rows share it: then x may be the logits themselves. Else float32 [T]."""
+    if not isinstance(temperatures, Sequence):
+        return temperatures
+    if len(set(temperatures)) == 1:
+        return temperatures[0]
+    return to_device_async(torch.tensor(temperatures, dtype=torch.float32), device)
 
 
 def _triton_tile(
     logits_T_V: Tensor,
-    temperature: float,
+    temperatures: float | Tensor,
     realised_ids_T: Int32Array | None,
     token_id_limit: int | None,
 ) -> Tile:
@@ -135,17 +146,17 @@ def _triton_tile(
     targets_T = None
     if realised_ids_T is not None:
         targets_T = torch.from_numpy(realised_ids_T.astype(np.int64)).clamp_(min=0)
-    return TritonTile(logits_T_V, temperature, targets_T=targets_T, token_id_limit=token_id_limit)
+    return TritonTile(logits_T_V, temperatures, targets_T=targets_T, token_id_limit=token_id_limit)
 
 
-def reference_tile(logits_T_V: Tensor, temperature: float) -> Tile:
-    """Rows at a temperature as the plain path has them, on every device.
+def reference_tile(logits_T_V: Tensor, temperatures: float | Sequence[float]) -> Tile:
+    """Rows at their temperatures as the plain path has them, on every device.
 
     Args:
         logits_T_V: finished, float32.
-        temperature: of all rows.
+        temperatures: of all rows, or one for each.
     """
-    return ReferenceTile(reference.scale(logits_T_V, temperature))
+    return ReferenceTile(reference.scale(logits_T_V, _by_row(temperatures, logits_T_V.device)))
 
 
 def linear_route(device: torch.device, rows: int) -> str:

@@ -18,12 +18,19 @@ MASS_UNIT = 1 << 40
 """Nucleus masses are int64(exp(x - max) * MASS_UNIT): integers add up in any order to one sum."""
 
 
-def scale(logits_T_V: Tensor, temperature: float) -> Tensor:
-    """x = logits / temperature, divided in fp32. float32 [T, V]."""
+def scale(logits_T_V: Tensor, temperatures: float | Tensor) -> Tensor:
+    """x = logits / temperature, divided in fp32. float32 [T, V].
+
+    Args:
+        logits_T_V: finished.
+        temperatures: of all rows, or float32 [T].
+    """
     logits_T_V = logits_T_V.float()
-    if temperature == 1.0:
+    if isinstance(temperatures, Tensor):
+        return logits_T_V / temperatures[:, None]
+    if temperatures == 1.0:
         return logits_T_V
-    return logits_T_V / torch.tensor(temperature, dtype=torch.float32, device=logits_T_V.device)
+    return logits_T_V / torch.tensor(temperatures, dtype=torch.float32, device=logits_T_V.device)
 
 
 def logsumexp(x_T_V: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def refused(*_arguments: Any) -> Any:
         ("linear", refused, "could not generate a kernel"),
         ("row_sums", no_entropy, "entropies of rows differ from torch's"),
         ("top_ids", ties_to_the_higher_id, "top_token_ids of rows differ from torch's"),
-        ("race", refused, "could not generate a kernel"),
+        ("draw", refused, "could not generate a kernel"),
     ],
 )
 def test_the_head(

@@ -1,4 +1,4 @@
-"""Rows of several calls that are computed alike go through the head together."""
+"""Rows of several calls that are asked the same go through the head together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scoring_service.engine.loading.loader import LoadedModel
 from scoring_service.engine.packed.steps import head_jobs
 from scoring_service.types import Call, Processing, RowWants, SampleCall, ScoreCall
 from tests.engine.driving import engine_of, finish
+from tests.engine.mixed_settings import DRAWN, SCORED
 from tests.engine.poison import poison_token
 from tests.engine.sampling import task
 from tests.engine.scoring import completion, group, groups
@@ -23,7 +24,7 @@ POISON = 1999
 
 
 def scores(call_id: int, wants: RowWants, processing: Processing, first: int = 7) -> ScoreCall:
-    tokens = [100 * call_id + i for i in range(6)]
+    tokens = [100 * call_id % 1900 + i for i in range(6)]
     return ScoreCall(
         call_id, tuple(groups([([first, 8], [tokens, tokens[:2]])], processing)), wants
     )
@@ -47,6 +48,8 @@ CALLS: list[Call] = [
     samples(9, COLD, min_tokens=3),
     samples(10, COLD, top=4),
     samples(11, COLD),
+    *(samples(12 + n, p, min_tokens=n % 2 * 3, top=n % 3 * 2) for n, p in enumerate(DRAWN)),
+    *(scores(20 + n, MANY, processing) for n, processing in enumerate(SCORED)),
 ]
 
 
@@ -94,16 +97,18 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
 def test_samples_of_many_calls_are_drawn_at_once(
     tiny_packed: LoadedModel, counted: Callable[[str], list[int]]
 ) -> None:
+    """Whatever their settings are, and whether they have lists."""
     heights = counted("begin_draw")
-    of_calls(tiny_packed, [samples(call_id, COLD) for call_id in range(1, 9)])
+    of_calls(tiny_packed, [samples(n, DRAWN[n - 1], top=n % 2 * 5) for n in range(1, 9)])
     assert heights == [16] * 6
 
 
 def test_rows_of_many_calls_are_computed_at_once(
     tiny_packed: LoadedModel, counted: Callable[[str], list[int]]
 ) -> None:
+    """Whatever their settings are."""
     heights = counted("begin_rows")
-    of_calls(tiny_packed, [scores(call_id, FEW, COLD) for call_id in range(1, 9)])
+    of_calls(tiny_packed, [scores(n, FEW, SCORED[n - 1]) for n in range(1, 9)])
     assert heights == [8 * (6 + 2)]
 
 

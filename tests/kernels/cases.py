@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from scoring_service.types import Processing
 from tests.kernels.oracle import F32
 
 
@@ -27,6 +28,10 @@ class Setting:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+
+    @property
+    def processing(self) -> Processing:
+        return Processing(self.temperature, max(0, self.top_k), self.top_p, self.min_p)
 
     @property
     def truncation(self) -> Truncation:

@@ -16,12 +16,11 @@ def kernels() -> CpuKernels:
     return load_cpu_kernels()
 
 
-def test_a_race_without_rows(kernels: CpuKernels) -> None:
+def test_a_draw_without_rows(kernels: CpuKernels) -> None:
     none = torch.empty(0)
-    drawn = kernels.race(
-        torch.empty(0, 40), 1.0, none, none, torch.empty(0, dtype=torch.int64), [], [], []
-    )
-    assert drawn.tolist() == []
+    sums = none, none.double()
+    drawn = kernels.draw(torch.empty(0, 40), none, sums, [], [], [], [], [])
+    assert [column.tolist() for column in drawn] == [[], [], []]
 
 
 def draw(*sizes: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

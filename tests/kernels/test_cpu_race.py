@@ -9,10 +9,10 @@ import torch
 from scoring_service.kernels import reference
 from scoring_service.kernels.cpu.ops import CpuKernels, load_cpu_kernels
 from scoring_service.kernels.cpu.tile import CompiledTile
+from scoring_service.types import Processing
 from tests.kernels import cases
 from tests.kernels.checks import assert_alone_as_in_batch, assert_draws
 
-OFF = (0, 1.0, 0.0)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -39,7 +39,7 @@ def test_the_references_token(
     inputs = numbers(rng, 40)
     x_T_V = reference.scale(logits, temperature)
     expected = reference.draw(x_T_V, x_T_V > -torch.inf, *inputs)
-    found = CompiledTile(kernels, logits, temperature).draw(*OFF, *inputs)[0]
+    found = CompiledTile(kernels, logits, temperature).draw([Processing()] * 40, *inputs)[0]
     assert found.tolist() == expected.tolist()
 
 
@@ -50,7 +50,8 @@ def test_flat_and_peaked_rows_of_a_real_vocabulary(kernels: CpuKernels, spread: 
     x_T_V = torch.from_numpy((spread * rng.normal(size=(16, 49_152))).astype(np.float32))
     inputs = numbers(rng, 16)
     expected = reference.draw(x_T_V, torch.ones_like(x_T_V).bool(), *inputs)
-    assert CompiledTile(kernels, x_T_V, 1.0).draw(*OFF, *inputs)[0].tolist() == expected.tolist()
+    found, _, _ = CompiledTile(kernels, x_T_V, 1.0).draw([Processing()] * 16, *inputs)
+    assert found.tolist() == expected.tolist()
 
 
 def test_a_token_far_below_the_others_can_win(kernels: CpuKernels) -> None:
@@ -59,7 +60,8 @@ def test_a_token_far_below_the_others_can_win(kernels: CpuKernels) -> None:
     x_V[2] = np.log(1e-4)  # 13.3 times
     rows = torch.from_numpy(x_V).expand(400_000, -1).contiguous()
     positions = list(range(400_000))
-    found, _ = CompiledTile(kernels, rows, 1.0).draw(*OFF, [7] * 400_000, [0] * 400_000, positions)
+    columns = [[value] * 400_000 for value in (Processing(), 7, 0)]
+    found, _, _ = CompiledTile(kernels, rows, 1.0).draw(*columns, positions)
     assert 4 <= (found == 2).sum().item() <= 25
     counts = torch.bincount(found, minlength=4)[[0, 1, 3]]
     assert (counts - 400_000 / 3).abs().max() < 5 * (400_000 * 2 / 9) ** 0.5
@@ -77,9 +79,8 @@ def test_the_distribution(kernels: CpuKernels, varies: str) -> None:
         indices: list[int],
         positions: list[int],
     ) -> torch.Tensor:
-        return CompiledTile(kernels, x_T_V.contiguous(), 1.0).draw(*OFF, seeds, indices, positions)[
-            0
-        ]
+        tile = CompiledTile(kernels, x_T_V.contiguous(), 1.0)
+        return tile.draw([Processing()] * len(seeds), seeds, indices, positions)[0]
 
     assert_draws(draw, x_V, cases.Setting(), varies=varies)
 
@@ -93,7 +94,8 @@ def test_alone_as_in_a_batch(kernels: CpuKernels) -> None:
         positions: list[int],
     ) -> torch.Tensor:
         allowed_T_V = x_T_V.masked_fill(~keep_T_V, -torch.inf)
-        return CompiledTile(kernels, allowed_T_V, 1.0).draw(*OFF, seeds, indices, positions)[0]
+        tile = CompiledTile(kernels, allowed_T_V, 1.0)
+        return tile.draw([Processing()] * len(seeds), seeds, indices, positions)[0]
 
     assert_alone_as_in_batch(draw)
 
@@ -110,13 +112,12 @@ def test_truncated_rows(kernels: CpuKernels, block: int) -> None:
         logits = torch.from_numpy(rows).to(dtype)
         x_T_V = reference.scale(logits, setting.temperature)
         inputs = numbers(rng, 6)
-        filters = max(0, setting.top_k), setting.top_p, setting.min_p
-        keep_T_V = reference.support(x_T_V, *filters)
+        keep_T_V = reference.support(x_T_V, **setting.truncation)
         logsumexp_T = reference.logsumexp(x_T_V)
         kept_T = reference.log_kept_mass(x_T_V, logsumexp_T, keep_T_V)
         expected = reference.draw(x_T_V, keep_T_V, *inputs)
-        found, processed_T = CompiledTile(kernels, logits, setting.temperature).draw(
-            *filters, *inputs
+        found, processed_T, _ = CompiledTile(kernels, logits, setting.temperature).draw(
+            [setting.processing] * 6, *inputs
         )
         assert found.tolist() == expected.tolist(), setting
         exact = reference.processed_logprobs_at(x_T_V, logsumexp_T, keep_T_V, kept_T, found)
@@ -134,7 +135,8 @@ def test_nuclei_of_a_real_vocabulary(kernels: CpuKernels, spread: float, top_p: 
     keep_T_V = reference.support(x_T_V, 0, top_p, 0.0)
     tile = CompiledTile(kernels, x_T_V, 1.0)
     ids_T = torch.zeros(3, dtype=torch.int64)
-    sizes = tile.truncate(0, top_p, 0.0, ids_T, ids_T.bool()).sizes_T
+    nuclei = [Processing(top_p=top_p)] * 3
+    sizes = tile.truncate(nuclei, ids_T, ids_T.bool()).sizes_T
     assert sizes.tolist() == keep_T_V.sum(dim=1).tolist()
     expected = reference.draw(x_T_V, keep_T_V, *inputs)
-    assert tile.draw(0, top_p, 0.0, *inputs)[0].tolist() == expected.tolist()
+    assert tile.draw(nuclei, *inputs)[0].tolist() == expected.tolist()

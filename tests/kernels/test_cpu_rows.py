@@ -190,8 +190,8 @@ def support_of(
 
 
 def truncation(tile: CompiledTile, ids_T: torch.Tensor, setting: cases.Setting):  # type: ignore[no-untyped-def]
-    top_k, top_p, min_p = setting.top_k, setting.top_p, setting.min_p
-    return tile.truncate(max(0, top_k), top_p, min_p, ids_T, torch.zeros(len(ids_T)).bool())
+    rows = len(ids_T)
+    return tile.truncate([setting.processing] * rows, ids_T, torch.zeros(rows).bool())
 
 
 def test_a_row_does_not_know_its_neighbours(kernels: CpuKernels) -> None:

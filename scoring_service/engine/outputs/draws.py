@@ -13,8 +13,7 @@ from scoring_service.engine.outputs.arrival import on_their_way
 from scoring_service.engine.outputs.sample_slices import DrawnToken
 from scoring_service.errors import Fault, Reason
 from scoring_service.kernels.tile import Tile
-from scoring_service.kernels.transfer import to_device_async
-from scoring_service.types import Processing, SamplingTask
+from scoring_service.types import SamplingTask
 
 _NUMBERS, _TOP_IDS, _TOP_LOGPROBS = "numbers", "top ids", "top logprobs"
 
@@ -29,79 +28,60 @@ class DrawRow:
     """Absolute, of the token to draw."""
     banned: tuple[int, ...]
     """Ids that may not be drawn."""
+    top_logprobs: int
+    """Tokens to list beside it."""
+
+
+MakeTile = Callable[[Tensor, Sequence[float]], Tile]
+"""Of logits and the temperature of each row."""
 
 
 def draw_rows(
-    logits_T_V: Tensor,
-    rows: Sequence[DrawRow],
-    processing: Processing,
-    top_logprobs: int,
-    make_tile: Callable[[Tensor, float], Tile],
+    logits_T_V: Tensor, rows: Sequence[DrawRow], make_tile: MakeTile
 ) -> list[DrawnToken | Fault]:
     """Draws one token a row; see `begin_draw`."""
-    return begin_draw(logits_T_V, rows, processing, top_logprobs, make_tile)()
+    return begin_draw(logits_T_V, rows, make_tile)()
 
 
 def begin_draw(
-    logits_T_V: Tensor,
-    rows: Sequence[DrawRow],
-    processing: Processing,
-    top_logprobs: int,
-    make_tile: Callable[[Tensor, float], Tile],
+    logits_T_V: Tensor, rows: Sequence[DrawRow], make_tile: MakeTile
 ) -> Callable[[], list[DrawnToken | Fault]]:
-    """Draws one token a row, each by its own seed. The call of what it returns waits for them.
+    """Draws one token a row, each as its own sample is drawn, all at once.
+
+    The call of what it returns waits for them.
 
     Args:
         logits_T_V: float32, or what tiles take.
-        rows: one for each.
-        processing: of all of them.
-        top_logprobs: tokens to list beside each.
-        make_tile: of logits and a temperature.
+        rows: one for each, of any settings.
+        make_tile: makes tiles.
 
     Returns:
         A function that returns each row's token and how likely it was, or why there is none.
     """
-    greedy = processing.temperature == 0.0
-    tile = make_tile(logits_T_V, 1.0 if greedy else processing.temperature)
-    allowed = tile
-    if any(row.banned for row in rows):
-        allowed = make_tile(without_banned(tile.x_T_V, rows), 1.0)
-    if greedy:
-        ids_T = allowed.greedy()
-        processed_T = torch.zeros_like(tile.logsumexp_T)
-    else:
-        ids_T, processed_T = allowed.draw(
-            processing.top_k,
-            processing.top_p,
-            processing.min_p,
-            [row.task.seed for row in rows],
-            [row.sample_index for row in rows],
-            [row.position for row in rows],
-        )
+    processings = [row.task.processing for row in rows]
+    tile = make_tile(logits_T_V, [1.0 if p.greedy else p.temperature for p in processings])
+    ids_T, processed_T, drawable_T = tile.draw(
+        processings,
+        [row.task.seed for row in rows],
+        [row.sample_index for row in rows],
+        [row.position for row in rows],
+        [row.banned for row in rows],
+    )
     # Ids are exact in float64, as fp32 is.
     columns = (
         torch.isfinite(tile.logsumexp_T),
-        torch.isfinite(allowed.logsumexp_T),
+        drawable_T,
         tile.logprobs_at(ids_T[:, None])[:, 0],
         ids_T,
         processed_T,
     )
     values = {_NUMBERS: torch.stack([column.double() for column in columns])}
-    if top_logprobs:
-        top_ids_T_K = tile.top_k_ids(top_logprobs, tile.vocab_size)
+    listed = [row.top_logprobs for row in rows]
+    if any(listed):
+        top_ids_T_K = tile.top_k_ids(listed, tile.vocab_size)
         values |= {_TOP_IDS: top_ids_T_K.int(), _TOP_LOGPROBS: tile.logprobs_at(top_ids_T_K)}
     arrive = on_their_way(values)
     return lambda: _drawn_tokens(rows, arrive())
-
-
-def without_banned(x_T_V: Tensor, rows: Sequence[DrawRow]) -> Tensor:
-    """A copy of x with each row's banned ids at -inf."""
-    allowed_T_V = x_T_V.clone()
-    banned = [(place, token) for place, row in enumerate(rows) for token in row.banned]
-    places_N_2 = torch.tensor(banned, dtype=torch.int64).reshape(-1, 2)
-    places_2_N = to_device_async(places_N_2, x_T_V.device).t()
-    allowed_T_V[places_2_N[0], places_2_N[1]] = -torch.inf
-    return allowed_T_V
 
 
 def _drawn_tokens(rows: Sequence[DrawRow], found: Mapping[str, Tensor]) -> list[DrawnToken | Fault]:
@@ -111,8 +91,10 @@ def _drawn_tokens(rows: Sequence[DrawRow], found: Mapping[str, Tensor]) -> list[
     top_values: Sequence[npt.ArrayLike] = [()] * len(rows)
     if _TOP_IDS in found:
         # A row's own memory each: samples that share a step are not sent at the same time.
-        top_ids = [row.copy() for row in found[_TOP_IDS].numpy()]
-        top_values = [row.copy() for row in found[_TOP_LOGPROBS].numpy()]
+        top_ids, top_values = (
+            [list_K[: row.top_logprobs].copy() for list_K, row in zip(lists, rows, strict=True)]
+            for lists in (found[_TOP_IDS].numpy(), found[_TOP_LOGPROBS].numpy())
+        )
     drawn: list[DrawnToken | Fault] = []
     for place, token in enumerate(ids):
         if not finite[place]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import NoReturn
 
@@ -24,7 +24,7 @@ _REALISED = ("logprobs", "processed_logprobs", "ranks")
 def compute_rows(
     tile: Tile,
     realised_ids_T: Int32Array,
-    processing: Processing,
+    processings_T: Sequence[Processing],
     wants: RowWants,
     candidate_ids_T_C: Int32Array | None,
 ) -> RowBlock:
@@ -33,13 +33,13 @@ def compute_rows(
     Raises:
         ServiceError: NON_FINITE_LOGITS, when a row is not a distribution.
     """
-    return begin_rows(tile, realised_ids_T, processing, wants, candidate_ids_T_C)()
+    return begin_rows(tile, realised_ids_T, processings_T, wants, candidate_ids_T_C)()
 
 
 def begin_rows(
     tile: Tile,
     realised_ids_T: Int32Array,
-    processing: Processing,
+    processings_T: Sequence[Processing],
     wants: RowWants,
     candidate_ids_T_C: Int32Array | None,
 ) -> Callable[[], RowBlock]:
@@ -49,10 +49,10 @@ def begin_rows(
     that its memory may go to whatever comes next.
 
     Args:
-        tile: the rows at the processing's temperature.
+        tile: the rows at their temperatures.
         realised_ids_T: the realised token of each row; -1 = none, as in a next_token row, whose
             numbers of realised tokens mean nothing (see `cut_rows`).
-        processing: applied to every row.
+        processings_T: of each row, any mixture.
         wants: what to compute.
         candidate_ids_T_C: ids per row, -1 = not asked.
 
@@ -61,64 +61,11 @@ def begin_rows(
         a distribution.
     """
     lse_T = tile.logsumexp_T
-    device, rows = lse_T.device, len(lse_T)
-    realised_T = torch.from_numpy(realised_ids_T.astype(np.int64))
-    given_T = to_device_async(realised_T, device)
-    ids_T = given_T.clamp(min=0)
-    if device.type == "cpu" and not _is_finite(lse_T):
+    rows, on_cpu = len(lse_T), lse_T.device.type == "cpu"
+    if on_cpu and not _is_finite(lse_T):
         return _refuse_non_finite
-    logprobs_T = tile.logprobs_at(ids_T[:, None])[:, 0]
-
-    processed_T = kept_T = sizes_T = None
-    if wants.processed_logprobs or wants.log_kept_mass or wants.support_size:
-        if processing.truncates:
-            truncation = tile.truncate(
-                processing.top_k,
-                processing.top_p,
-                processing.min_p,
-                ids_T,
-                given_T >= 0 if processing.keep_realised else torch.zeros_like(given_T).bool(),
-            )
-            kept_T = truncation.log_kept_mass_T.float()
-            processed_T, sizes_T = truncation.processed_T, truncation.sizes_T
-        else:
-            kept_T = torch.zeros_like(logprobs_T)
-            processed_T = logprobs_T
-            sizes_T = tile.possible_tokens() if wants.support_size else None
-
-    candidates = None
-    if candidate_ids_T_C is not None:
-        candidate_ids = to_device_async(
-            torch.from_numpy(candidate_ids_T_C.astype(np.int64)), device
-        )
-        candidates = tile.logprobs_at(candidate_ids)
-
-    top_ids = top_logprobs = tail_T = None
-    if wants.top_k:
-        limit = tile.vocab_size if wants.token_id_limit is None else wants.token_id_limit
-        top_ids = tile.top_k_ids(wants.top_k, limit)
-        top_logprobs = tile.logprobs_at(top_ids)
-        tail_T = tile.log_tail_mass(top_ids)
-        top_ids = top_ids.int()
-
-    # The host's own ids: a tile that knows their ranks is asked without a wait for the device.
-    ranks_T = tile.rank(realised_T.clamp(min=0), wants.token_id_limit) if wants.rank else None
-    entropies_T = tile.entropy() if wants.entropy else None
-    values = {
-        "logprobs": logprobs_T,
-        "processed_logprobs": processed_T if wants.processed_logprobs else None,
-        "log_kept_masses": kept_T if wants.log_kept_mass else None,
-        "entropies": entropies_T,
-        "ranks": ranks_T,
-        "logsumexps": lse_T.float() if wants.logsumexp else None,
-        "support_sizes": sizes_T if wants.support_size else None,
-        "candidate_logprobs": candidates,
-        "top_token_ids": top_ids,
-        "top_logprobs": top_logprobs,
-        "log_tail_masses": tail_T,
-    }
-    found = {name: value for name, value in values.items() if value is not None}
-    if device.type == "cpu":
+    found = _numbers(tile, realised_ids_T, processings_T, wants, candidate_ids_T_C)
+    if on_cpu:
         block = _block_of(rows, found)
         return lambda: block
     # One wait for the device, after everything was asked of it: each would leave it idle. Only
@@ -132,6 +79,65 @@ def begin_rows(
         return _block_of(rows, copies)
 
     return wait
+
+
+def _numbers(
+    tile: Tile,
+    realised_ids_T: Int32Array,
+    processings_T: Sequence[Processing],
+    wants: RowWants,
+    candidate_ids_T_C: Int32Array | None,
+) -> dict[str, Tensor]:
+    """What is wanted, by its name in a block."""
+    device = tile.logsumexp_T.device
+    host_ids_T = torch.from_numpy(np.maximum(realised_ids_T, 0, dtype=np.int64))
+    ids_T = to_device_async(host_ids_T, device)
+    found = {"logprobs": tile.logprobs_at(ids_T[:, None])[:, 0]}
+    found |= _of_supports(tile, realised_ids_T, ids_T, found["logprobs"], processings_T, wants)
+    if candidate_ids_T_C is not None:
+        candidate_ids = torch.from_numpy(candidate_ids_T_C.astype(np.int64))
+        found["candidate_logprobs"] = tile.logprobs_at(to_device_async(candidate_ids, device))
+    if wants.top_k:
+        limit = tile.vocab_size if wants.token_id_limit is None else wants.token_id_limit
+        top_ids = tile.top_k_ids(wants.top_k, limit)
+        found["top_token_ids"] = top_ids.int()
+        found["top_logprobs"] = tile.logprobs_at(top_ids)
+        found["log_tail_masses"] = tile.log_tail_mass(top_ids)
+    if wants.rank:
+        # The host's own ids: a tile that knows their ranks is asked without a wait for the device.
+        found["ranks"] = tile.rank(host_ids_T, wants.token_id_limit)
+    if wants.entropy:
+        found["entropies"] = tile.entropy()
+    if wants.logsumexp:
+        found["logsumexps"] = tile.logsumexp_T.float()
+    return found
+
+
+def _of_supports(
+    tile: Tile,
+    realised_ids_T: Int32Array,
+    ids_T: Tensor,
+    logprobs_T: Tensor,
+    processings_T: Sequence[Processing],
+    wants: RowWants,
+) -> dict[str, Tensor]:
+    """What is wanted of the numbers that truncation decides."""
+    found: dict[str, Tensor] = {}
+    if not (wants.processed_logprobs or wants.log_kept_mass or wants.support_size):
+        return found
+    truncation = None
+    if any(processing.truncates for processing in processings_T):
+        joins_T = [p.keep_realised and p.truncates for p in processings_T]
+        guarded_T = torch.from_numpy((realised_ids_T >= 0) & np.array(joins_T))
+        truncation = tile.truncate(processings_T, ids_T, to_device_async(guarded_T, ids_T.device))
+    if wants.processed_logprobs:
+        found["processed_logprobs"] = truncation.processed_T if truncation else logprobs_T
+    if wants.log_kept_mass:
+        kept_T = truncation.log_kept_mass_T if truncation else torch.zeros_like(logprobs_T)
+        found["log_kept_masses"] = kept_T.float()
+    if wants.support_size:
+        found["support_sizes"] = truncation.sizes_T if truncation else tile.possible_tokens()
+    return found
 
 
 def _block_of(rows: int, found: dict[str, Tensor]) -> RowBlock:

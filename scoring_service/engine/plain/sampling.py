@@ -54,8 +54,9 @@ def draw_sample(
         yield None
     pending = PendingTokens(start=len(ids) - len(task.prompt_ids))
     while True:
-        row = DrawRow(task, sample_index, len(ids), stop_checker.banned_ids)
-        token = _draw(model.head.logits(state), row, call.top_logprobs)
+        banned = stop_checker.banned_ids
+        row = DrawRow(task, sample_index, len(ids), banned, call.top_logprobs)
+        token = _draw(model.head.logits(state), row)
         ids.append(token.token_id)
         pending.tokens.append(token)
         text, stop = stop_checker.push(token.token_id)
@@ -71,11 +72,9 @@ def draw_sample(
         state, cache = model.continued(ids, cache)
 
 
-def _draw(logits_1_V: Tensor, row: DrawRow, top_logprobs: int) -> DrawnToken:
+def _draw(logits_1_V: Tensor, row: DrawRow) -> DrawnToken:
     """One row's token; raises ServiceError where there is none to draw."""
-    (drawn,) = draw_rows(
-        logits_1_V, [row], row.task.processing, top_logprobs, dispatch.reference_tile
-    )
+    (drawn,) = draw_rows(logits_1_V, [row], dispatch.reference_tile)
     if isinstance(drawn, Fault):
         raise ServiceError(drawn)
     return drawn

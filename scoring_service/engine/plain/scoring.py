@@ -65,7 +65,7 @@ def _tile_runs(
         block = compute_rows(
             dispatch.reference_tile(logits_T_V, group.processing.temperature),
             realised,
-            group.processing,
+            [group.processing] * len(tile_indices),
             call.wants,
             _candidate_rows(completion.candidate_ids, first, len(tile_indices)),
         )

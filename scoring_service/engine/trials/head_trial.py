@@ -159,25 +159,29 @@ def _answers(
     candidates_T_C = np.tile(np.array([0, vocab - 1, -1], dtype=np.int32), (rows, 1))
     wants = RowWants.everything(top_k=min(_LISTED, limit or vocab), token_id_limit=limit)
     tile = dispatch.make_tile(logits_T_V, processing.temperature, realised_T, limit, kernels)
-    block = compute_rows(tile, realised_T, processing, wants, candidates_T_C)
-    draws = [_draw_row(place, banned) for place in range(rows)]
+    block = compute_rows(tile, realised_T, [processing] * rows, wants, candidates_T_C)
     make_tile = partial(dispatch.make_tile, kernels=kernels)
-    drawn = draw_rows(logits_T_V, draws, processing, 0, make_tile)
-    return block, drawn + draw_rows(logits_T_V, draws, _GREEDY, 1 if banned else 0, make_tile)
+    drawn = []
+    for setting, listed in ((processing, 0), (_GREEDY, 1 if banned else 0)):
+        draws = [_draw_row(place, setting, banned, listed) for place in range(rows)]
+        drawn += draw_rows(logits_T_V, draws, make_tile)
+    return block, drawn
 
 
-def _draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:
+def _draw_row(
+    place: int, processing: Processing, banned: tuple[int, ...], top_logprobs: int
+) -> DrawRow:
     task = SamplingTask(
         index=0,
         prompt_ids=np.zeros(1, dtype=np.int32),
         n=1,
         seed=2**63 + place,
         first_sample_index=0,
-        processing=_PROCESSINGS[0],
+        processing=processing,
         processing_index=0,
         max_tokens=1,
     )
-    return DrawRow(task, sample_index=place, position=100 + place, banned=banned)
+    return DrawRow(task, place, 100 + place, banned, top_logprobs)
 
 
 def _differing_rows(ours: RowBlock, theirs: RowBlock) -> str:

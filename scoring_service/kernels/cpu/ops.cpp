@@ -1,6 +1,11 @@
 // Operators of the namespace `scoring_cpu`, for fp32 and bf16.
+#include <algorithm>
 #include <exception>
+#include <initializer_list>
 #include <optional>
+#include <span>
+#include <tuple>
+#include <vector>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -9,9 +14,9 @@
 #include <torch/library.h>
 
 #include "attention.h"
+#include "draws.h"
 #include "pointwise.h"
 #include "products.h"
-#include "race.h"
 #include "rows.h"
 #include "support.h"
 
@@ -233,17 +238,27 @@ at::Tensor rotate(const at::Tensor& input, const at::Tensor& cos, const at::Tens
   return output.transpose(0, 1);
 }
 
-// Calls body(index, row) for each row of logits [T, V], rows side by side in threads.
+// Whether there is a number for each of so many rows.
+void check_rows(int64_t rows, std::initializer_list<const at::Tensor*> columns) {
+  for (const at::Tensor* numbers : columns) {
+    TORCH_CHECK(numbers->is_contiguous() && numbers->numel() == rows, "a number for each row expected");
+  }
+}
+
+// Calls body(index, row) for each row of logits [T, V], rows side by side in threads. Temperatures
+// are fp32 [T].
 template <typename Body>
-void for_rows(const at::Tensor& logits, double temperature, Body body) {
+void for_rows(const at::Tensor& logits, const at::Tensor& temperatures, Body body) {
   TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1, "dense rows expected");
   const int64_t rows = logits.size(0), vocab = logits.size(1), stride = logits.stride(0);
+  check_rows(rows, {&temperatures});
+  const auto* temperature = temperatures.const_data_ptr<float>();
   with_type(logits, [&](auto kind) {
     using T = decltype(kind);
     const T* data = logits.const_data_ptr<T>();
     at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / vocab), [&](int64_t a, int64_t b) {
       for (int64_t i = a; i < b; ++i) {
-        body(i, Row<T>{data + i * stride, vocab, static_cast<float>(temperature)});
+        body(i, Row<T>{data + i * stride, vocab, temperature[i]});
       }
     });
   });
@@ -251,7 +266,8 @@ void for_rows(const at::Tensor& logits, double temperature, Body body) {
 
 // Maximum of x (fp32), logsumexp (fp64), entropy (fp32) and tokens above -inf (int32) of each row of
 // logits [T, V].
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sums_of_rows(const at::Tensor& logits, double temperature) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sums_of_rows(
+    const at::Tensor& logits, const at::Tensor& temperatures) {
   const int64_t rows = logits.size(0);
   at::Tensor maxima = at::empty({rows}, logits.options().dtype(at::kFloat));
   at::Tensor logsumexps = at::empty({rows}, logits.options().dtype(at::kDouble));
@@ -261,7 +277,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sums_of_rows(const at
   auto* max = maxima.mutable_data_ptr<float>();
   auto* logsumexp = logsumexps.mutable_data_ptr<double>();
   auto* entropy = entropies.mutable_data_ptr<float>();
-  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+  for_rows(logits, temperatures, [&](int64_t i, const auto& row) {
     const RowSums sums = row_sums(row);
     max[i] = sums.max;
     logsumexp[i] = sums.logsumexp;
@@ -272,89 +288,145 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> sums_of_rows(const at
 }
 
 // int32 [T]: rank of ids int64 [T] among the ids below `limit`.
-at::Tensor ranks_of_rows(const at::Tensor& logits, double temperature, const at::Tensor& ids, int64_t limit) {
-  TORCH_CHECK(ids.is_contiguous() && ids.size(0) == logits.size(0), "an id for each row expected");
+at::Tensor ranks_of_rows(
+    const at::Tensor& logits, const at::Tensor& temperatures, const at::Tensor& ids, int64_t limit) {
+  check_rows(logits.size(0), {&ids});
   at::Tensor ranks = at::empty({logits.size(0)}, logits.options().dtype(at::kInt));
   const auto* id = ids.const_data_ptr<int64_t>();
   auto* to = ranks.mutable_data_ptr<int32_t>();
-  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+  for_rows(logits, temperatures, [&](int64_t i, const auto& row) {
     to[i] = static_cast<int32_t>(rank(row, id[i], limit));
   });
   return ranks;
 }
 
-// int64 [T, k]
-at::Tensor top_ids_of_rows(const at::Tensor& logits, double temperature, int64_t k, int64_t limit) {
-  TORCH_CHECK(0 < k && k <= limit && limit <= logits.size(1), "k is in [1, limit]");
-  at::Tensor ids = at::empty({logits.size(0), k}, logits.options().dtype(at::kLong));
+// int64 [T, largest k]: the ks[i] best ids of row i, and zeros behind them.
+at::Tensor top_ids_of_rows(
+    const at::Tensor& logits, const at::Tensor& temperatures, at::IntArrayRef ks, int64_t limit) {
+  const int64_t rows = logits.size(0);
+  TORCH_CHECK(static_cast<int64_t>(ks.size()) == rows && limit <= logits.size(1), "a k for each row expected");
+  const int64_t width = ks.empty() ? 0 : *std::max_element(ks.begin(), ks.end());
+  TORCH_CHECK(width <= limit, "k is at most the limit");
+  at::Tensor ids = at::empty({rows, width}, logits.options().dtype(at::kLong));
   auto* to = ids.mutable_data_ptr<int64_t>();
-  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+  for_rows(logits, temperatures, [&](int64_t i, const auto& row) {
     static thread_local TopScratch scratch;
-    top_ids(row, k, limit, scratch, to + i * k);
+    int64_t* first = to + i * width;
+    if (ks[i] > 0) {
+      top_ids(row, ks[i], limit, scratch, first);
+    }
+    std::fill(first + ks[i], first + width, 0);
   });
   return ids;
 }
 
 // fp64 [T]: log of the sum of exp(x) over the ids that top_ids left out.
-at::Tensor log_rests_of_rows(const at::Tensor& logits, double temperature, const at::Tensor& last_ids, int64_t limit) {
-  TORCH_CHECK(last_ids.is_contiguous() && last_ids.size(0) == logits.size(0), "an id for each row expected");
+at::Tensor log_rests_of_rows(
+    const at::Tensor& logits, const at::Tensor& temperatures, const at::Tensor& last_ids, int64_t limit) {
+  check_rows(logits.size(0), {&last_ids});
   at::Tensor rests = at::empty({logits.size(0)}, logits.options().dtype(at::kDouble));
   const auto* id = last_ids.const_data_ptr<int64_t>();
   auto* to = rests.mutable_data_ptr<double>();
-  for_rows(logits, temperature, [&](int64_t i, const auto& row) { to[i] = log_rest(row, id[i], limit); });
+  for_rows(logits, temperatures, [&](int64_t i, const auto& row) { to[i] = log_rest(row, id[i], limit); });
   return rests;
 }
 
-// Supports of rows under one rule: pivots (fp32), least ids at them (int64), sizes (int32) and logs of
-// the sums of exp(x - max) (fp64), [T] each. maxima fp32 [T].
+// One of each for each row.
+struct Rules {
+  at::IntArrayRef top_ks;
+  at::ArrayRef<double> top_ps, log_min_ps;
+
+  void check(size_t rows) const {
+    TORCH_CHECK(
+        top_ks.size() == rows && top_ps.size() == rows && log_min_ps.size() == rows,
+        "a rule for each row expected");
+  }
+
+  Rule of(int64_t i) const { return {top_ks[i], top_ps[i], log_min_ps[i]}; }
+};
+
+// Supports of rows, each under its own rule: pivots (fp32), least ids at them (int64), sizes (int32)
+// and logs of their probabilities (fp64), [T] each. maxima (fp32), logsumexps (fp64) and possibles
+// (int32), [T] each, are those of row_sums.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> supports_of_rows(
-    const at::Tensor& logits, double temperature, const at::Tensor& maxima, int64_t top_k,
-    double top_p, double log_min_p) {
+    const at::Tensor& logits, const at::Tensor& temperatures, const at::Tensor& maxima,
+    const at::Tensor& logsumexps, const at::Tensor& possibles, at::IntArrayRef top_ks,
+    at::ArrayRef<double> top_ps, at::ArrayRef<double> log_min_ps) {
   const int64_t rows = logits.size(0);
-  TORCH_CHECK(maxima.is_contiguous() && maxima.numel() == rows, "a maximum for each row expected");
+  const Rules rules{top_ks, top_ps, log_min_ps};
+  rules.check(rows);
+  check_rows(rows, {&maxima, &logsumexps, &possibles});
   at::Tensor pivots = at::empty_like(maxima);
   at::Tensor least_ids = at::empty({rows}, logits.options().dtype(at::kLong));
-  at::Tensor sizes = at::empty({rows}, logits.options().dtype(at::kInt));
-  at::Tensor log_masses = at::empty({rows}, logits.options().dtype(at::kDouble));
+  at::Tensor sizes = at::empty_like(possibles);
+  at::Tensor log_kepts = at::empty_like(logsumexps);
   const auto* max = maxima.const_data_ptr<float>();
+  const auto* logsumexp = logsumexps.const_data_ptr<double>();
+  const auto* possible = possibles.const_data_ptr<int32_t>();
   auto* pivot = pivots.mutable_data_ptr<float>();
   auto* least_id = least_ids.mutable_data_ptr<int64_t>();
   auto* size = sizes.mutable_data_ptr<int32_t>();
-  auto* log_mass = log_masses.mutable_data_ptr<double>();
-  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
+  auto* log_kept = log_kepts.mutable_data_ptr<double>();
+  for_rows(logits, temperatures, [&](int64_t i, const auto& row) {
     static thread_local SupportScratch scratch;
-    const Support found = support_of(row, max[i], Rule{top_k, top_p, log_min_p}, scratch);
+    const RowSums sums{max[i], logsumexp[i], 0.0f, possible[i]};
+    const Support found = support_of(row, sums, rules.of(i), scratch);
     pivot[i] = found.pivot;
     least_id[i] = found.least_id;
     size[i] = static_cast<int32_t>(found.size);
-    log_mass[i] = found.log_mass;
+    log_kept[i] = found.log_kept;
   });
-  return {pivots, least_ids, sizes, log_masses};
+  return {pivots, least_ids, sizes, log_kepts};
 }
 
-// int64 [T]: a token of each row's support. maxima and pivots fp32, least_ids, seeds (the bits of
-// uint64), sample_indices and positions int64, [T] each.
-at::Tensor race_rows(const at::Tensor& logits, double temperature, const at::Tensor& maxima,
-                     const at::Tensor& pivots, const at::Tensor& least_ids, const at::Tensor& seeds,
-                     const at::Tensor& sample_indices, const at::Tensor& positions) {
-  const int64_t rows = logits.size(0);
-  for (const at::Tensor* numbers : {&maxima, &pivots, &least_ids, &seeds, &sample_indices, &positions}) {
-    TORCH_CHECK(numbers->is_contiguous() && numbers->numel() == rows, "a number for each row expected");
+// A token of each row (int64 [T]), its log-prob in the row's support (fp32 [T]), and whether there was
+// one (bool [T]). maxima (fp32) and logsumexps (fp64), [T] each, are those of row_sums; bans[i] of
+// `banned` belong to row i; seeds have the bits of uint64.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> draw_rows(
+    const at::Tensor& logits, const at::Tensor& temperatures, const at::Tensor& maxima,
+    const at::Tensor& logsumexps, at::IntArrayRef greedy, at::IntArrayRef top_ks,
+    at::ArrayRef<double> top_ps, at::ArrayRef<double> log_min_ps, at::IntArrayRef bans,
+    at::IntArrayRef banned, at::IntArrayRef seeds, at::IntArrayRef sample_indices,
+    at::IntArrayRef positions) {
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  const Rules rules{top_ks, top_ps, log_min_ps};
+  rules.check(rows);
+  check_rows(rows, {&maxima, &logsumexps});
+  for (const at::IntArrayRef numbers : {greedy, bans, seeds, sample_indices, positions}) {
+    TORCH_CHECK(static_cast<int64_t>(numbers.size()) == rows, "a number for each row expected");
   }
-  at::Tensor winners = at::empty({rows}, logits.options().dtype(at::kLong));
+  std::vector<std::span<const int64_t>> bans_of;
+  const int64_t* next = banned.data();
+  for (const int64_t count : bans) {
+    bans_of.emplace_back(next, count);
+    next += count;
+  }
+  TORCH_CHECK(next == banned.data() + banned.size(), "as many ids as bans expected");
+  for (const int64_t id : banned) {
+    TORCH_CHECK(0 <= id && id < vocab, "ids of the vocabulary expected");
+  }
+  at::Tensor ids = at::empty({rows}, logits.options().dtype(at::kLong));
+  at::Tensor logprobs = at::empty_like(maxima);
+  at::Tensor drawables = at::empty({rows}, logits.options().dtype(at::kBool));
   const auto* max = maxima.const_data_ptr<float>();
-  const auto* pivot = pivots.const_data_ptr<float>();
-  const auto* least_id = least_ids.const_data_ptr<int64_t>();
-  const auto* seed = seeds.const_data_ptr<int64_t>();
-  const auto* sample_index = sample_indices.const_data_ptr<int64_t>();
-  const auto* position = positions.const_data_ptr<int64_t>();
-  auto* to = winners.mutable_data_ptr<int64_t>();
-  for_rows(logits, temperature, [&](int64_t i, const auto& row) {
-    const Draw draw{static_cast<uint64_t>(seed[i]), static_cast<uint32_t>(position[i]),
-                    static_cast<uint32_t>(sample_index[i])};
-    to[i] = race(row, max[i], pivot[i], least_id[i], draw);
+  const auto* logsumexp = logsumexps.const_data_ptr<double>();
+  auto* id = ids.mutable_data_ptr<int64_t>();
+  auto* logprob = logprobs.mutable_data_ptr<float>();
+  auto* drawable = drawables.mutable_data_ptr<bool>();
+  for_rows(logits, temperatures, [&](int64_t i, const auto& whole) {
+    static thread_local DrawScratch scratch;
+    const Draw draw{static_cast<uint64_t>(seeds[i]), static_cast<uint32_t>(positions[i]),
+                    static_cast<uint32_t>(sample_indices[i])};
+    const RowSums known{max[i], logsumexp[i], 0.0f, vocab};
+    const DrawnToken found = with_allowed(
+        whole, known, bans_of[i], scratch, [&](const auto& row, const RowSums& sums) {
+          return drawn(row, sums, greedy[i] != 0, rules.of(i), draw, scratch);
+        });
+    id[i] = found.id;
+    logprob[i] = found.logprob;
+    drawable[i] = found.drawable;
   });
-  return winners;
+  return {ids, logprobs, drawables};
 }
 
 TORCH_LIBRARY(scoring_cpu, library) {
@@ -369,16 +441,18 @@ TORCH_LIBRARY(scoring_cpu, library) {
   library.def("add_rows(Tensor residual, Tensor x, Tensor(a!) sum) -> ()");
   library.def("silu_mul(Tensor gate, Tensor up) -> Tensor");
   library.def("rotate(Tensor input, Tensor cos, Tensor sin) -> Tensor");
-  library.def("row_sums(Tensor logits, float temperature) -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("ranks(Tensor logits, float temperature, Tensor ids, int limit) -> Tensor");
-  library.def("top_ids(Tensor logits, float temperature, int k, int limit) -> Tensor");
+  library.def("row_sums(Tensor logits, Tensor temperatures) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("ranks(Tensor logits, Tensor temperatures, Tensor ids, int limit) -> Tensor");
+  library.def("top_ids(Tensor logits, Tensor temperatures, int[] ks, int limit) -> Tensor");
   library.def(
-      "supports(Tensor logits, float temperature, Tensor maxima, int top_k, float top_p, "
-      "float log_min_p) -> (Tensor, Tensor, Tensor, Tensor)");
+      "supports(Tensor logits, Tensor temperatures, Tensor maxima, Tensor logsumexps, "
+      "Tensor possibles, int[] top_ks, float[] top_ps, float[] log_min_ps) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "race(Tensor logits, float temperature, Tensor maxima, Tensor pivots, Tensor least_ids, "
-      "Tensor seeds, Tensor sample_indices, Tensor positions) -> Tensor");
-  library.def("log_rests(Tensor logits, float temperature, Tensor last_ids, int limit) -> Tensor");
+      "draw(Tensor logits, Tensor temperatures, Tensor maxima, Tensor logsumexps, int[] greedy, "
+      "int[] top_ks, float[] top_ps, float[] log_min_ps, int[] bans, int[] banned, int[] seeds, "
+      "int[] sample_indices, int[] positions) -> (Tensor, Tensor, Tensor)");
+  library.def("log_rests(Tensor logits, Tensor temperatures, Tensor last_ids, int limit) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
@@ -393,7 +467,7 @@ TORCH_LIBRARY_IMPL(scoring_cpu, CPU, library) {
   library.impl("ranks", ranks_of_rows);
   library.impl("top_ids", top_ids_of_rows);
   library.impl("supports", supports_of_rows);
-  library.impl("race", race_rows);
+  library.impl("draw", draw_rows);
   library.impl("log_rests", log_rests_of_rows);
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from scoring_service.kernels.cpu.build import KernelsUnavailableError, compiled_library
+from scoring_service.types import Processing
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _WIDEST = 2048
@@ -152,126 +154,141 @@ class CpuKernels:
         return found
 
     def row_sums(
-        self, logits_T_V: Tensor, temperature: float
+        self, logits_T_V: Tensor, temperatures_T: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What most other numbers of rows of x are made of.
 
-        Here and below x = logits / temperature, divided in fp32.
+        Here and below x = logits / temperature, divided in fp32, and temperatures are fp32 [T].
 
         Returns:
             maximum (fp32 [T]), logsumexp (fp64 [T], not finite for broken rows), entropy (nats,
             fp32 [T]) and the number of tokens above -inf (int32 [T]).
         """
         found: tuple[Tensor, Tensor, Tensor, Tensor] = self._ops.row_sums(
-            _dense(logits_T_V), temperature
+            _dense(logits_T_V), temperatures_T
         )
         return found
 
-    def ranks(self, logits_T_V: Tensor, temperature: float, ids_T: Tensor, limit: int) -> Tensor:
+    def ranks(
+        self, logits_T_V: Tensor, temperatures_T: Tensor, ids_T: Tensor, limit: int
+    ) -> Tensor:
         """1 + ids below the limit with larger x, or equal x and a lower id; 0 at or above it.
 
         Args:
             logits_T_V: fp32 or bf16.
-            temperature: of all rows.
+            temperatures_T: of the rows.
             ids_T: int64, one a row.
             limit: of the ids that count.
 
         Returns:
             int32 [T].
         """
-        found: Tensor = self._ops.ranks(_dense(logits_T_V), temperature, ids_T, limit)
+        found: Tensor = self._ops.ranks(_dense(logits_T_V), temperatures_T, ids_T, limit)
         return found
 
-    def top_ids(self, logits_T_V: Tensor, temperature: float, k: int, limit: int) -> Tensor:
+    def top_ids(
+        self, logits_T_V: Tensor, temperatures_T: Tensor, ks_T: Sequence[int], limit: int
+    ) -> Tensor:
         """Ids of the k largest x below the limit, largest first, equal x to the lower id.
 
         Returns:
-            int64 [T, K].
+            int64 [T, largest k]; zeros behind the list of a row with a smaller one.
         """
-        found: Tensor = self._ops.top_ids(_dense(logits_T_V), temperature, k, limit)
+        found: Tensor = self._ops.top_ids(_dense(logits_T_V), temperatures_T, ks_T, limit)
         return found
 
     def log_rests(
-        self, logits_T_V: Tensor, temperature: float, last_ids_T: Tensor, limit: int
+        self, logits_T_V: Tensor, temperatures_T: Tensor, last_ids_T: Tensor, limit: int
     ) -> Tensor:
         """Log of the sum of exp(x) over all ids that `top_ids` left out.
 
         Args:
             logits_T_V: fp32 or bf16.
-            temperature: of all rows.
+            temperatures_T: of the rows.
             last_ids_T: int64, the last id of each list.
             limit: of the lists.
 
         Returns:
             fp64 [T]; -inf where nothing was left out.
         """
-        found: Tensor = self._ops.log_rests(_dense(logits_T_V), temperature, last_ids_T, limit)
+        found: Tensor = self._ops.log_rests(_dense(logits_T_V), temperatures_T, last_ids_T, limit)
         return found
 
     def supports(
         self,
         logits_T_V: Tensor,
-        temperature: float,
-        max_T: Tensor,
-        top_k: int,
-        top_p: float,
-        min_p: float,
+        temperatures_T: Tensor,
+        sums: tuple[Tensor, Tensor, Tensor],
+        processings_T: Sequence[Processing],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What truncation keeps of each row: x above a pivot, and at the pivot the higher ids.
 
         Args:
             logits_T_V: fp32 or bf16.
-            temperature: of all rows.
-            max_T: fp32, the maximum of x.
-            top_k: 0 = off.
-            top_p: 1 = off.
-            min_p: 0 = off.
+            temperatures_T: of the rows.
+            sums: maximum, logsumexp and tokens above -inf, as `row_sums` gives them.
+            processings_T: whose filters are the rows'.
 
         Returns:
             pivots (fp32 [T]), the least id that stays at each (int64 [T]), sizes (int32 [T]) and
-            the logs of the sums of exp(x - max) over the supports (fp64 [T]).
+            the logs of the supports' probabilities before truncation (fp64 [T], at most 0).
         """
-        log_min_p = math.log(min_p) if min_p > 0 else -math.inf
         found: tuple[Tensor, Tensor, Tensor, Tensor] = self._ops.supports(
-            _dense(logits_T_V), temperature, max_T, top_k, top_p, log_min_p
+            _dense(logits_T_V), temperatures_T, *sums, *_filters(processings_T)
         )
         return found
 
-    def race(
+    def draw(
         self,
         logits_T_V: Tensor,
-        temperature: float,
-        max_T: Tensor,
-        pivots_T: Tensor,
-        least_ids_T: Tensor,
-        seeds_T: list[int],
-        sample_indices_T: list[int],
-        positions_T: list[int],
-    ) -> Tensor:
+        temperatures_T: Tensor,
+        sums: tuple[Tensor, Tensor],
+        processings_T: Sequence[Processing],
+        banned_T: Sequence[Sequence[int]],
+        seeds_T: Sequence[int],
+        sample_indices_T: Sequence[int],
+        positions_T: Sequence[int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One token of each row's support, distributed as softmax of x over it.
 
         Args:
             logits_T_V: fp32 or bf16.
-            temperature: of all rows.
-            max_T: fp32, the maximum of x.
-            pivots_T: as `supports` gives them.
-            least_ids_T: likewise.
+            temperatures_T: of the rows.
+            sums: maximum and logsumexp, as `row_sums` gives them.
+            processings_T: whose filters are the rows'; of a greedy one the best token is taken.
+            banned_T: ids that may not be drawn.
             seeds_T: uint64.
             sample_indices_T: of the prompt.
             positions_T: absolute, of the token to draw.
 
         Returns:
-            int64 [T]; ids of broken rows mean nothing.
+            Tokens, int64 [T], their log-probs in the support, fp32 [T], and whether there was any
+            to draw, bool [T].
         """
-        signed = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in seeds_T]
-        numbers = (
-            torch.tensor(values, dtype=torch.int64)
-            for values in (signed, sample_indices_T, positions_T)
-        )
-        found: Tensor = self._ops.race(
-            _dense(logits_T_V), temperature, max_T, pivots_T, least_ids_T, *numbers
+        found: tuple[Tensor, Tensor, Tensor] = self._ops.draw(
+            _dense(logits_T_V),
+            temperatures_T,
+            *sums,
+            [int(processing.greedy) for processing in processings_T],
+            *_filters(processings_T),
+            [len(ids) for ids in banned_T],
+            [token for ids in banned_T for token in ids],
+            [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in seeds_T],
+            sample_indices_T,
+            positions_T,
         )
         return found
+
+
+def _filters(
+    processings_T: Sequence[Processing],
+) -> tuple[list[int], list[float], list[float]]:
+    """top_k, top_p and the logarithm of min_p of each row."""
+    return (
+        [processing.top_k for processing in processings_T],
+        [processing.top_p for processing in processings_T],
+        [math.log(p.min_p) if p.min_p > 0 else -math.inf for p in processings_T],
+    )
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ struct Support {
   float pivot;
   int64_t least_id; // of those at the pivot, the least that stays
   int64_t size;
-  double log_mass; // log of the sum of exp(x - max)
+  double log_kept; // log of its probability before truncation
 };
 
 struct SupportScratch {
@@ -169,27 +169,33 @@ int64_t count_equal(const Row<T>& row, float x, int64_t least_id) {
 // The support with `ties` at the pivot. `among` has all x above it: the row itself, or what was
 // gathered of it.
 template <typename T>
-Support measured(const Row<T>& among, float max, float pivot, int64_t least_id, int64_t ties) {
+Support measured(
+    const Row<T>& among, const RowSums& sums, float pivot, int64_t least_id, int64_t ties) {
   const Vec bound(pivot), none(-kInfinity);
   const auto above = [&](const Vec& x) { return Vec::blendv(none, x, x > bound); };
   int64_t size = 0;
   among.each(0, among.size, -kInfinity, [&](int64_t, const Vec& a, const Vec& b) {
     size += lanes_that(a > bound) + lanes_that(b > bound);
   });
-  double mass = size == 0 ? 0.0 : sum_of_exp(among, 0, among.size, max, above);
-  mass += static_cast<double>(ties) * std::exp(static_cast<double>(pivot) - static_cast<double>(max));
-  return {pivot, least_id, size + ties, std::log(mass)};
+  const auto max = static_cast<double>(sums.max);
+  double mass = size == 0 ? 0.0 : sum_of_exp(among, 0, among.size, sums.max, above);
+  mass += static_cast<double>(ties) * std::exp(static_cast<double>(pivot) - max);
+  const double log_kept = max + std::log(mass) - sums.logsumexp;
+  return {pivot, least_id, size + ties, std::min(log_kept, 0.0)};
 }
 
 // A row that is no distribution has some support that means nothing.
 template <typename T>
-Support support_of(const Row<T>& row, float max, const Rule& rule, SupportScratch& scratch) {
+Support support_of(
+    const Row<T>& row, const RowSums& sums, const Rule& rule, SupportScratch& scratch) {
+  const float max = sums.max;
   float pivot = std::numeric_limits<float>::lowest(); // a token at -inf never stays
   int64_t least_id = 0;
-  if (!std::isfinite(max)) {
-    return {pivot, 0, 0, -kInfinity};
-  }
   const bool ranked = 0 < rule.top_k && rule.top_k < row.size;
+  const bool truncates = ranked || rule.top_p < 1.0 || rule.log_min_p > -kInfinity;
+  if (!truncates || !std::isfinite(max)) {
+    return {pivot, least_id, sums.possible, 0.0};
+  }
   std::span<float> x;
   if (ranked) {
     const float bound = lower_bound_of_top(row, rule.top_k, row.size, scratch.top);
@@ -215,10 +221,10 @@ Support support_of(const Row<T>& row, float max, const Rule& rule, SupportScratc
   }
   const int64_t ties = count_equal(row, pivot, least_id);
   if (x.empty()) {
-    return measured(row, max, pivot, least_id, ties);
+    return measured(row, sums, pivot, least_id, ties);
   }
   const Row<float> gathered{x.data(), static_cast<int64_t>(x.size()), 1.0f};
-  return measured(gathered, max, pivot, least_id, ties);
+  return measured(gathered, sums, pivot, least_id, ties);
 }
 
 } // namespace scoring

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from scoring_service.kernels import reference
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.truncation import Truncation, of_tokens
+from scoring_service.types import Processing
 
 
 class CompiledTile:
@@ -20,31 +21,37 @@ class CompiledTile:
     in ids, ranks and supports.
     """
 
-    def __init__(self, kernels: CpuKernels, logits_T_V: Tensor, temperature: float) -> None:
+    def __init__(
+        self, kernels: CpuKernels, logits_T_V: Tensor, temperatures: float | Tensor
+    ) -> None:
         """Reads the logits once.
 
         Args:
             kernels: the compiled library.
             logits_T_V: float32 or bfloat16, finished.
-            temperature: of all rows.
+            temperatures: of all rows, or float32 [T].
         """
+        rows, vocab = logits_T_V.shape
         self._kernels = kernels
         self._logits_T_V = logits_T_V
-        self._temperature = temperature
-        self._limit = logits_T_V.shape[1]
+        self._temperatures = temperatures
+        if not isinstance(temperatures, Tensor):
+            temperatures = torch.full((rows,), temperatures, dtype=torch.float32)
+        self._rows = logits_T_V, temperatures
+        self._limit = vocab
         """Of the list that was asked for last."""
-        self.vocab_size = logits_T_V.shape[1]
-        sums = kernels.row_sums(logits_T_V, temperature)
+        self.vocab_size = vocab
+        sums = kernels.row_sums(*self._rows)
         self.max_T, self.logsumexp_T, self._entropy_T, self._possible_T = sums
 
     @cached_property
     def x_T_V(self) -> Tensor:  # noqa: N802
         """float32."""
-        return reference.scale(self._logits_T_V, self._temperature)
+        return reference.scale(self._logits_T_V, self._temperatures)
 
     def x_at(self, ids_T_C: Tensor) -> Tensor:
         """float32 [T, C]."""
-        return reference.scale(self._logits_T_V.gather(1, ids_T_C), self._temperature)
+        return reference.scale(self._logits_T_V.gather(1, ids_T_C), self._temperatures)
 
     def possible_tokens(self) -> Tensor:
         """Tokens with any probability, int32 [T]."""
@@ -63,73 +70,42 @@ class CompiledTile:
     def rank(self, ids_T: Tensor, token_id_limit: int | None) -> Tensor:
         """Of given tokens, int32 [T]."""
         limit = self.vocab_size if token_id_limit is None else token_id_limit
-        return self._kernels.ranks(self._logits_T_V, self._temperature, ids_T.contiguous(), limit)
+        return self._kernels.ranks(*self._rows, ids_T.contiguous(), limit)
 
-    def top_k_ids(self, k: int, token_id_limit: int) -> Tensor:
+    def top_k_ids(self, k: int | Sequence[int], token_id_limit: int) -> Tensor:
         """int64 [T, K], of ids below the limit."""
         self._limit = token_id_limit
-        return self._kernels.top_ids(self._logits_T_V, self._temperature, k, token_id_limit)
+        ks_T = [k] * len(self._logits_T_V) if isinstance(k, int) else k
+        return self._kernels.top_ids(*self._rows, ks_T, token_id_limit)
 
     def log_tail_mass(self, top_ids_T_K: Tensor) -> Tensor:
         """Log of the probability outside the list, float32 [T]; -inf when none is outside."""
         last_ids_T = top_ids_T_K[:, -1].contiguous()
-        log_rests_T = self._kernels.log_rests(
-            self._logits_T_V, self._temperature, last_ids_T, self._limit
-        )
+        log_rests_T = self._kernels.log_rests(*self._rows, last_ids_T, self._limit)
         return (log_rests_T - self.logsumexp_T).float().clamp_(max=0.0)
-
-    def greedy(self) -> Tensor:
-        """The id of the largest x of each row, the lowest among equals. int64 [T]."""
-        return self._kernels.top_ids(self._logits_T_V, self._temperature, 1, self.vocab_size)[:, 0]
 
     def draw(
         self,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        seeds_T: list[int],
-        sample_indices_T: list[int],
-        positions_T: list[int],
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens, int64 [T], and their processed log-probs, float32 [T]."""
-        found = self._support(top_k, top_p, min_p)
-        ids_T = self._kernels.race(
-            self._logits_T_V,
-            self._temperature,
-            self.max_T,
-            found.pivot_T,
-            found.least_id_T,
-            seeds_T,
-            sample_indices_T,
-            positions_T,
-        )
-        x_T = self.x_at(ids_T[:, None])[:, 0].double()
-        return ids_T, (x_T - self.logsumexp_T - found.log_kept_T).float()
+        processings_T: Sequence[Processing],
+        seeds_T: Sequence[int],
+        sample_indices_T: Sequence[int],
+        positions_T: Sequence[int],
+        banned_T: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their processed log-probs, and whether there was any."""
+        sums = self.max_T, self.logsumexp_T
+        numbers = seeds_T, sample_indices_T, positions_T
+        banned_T = [()] * len(processings_T) if banned_T is None else banned_T
+        return self._kernels.draw(*self._rows, sums, processings_T, banned_T, *numbers)
 
     def truncate(
-        self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
+        self, processings_T: Sequence[Processing], ids_T: Tensor, guarded_T: Tensor
     ) -> Truncation:
         """Truncated log-probs of given tokens."""
-        found = self._support(top_k, top_p, min_p)
+        sums = self.max_T, self.logsumexp_T, self._possible_T
+        found = self._kernels.supports(*self._rows, sums, processings_T)
+        pivot_T, least_id_T, size_T, log_kept_T = found
         x_T = self.x_at(ids_T[:, None])[:, 0]
-        inside_T = (x_T > found.pivot_T) | ((x_T == found.pivot_T) & (ids_T >= found.least_id_T))
+        inside_T = (x_T > pivot_T) | ((x_T == pivot_T) & (ids_T >= least_id_T))
         logprob_T = x_T.double() - self.logsumexp_T
-        return of_tokens(logprob_T, inside_T, guarded_T, found.log_kept_T, found.size_T)
-
-    def _support(self, top_k: int, top_p: float, min_p: float) -> _Support:
-        pivot_T, least_id_T, size_T, log_mass_T = self._kernels.supports(
-            self._logits_T_V, self._temperature, self.max_T, top_k, top_p, min_p
-        )
-        log_kept_T = (self.max_T.double() + log_mass_T - self.logsumexp_T).clamp_(max=0.0)
-        return _Support(pivot_T, least_id_T, size_T, log_kept_T)
-
-
-@dataclass(frozen=True, slots=True)
-class _Support:
-    """x above the pivot, and at it the ids from the least one on. [T] each."""
-
-    pivot_T: Tensor
-    least_id_T: Tensor
-    size_T: Tensor
-    log_kept_T: Tensor
-    """float64."""
+        return of_tokens(logprob_T, inside_T, guarded_T, log_kept_T, size_T)

@@ -23,8 +23,10 @@ from scoring_service.kernels.gpu.statistics import (
     block_tail,
 )
 from scoring_service.kernels.gpu.support import Support, find_support
+from scoring_service.kernels.settings import without_banned
 from scoring_service.kernels.transfer import to_device_async
 from scoring_service.kernels.truncation import Truncation
+from scoring_service.types import Processing
 
 MAX_K = 1024
 """Longest list of the top-K kernel; longer ones are torch's to sort."""
@@ -184,8 +186,9 @@ class TritonTile:
         """Log-probs at given ids, float32 [T, C]; NaN where the id is negative."""
         return reference.logprobs_at(self.x_T_V, self.logsumexp_T, ids_T_C)
 
-    def top_k_ids(self, k: int, token_id_limit: int) -> Tensor:
-        """int64 [T, K], of ids below the limit."""
+    def top_k_ids(self, k: int | Sequence[int], token_id_limit: int) -> Tensor:
+        """int64 [T, K], of ids below the limit; lists of all rows are as long as the longest."""
+        k = k if isinstance(k, int) else max(k)
         if k > MAX_K:
             ids_T_K = top_ids(self.x_T_V[:, :token_id_limit].float(), k)
         else:
@@ -266,10 +269,10 @@ class TritonTile:
         )
 
     def truncate(
-        self, top_k: int, top_p: float, min_p: float, ids_T: Tensor, guarded_T: Tensor
+        self, processings_T: Sequence[Processing], ids_T: Tensor, guarded_T: Tensor
     ) -> Truncation:
         """Truncated log-probs of given tokens."""
-        found = self.support(top_k, top_p, min_p)
+        found = self.support(*_filters(processings_T, self.max_T.device))
         x_T = self.x_T_V.gather(1, ids_T[:, None])[:, 0].float()
         keys_T = ordered_keys(x_T)
         inside_T = (keys_T > found.pivots_T) | (
@@ -285,24 +288,36 @@ class TritonTile:
 
     def draw(
         self,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        seeds_T: list[int],
-        sample_indices_T: list[int],
-        positions_T: list[int],
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens, int64 [T], and their processed log-probs, float32 [T]."""
+        processings_T: Sequence[Processing],
+        seeds_T: Sequence[int],
+        sample_indices_T: Sequence[int],
+        positions_T: Sequence[int],
+        banned_T: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their processed log-probs, and whether there was any."""
+        numbers = seeds_T, sample_indices_T, positions_T
+        if banned_T is not None and any(banned_T):
+            allowed = TritonTile(without_banned(self.x_T_V, banned_T))
+            return allowed.draw(processings_T, *numbers)
+        drawable_T = torch.isfinite(self.logsumexp_T)
+        greedy = [processing.greedy for processing in processings_T]
+        if all(greedy):
+            return self.greedy(), torch.zeros_like(self.max_T), drawable_T
+        device = self.max_T.device
         found = None
-        if top_k > 0 or top_p < 1.0 or min_p > 0.0:
-            found = self.support(top_k, top_p, min_p)
-        ids_T = self.draw_from(found, seeds_T, sample_indices_T, positions_T)
+        if any(processing.truncates for processing in processings_T):
+            found = self.support(*_filters(processings_T, device))
+        ids_T = self.draw_from(found, *numbers)
         ids_T = ids_T.clamp(max=self.vocab_size - 1)  # of a row that is not a distribution
         x_T = self.x_T_V.gather(1, ids_T[:, None])[:, 0].double()
         processed_T = x_T - self.logsumexp_T
         if found is not None:
             processed_T = processed_T - found.log_kept_mass_T
-        return ids_T, processed_T.float()
+        if any(greedy):
+            greedy_T = to_device_async(torch.tensor(greedy), device)
+            ids_T = torch.where(greedy_T, self.greedy(), ids_T)
+            processed_T = processed_T.masked_fill(greedy_T, 0.0)
+        return ids_T, processed_T.float(), drawable_T
 
     def draw_from(
         self,
@@ -371,6 +386,16 @@ def words_inputs(
         torch.tensor(signed, dtype=torch.int64), device
     ).unbind()
     return seeds, samples, positions
+
+
+def _filters(
+    processings_T: Sequence[Processing], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """top_k, top_p and min_p of each row, on the device."""
+    top_k_T = torch.tensor([processing.top_k for processing in processings_T])
+    floats = [[p.top_p for p in processings_T], [p.min_p for p in processings_T]]
+    floats_2_T = to_device_async(torch.tensor(floats, dtype=torch.float64), device)
+    return to_device_async(top_k_T, device), floats_2_T[0], floats_2_T[1]
 
 
 def _there(ids_T: Tensor, device: torch.device) -> Tensor:

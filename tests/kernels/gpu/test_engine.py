@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoring_service.engine.head.head import make_head
 from scoring_service.engine.head.product import PlainProduct
-from scoring_service.engine.outputs.draws import DrawRow, draw_rows
+from scoring_service.engine.outputs.draws import draw_rows
 from scoring_service.engine.outputs.rows import compute_rows
 from scoring_service.engine.outputs.sample_slices import DrawnToken
 from scoring_service.engine.packed.steps.head_jobs import _finished
 from scoring_service.kernels import dispatch, reference
-from scoring_service.types import Processing, RowWants, SamplingTask
+from scoring_service.types import Processing, RowWants
+from tests.engine.mixed_settings import DRAWN, draw_row, drawn_bits, mixed_rows
 from tests.kernels import cases
 from tests.kernels.gpu.device import DEVICE
 
@@ -49,7 +50,7 @@ def test_rows_are_answered_alike(processing: Processing, monkeypatch: pytest.Mon
         use(monkeypatch, backend)
         tile = dispatch.make_tile(logits_T_V, processing.temperature, realised, 900)
         assert type(tile).__name__ == f"{backend.capitalize()}Tile"
-        blocks.append(compute_rows(tile, realised, processing, WANTS, candidates))
+        blocks.append(compute_rows(tile, realised, [processing] * 4, WANTS, candidates))
     for field in fields(blocks[0]):
         eager, triton = (getattr(block, field.name) for block in blocks)
         if field.name in ("rows", "ranks", "support_sizes", "top_token_ids"):
@@ -92,20 +93,6 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def draw_row(place: int, banned: tuple[int, ...]) -> DrawRow:
-    task = SamplingTask(
-        index=0,
-        prompt_ids=np.array([1], dtype=np.int32),
-        n=1,
-        seed=2**63 + place,
-        first_sample_index=0,
-        processing=Processing(),
-        processing_index=0,
-        max_tokens=1,
-    )
-    return DrawRow(task, sample_index=place, position=100 + place, banned=banned)
-
-
 @pytest.mark.parametrize(
     ("processing", "banned"),
     [
@@ -119,11 +106,11 @@ def test_tokens_are_drawn_alike(
     """The same tokens with the same numbers, greedy and under bans too; a broken row is a fault."""
     logits_T_V = random_logits(5)
     logits_T_V[2, 4] = torch.nan
-    rows = [draw_row(place, banned if place % 2 else ()) for place in range(5)]
+    rows = [draw_row(place, processing, banned if place % 2 else (), 5) for place in range(5)]
     answers = []
     for backend in ("eager", "triton"):
         use(monkeypatch, backend)
-        answers.append(draw_rows(logits_T_V, rows, processing, 5, dispatch.make_tile))
+        answers.append(draw_rows(logits_T_V, rows, dispatch.make_tile))
     for eager, triton in zip(*answers, strict=True):
         if not isinstance(eager, DrawnToken) or not isinstance(triton, DrawnToken):
             assert eager == triton
@@ -135,16 +122,27 @@ def test_tokens_are_drawn_alike(
     assert sum(not isinstance(answer, DrawnToken) for answer in answers[1]) == 1
 
 
+def test_draws_of_many_settings_have_the_bits_of_each_row_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use(monkeypatch, "triton")
+    logits_T_V, rows = random_logits(8), mixed_rows(DRAWN, 8)
+    together = drawn_bits(logits_T_V, rows, dispatch.make_tile)
+    for place, row in enumerate(rows):
+        alone = drawn_bits(logits_T_V[place : place + 1], [row], dispatch.make_tile)
+        assert alone == together[place : place + 1], row
+
+
 @pytest.mark.parametrize("processing", [Processing(0.0), *PROCESSINGS])
 def test_tokens_are_waited_for_once(
     processing: Processing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On either path: what is said of them comes to the host as one tensor, no number by itself."""
     use(monkeypatch, "triton")
-    rows = [draw_row(place, (5, 700)) for place in range(4)]
+    rows = [draw_row(place, processing, (5, 700)) for place in range(4)]
     for make_tile in (dispatch.make_tile, dispatch.reference_tile):
         with Asked() as asked:
-            draw_rows(random_logits(4), rows, processing, 0, make_tile)
+            draw_rows(random_logits(4), rows, make_tile)
         assert not asked.names & {"_local_scalar_dense", "nonzero"}
 
 

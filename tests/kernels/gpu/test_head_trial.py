@@ -80,10 +80,11 @@ def test_kernels_that_work_stay_and_are_compiled(
             some = replace(wants, top_k=k, token_id_limit=limit)
             ids = np.zeros(len(rows), dtype=np.int32)
             made = dispatch.make_tile(rows, temperature, ids, limit)
-            compute_rows(made, ids, Processing(temperature, top_k=k), some, None)
+            compute_rows(made, ids, [Processing(temperature, top_k=k)] * len(rows), some, None)
             for banned, min_p in product(((), (3,)), (0.0, 0.5)):
-                draws = [head_trial._draw_row(place, banned) for place in range(len(rows))]
-                draw_rows(rows, draws, Processing(temperature, min_p=min_p), k, dispatch.make_tile)
+                truncated = Processing(temperature, min_p=min_p)
+                draws = [head_trial._draw_row(n, truncated, banned, k) for n in range(len(rows))]
+                draw_rows(rows, draws, dispatch.make_tile)
     assert {name for name, _ in since} == {name for name, _ in before}
     assert since <= before
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from scoring_service.kernels import philox, reference
 from scoring_service.kernels.gpu import race
 from scoring_service.kernels.gpu.tile import TritonTile, words_inputs
+from scoring_service.types import Processing
 from tests.kernels import cases
 from tests.kernels.gpu.device import DEVICE
 from tests.kernels.gpu.small_kernels import exponentials, write_words
@@ -127,8 +128,8 @@ def test_the_least_likely_tokens_neither_overflow_nor_win(spread: float) -> None
 def test_ids_of_broken_rows_exist(broken: float) -> None:
     """They are looked up before anybody knows."""
     tile = TritonTile(torch.full((2, 60), broken, device=DEVICE))
-    for filters in ((0, 1.0, 0.0), (5, 0.9, 0.0), (5, 0.9, 0.01)):
-        ids_T, _ = tile.draw(*filters, [1, 2], [0, 0], [5, 5])
+    for processing in (Processing(), Processing(1.0, 5, 0.9), Processing(0.0, 5, 0.9, 0.01)):
+        ids_T, _, _ = tile.draw([processing, Processing()], [1, 2], [0, 0], [5, 5])
         assert ((ids_T >= 0) & (ids_T < 60)).all()
 
 

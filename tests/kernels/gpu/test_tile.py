@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoring_service.kernels import reference
 from scoring_service.kernels.gpu.tile import TritonTile
+from scoring_service.types import Processing
 from tests.kernels import cases, oracle
 from tests.kernels.gpu.device import DEVICE
 from tests.kernels.gpu.support import assert_like_reference
@@ -215,6 +216,9 @@ def test_a_row_of_one_value() -> None:
     assert torch.equal(ids_T_K, reference.top_k_ids(x_T_V, 300))
 
 
+TRUNCATED = Processing(top_k=20, top_p=0.8, min_p=0.01)
+
+
 @pytest.mark.parametrize("keep_realised", [False, True])
 def test_processed_logprobs(keep_realised: bool) -> None:
     """Inside the support, outside it, and outside it with the label guard."""
@@ -223,7 +227,7 @@ def test_processed_logprobs(keep_realised: bool) -> None:
     best_T = reference.greedy(x_T_V)
     ids_T = torch.where(torch.arange(12, device=DEVICE) % 2 == 0, best_T, random_ids(12, 500))
     guarded_T = torch.full((12,), keep_realised, device=DEVICE)
-    found = TritonTile(x_T_V).truncate(20, 0.8, 0.01, ids_T, guarded_T)
+    found = TritonTile(x_T_V).truncate([TRUNCATED] * 12, ids_T, guarded_T)
     for row, x_V in enumerate(x_T_V.cpu().numpy()):
         token = int(ids_T[row])
         keep_V = oracle.support(x_V, 20, 0.8, 0.01)

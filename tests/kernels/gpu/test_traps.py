@@ -18,6 +18,7 @@ from torch import Tensor
 from scoring_service.kernels import reference
 from scoring_service.kernels.gpu.tile import TritonTile, words_inputs
 from scoring_service.kernels.linear_logprobs import LinearHead, linear_logprobs
+from scoring_service.types import Processing
 from tests.kernels import oracle
 from tests.kernels.cases import Setting, promoted
 from tests.kernels.gpu import wrong_kernels
@@ -285,7 +286,7 @@ def test_the_realised_token_does_not_survive_the_mask() -> None:
     want = pytest.approx(float(oracle.logprobs(x_T_V[0].cpu().numpy())[0]), abs=1e-5)
     for guard in (True, False):
         guarded_T = torch.tensor([guard], device=DEVICE)
-        found = TritonTile(x_T_V).truncate(2, 1.0, 0.0, ids_T, guarded_T)
+        found = TritonTile(x_T_V).truncate([Processing(top_k=2)], ids_T, guarded_T)
         assert found.processed_T.tolist() == [want if guard else -math.inf]
     assert number_of("guarded", x_T_V, ids_T, k=2) == [want]
     assert number_of("unguarded", x_T_V, ids_T, k=2) != [want]

@@ -108,7 +108,9 @@ class SampleRun:
     def draw_row(self) -> DrawRow:
         """What to draw next."""
         position = self.prompt_end.stop + len(self.token_ids)
-        return DrawRow(self.task, self.index, position, self.stop_checker.banned_ids)
+        return DrawRow(
+            self.task, self.index, position, self.stop_checker.banned_ids, self.call.top_logprobs
+        )
 
     def push(self, token: DrawnToken, weight_version: int) -> SampleSlice | None:
         """Takes a drawn token; gives a slice when one is due. The last one ends the sample."""

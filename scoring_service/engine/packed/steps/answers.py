@@ -62,7 +62,7 @@ def answer_draws(
     Args:
         model: whose head it is.
         states: the step's table, [S, H].
-        wanted: samples with the place of their state, those of one kind side by side.
+        wanted: samples with the place of their state.
         calls: that they belong to.
     """
     events: list[CallEvent] = []

@@ -22,7 +22,7 @@ from scoring_service.errors import Fault, ServiceError
 from scoring_service.kernels import dispatch
 from scoring_service.kernels.cpu.ops import CpuKernels
 from scoring_service.kernels.transfer import to_device_async
-from scoring_service.types import Int32Array, Processing, RowBlock, RowWants
+from scoring_service.types import Int32Array, RowBlock, RowWants
 
 Scored = tuple[CompletionRun, Int32Array, RowBlock | Fault]
 """A completion, indices of its rows, and their numbers or why there are none."""
@@ -87,11 +87,14 @@ def _spans(wanted: Sequence[ScoreRows]) -> list[tuple[ScoreRows, int, int]]:
     return spans
 
 
-def score_kind(rows: ScoreRows) -> tuple[Processing, RowWants, int]:
-    """Rows of one kind are computed together, whichever calls they belong to."""
+def score_kind(rows: ScoreRows) -> tuple[RowWants, int]:
+    """Rows of one kind are computed together, whichever calls they belong to.
+
+    They are asked the same; how their logits are processed is each row's own.
+    """
     candidates = rows.run.task.candidate_ids
     width = -1 if candidates is None else candidates.shape[1]
-    return rows.run.group.processing, rows.run.call.wants, width
+    return rows.run.call.wants, width
 
 
 _Piece = tuple[ScoreRows, int, int, int]
@@ -163,18 +166,18 @@ def _begin(tiles: _Tiles, job: _Job, kernels: CpuKernels | None) -> Callable[[],
     if run.task.candidate_ids is not None:
         found = [(r.candidate_ids, x - o, y - o) for r, x, y, o in job]
         candidates = np.concatenate([ids[x:y] for ids, x, y in found if ids is not None])
-    processing = run.group.processing
+    processings = [r.run.group.processing for r, x, y, _ in job for _ in range(x, y)]
     realised_ids = np.concatenate([r.realised_ids[x - o : y - o] for r, x, y, o in job])
     return begin_rows(
         dispatch.make_tile(
             _finished(tiles.head, product_T_V, kernels),
-            processing.temperature,
+            [processing.temperature for processing in processings],
             realised_ids,
             run.call.wants.token_id_limit,
             kernels,
         ),
         realised_ids,
-        processing,
+        processings,
         run.call.wants,
         candidates,
     )
@@ -211,22 +214,16 @@ def draw_samples(
     Args:
         head: makes logits of states.
         states: the step's table of states, [S, H].
-        wanted: samples with the place of their state; those of one `sample_kind` side by side.
+        wanted: samples with the place of their state.
         kernels: what reads logits on a CPU, if there is anything.
     """
     tile = tile_rows(head.vocab_size, head.dtype.itemsize, states.device.type)
     index = to_device_async(torch.tensor([place for _, place in wanted]), states.device)
     for first in range(0, len(wanted), tile):
         product_T_V = head.product(states[index[first : first + tile]])
-        inside = (sample for sample, _ in wanted[first : first + tile])
-        begun: list[_Begun] = []
-        place = 0
-        for _, members in groupby(inside, key=sample_kind):
-            samples = list(members)
-            logits_T_V = product_T_V[place : place + len(samples)]
-            begun += _begin_draws(head, logits_T_V, samples, kernels)
-            place += len(samples)
-        del product_T_V, logits_T_V  # before the next one is made
+        samples = [sample for sample, _ in wanted[first : first + tile]]
+        begun = list(_begin_draws(head, product_T_V, samples, kernels))
+        del product_T_V  # before the next one is made
         for samples, wait in begun:
             yield from zip(samples, wait(), strict=True)
 
@@ -234,25 +231,14 @@ def draw_samples(
 def _begin_draws(
     head: RowHead, product_T_V: Tensor, samples: list[SampleRun], kernels: CpuKernels | None
 ) -> Iterator[_Begun]:
-    """Samples of one kind: in blocks, where copies of logits are made."""
+    """Samples of a tile, of any settings: in blocks, where copies of logits are made."""
     rows = [sample.draw_row() for sample in samples]
-    top_logprobs = samples[0].call.top_logprobs
     height = len(samples)
-    if not as_they_are(head, product_T_V.device, kernels) or any(row.banned for row in rows):
-        height = block_rows(head.vocab_size, product_T_V.device.type, top_logprobs)
+    if not as_they_are(head, product_T_V.device, kernels):
+        listed = max(row.top_logprobs for row in rows)
+        height = block_rows(head.vocab_size, product_T_V.device.type, listed)
     make_tile = partial(dispatch.make_tile, kernels=kernels)
     for a in range(0, len(samples), height):
         b = min(a + height, len(samples))
-        wait = begin_draw(
-            _finished(head, product_T_V[a:b], kernels),
-            rows[a:b],
-            samples[0].task.processing,
-            top_logprobs,
-            make_tile,
-        )
+        wait = begin_draw(_finished(head, product_T_V[a:b], kernels), rows[a:b], make_tile)
         yield samples[a:b], wait
-
-
-def sample_kind(sample: SampleRun) -> tuple[Processing, int, bool]:
-    """Samples of one kind are drawn together, whichever calls they belong to."""
-    return sample.task.processing, sample.call.top_logprobs, sample.stop_checker.bans_stops

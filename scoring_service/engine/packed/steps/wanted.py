@@ -7,7 +7,7 @@ from scoring_service.engine.packed.calls.sample_run import SampleRun
 from scoring_service.engine.packed.calls.score_run import ScoreRows
 from scoring_service.engine.packed.planning.step_plan import StepPlan
 from scoring_service.engine.packed.steps.grouping import grouped_by_kind
-from scoring_service.engine.packed.steps.head_jobs import sample_kind, score_kind
+from scoring_service.engine.packed.steps.head_jobs import score_kind
 from scoring_service.engine.packed.steps.state_table import StateTable
 
 
@@ -37,8 +37,6 @@ def samples_to_draw(
 ) -> list[tuple[SampleRun, int]]:
     """Samples that draw their next token, each with the place of the state that it comes from.
 
-    Those of one kind are side by side.
-
     Args:
         plan: the step.
         table: its states.
@@ -51,4 +49,4 @@ def samples_to_draw(
     for place, (_, sample, _) in enumerate(plan.decode_tokens, first_decode_row):
         if sample.can_draw:
             places[sample] = place  # of its last token
-    return grouped_by_kind(places.items(), lambda pair: sample_kind(pair[0]))
+    return list(places.items())
