@@ -15,7 +15,7 @@ from scoring_service.config import ServeConfig
 from scoring_service.ending_signals import end_at_once
 from scoring_service.engine.files.model_source import source_of
 from scoring_service.errors import ConfigurationError
-from scoring_service.garbage import freeze_startup_objects
+from scoring_service.garbage import collect_seldom, freeze_startup_objects
 from scoring_service.models import tiny_model_path
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.workers.placement import default_workers, placed
@@ -63,6 +63,7 @@ async def serve(model: str | None, config: ServeConfig) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     freeze_startup_objects()
+    collect_seldom()
     server, pool = started.server, started.pool
     announcing = asyncio.create_task(announce(server, pool, config))
     failed = asyncio.create_task(server.wait_failed())

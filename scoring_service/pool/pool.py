@@ -147,7 +147,7 @@ class WorkerPool:
     @property
     def running_calls(self) -> int:
         """Calls of which something was begun."""
-        return len(self._calls.streams) - self._calls.waiting
+        return self._calls.running
 
     @property
     def calls_left(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from scoring_client.proto import (
     model_info_pb2,
+    processing_pb2,
     sample_pb2,
     score_pb2,
     service_pb2_grpc,
@@ -40,6 +41,8 @@ from scoring_service.rpc.handling.reply_bytes import reply_bytes
 from scoring_service.rpc.models import Models, ServedModel
 from scoring_service.rpc.parsing.context import accepted_weights
 from scoring_service.rpc.parsing.model_view import ModelView
+from scoring_service.rpc.parsing.sample import ParsedSample
+from scoring_service.rpc.parsing.score import ParsedScore
 from scoring_service.rpc.report import report, report_cut_short
 from scoring_service.telemetry.telemetry import Telemetry
 
@@ -145,11 +148,10 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
     ) -> AsyncGenerator[Response, None]:
         """Opening, the engine's results, summary."""
         # In a thread: a large request takes its time, and the event loop serves others.
-        parsed = await _in(self._reading, rpc.parse, request, view)
+        parsed, processing = await _in(self._reading, _read, rpc, request, view)
         rendering = rpc.rendering(request, parsed, view, caller)
         answer = Answer(rendering, parsed.items, self._progress_seconds, reply_bytes())
         call = parsed.call(served.pool.new_call_id(), request, caller)
-        processing = parsed.table.messages()
         admitted_ns = time.time_ns()
         admitted: CallStream | None = None
         answered = False
@@ -161,14 +163,18 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
                     # Weights may have changed since the view was taken; the stream tells of later
                     # ones.
                     info = served.pool.weights.current.info
-                    for response in answer.opening(info, processing, parsed.faults):
-                        yield response
+                    opening = answer.opening(info, processing, parsed.faults)
+                    async with aclosing(opening) as responses:
+                        async for response in responses:
+                            yield response
                     async with aclosing(answer.results(stream)) as responses:
                         async for response in responses:
                             yield response
             else:
-                for response in answer.opening(view.info, processing, parsed.faults):
-                    yield response
+                opening = answer.opening(view.info, processing, parsed.faults)
+                async with aclosing(opening) as responses:
+                    async for response in responses:
+                        yield response
             yield answer.summary()
             answered = True
         finally:
@@ -178,6 +184,14 @@ class ScoringServicer(service_pb2_grpc.ScoringServiceServicer):
                 report(metrics, answer, request, tokens, caller, admitted_ns)
             elif admitted is not None:
                 report_cut_short(metrics, answer, request, admitted, caller, admitted_ns)
+
+
+def _read(
+    rpc: StreamedRpc[Any], request: Any, view: ModelView
+) -> tuple[ParsedScore | ParsedSample, list[processing_pb2.ResolvedProcessing]]:
+    """A validated request, and what it resolves to, as its caller is told."""
+    parsed = rpc.parse(request, view)
+    return parsed, parsed.table.messages()
 
 
 def _in(

@@ -101,7 +101,7 @@ def configure_logs(level: str, log_format: str) -> LogWriter:
         with_labels,
         structlog.processors.add_log_level,
         LineTime(),
-        *([] if console else [structlog.processors.format_exc_info]),
+        _without_controls if console else structlog.processors.format_exc_info,
         renderer,
     ]
     of_the_log_itself = processors[1:]  # which is part of no call
@@ -117,6 +117,23 @@ def configure_logs(level: str, log_format: str) -> LogWriter:
         cache_logger_on_first_use=True,
     )
     return writer
+
+
+def _escaped(character: str) -> str:
+    shown = character.isprintable() or character in "\t\r\n"
+    return character if shown else repr(character)[1:-1]
+
+
+def _without_controls(_logger: object, _method: str, event: Any) -> Any:
+    """A processor of structlog that escapes what a terminal would obey.
+
+    A caller chooses its request id. The renderer of lines for people escapes a value only where it
+    has a space, a quote or a line's end; JSON does always.
+    """
+    for name, value in event.items():
+        if name != "exception" and isinstance(value, str) and not value.isprintable():
+            event[name] = "".join(map(_escaped, value))
+    return event
 
 
 def _lost_line(processors: Sequence[Processor], lost: int) -> str:

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -54,6 +56,27 @@ async def test_others_are_admitted_and_answered_while_a_large_call_is_cut(
     stream = await large
     assert stream.tokens == 3 * 2000
     assert made.pool.queued_tokens == 0
+
+
+async def test_spans_make_a_call_large_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One completion may have as many as its tokens allow, and each is looked at."""
+    threads: dict[int, int] = {}
+    size_of = cutting.size_of
+
+    def watched(call: ScoreCall) -> Any:
+        threads[sum(len(c.spans) for g in call.groups for c in g.completions)] = get_ident()
+        return size_of(call)
+
+    monkeypatch.setattr(cutting, "size_of", watched)
+    made = await Scripted(1, max_queue_tokens=100_000).start()
+    for spans in (100, 1000):
+        whole = score_call(spans, [1], 2 * spans)
+        (group,) = whole.groups
+        (completion,) = group.completions
+        some = replace(completion, spans=tuple((2 * i, 1) for i in range(spans)))
+        await enter(made, replace(whole, groups=(replace(group, completions=(some,)),)))
+    assert threads[100] == get_ident()
+    assert threads[1000] != get_ident()
 
 
 async def test_a_large_call_meets_the_state_that_the_pool_has_once_it_is_cut(

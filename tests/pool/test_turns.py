@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -199,3 +200,20 @@ async def test_a_drain_lets_calls_end_and_refuses_new_ones() -> None:
         await settled()
         assert isinstance(drain(stream)[-1], CallFinished)
     await draining
+
+
+def test_calls_are_counted_while_others_come() -> None:
+    """Metrics are read by a thread of their own: the loop may admit a call at any moment."""
+    made = Scripted(1)
+    streams: Any = made.pool._calls.streams
+
+    class Stream:
+        @property
+        def queue_seconds(self) -> None:
+            if len(streams) < 9:
+                streams[len(streams)] = Stream()
+
+    streams[0] = Stream()
+    assert made.pool.waiting_calls == 1
+    assert made.pool.running_calls == 0
+    assert len(streams) > 1

@@ -253,6 +253,17 @@ async def test_a_bug_is_logged_without_the_token_or_what_was_asked(
     assert "asked in private" not in text
 
 
+@pytest.mark.parametrize("given", ["\x1b[2Jgone", "\x1b]0; a title\x07", "right\u202eleft"])
+async def test_a_request_id_does_nothing_to_the_terminal_that_shows_the_log(
+    guarded: RunningServer, given: str
+) -> None:
+    with logged("console") as lines:
+        await collect(guarded.stub.Score(scores(given), metadata=METADATA))
+    (line,) = [line for line in lines.getvalue().split("\n") if "answered" in line]
+    assert line.isprintable(), line
+    assert "gone" in line or "a title" in line or "left" in line
+
+
 async def test_a_bug_of_an_admins_rpc_has_the_request_id_that_the_caller_is_told(
     guarded: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

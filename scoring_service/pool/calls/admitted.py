@@ -82,10 +82,17 @@ class AdmittedCalls:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    # Metrics ask from a thread of their own, while calls come and go: a list is made at once.
+
     @property
     def waiting(self) -> int:
         """Calls of which nothing was begun."""
-        return sum(stream.queue_seconds is None for stream in self.streams.values())
+        return sum(stream.queue_seconds is None for stream in list(self.streams.values()))
+
+    @property
+    def running(self) -> int:
+        """Calls of which something was begun."""
+        return sum(stream.queue_seconds is not None for stream in list(self.streams.values()))
 
     def new_id(self) -> int:
         """An id for the next call."""

@@ -12,8 +12,8 @@ from scoring_service.pool.workers.routing import prompt_keys
 from scoring_service.types import Call, ScoreCall
 
 _AT_ONCE = 512
-"""Prompts and completions of a call that is cut where it stands: about a millisecond. The most that
-a call may have take a third of a second."""
+"""Prompts, completions and spans of rows of a call that is cut where it stands: about a
+millisecond. The most that a call may have take a third of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,10 @@ def piece_of(call: Call, chunk_size: int) -> CallPiece:
 
 
 def _entries(call: Call) -> int:
+    """What it takes time to cut a call by; beyond `_AT_ONCE` it is not counted to the end."""
     if isinstance(call, ScoreCall):
-        return len(call.groups) + sum(len(group.completions) for group in call.groups)
+        items = len(call.groups) + sum(len(group.completions) for group in call.groups)
+        if items > _AT_ONCE:
+            return items
+        return items + sum(len(c.spans) for group in call.groups for c in group.completions)
     return sum(task.n for task in call.prompts)

@@ -20,6 +20,7 @@ from scoring_service.rpc.answers.results import (
     sample_result,
     score_result,
     top_k_result,
+    written_bytes,
 )
 from scoring_service.rpc.handling.caller import Caller
 from scoring_service.rpc.handling.status import to_status
@@ -44,8 +45,8 @@ class Rendering(Generic[Response]):
     """(index, part, fault) of an item that failed to its result."""
     provenance: Callable[[EngineInfo], context_pb2.Provenance]
     """The model, as some weights make it, to its provenance."""
-    as_bytes: bool
-    """Whether arrays go out as they are, which takes no time."""
+    written: Callable[[Any], int]
+    """Bytes of a slice's arrays that are written element by element, which takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class StreamedRpc(Generic[Response]):
             self.writer(request, parsed, view, as_bytes),
             failed,
             lambda info: provenance(replace(view, info=info), caller.request_id),
-            as_bytes and not parsed.has_strings,
+            partial(written_bytes, as_bytes=as_bytes and not parsed.has_strings),
         )
 
 

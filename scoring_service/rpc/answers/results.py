@@ -1,4 +1,7 @@
-"""Events of the engine to result messages."""
+"""Events of the engine to result messages.
+
+Arrays become lists first: protobuf takes four times as long over an array's own elements.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,21 @@ def bytes_beside(result: Message) -> int:
     return _OVERHEAD + _ID_BYTES * ids
 
 
+def written_bytes(piece: ScoreSlice | SampleSlice, as_bytes: bool) -> int:
+    """Of a slice's arrays those that are written element by element, which takes its time.
+
+    Args:
+        piece: the slice.
+        as_bytes: whether tensors are bytes; what has one number a row is written in either case.
+    """
+    if not as_bytes:
+        return piece.size
+    arrays = piece.block if isinstance(piece, ScoreSlice) else piece
+    names = ("candidate_logprobs", "top_token_ids", "top_logprobs")
+    tensors = (getattr(arrays, name, None) for name in names)
+    return piece.size - sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
+
+
 def score_result(
     piece: ScoreSlice, parsed: ParsedScore, codec: TextCodec | None, as_bytes: bool
 ) -> score_pb2.ScoreResult:
@@ -49,7 +67,7 @@ def score_result(
         start=piece.start,
         row_count=block.rows,
         last=piece.last,
-        logprobs=block.logprobs,
+        logprobs=block.logprobs.tolist(),
         weight_version=piece.weight_version,
         processing_index=piece.processing_index,
     )
@@ -117,9 +135,9 @@ def sample_result(
         start=piece.start,
         last=piece.last,
         prompt_length=piece.prompt_length,
-        token_ids=piece.token_ids,
-        logprobs=piece.logprobs,
-        processed_logprobs=piece.processed_logprobs,
+        token_ids=piece.token_ids.tolist(),
+        logprobs=piece.logprobs.tolist(),
+        processed_logprobs=piece.processed_logprobs.tolist(),
         text=piece.text if return_text else "",
         finish_reason=_FINISH_REASONS[piece.finish_reason],
         seed=piece.seed,

@@ -56,21 +56,43 @@ def around(behaviour: Callable[..., Any], scope: Scope) -> Callable[..., Any]:
     if inspect.isasyncgenfunction(behaviour):
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with (
-                scope(request, context) as given,
-                aclosing(behaviour(given, context)) as responses,
-            ):
-                async for response in responses:
-                    yield response
+            given: Any = None
+            responses: Any = None
+            try:
+                async with (
+                    scope(request, context) as given,
+                    aclosing(behaviour(given, context)) as responses,
+                ):
+                    async for response in responses:
+                        yield response
+            except grpc.aio.AbortError as error:
+                del request, context, given, responses
+                _forget_where(error)
+                raise
 
         return stream
 
     # Handlers of health give coroutines, whichever way they answer.
     async def call(request: Any, context: Context) -> Any:
-        async with scope(request, context) as given:
-            return await behaviour(given, context)
+        given: Any = None
+        try:
+            async with scope(request, context) as given:
+                return await behaviour(given, context)
+        except grpc.aio.AbortError as error:
+            del request, context, given
+            _forget_where(error)
+            raise
 
     return call
+
+
+def _forget_where(error: grpc.aio.AbortError) -> None:
+    """Lets go of the frames that an error came through, and of the fault that it tells.
+
+    gRPC keeps the error in the state of the call, which its context holds, and so does each of the
+    frames: with the request, and what was made of it, they would stay until a full collection.
+    """
+    error.__traceback__ = error.__context__ = None
 
 
 def replacing(handler: Any, behaviour: Callable[..., Any], **functions: Any) -> Handler:
