@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed, WeightsStaged
+from scoring_service.engine.events import (
+    CallFailed,
+    CallFinished,
+    Cancel,
+    Command,
+    DropWeights,
+    ItemFailed,
+    WeightsStaged,
+)
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.streams.self_audit import AuditSettings
@@ -382,3 +390,28 @@ async def test_audits_that_wait_keep_no_weights_beyond_an_update() -> None:
         await settled()
         assert worker.calls, "there is more to do"
         assert pool.weights.weight_sets.older == []
+
+
+@pytest.mark.parametrize("insists", [False, True])
+async def test_weights_are_dropped_once_their_last_part_is_cancelled(insists: bool) -> None:
+    """A worker that is told of both later would go on with the part on what is free by then."""
+    scripted = await pool_of(1)
+    pool, worker = scripted.pool, scripted.workers[0]
+    told: list[Command] = []
+    send = worker.send
+
+    def noting(command: Command) -> None:
+        told.append(command)
+        send(command)
+
+    worker.send = noting  # type: ignore[method-assign]
+    large = score_call(pool.new_call_id(), [1], 60, 60, 60)
+    accepts = (lambda info: info.weight_version == 1) if insists else None
+    async with pool.run(large, accepts=accepts):
+        await settled()
+        parts = set(worker.calls)
+        assert len(parts) == 2
+        await begun(scripted).commit()
+        told.clear()
+    assert {command.call_id for command in told[:2] if isinstance(command, Cancel)} == parts
+    assert told[2:] == [DropWeights(0)]

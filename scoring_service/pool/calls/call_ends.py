@@ -85,11 +85,12 @@ class CallEnds:
         for part_id in list(stream.running):
             part = stream.running.pop(part_id)
             stream.usage += part.delivered.usage
-            self.parts.free(part)
             if part.worker is not None:
                 worker = self.workers[part.worker]
                 worker.drop(part)
                 worker.send(Cancel(part_id))
+            # Only then: weights that nothing else needs are dropped, and others written over them.
+            self.parts.free(part)
         self.streams.pop(stream.call.call_id, None)
         self.admission.release(stream.call.call_id)
         self.dispatcher.dispatch()
