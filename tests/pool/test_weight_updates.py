@@ -415,3 +415,24 @@ async def test_weights_are_dropped_once_their_last_part_is_cancelled(insists: bo
         told.clear()
     assert {command.call_id for command in told[:2] if isinstance(command, Cancel)} == parts
     assert told[2:] == [DropWeights(0)]
+
+
+async def test_a_shut_down_ends_an_update_that_can_be_given_up_no_more() -> None:
+    """No worker is left that could write it: whoever pushed it is told so."""
+
+    def slow(executor: Any) -> None:
+        executor.applies = False
+
+    scripted = await pool_of(1, slow)
+    update = begun(scripted, staging=Staging.IN_PLACE)
+    committing = asyncio.create_task(update.commit())
+    await settled()
+    assert update.status.phase is Phase.APPLYING
+    await scripted.pool.drain(0.0)
+    await settled()
+    assert committing.done()
+    error = committing.exception()
+    assert isinstance(error, ServiceError)
+    assert error.fault.reason is Reason.DRAINING
+    assert update.status.phase is Phase.FAILED
+    assert scripted.pool.weights.update is None

@@ -164,7 +164,7 @@ class PoolWeights:
     def close(self) -> None:
         """Workers are gone."""
         if self.update is not None:
-            self.update.give_up(Fault(Reason.DRAINING, "the server shut down"))
+            self.update.shut_down()
         self.weight_sets.close()
 
     def _ended(self, update: WeightUpdate) -> None:
