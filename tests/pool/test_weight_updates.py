@@ -436,3 +436,25 @@ async def test_a_shut_down_ends_an_update_that_can_be_given_up_no_more() -> None
     assert error.fault.reason is Reason.DRAINING
     assert update.status.phase is Phase.FAILED
     assert scripted.pool.weights.update is None
+
+
+async def test_every_sample_of_a_call_is_aborted_that_no_worker_has_any_more() -> None:
+    """The call has ended only then, though several of its parts wait."""
+    scripted = await pool_of(2)
+    pool = scripted.pool
+    async with pool.run(score_call(1, [1] * 3, 120)), pool.run(sample_call(2, 64, 3)) as samples:
+        await settled()
+        assert [len(worker.parts) for worker in pool.workers] == [1, 2]
+
+        def stays_dead(executor: Any) -> None:
+            executor.ready_at_once = False
+
+        scripted.prepare = stays_dead
+        scripted.workers[1].die("SIGKILL", from_outside=True)
+        await settled()
+        assert len(samples.waiting) == 2
+        await begun(scripted, running_samples=RunningSamples.ABORT).commit()
+        events = drain(samples)
+    failed = [event.part for event in events if isinstance(event, ItemFailed)]
+    assert sorted(part for part in failed if part is not None) == list(range(64))
+    assert isinstance(events[-1], CallFinished)
