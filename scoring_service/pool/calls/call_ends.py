@@ -53,8 +53,8 @@ class CallEnds:
 
     def stalled(self, stream: CallStream, fault: Fault) -> None:
         """Its reader has taken nothing for too long: that is how the call ends, computed or not."""
+        self.end(stream)  # first: what is forgotten lets others go on, and might end it once more
         self.forget_unread(stream)
-        self.end(stream)
         stream.push(CallFailed(stream.call.call_id, fault))
 
     def end_audits(self, info: EngineInfo) -> None:
