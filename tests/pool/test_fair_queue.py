@@ -138,7 +138,8 @@ def test_what_left_is_forgotten_however_long_something_more_urgent_waits() -> No
         left.append(weakref.ref(waiting))
         del waiting
     assert not any(item() for item in left)
-    assert len(queue._clients["client"].steady.heap) < 100
+    (line,) = queue._clients["client"].lines.values()
+    assert len(line.heap) < 100
     first = queue.first()
     assert first is not None
     assert first.arrival == 0
@@ -150,15 +151,35 @@ def test_who_is_passed_over_keeps_its_place() -> None:
     for item in (first, second, Waiting("a", 3, priority=-1)):
         queue.add(item)
     assert queue.first() is first
-    assert queue.first(passing=True) is second
+    passed = {(True, None)}
+    assert queue.first(passed) is second
     queue.charge(second, 10)
     assert queue.first() is first
     queue.remove(second)
-    found = queue.first(passing=True)
+    found = queue.first(passed)
     assert found is not None
     assert found.arrival == 3
     # Noted as one that is not passed over any more, it is first as before.
     queue.add(Waiting("a", 1))
-    assert queue.first(passing=True) == Waiting("a", 1)
+    assert queue.first(passed) == Waiting("a", 1)
     queue.remove(first)
     assert queue.first() is found
+
+
+def test_what_only_some_can_compute_keeps_its_place_while_others_go_on() -> None:
+    queue: FairQueue[Waiting] = FairQueue()
+    bound, other, passable = Waiting("a", 1), Waiting("a", 2), Waiting("b", 3, may_be_passed=True)
+    for item in (bound, other, passable):
+        queue.add(item)
+    queue.charge(other, 10)
+    wait = queue.bind(bound, 7)
+    assert queue.bind(passable, 7) != wait
+    assert queue.first() is passable, "its client was served nothing"
+    queue.charge(passable, 20)
+    assert queue.first() is bound
+    assert queue.first({wait}) is other
+    queue.charge(other, 5)
+    assert queue.first({wait}) is other
+    assert queue.first() is bound
+    queue.charge(bound, 4)
+    assert queue.first({wait}) is bound, "what is left of it may be computed anywhere"

@@ -19,11 +19,14 @@ from scoring_service.engine.events import (
 )
 from scoring_service.errors import Reason
 from scoring_service.pool.weights.sets import WeightSet
+from scoring_service.pool.weights.status import Phase, UpdateOptions
 from scoring_service.pool.workers.executor import OnEvent, WorkerExited
 from scoring_service.pool.workers.owner import WorkerState
 from scoring_service.pool.workers.readiness import PoolState
 from scoring_service.types import EngineInfo
 from tests.pool.scripted import INFO, Scripted, ScriptedExecutor, drain, score_call, settled, until
+from tests.pool.staged import MODEL, pool_of
+from tests.pool.staged import fault as why_it_fails
 
 OTHER = replace(INFO, weights_digest="other", numerics_id="other")
 
@@ -155,6 +158,25 @@ async def test_another_model_under_the_same_path_is_said_so() -> None:
     (changed,) = [e for e in events if isinstance(e, WeightsChanged)]
     assert changed.info is OTHER
     assert kinds[-1] is CallFinished
+
+
+async def test_an_update_does_not_follow_another_model_than_it_was_begun_for() -> None:
+    """What it leaves out would be that of a model which nobody meant."""
+    scripted = await pool_of(1)
+    pool = scripted.pool
+    update = pool.weights.begin(UpdateOptions(2, base_version=1, partial=True), "")
+
+    def prepare(executor: ScriptedExecutor) -> None:
+        executor.info = replace(MODEL, weight_version=5, weights_digest="other")
+
+    scripted.prepare = prepare
+    scripted.workers[0].die("SIGKILL", from_outside=True)
+    await until(lambda: pool.takes_calls and pool.info.weight_version == 5)
+    assert await why_it_fails(update) is Reason.WORKER_DIED
+    assert update.status.phase is Phase.FAILED
+    assert (pool.info.weight_version, pool.info.weights_digest) == (5, "other")
+    await pool.weights.begin(UpdateOptions(6, base_version=5, partial=True), "").commit()
+    assert pool.info.weight_version == 6
 
 
 async def test_a_worker_that_cannot_load_is_not_started_again() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scoring_service.engine.events import CallFinished
-from scoring_service.errors import Reason, ServiceError
+from scoring_service.errors import Fault, Reason, ServiceError
 from scoring_service.pool.streams.stream import UNREAD_LIMIT
 from scoring_service.pool.workers.workload import Taken
 from scoring_service.types import SampleCall
@@ -130,6 +130,22 @@ async def test_a_call_that_expires_while_it_waits_never_reaches_a_worker(
             assert not made.workers[0].calls
             assert fault(drain(waiting)) is Reason.DEADLINE_EXCEEDED
     assert made.pool.queued_tokens == 0
+
+
+async def test_a_call_whose_reader_stalls_ends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its reader held lets others go on, and finds that it has expired as well."""
+    made = await Scripted(1).start()
+    deadline = time.monotonic() + 60.0
+    async with made.pool.run(score_call(1, [1], 60, 60, 60, deadline=deadline)) as stream:
+        made.workers[0].score(next(iter(made.workers[0].calls)), most_rows=3)
+        await settled()
+        assert stream.unread
+        assert stream.waiting
+        later = SimpleNamespace(monotonic=lambda: deadline + 1.0)
+        monkeypatch.setattr("scoring_service.pool.calls.dispatch.time", later)
+        made.pool._calls.ends.stalled(stream, Fault(Reason.READER_STALLED, "it took nothing"))
+        assert fault(drain(stream)) is Reason.READER_STALLED
+    assert made.pool.unread_bytes == 0
 
 
 async def test_calls_of_one_token_do_not_have_others_refused_for_their_deadline() -> None:

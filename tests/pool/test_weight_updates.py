@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from scoring_service.engine.events import CallFailed, CallFinished, ItemFailed, WeightsStaged
+from scoring_service.engine.events import (
+    CallFailed,
+    CallFinished,
+    Cancel,
+    Command,
+    DropWeights,
+    ItemFailed,
+    WeightsStaged,
+)
 from scoring_service.errors import Reason, ServiceError
 from scoring_service.pool.pool import WorkerPool
 from scoring_service.pool.streams.self_audit import AuditSettings
@@ -382,3 +390,71 @@ async def test_audits_that_wait_keep_no_weights_beyond_an_update() -> None:
         await settled()
         assert worker.calls, "there is more to do"
         assert pool.weights.weight_sets.older == []
+
+
+@pytest.mark.parametrize("insists", [False, True])
+async def test_weights_are_dropped_once_their_last_part_is_cancelled(insists: bool) -> None:
+    """A worker that is told of both later would go on with the part on what is free by then."""
+    scripted = await pool_of(1)
+    pool, worker = scripted.pool, scripted.workers[0]
+    told: list[Command] = []
+    send = worker.send
+
+    def noting(command: Command) -> None:
+        told.append(command)
+        send(command)
+
+    worker.send = noting  # type: ignore[method-assign]
+    large = score_call(pool.new_call_id(), [1], 60, 60, 60)
+    accepts = (lambda info: info.weight_version == 1) if insists else None
+    async with pool.run(large, accepts=accepts):
+        await settled()
+        parts = set(worker.calls)
+        assert len(parts) == 2
+        await begun(scripted).commit()
+        told.clear()
+    assert {command.call_id for command in told[:2] if isinstance(command, Cancel)} == parts
+    assert told[2:] == [DropWeights(0)]
+
+
+async def test_a_shut_down_ends_an_update_that_can_be_given_up_no_more() -> None:
+    """No worker is left that could write it: whoever pushed it is told so."""
+
+    def slow(executor: Any) -> None:
+        executor.applies = False
+
+    scripted = await pool_of(1, slow)
+    update = begun(scripted, staging=Staging.IN_PLACE)
+    committing = asyncio.create_task(update.commit())
+    await settled()
+    assert update.status.phase is Phase.APPLYING
+    await scripted.pool.drain(0.0)
+    await settled()
+    assert committing.done()
+    error = committing.exception()
+    assert isinstance(error, ServiceError)
+    assert error.fault.reason is Reason.DRAINING
+    assert update.status.phase is Phase.FAILED
+    assert scripted.pool.weights.update is None
+
+
+async def test_every_sample_of_a_call_is_aborted_that_no_worker_has_any_more() -> None:
+    """The call has ended only then, though several of its parts wait."""
+    scripted = await pool_of(2)
+    pool = scripted.pool
+    async with pool.run(score_call(1, [1] * 3, 120)), pool.run(sample_call(2, 64, 3)) as samples:
+        await settled()
+        assert [len(worker.parts) for worker in pool.workers] == [1, 2]
+
+        def stays_dead(executor: Any) -> None:
+            executor.ready_at_once = False
+
+        scripted.prepare = stays_dead
+        scripted.workers[1].die("SIGKILL", from_outside=True)
+        await settled()
+        assert len(samples.waiting) == 2
+        await begun(scripted, running_samples=RunningSamples.ABORT).commit()
+        events = drain(samples)
+    failed = [event.part for event in events if isinstance(event, ItemFailed)]
+    assert sorted(part for part in failed if part is not None) == list(range(64))
+    assert isinstance(events[-1], CallFinished)

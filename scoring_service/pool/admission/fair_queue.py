@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -30,6 +31,10 @@ class Queued(Protocol):
 Item = TypeVar("Item", bound=Queued)
 
 
+Wait = tuple[bool, int | None]
+"""What calls wait for: (whether that may be something that others do not need, where alone they can
+be computed; None = anywhere)."""
+
 Turn = tuple[int, float, int]
 """Of a call among those of its client: (minus priority, tokens begun for the call beyond what
 newcomers are credited with, order of arrival); the least is next."""
@@ -40,7 +45,7 @@ _STALE_TURNS = 16
 
 @dataclass(slots=True)
 class _Line(Generic[Item]):
-    """Calls of a client."""
+    """Calls of a client that wait for the same."""
 
     heap: list[Turn] = field(default_factory=list)
     """Turns of those that wait, and stale ones among them."""
@@ -70,37 +75,37 @@ class _Line(Generic[Item]):
 class _Client(Generic[Item]):
     served: float
     """Tokens begun for the client, beyond what newcomers are credited with."""
-    steady: _Line[Item] = field(default_factory=_Line)
-    """Calls that are never passed over."""
-    passable: _Line[Item] = field(default_factory=_Line)
-    """All others."""
+    lines: dict[Wait, _Line[Item]] = field(default_factory=dict)
+    """None of them is empty."""
+    waits: dict[int, Wait] = field(default_factory=dict)
+    """Which line a call is in, by order of arrival."""
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it has a call."""
-        return bool(self.steady.waiting or self.passable.waiting)
-
-    def first(self, passing: bool) -> tuple[Turn, Item] | None:
-        """The client's next call; with `passing`, of those alone that are not passed over."""
-        lines = (self.steady,) if passing else (self.steady, self.passable)
-        return min((line.first() for line in lines if line.waiting), key=_turn, default=None)
+    def first(self, passed: Collection[Wait]) -> tuple[Turn, Item] | None:
+        """The client's next call, of those that wait for nothing that is passed over."""
+        lines = (line for wait, line in self.lines.items() if wait not in passed)
+        return min((line.first() for line in lines), key=_turn, default=None)
 
     def find(self, arrival: int) -> tuple[Turn, Item] | None:
         """A call and its turn, if it waits."""
-        return self.steady.waiting.get(arrival) or self.passable.waiting.get(arrival)
+        wait = self.waits.get(arrival)
+        return None if wait is None else self.lines[wait].waiting[arrival]
 
-    def put(self, turn: Turn, item: Item) -> None:
+    def put(self, turn: Turn, item: Item, bound: int | None = None) -> None:
         """Gives a call its turn, in place of the one that it had."""
-        line, other = self.steady, self.passable
-        if item.may_be_passed:
-            line, other = other, line
-        other.waiting.pop(turn[-1], None)
-        line.put(turn, item)
+        wait = item.may_be_passed, bound
+        if self.waits.get(turn[-1], wait) != wait:
+            self.remove(turn[-1])
+        self.waits[turn[-1]] = wait
+        self.lines.setdefault(wait, _Line()).put(turn, item)
 
     def remove(self, arrival: int) -> None:
         """Takes a call out, if it is there."""
-        self.steady.waiting.pop(arrival, None)
-        self.passable.waiting.pop(arrival, None)
+        wait = self.waits.pop(arrival, None)
+        if wait is not None:
+            line = self.lines[wait]
+            del line.waiting[arrival]
+            if not line.waiting:
+                del self.lines[wait]
 
 
 def _turn(found: tuple[Turn, object]) -> Turn:
@@ -129,7 +134,7 @@ class FairQueue(Generic[Item]):
             served = max(self._level, self._left.pop(item.client, 0.0))
             client = self._clients[item.client] = _Client(served)
         priority, arrival = item.place
-        found, first = client.find(arrival), client.first(passing=False)
+        found, first = client.find(arrival), client.first(())
         if found is not None:
             client.put(found[0], item)
         else:
@@ -141,7 +146,7 @@ class FairQueue(Generic[Item]):
         client = self._clients.get(item.client)
         if client is not None:
             client.remove(item.place[1])
-            if not client.is_waiting:
+            if not client.lines:
                 del self._clients[item.client]
                 self._left[item.client] = client.served
                 level = self._level if self._clients else math.inf
@@ -153,20 +158,35 @@ class FairQueue(Generic[Item]):
         least = min((client.served for client in self._clients.values()), default=0.0)
         return min(self._begun, least)
 
-    def first(self, passing: bool = False) -> Item | None:
+    def first(self, passed: Collection[Wait] = ()) -> Item | None:
         """The call whose turn it is.
 
         Args:
-            passing: over all calls that may be passed over.
+            passed: over all calls that wait for one of these, which keep their turns.
         """
         next_turn, next_item = None, None
         for client in self._clients.values():
-            if (found := client.first(passing)) is not None:
+            if (found := client.first(passed)) is not None:
                 (priority, _, arrival), item = found
                 turn = priority, client.served, arrival
                 if next_turn is None or turn < next_turn:
                     next_turn, next_item = turn, item
         return next_item
+
+    def bind(self, item: Item, to: int | None) -> Wait:
+        """Notes where alone a call that waits can be computed, until it is added or charged again.
+
+        Args:
+            item: the call.
+            to: a number for that; None = anywhere.
+
+        Returns:
+            What it waits for.
+        """
+        client, arrival = self._clients[item.client], item.place[1]
+        turn, _ = client.lines[client.waits[arrival]].waiting[arrival]
+        client.put(turn, item, to)
+        return client.waits[arrival]
 
     def charge(self, item: Item, tokens: int) -> None:
         """So many tokens were begun for a call, whose turn it was."""

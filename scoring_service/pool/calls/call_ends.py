@@ -53,8 +53,8 @@ class CallEnds:
 
     def stalled(self, stream: CallStream, fault: Fault) -> None:
         """Its reader has taken nothing for too long: that is how the call ends, computed or not."""
+        self.end(stream)  # first: what is forgotten lets others go on, and might end it once more
         self.forget_unread(stream)
-        self.end(stream)
         stream.push(CallFailed(stream.call.call_id, fault))
 
     def end_audits(self, info: EngineInfo) -> None:
@@ -85,11 +85,12 @@ class CallEnds:
         for part_id in list(stream.running):
             part = stream.running.pop(part_id)
             stream.usage += part.delivered.usage
-            self.parts.free(part)
             if part.worker is not None:
                 worker = self.workers[part.worker]
                 worker.drop(part)
                 worker.send(Cancel(part_id))
+            # Only then: weights that nothing else needs are dropped, and others written over them.
+            self.parts.free(part)
         self.streams.pop(stream.call.call_id, None)
         self.admission.release(stream.call.call_id)
         self.dispatcher.dispatch()

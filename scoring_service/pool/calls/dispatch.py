@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from scoring_service.engine.events import LOADED, Submit
 from scoring_service.errors import Fault, Reason, required_weights_replaced
-from scoring_service.pool.admission.fair_queue import FairQueue
+from scoring_service.pool.admission.fair_queue import FairQueue, Wait
 from scoring_service.pool.admission.reply_memory import ReplyMemory
 from scoring_service.pool.admission.throughput import Throughput
 from scoring_service.pool.streams.stream import CallStream, Part
@@ -15,6 +16,34 @@ from scoring_service.pool.weights.weights import PoolWeights
 from scoring_service.pool.workers.window import cost, has_room, has_slots
 from scoring_service.pool.workers.worker import Worker
 from scoring_service.types import EngineInfo
+
+
+@dataclass(slots=True)
+class _Passed:
+    """Who is passed over while parts are sent out, and what others leave them meanwhile."""
+
+    waits: set[Wait] = field(default_factory=set)
+    """What they wait for."""
+    workers: set[int] = field(default_factory=set)
+    """Indices of workers that get nothing else until they have room for them."""
+    slots: set[int] = field(default_factory=set)
+    """And of those that get no samples of calls of which some are drawn already."""
+
+    def add(self, wait: Wait, able: Sequence[Worker], *, for_slots: bool) -> None:
+        """Passes over all calls that wait for the same.
+
+        Args:
+            wait: what a call waits for.
+            able: workers that may compute it, none of which has room for it.
+            for_slots: whether it is its samples alone that there is no room for.
+        """
+        indices = {worker.index for worker in able}
+        if for_slots:
+            self.waits.add(wait)
+            self.slots |= indices
+        else:
+            self.waits |= {(passable, wait[1]) for passable in (False, True)}
+            self.workers |= indices
 
 
 class Dispatcher:
@@ -125,8 +154,8 @@ class Dispatcher:
 
     def _send_out(self) -> bool:
         """Sends out what it can; whether the rest waits because all workers have enough to do."""
-        pressed = passing = False
-        while (stream := self._queue.first(passing)) is not None:
+        pressed, passed = False, _Passed()
+        while (stream := self._queue.first(passed.waits)) is not None:
             if stream.call.deadline <= time.monotonic():
                 self._expire(stream)
                 continue
@@ -148,13 +177,19 @@ class Dispatcher:
             if ready and not able:
                 self._fail(stream, _without_weights(part))
                 continue
-            roomy = [worker for worker in able if has_room(part, worker, self.batch_tokens)]
-            open_workers = [worker for worker in roomy if has_slots(part, worker)]
+            left = [worker for worker in able if worker.index not in passed.workers]
+            roomy = [worker for worker in left if has_room(part, worker, self.batch_tokens)]
+            kept = passed.slots if stream.may_be_passed else ()
+            open_workers = [w for w in roomy if has_slots(part, w) and w.index not in kept]
             if not open_workers:
-                pressed = pressed or (bool(ready) and len(able) == len(ready))
-                if not roomy or passing:
+                anywhere = len(able) == len(ready)
+                pressed = pressed or (bool(ready) and anywhere)
+                if anywhere and not roomy:
                     return pressed  # smaller ones would keep what is large waiting for ever
-                passing = True  # whoever draws nothing yet, or scores, waits for no samples
+                # Whoever draws nothing yet, or scores, waits for no samples; nor does who may go to
+                # other workers wait for those that have what this call needs.
+                wait = self._queue.bind(stream, None if anywhere else weights)
+                passed.add(wait, able, for_slots=bool(roomy))
                 continue
             chunk = self.chunk_size
             self._send(stream, min(open_workers, key=lambda w: cost(part, w, chunk)), weights)

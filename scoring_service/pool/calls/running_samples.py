@@ -44,7 +44,8 @@ def change_samples(
         if policy is RunningSamples.CONTINUE:
             calls.retry(part, anew=True)
         else:
-            _abort(calls, part)
+            _fail_samples(part)
+            calls.ends.finish_if_done(part.stream)
         calls.parts.free(part)
     if count:
         calls.admission.throughput.dropped()
@@ -57,12 +58,13 @@ def _change_waiting(calls: AdmittedCalls, policy: RunningSamples, info: EngineIn
     waiting = [part for stream in calls.streams.values() for part in stream.waiting]
     begun = [part for part in waiting if part.weights is not None and _is_changed(part, info)]
     if policy is RunningSamples.ABORT:
-        # All of them leave the queue before any is ended.
+        # All of them leave the queue before any call ends, and none ends before all its samples.
         for part in begun:
             part.stream.waiting.remove(part)
+            _fail_samples(part)
         for part in begun:
             if not part.stream.ended:
-                _abort(calls, part)
+                calls.ends.finish_if_done(part.stream)
     for part in begun:
         calls.parts.free(part)  # one that goes on is begun again with whatever weights are running
     return len(begun)
@@ -75,12 +77,11 @@ def _is_changed(part: Part, info: EngineInfo) -> bool:
     return draws and not stream.ended and not stream.insists_against(info)
 
 
-def _abort(calls: AdmittedCalls, part: Part) -> None:
+def _fail_samples(part: Part) -> None:
     stream = part.stream
     for event in _unfinished(part):
         stream.push(event)
     stream.usage += part.delivered.usage
-    calls.ends.finish_if_done(stream)
 
 
 def _unfinished(part: Part) -> Iterator[ItemFailed]:

@@ -130,6 +130,11 @@ class WeightUpdate:
         self._end(Phase.ABORTED if fault.reason is Reason.UPDATE_ABORTED else Phase.FAILED, fault)
         return True
 
+    def shut_down(self) -> None:
+        """Ends it, however far it is: there is no worker any more."""
+        if not self.is_over:
+            self._end(Phase.FAILED, Fault(Reason.DRAINING, "the server shut down"))
+
     @property
     def is_over(self) -> bool:
         """Whether it was committed or has failed."""

@@ -117,6 +117,7 @@ class PoolWeights:
             if current is None or not _same_model(current.info, info):
                 self.weight_sets.begin(info)
                 if current is not None:
+                    self._give_up_following()
                     self.owner.model_replaced(info)
         elif current.number == LOADED:
             if not _same_model(current.info, info):
@@ -163,7 +164,7 @@ class PoolWeights:
     def close(self) -> None:
         """Workers are gone."""
         if self.update is not None:
-            self.update.give_up(Fault(Reason.DRAINING, "the server shut down"))
+            self.update.shut_down()
         self.weight_sets.close()
 
     def _ended(self, update: WeightUpdate) -> None:
@@ -184,6 +185,12 @@ class PoolWeights:
         )
         phases = {str(p): s for p, s in status.phase_seconds.items() if p not in ENDED}
         self.observer.weights_updated(str(status.phase), phases)
+
+    def _give_up_following(self) -> None:
+        """What an update leaves out would be taken from a model that nobody meant by it."""
+        if self.update is not None:
+            message = "the workers died that had the weights which the update follows"
+            self.update.give_up(Fault(Reason.WORKER_DIED, message))
 
     def _refuse(self, worker: Worker, info: EngineInfo) -> None:
         log.error("other_model", worker=worker.index, weights_digest=info.weights_digest)
