@@ -63,6 +63,7 @@ _SIZES: dict[int, tuple[str, ...]] = {
 _KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "mlp_types")
 
 _LATENT = {"num_key_value_heads": 4}
+_UNSCALED = {"logit_scale": 1.0}
 _SETTINGS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         (
@@ -71,9 +72,18 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         ),
         _LATENT,
     ),
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "cohere": _UNSCALED,
+    "cohere2": _UNSCALED,
+    "cohere2_moe": _UNSCALED,
+    "falcon_h1": {"mamba_n_heads": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {**_LATENT, "num_experts_per_token": 2, "num_expert_group": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention", "conv"]},
+    "zaya": {"num_experts_per_tok": 1},
     "mamba2": {"num_heads": 16, "head_dim": 4},
 }
 """What an architecture needs beside the sizes."""
@@ -92,8 +102,9 @@ def save_small(name: str, folder: Path) -> Path:
     """
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(_config(name))
-    for parameter in network.parameters():
-        if parameter.is_floating_point() and (parameter.dim() > 1 or parameter.std() == 0):
+    for parameter in (parameter.detach() for parameter in network.parameters()):
+        # A norm's weights stay about one.
+        if parameter.is_floating_point() and parameter.numel() > 1:
             torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=_WIDTH)
     network.save_pretrained(folder)
     return folder
@@ -113,7 +124,7 @@ def _config(name: str) -> Any:
 def _settings(kind: Any, name: str) -> dict[str, Any]:
     usual = kind().to_dict()
     sizes = {key: size for size, keys in _SIZES.items() for key in keys}
-    found = {
+    found: dict[str, Any] = {
         key: size
         for key, size in sizes.items()
         if key in usual and not isinstance(usual[key], dict | list)

@@ -13,8 +13,8 @@ from scoring_service.engine.model.causal_model import CausalModel
 
 _TOKENS = 40
 _PROMPT_TOKENS = 28
-_BOUND = {torch.float32: 1e-2}
-"""Of a state's error, relative: recurrent models add up in another order."""
+_BOUND = {torch.float32: 1e-3}
+"""Of a state's error, relative."""
 _HALF_BOUND = 0.1
 
 
