@@ -92,7 +92,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> DeviceGenerator:
     stand_ins = {
         "default_generators": (made,), "CUDAGraph": Graph, "current_device": lambda: 0,
         "current_stream": lambda: stream, "set_stream": lambda _stream: None,
-        "stream": lambda _stream: nullcontext(), "graph": lambda graph: graph,
+        "stream": lambda _stream: nullcontext(), "graph": lambda graph, **_modes: graph,
         "graph_pool_handle": lambda: (0, 0), "synchronize": lambda: None,
     }  # fmt: skip
     for name, stand_in in stand_ins.items():

@@ -62,7 +62,8 @@ async def weight_server(
     admin: AdminConfig | None = None, engine: EngineConfig = ENGINE
 ) -> AsyncIterator[WeightServer]:
     """A server in this process, its worker in a thread."""
-    settings = PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens)
+    # A worker that shares its process, and its lock, with all else may be silent for long.
+    settings = PoolSettings(max_queue_tokens=LIMITS.max_queue_tokens, heartbeat_timeout=300.0)
     admin = admin or AdminConfig(engine=engine)
     telemetry = Telemetry(Metrics())
     async with (
