@@ -45,7 +45,9 @@ MANY := --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 10
 # they wait for. How long it spins decides no number; what is about time and alone has it as it is served.
 GIVE_WAY := GOMP_SPINCOUNT=0
 ALONE := tests/chaos/test_overload.py tests/chaos/test_soak.py
-ANY := tests/engine/test_any_company.py tests/engine/test_any_model.py tests/pool/test_any_pool.py
+ANY := tests/engine/test_any_company.py tests/engine/test_any_model.py tests/pool/test_any_pool.py \
+	tests/pool/test_any_schedule.py
+EVERY := tests/engine/test_every_architecture.py tests/kernels/gpu/pretended
 test: $(INSTALLED) ## run the tests
 ifdef ARGS
 	$(PYTEST) $(ARGS)
@@ -82,8 +84,8 @@ build/compat/%/.installed: tools/install_framework.sh tests/compat/%/requirement
 	@echo 'Installing $* beside .venv (up to 150 MB to download, 700 MB on disk)'
 	@tools/install_framework.sh $*
 
-soak: $(INSTALLED) ## faults at full length (an hour), random calls (an hour), properties on examples of no fixed seed, all of SmolLM2
-	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos $(ANY))
+soak: $(INSTALLED) ## faults at full length (an hour), random calls (an hour), every architecture, properties on examples of no fixed seed, all of SmolLM2
+	SOAK=1 $(BIN)/python -m pytest -q -s --timeout 7200 $(or $(ARGS),tests/chaos $(ANY) $(EVERY))
 ifndef ARGS
 	SOAK=1 $(BIN)/python -m pytest -q --timeout 7200 -m 'hypothesis or smollm2' tests
 endif
