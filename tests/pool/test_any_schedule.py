@@ -326,6 +326,9 @@ class Company:
                     moved = True
             for reader in self.readers:
                 moved = reader.read() or reader.take() or moved
+            if not all(task.done() for task in (*self.updates, *self.flushes)):
+                await asyncio.sleep(0.001)  # threads write their tensors, on a busy machine late
+                moved = True
             still = 0 if moved or self.pool._calls._auditor._tasks else still + 1
             if still == 3:
                 return
