@@ -8,7 +8,6 @@ too, so that no request waits for it.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scoring_service.engine.attention.pages import LayerShape, PagePool, pages_for
@@ -16,6 +15,7 @@ from scoring_service.engine.attention.store import SegmentStore
 from scoring_service.engine.fused.trials import first_line
 from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.engine.packed.steps.body import PackedBody, Step
+from scoring_service.engine.trials.closeness import states_agree
 from scoring_service.kernels import dispatch
 
 _TOKENS = 32
@@ -39,8 +39,7 @@ def fuse_in_steps(model: CausalModel, shapes: list[LayerShape]) -> str:
     if not model.fused.kernels:
         return model.fused.note
     try:
-        bound = 1e-3 if model.dtype == torch.float32 else 0.1
-        agrees = _error(_states(model, shapes), expected) < bound
+        agrees = states_agree(_states(model, shapes), expected, model.dtype)
         refusal = "" if agrees else "a step's states are not what they are without"
     except Exception as error:  # noqa: BLE001 - whatever it is, torch's operators do without
         refusal = first_line(error)
@@ -54,11 +53,4 @@ def _states(model: CausalModel, shapes: list[LayerShape]) -> Tensor:
     ids = np.array([(13 * i + 7) % model.head.vocab_size for i in range(_TOKENS)], dtype=np.int32)
     pool = PagePool(shapes, pages_for(_TOKENS), model.dtype, model.device)
     segments = SegmentStore(pool, _TOKENS).prompt(ids, b"")
-    return PackedBody(model, pool).run(Step.of(segments)).states_T_H[:_TOKENS].float()
-
-
-def _error(found_T_H: Tensor, expected_T_H: Tensor) -> float:
-    """Of a token's state, relative."""
-    errors_T = (found_T_H - expected_T_H).norm(dim=1) / expected_T_H.norm(dim=1)
-    # The median, because rounding may send a token of a mixture to another expert.
-    return float(errors_T.median())
+    return PackedBody(model, pool).run(Step.of(segments)).states_T_H[:_TOKENS]

@@ -10,12 +10,10 @@ from torch import Tensor
 from scoring_service.engine.fused.trials import first_line
 from scoring_service.engine.machine.memory import is_lost
 from scoring_service.engine.model.causal_model import CausalModel
+from scoring_service.engine.trials.closeness import states_agree
 
 _TOKENS = 40
 _PROMPT_TOKENS = 28
-_BOUND = {torch.float32: 1e-3}
-"""Of a state's error, relative."""
-_HALF_BOUND = 0.1
 
 
 def continuation_failure(model: CausalModel, limit: int) -> str:
@@ -38,16 +36,14 @@ def continuation_failure(model: CausalModel, limit: int) -> str:
         found_T_H = _continued(model, ids, prompt)
         if found_T_H is None:
             return ""
-        expected_T_H = model.states(ids)[prompt - 1 :].float()
+        expected_T_H = model.states(ids)[prompt - 1 :]
     except Exception as error:
         if is_lost(model.device):
             raise RuntimeError("the device was lost while its cache was tried") from error
         return first_line(error)
     if not bool(torch.isfinite(expected_T_H).all()):
         return ""  # nothing to compare with
-    error_T = (found_T_H - expected_T_H).norm(dim=1) / expected_T_H.norm(dim=1)
-    # The median, because rounding may send a token of a mixture to another expert.
-    if bool(error_T.median() < _BOUND.get(model.dtype, _HALF_BOUND)):
+    if states_agree(found_T_H, expected_T_H, model.dtype):
         return ""
     return "it gives other states"
 
@@ -62,4 +58,4 @@ def _continued(model: CausalModel, ids: list[int], prompt: int) -> Tensor | None
     for stop in range(prompt + 1, len(ids) + 1):
         state, cache = model.continued(ids[:stop], cache)
         states.append(state)
-    return torch.cat(states).float()
+    return torch.cat(states)

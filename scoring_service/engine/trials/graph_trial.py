@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scoring_service.engine.attention.pages import LayerShape, PagePool, pages_for, slots_of
 from scoring_service.engine.attention.segments import DecodeToken
@@ -24,14 +23,11 @@ from scoring_service.engine.machine.page_budget import GRAPH_ROWS
 from scoring_service.engine.model.causal_model import CausalModel
 from scoring_service.engine.packed.steps.body import PackedBody, Step
 from scoring_service.engine.packed.steps.decode_graphs import DecodeGraphs
+from scoring_service.engine.trials.closeness import states_agree
 
 _PROMPT_TOKENS = 24
 _STEPS = (3, 3, 2, 3)
 """Samples of each: computed, recorded, and twice replayed, with rows to spare."""
-_BOUND = {torch.float32: 1e-3}
-_HALF_BOUND = 0.1
-"""Of a state's error, relative. The median of a step is bound by it, because rounding may send a
-token of a mixture to another expert."""
 
 
 def graphs_failure(
@@ -91,19 +87,13 @@ def _compare(
         with _refusing_waits(model.device):
             found_T_H = graphs.run(given)
         expected_T_H = eager.run(Step((), expected)).states_T_H
-        if found_T_H is None or not _close(found_T_H, expected_T_H):
+        if found_T_H is None or not states_agree(found_T_H, expected_T_H, expected_T_H.dtype):
             return f"the states of step {step + 1} are not what they are without"
     return ""
 
 
 def _ids(model: CausalModel, count: int) -> np.ndarray:
     return np.array([(17 * i + 5) % model.head.vocab_size for i in range(count)], dtype=np.int32)
-
-
-def _close(found_T_H: Tensor, expected_T_H: Tensor) -> bool:
-    bound = _BOUND.get(expected_T_H.dtype, _HALF_BOUND)
-    errors_T = (found_T_H.float() - expected_T_H.float()).norm(dim=1)
-    return bool((errors_T / expected_T_H.float().norm(dim=1)).median() < bound)
 
 
 @contextmanager
